@@ -1,0 +1,21 @@
+"""Keeps every Python process of the tests off the vsock of the machine's own kernel.
+
+That vsock may belong to whoever runs this machine as a VM, so AF_VSOCK sockets are made
+only in the kernels that the tests boot themselves; those set VSOCKPROXY_TEST_KERNEL.
+Processes that the tests start get this module by PYTHONPATH, the test process itself by
+conftest.py.
+"""
+
+import os
+import sys
+
+_AF_VSOCK = 40
+
+
+def _refuse_vsock(event: str, arguments: tuple[object, ...]) -> None:
+    if event == "socket.__new__" and arguments[1] == _AF_VSOCK:
+        raise RuntimeError("a test may not open AF_VSOCK on the machine's own kernel")
+
+
+if "VSOCKPROXY_TEST_KERNEL" not in os.environ:
+    sys.addaudithook(_refuse_vsock)

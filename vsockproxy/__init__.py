@@ -1,0 +1,3 @@
+"""vsockproxy: byte streams between TCP and vsock."""
+
+__version__ = "0.1.0"

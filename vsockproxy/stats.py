@@ -1,0 +1,143 @@
+"""What a route has done, in plain numbers: written by `relay` and `listener`, read by views.
+
+Owns: the counters and the table of live connections.  Nothing here knows Prometheus or
+logging; every write happens in the trio thread, so a reader in that thread sees numbers
+that agree with each other.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from time import monotonic
+from typing import Final
+
+from vsockproxy.pump import Meter
+from vsockproxy.route import Route
+
+DIAL_BOUNDS: Final = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+)
+"""Upper bounds, in seconds, of the dial-time histogram."""
+
+CONNECTION_BOUNDS: Final = (0.01, 0.1, 1, 10, 60, 300, 1800, 3600, 14400, 86400)
+"""Upper bounds, in seconds, of the connection-time histogram."""
+
+
+class Histogram:
+    """Counts of observations by upper bound; ``counts`` has one more, for the rest."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value; a value that equals a bound belongs to it."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+class Connection:
+    """One live connection of a route: identity, age, and its byte counters.
+
+    Attributes:
+      number: unique in this process, ascending.
+      client: the peer's address as text, for people.
+      opened: when it was accepted, in seconds of `time.monotonic`.
+      dialled: how many seconds the dial took; None while it is under way.
+      meter: the bytes moved so far, each way.
+    """
+
+    __slots__ = ("client", "dialled", "meter", "number", "opened", "route")
+
+    def __init__(self, number: int, route: Route, client: str) -> None:
+        self.number = number
+        self.route = route
+        self.client = client
+        self.opened = monotonic()
+        self.dialled: float | None = None
+        self.meter = Meter()
+
+    def __str__(self) -> str:
+        return f"#{self.number} {self.client} -> {self.route.target}"
+
+    def __repr__(self) -> str:
+        return (
+            f"<Connection {self} route={self.route.name!r}"
+            f" upstream={self.meter.upstream_bytes} downstream={self.meter.downstream_bytes}>"
+        )
+
+
+class RouteStats:
+    """The counters of one route since the daemon started.
+
+    Attributes:
+      live: the connections that are open now.
+      connections: how many were ever accepted.
+      closed: how many ended, by reason (`Transfer.reason`, or ``dial_<reason>``).
+      dial_failures: how many dials failed, by `errors.Reason`.
+      accept_errors: how often accept(2) failed.
+    """
+
+    __slots__ = (
+        "_ended_bytes",
+        "accept_errors",
+        "closed",
+        "connection_seconds",
+        "connections",
+        "dial_failures",
+        "dial_seconds",
+        "live",
+        "route",
+    )
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        self.live: set[Connection] = set()
+        self.connections = 0
+        self.closed: Counter[str] = Counter()
+        self.dial_failures: Counter[str] = Counter()
+        self.accept_errors = 0
+        self.dial_seconds = Histogram(DIAL_BOUNDS)
+        self.connection_seconds = Histogram(CONNECTION_BOUNDS)
+        self._ended_bytes = (0, 0)
+
+    def open(self, connection: Connection) -> None:
+        """Count a connection that was accepted."""
+        self.live.add(connection)
+        self.connections += 1
+
+    def close(self, connection: Connection, reason: str) -> None:
+        """Move a connection's numbers to the route's totals; called once for each."""
+        self.live.remove(connection)
+        self.closed[reason] += 1
+        self.connection_seconds.observe(monotonic() - connection.opened)
+        upstream, downstream = self._ended_bytes
+        meter = connection.meter
+        self._ended_bytes = (upstream + meter.upstream_bytes, downstream + meter.downstream_bytes)
+
+    @property
+    def upstream_bytes(self) -> int:
+        """Bytes from clients to the target, those of live connections included."""
+        return self._ended_bytes[0] + sum(c.meter.upstream_bytes for c in self.live)
+
+    @property
+    def downstream_bytes(self) -> int:
+        """Bytes from the target to clients, those of live connections included."""
+        return self._ended_bytes[1] + sum(c.meter.downstream_bytes for c in self.live)
