@@ -36,7 +36,9 @@ from vsockproxy.endpoint import (
 )
 from vsockproxy.errors import AddressError
 
-_RANGE: Final = re.compile(r"(?P<head>(?:.*:)?)(?P<first>[0-9]+)-(?P<last>[0-9]+)", re.DOTALL)
+_RANGE: Final = re.compile(
+    r"(?P<head>(?:.*:)?)(?P<first>[0-9]{1,10})-(?P<last>[0-9]{1,10})", re.DOTALL
+)
 
 
 def parse_listen(text: str) -> ListenEndpoint:
@@ -65,11 +67,10 @@ def parse_target(text: str) -> TargetEndpoint:
         endpoint = _parse_bare_target(text)
     if isinstance(endpoint, FdEndpoint):
         raise AddressError(f"{text!r} cannot be a target: an inherited socket only listens")
-    if isinstance(endpoint, VsockEndpoint):
-        if endpoint.cid == CID_ANY:
-            raise AddressError(f"{text!r} cannot be a target: name one CID, not any")
-        if endpoint.port == PORT_ANY:
-            raise AddressError(f"{text!r} cannot be a target: name one port, not any")
+    if isinstance(endpoint, VsockEndpoint) and endpoint.cid == CID_ANY:
+        raise AddressError(f"{text!r} cannot be a target: name one CID, not any")
+    if getattr(endpoint, "port", None) == PORT_ANY:
+        raise AddressError(f"{text!r} cannot be a target: name one port, not any")
     if isinstance(endpoint, TcpEndpoint) and endpoint.port == 0:
         raise AddressError(f"{text!r} cannot be a target: TCP ports start at 1")
     return endpoint

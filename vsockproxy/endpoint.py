@@ -8,6 +8,7 @@ layouts of ``sockaddr_vm`` and Hyper-V's service GUIDs.  `address` reads the tex
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import struct
 import sys
@@ -157,6 +158,7 @@ class MuxEndpoint:
 
     def __post_init__(self) -> None:
         _check_range("vsock port", self.port, _UINT32_MAX)
+        _check_path(self.path)
         _check_path(self.listen_path)
         if self.path.startswith("@"):
             raise AddressError("a vsock-mux socket is a file, not an abstract name")
@@ -258,7 +260,10 @@ def _check_host(host: str) -> None:
 
 
 def _check_path(path: str) -> None:
-    size = len(path.encode(errors="surrogateescape"))
+    try:
+        size = len(os.fsencode(path))
+    except UnicodeEncodeError as error:  # half a surrogate pair is no file's name
+        raise AddressError(f"{path!r} is not a socket's path") from error
     # An abstract name needs no final NUL, but its @ stands for the leading one.
     if path in ("", "@") or "\0" in path:
         raise AddressError(f"{path!r} is not a socket's path")

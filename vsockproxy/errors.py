@@ -247,7 +247,10 @@ _TABLE: Final[dict[tuple[str, str, int], tuple[Reason, str]]] = {
     ("dial", "", _errno.ETIMEDOUT): ("timeout", "no answer in time"),
     ("dial", "", _errno.ENETUNREACH): ("unreachable", "this machine has no route to the network"),
     ("dial", "", _errno.EHOSTUNREACH): ("unreachable", "there is no way to the host"),
-    ("", "", _errno.EACCES): ("denied", "permission denied"),
+    ("", "", _errno.EACCES): (
+        "denied",
+        "this user may not: a firewall or a security module has a rule against it",
+    ),
     ("", "", _errno.EPERM): ("denied", "the system forbids it (a firewall, or a sandbox)"),
     ("", "", _errno.ENOTDIR): ("not_found", "a part of the path is not a folder"),
     ("", "", _errno.EAFNOSUPPORT): ("unsupported", "this system has no such address family"),

@@ -1,63 +1,183 @@
-"""Moves bytes between two connected sockets: the interface, and which pump serves.
+"""The native pump: C threads behind one trio task, and the choice between the pumps.
 
-Owns: `Pump`, `Meter`, `Transfer`, and the lifetime of the native threads.
+Owns: the lifetime of the C threads, the wake-up of the tasks that wait for a transfer, and
+`open_pump`.  The bytes move in `_native/pump.c` without the GIL; this module only hands
+sockets over and takes ends back.
 """
 
 from __future__ import annotations
 
+import os
 import socket
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
 
-EndReason = Literal[
-    "finished",
-    "half_close_timeout",
-    "idle_timeout",
-    "client_reset",
-    "target_reset",
-    "killed",
-    "drained",
-    "shutdown",
-]
-"""How a transfer ended; the label ``reason`` of connections_closed_total."""
+import trio
+from outcome import Value
 
+from vsockproxy.portable import PortablePump
+from vsockproxy.route import PumpSettings
+from vsockproxy.transfer import Bounds, EndReason, Meter, Pump, Transfer
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """A finished transfer: bytes moved each way and how it ended."""
+if TYPE_CHECKING:
+    from vsockproxy._native._pump import End, Lib
 
-    upstream_bytes: int
-    downstream_bytes: int
-    reason: EndReason
+_REAP: Final = 256  # ends taken by one call
 
 
-class Meter:
-    """The live byte counters of one transfer; they only grow."""
+class NativePump:
+    """Moves bytes in C threads; made by `open_pump`, which runs `serve` beside it."""
 
-    __slots__ = ("_downstream", "_upstream")
+    name = "native"
 
-    def __init__(self) -> None:
-        self._upstream = 0
-        self._downstream = 0
+    def __init__(self, threads: int) -> None:
+        """Start ``threads`` C threads; raises OSError if the system has none to give."""
+        from vsockproxy._native import _pump  # noqa: PLC0415 - it may not be compiled
 
-    @property
-    def upstream_bytes(self) -> int:
-        """Bytes taken by the target's socket so far."""
-        return self._upstream
-
-    @property
-    def downstream_bytes(self) -> int:
-        """Bytes taken by the client's socket so far."""
-        return self._downstream
-
-
-class Pump(Protocol):
-    """Moves bytes both ways between two sockets until both sides have ended."""
-
-    name: str
+        self.why = f"compiled; {threads} thread{'s' if threads > 1 else ''}"
+        self._lib: Lib = _pump.lib
+        self._ends = _pump.ffi.new(f"struct vsp_end[{_REAP}]")
+        self._relay = _pump.ffi.new("struct vsp_relay **")
+        pump = _pump.ffi.new("struct vsp_pump **")
+        _raise_errno(self._lib.vsp_pump_new(threads, pump))
+        self._pump = pump[0]
+        self._tags = count()
+        self._waiting: dict[int, trio.lowlevel.Task] = {}
+        self._reasons: dict[int, EndReason] = {
+            self._lib.VSP_FINISHED: "finished",
+            self._lib.VSP_HALF_CLOSE_TIMEOUT: "half_close_timeout",
+            self._lib.VSP_IDLE_TIMEOUT: "idle_timeout",
+            self._lib.VSP_CLIENT_RESET: "client_reset",
+            self._lib.VSP_TARGET_RESET: "target_reset",
+            self._lib.VSP_CANCELLED: "killed",
+        }
 
     async def transfer(
-        self, client: socket.socket, target: socket.socket, meter: Meter
+        self, client: socket.socket, target: socket.socket, bounds: Bounds, meter: Meter
     ) -> Transfer:
-        """Relay until the end; owns and closes both sockets, also when cancelled."""
-        ...
+        """See `Pump.transfer`."""
+        tag = next(self._tags)
+        try:
+            _raise_errno(
+                self._lib.vsp_pump_add(
+                    self._pump,
+                    tag,
+                    client.fileno(),
+                    target.fileno(),
+                    _milliseconds(bounds.idle_timeout),
+                    _milliseconds(bounds.half_close_timeout),
+                    bounds.hold_half_close,
+                    self._relay,
+                )
+            )
+        except OSError:
+            client.close()
+            target.close()
+            raise
+        client.detach()
+        target.detach()
+        relay = _Relay(self._lib, self._relay[0])
+        meter.follow(relay)
+        self._waiting[tag] = trio.lowlevel.current_task()
+        transfer: Transfer = await trio.lowlevel.wait_task_rescheduled(relay.abort)
+        meter.settle(transfer.upstream_bytes, transfer.downstream_bytes)
+        if transfer.reason == "killed":
+            await trio.lowlevel.checkpoint_if_cancelled()
+        return transfer
+
+    async def serve(self) -> None:
+        """Wake the tasks whose transfers have ended; runs until cancelled."""
+        descriptor = self._lib.vsp_pump_fd(self._pump)
+        while True:
+            await trio.lowlevel.wait_readable(descriptor)
+            while self._reap() == _REAP:
+                pass
+
+    def _reap(self) -> int:
+        number = self._lib.vsp_pump_reap(self._pump, self._ends, _REAP)
+        for index in range(number):
+            end: End = self._ends[index]
+            transfer = Transfer(
+                end.upstream_bytes, end.downstream_bytes, self._reasons[end.reason], end.error
+            )
+            task = self._waiting.pop(end.tag)
+            trio.lowlevel.reschedule(task, Value(transfer))
+        return number
+
+    def close(self) -> None:
+        """Stop the threads; no transfer may be under way."""
+        assert not self._waiting
+        self._lib.vsp_pump_free(self._pump)
+
+
+class _Relay:
+    """The C side of one transfer, from its start until its end is reaped."""
+
+    __slots__ = ("_handle", "_lib")
+
+    def __init__(self, lib: Lib, handle: Any) -> None:
+        self._lib = lib
+        self._handle = handle
+
+    def upstream_bytes(self) -> int:
+        return self._lib.vsp_relay_upstream(self._handle)
+
+    def downstream_bytes(self) -> int:
+        return self._lib.vsp_relay_downstream(self._handle)
+
+    def abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        """Cancel: the C thread closes the sockets and reports the end like any other."""
+        self._lib.vsp_relay_cancel(self._handle)
+        return trio.lowlevel.Abort.FAILED
+
+
+@asynccontextmanager
+async def open_pump(settings: PumpSettings) -> AsyncIterator[Pump]:
+    """The pump that the settings ask for, running until the block is left.
+
+    ``auto`` is the native one where it was compiled and its threads start.  Raises OSError
+    or ImportError where ``native`` was asked for and cannot be had.
+    """
+    if settings.choice == "portable":
+        yield PortablePump("asked for")
+        return
+    try:
+        pump = NativePump(settings.threads or _default_threads())
+    except (ImportError, OSError) as error:
+        if settings.choice == "native":
+            raise
+        yield PortablePump(f"the native pump cannot run: {error}")
+        return
+    try:
+        async with trio.open_nursery() as nursery:
+            # Shielded: a relay that is cancelled waits for its end, which serve() brings.
+            serving = trio.CancelScope(shield=True)
+            nursery.start_soon(_serve, pump, serving)
+            try:
+                yield pump
+            finally:
+                serving.cancel()
+    finally:
+        pump.close()
+
+
+async def _serve(pump: NativePump, scope: trio.CancelScope) -> None:
+    with scope:
+        await pump.serve()
+
+
+def _default_threads() -> int:
+    """One thread carries gigabytes a second; the accepting task wants a core as well."""
+    return max(1, min(4, (os.cpu_count() or 1) // 2))
+
+
+def _milliseconds(seconds: float | None) -> int:
+    """For the C side, where 0 is no bound: a bound, however short, is at least one."""
+    return 0 if seconds is None else max(1, round(seconds * 1000))
+
+
+def _raise_errno(status: int) -> None:
+    if status < 0:
+        raise OSError(-status, os.strerror(-status))

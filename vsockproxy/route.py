@@ -38,6 +38,7 @@ class Policy:
         vsock-mux and forwards for the rest.
       drain_timeout: how long live connections may go on once the route stops.
       backlog: of the listener; the kernel caps it at net.core.somaxconn.
+      access_log: whether every connection's end is a line of the log.
     """
 
     connect_timeout: float = 5.0
@@ -46,6 +47,7 @@ class Policy:
     half_close: HalfClose = "auto"
     drain_timeout: float = 30.0
     backlog: int = 4096
+    access_log: bool = True
 
 
 @dataclass(frozen=True, slots=True)

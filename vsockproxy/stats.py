@@ -12,8 +12,9 @@ from collections import Counter
 from time import monotonic
 from typing import Final
 
-from vsockproxy.pump import Meter
 from vsockproxy.route import Route
+from vsockproxy.transfer import EndReason, Meter
+from vsockproxy.transport import peer_name
 
 DIAL_BOUNDS: Final = (
     0.0005,
@@ -58,21 +59,46 @@ class Connection:
 
     Attributes:
       number: unique in this process, ascending.
-      client: the peer's address as text, for people.
       opened: when it was accepted, in seconds of `time.monotonic`.
-      dialled: how many seconds the dial took; None while it is under way.
+      dial_seconds: how long the dial took; None until the target answered.
       meter: the bytes moved so far, each way.
+      ending: what its end is called if it is cancelled; whoever cancels says so first.
     """
 
-    __slots__ = ("client", "dialled", "meter", "number", "opened", "route")
+    __slots__ = (
+        "_address",
+        "_family",
+        "dial_seconds",
+        "ending",
+        "meter",
+        "number",
+        "opened",
+        "route",
+    )
 
-    def __init__(self, number: int, route: Route, client: str) -> None:
+    def __init__(self, number: int, route: Route, family: int, address: object) -> None:
         self.number = number
         self.route = route
-        self.client = client
         self.opened = monotonic()
-        self.dialled: float | None = None
+        self.dial_seconds: float | None = None
         self.meter = Meter()
+        self.ending: EndReason = "shutdown"
+        self._family = family
+        self._address = address
+
+    @property
+    def client(self) -> str:
+        """The peer's address, for people; made when asked for, as most are never shown."""
+        return peer_name(self._family, self._address)
+
+    def names(self) -> dict[str, object]:
+        """Who it is, as the fields of a log line."""
+        return {
+            "number": self.number,
+            "route": self.route.name,
+            "client": self.client,
+            "target": str(self.route.target),
+        }
 
     def __str__(self) -> str:
         return f"#{self.number} {self.client} -> {self.route.target}"

@@ -1,0 +1,60 @@
+# The two commands of a fresh machine are `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := vsockproxy/_native
+C_FILES := $(addprefix $(NATIVE)/,pump.c thread.c relay.c timer.c)
+C_ALL := $(C_FILES) $(addprefix $(NATIVE)/,pump.h internal.h)
+C_FLAGS := -std=gnu11 -Wall -Wextra -Werror -g -O1 -fno-omit-frame-pointer -I$(NATIVE)
+
+.PHONY: venv demo test check sanitize clean
+
+venv: $(VENV)/installed
+
+# Editable, so that the tests and the demo run what stands here.
+$(VENV)/installed: pyproject.toml setup.py $(C_ALL) $(NATIVE)/build.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: venv
+	$(BIN)/vsockproxy demo --config config/demo.toml
+
+test: venv
+	$(BIN)/pytest
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The C driver under ASan, UBSan, LSan and TSan, then the conformance suite under ASan and UBSan.
+sanitize: venv build/driver-address build/driver-thread build/sanitized/compiled
+	build/driver-address
+	build/driver-thread
+	cd build/sanitized && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONMALLOC=malloc \
+		$(abspath $(BIN))/python -m pytest -q tests/test_conformance.py -k native -m "not vsock"
+
+build/driver-address: tests/native/driver.c $(C_ALL)
+	mkdir -p build
+	gcc $(C_FLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $< $(C_FILES) -lpthread
+
+build/driver-thread: tests/native/driver.c $(C_ALL)
+	mkdir -p build
+	gcc $(C_FLAGS) -fsanitize=thread -o $@ $< $(C_FILES) -lpthread
+
+# A copy of the package whose compiled part is instrumented.  Leaks are the driver's to find:
+# an interpreter keeps too much to the end for LSan to say anything.
+build/sanitized/compiled: venv $(C_ALL)
+	rm -rf build/sanitized && mkdir -p build/sanitized
+	cp -r vsockproxy tests pyproject.toml build/sanitized
+	rm -f build/sanitized/$(NATIVE)/*.so build/sanitized/$(NATIVE)/*.o
+	cd build/sanitized && CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1" \
+		$(abspath $(BIN))/python -c "from vsockproxy._native.build import ffibuilder; ffibuilder.compile()"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info $(NATIVE)/_pump.c $(NATIVE)/*.so $(NATIVE)/*.o

@@ -1,0 +1,322 @@
+/*
+ * Drives the native pump from C, for the thread, address and undefined-behaviour sanitizers,
+ * which see every access here and few of them through an interpreter that was built without.
+ *
+ * One thread calls the pump, as the contract asks; every outer end of a relay has a thread of
+ * its own, with blocking sockets.  Ends 0 when every relay ended as its scenario says and no
+ * descriptor was left over; aborts with the line otherwise.
+ */
+
+#define _GNU_SOURCE
+
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "pump.h"
+
+enum {
+	THREADS = 3,
+	AT_ONCE = 36,
+	ROUNDS = 12,
+	SIZE = 700 * 1000, /* bytes one way: more than the sockets' buffers together hold */
+	LONG_MS = 60 * 1000,
+};
+
+enum scenario {
+	ANSWER_AFTER_EOF,
+	BOTH_WAYS,
+	CANCELLED,
+	CLIENT_RESETS,
+	IDLE,
+	TARGET_LEAVES,
+	SCENARIOS,
+};
+
+struct ends {
+	enum scenario scenario;
+	int client;
+	int target;
+	pthread_t client_thread;
+	pthread_t target_thread;
+	struct vsp_relay *relay;
+	int ended;
+};
+
+#define CHECK(condition)                                                                  \
+	do {                                                                              \
+		if (!(condition)) {                                                       \
+			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);   \
+			abort();                                                          \
+		}                                                                         \
+	} while (0)
+
+static void tcp_pair(int *ret_near, int *ret_far)
+{
+	struct sockaddr_in address = {.sin_family = AF_INET};
+	socklen_t size = sizeof(address);
+	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	CHECK(listener >= 0);
+	CHECK(bind(listener, (struct sockaddr *)&address, size) == 0);
+	CHECK(listen(listener, 1) == 0);
+	CHECK(getsockname(listener, (struct sockaddr *)&address, &size) == 0);
+	*ret_near = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	CHECK(connect(*ret_near, (struct sockaddr *)&address, size) == 0);
+	*ret_far = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	CHECK(*ret_far >= 0);
+	close(listener);
+}
+
+static void unix_pair(int *ret_near, int *ret_far)
+{
+	int pair[2];
+
+	CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
+	*ret_near = pair[0];
+	*ret_far = pair[1];
+}
+
+static char pattern(size_t place)
+{
+	return (char)(place * 31 + (place >> 11));
+}
+
+/* Send SIZE bytes; whether they all went. */
+static int send_pattern(int fd)
+{
+	char data[8192];
+	size_t sent = 0;
+
+	while (sent < SIZE) {
+		size_t size = SIZE - sent < sizeof(data) ? SIZE - sent : sizeof(data);
+		ssize_t count;
+
+		for (size_t i = 0; i < size; i++)
+			data[i] = pattern(sent + i);
+		count = send(fd, data, size, MSG_NOSIGNAL);
+		if (count <= 0)
+			return 0;
+		sent += (size_t)count;
+	}
+	return 1;
+}
+
+/* Read to the end, checking each byte; how many there were. */
+static size_t read_pattern(int fd)
+{
+	char data[8192];
+	size_t place = 0;
+	ssize_t count;
+
+	while ((count = recv(fd, data, sizeof(data), 0)) > 0)
+		for (ssize_t i = 0; i < count; i++, place++)
+			CHECK(data[i] == pattern(place % SIZE));
+	return place;
+}
+
+static void reset_and_close(int fd)
+{
+	const struct linger at_once = {.l_onoff = 1};
+
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+	close(fd);
+}
+
+static void *client_main(void *argument)
+{
+	struct ends *ends = argument;
+	int fd = ends->client;
+
+	switch (ends->scenario) {
+	case ANSWER_AFTER_EOF:
+		CHECK(send_pattern(fd));
+		shutdown(fd, SHUT_WR);
+		CHECK(read_pattern(fd) == SIZE);
+		break;
+	case CLIENT_RESETS:
+		send_pattern(fd);
+		reset_and_close(fd);
+		return NULL;
+	case BOTH_WAYS:
+		CHECK(send_pattern(fd));
+		shutdown(fd, SHUT_WR);
+		read_pattern(fd);
+		break;
+	case CANCELLED:
+	case TARGET_LEAVES:
+		while (send_pattern(fd))
+			;
+		break;
+	default:
+		read_pattern(fd);
+	}
+	close(fd);
+	return NULL;
+}
+
+static void *target_main(void *argument)
+{
+	struct ends *ends = argument;
+	int fd = ends->target;
+
+	switch (ends->scenario) {
+	case ANSWER_AFTER_EOF:
+		CHECK(read_pattern(fd) == SIZE);
+		CHECK(send_pattern(fd));
+		break;
+	case BOTH_WAYS: {
+		pthread_t reader;
+		void *count;
+
+		CHECK(pthread_create(&reader, NULL, (void *(*)(void *))(void (*)(void))read_pattern,
+				     (void *)(intptr_t)fd) == 0);
+		CHECK(send_pattern(fd));
+		shutdown(fd, SHUT_WR);
+		CHECK(pthread_join(reader, &count) == 0);
+		CHECK((size_t)count == SIZE);
+		break;
+	}
+	case TARGET_LEAVES: {
+		char some[1000];
+
+		recv(fd, some, sizeof(some), 0);
+		break;
+	}
+	default:
+		read_pattern(fd);
+	}
+	close(fd);
+	return NULL;
+}
+
+static void ends_start(struct vsp_pump *pump, struct ends *ends, unsigned number)
+{
+	uint64_t idle_ms = number % SCENARIOS == IDLE ? 20 : LONG_MS;
+	int client_side;
+	int target_side;
+
+	*ends = (struct ends){.scenario = number % SCENARIOS};
+	tcp_pair(&ends->client, &client_side);
+	(number / SCENARIOS % 2 ? tcp_pair : unix_pair)(&target_side, &ends->target);
+	CHECK(vsp_pump_add(pump, number, client_side, target_side, idle_ms, LONG_MS, 0,
+			   &ends->relay) == 0);
+	CHECK(pthread_create(&ends->client_thread, NULL, client_main, ends) == 0);
+	CHECK(pthread_create(&ends->target_thread, NULL, target_main, ends) == 0);
+}
+
+static void end_check(const struct vsp_end *end, const struct ends *ends)
+{
+	switch (ends->scenario) {
+	case ANSWER_AFTER_EOF:
+	case BOTH_WAYS:
+		CHECK(end->reason == VSP_FINISHED);
+		CHECK(end->upstream_bytes == SIZE && end->downstream_bytes == SIZE);
+		break;
+	case CANCELLED:
+		CHECK(end->reason == VSP_CANCELLED);
+		break;
+	case CLIENT_RESETS:
+		CHECK(end->reason == VSP_CLIENT_RESET);
+		break;
+	case IDLE:
+		CHECK(end->reason == VSP_IDLE_TIMEOUT);
+		break;
+	default:
+		CHECK(end->reason == VSP_TARGET_RESET);
+	}
+}
+
+static void round_run(struct vsp_pump *pump, unsigned round)
+{
+	struct ends ends[AT_ONCE];
+	struct vsp_end reaped[5]; /* fewer than there are: reaping comes in parts */
+	unsigned left = AT_ONCE;
+
+	for (unsigned i = 0; i < AT_ONCE; i++)
+		ends_start(pump, &ends[i], i);
+	for (unsigned i = 0; i < AT_ONCE; i++)
+		if (ends[i].scenario == CANCELLED && (i + round) % 3)
+			vsp_relay_cancel(ends[i].relay);
+	while (left > 0) {
+		struct pollfd done = {.fd = vsp_pump_fd(pump), .events = POLLIN};
+		int count;
+
+		CHECK(poll(&done, 1, LONG_MS) == 1);
+		for (unsigned i = 0; i < AT_ONCE; i++) {
+			if (ends[i].ended)
+				continue;
+			CHECK(vsp_relay_upstream(ends[i].relay) <= INT64_MAX);
+			if (ends[i].scenario == CANCELLED) /* again, or only now */
+				vsp_relay_cancel(ends[i].relay);
+		}
+		while ((count = vsp_pump_reap(pump, reaped, 5)) > 0) {
+			for (int i = 0; i < count; i++) {
+				end_check(&reaped[i], &ends[reaped[i].tag]);
+				ends[reaped[i].tag].ended = 1;
+			}
+			left -= (unsigned)count;
+		}
+	}
+	for (unsigned i = 0; i < AT_ONCE; i++) {
+		pthread_join(ends[i].client_thread, NULL);
+		pthread_join(ends[i].target_thread, NULL);
+	}
+}
+
+/* Leave relays running when the pump is freed: their sockets must close. */
+static void free_while_running(void)
+{
+	struct vsp_pump *pump;
+	struct vsp_relay *relay;
+	int client;
+	int client_side;
+	int target;
+	int target_side;
+
+	CHECK(vsp_pump_new(THREADS, &pump) == 0);
+	tcp_pair(&client, &client_side);
+	unix_pair(&target, &target_side);
+	CHECK(vsp_pump_add(pump, 0, client_side, target_side, LONG_MS, 0, 0, &relay) == 0);
+	CHECK(send(client, "x", 1, 0) == 1);
+	vsp_pump_free(pump);
+	CHECK(read_pattern(client) == 0);
+	close(client);
+	close(target);
+}
+
+static unsigned open_descriptors(void)
+{
+	DIR *folder = opendir("/proc/self/fd");
+	unsigned count = 0;
+
+	CHECK(folder);
+	while (readdir(folder))
+		count++;
+	closedir(folder);
+	return count;
+}
+
+int main(void)
+{
+	unsigned before = open_descriptors();
+	struct vsp_pump *pump;
+
+	CHECK(vsp_pump_new(THREADS, &pump) == 0);
+	for (unsigned round = 0; round < ROUNDS; round++)
+		round_run(pump, round);
+	vsp_pump_free(pump);
+	free_while_running();
+	CHECK(open_descriptors() == before);
+	printf("%d relays ended as they should\n", ROUNDS * AT_ONCE);
+	return 0;
+}

@@ -1,0 +1,113 @@
+"""Pairs of connected sockets of each family, and what the tests do to them."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from _pytest.mark import ParameterSet
+
+Pair = tuple[socket.socket, socket.socket]
+
+AF_VSOCK = 40
+CID_LOCAL = 1
+
+
+def tcp_pair() -> Pair:
+    """Two ends of a TCP connection over the loopback: the one that dialled first."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    for sock in (near, far):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return _non_blocking(near, far)
+
+
+def unix_pair() -> Pair:
+    """Two ends of a Unix stream."""
+    near, far = socket.socketpair()
+    return _non_blocking(near, far)
+
+
+def vsock_pair() -> Pair:
+    """Two ends of a vsock connection over the loopback; only in a kernel of the tests' own."""
+    with socket.socket(AF_VSOCK, socket.SOCK_STREAM) as listener:
+        listener.bind((0xFFFFFFFF, 0xFFFFFFFF))
+        listener.listen()
+        near = socket.socket(AF_VSOCK, socket.SOCK_STREAM)
+        near.connect((CID_LOCAL, listener.getsockname()[1]))
+        far, _ = listener.accept()
+    return _non_blocking(near, far)
+
+
+def _non_blocking(*pair: socket.socket) -> Pair:
+    near, far = pair
+    near.setblocking(False)
+    far.setblocking(False)
+    return near, far
+
+
+PAIRS: dict[str, Callable[[], Pair]] = {"tcp": tcp_pair, "unix": unix_pair, "vsock": vsock_pair}
+
+
+def transports(clients: Sequence[str] = ("tcp", "unix", "vsock")) -> list[ParameterSet]:
+    """Every (client, target) pair of families, as parameters; those with vsock are marked."""
+    return [
+        pytest.param(
+            (client, target),
+            id=f"{client}-{target}",
+            marks=[pytest.mark.vsock] if "vsock" in (client, target) else [],
+        )
+        for client in clients
+        for target in ("tcp", "unix", "vsock")
+    ]
+
+
+def stream(sock: socket.socket) -> trio.SocketStream:
+    """The trio stream over a connected socket; owns it."""
+    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+
+def reset(sock: socket.socket) -> None:
+    """Close so that a TCP peer is reset."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+async def read_to_end(source: trio.SocketStream) -> bytes:
+    """Everything up to EOF."""
+    return b"".join([chunk async for chunk in source])
+
+
+async def ends_by_reset(source: trio.SocketStream) -> bool:
+    """Whether the stream, read to its end and closed, ends in a reset and not in EOF."""
+    async with source:
+        try:
+            await read_to_end(source)
+        except trio.BrokenResourceError as error:
+            return isinstance(error.__cause__, ConnectionResetError)
+        return False
+
+
+def open_descriptors() -> set[str]:
+    """What this process has open: the kernel's names of its descriptors' files."""
+    names = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            names.add(f"{entry.name} {entry.readlink()}")
+        except FileNotFoundError:  # the descriptor that lists the folder
+            continue
+    return names
+
+
+@contextmanager
+def no_descriptor_left_over() -> Iterator[None]:
+    """Assert that the block closes what it opens."""
+    before = open_descriptors()
+    yield
+    assert open_descriptors() - before == set()

@@ -1,0 +1,24 @@
+"""Compiles the native pump into ``vsockproxy._native._pump`` (cffi, API mode).
+
+The header is read twice: by cffi for the declarations and by the compiler.  The module is
+optional: where it cannot be compiled, the portable pump serves.
+"""
+
+from pathlib import Path
+
+from cffi import FFI
+
+_HERE = Path(__file__).parent
+
+ffibuilder = FFI()
+ffibuilder.cdef((_HERE / "pump.h").read_text())
+ffibuilder.set_source(
+    "vsockproxy._native._pump",
+    "#include <stdint.h>\n#include <pump.h>",
+    sources=[f"vsockproxy/_native/{name}.c" for name in ("pump", "thread", "relay", "timer")],
+    depends=["vsockproxy/_native/pump.h", "vsockproxy/_native/internal.h"],
+    include_dirs=[str(_HERE)],
+    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
+    libraries=["pthread"],
+    optional=True,
+)

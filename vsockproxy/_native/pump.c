@@ -1,0 +1,132 @@
+/* The calls of pump.h. */
+
+#define _GNU_SOURCE
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+int vsp_pump_new(unsigned threads, struct vsp_pump **ret)
+{
+	struct vsp_pump *pump = calloc(1, sizeof(*pump) + threads * sizeof(pump->threads[0]));
+
+	if (!pump)
+		return -ENOMEM;
+	pthread_mutex_init(&pump->mutex, NULL);
+	pump->done = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (pump->done < 0) {
+		int error = errno;
+
+		vsp_pump_free(pump);
+		return -error;
+	}
+	while (pump->thread_count < threads) {
+		int error = vsp_thread_start(pump, &pump->threads[pump->thread_count]);
+
+		if (error) {
+			vsp_pump_free(pump);
+			return error;
+		}
+		pump->thread_count++;
+	}
+	*ret = pump;
+	return 0;
+}
+
+void vsp_pump_free(struct vsp_pump *pump)
+{
+	for (unsigned i = 0; i < pump->thread_count; i++)
+		vsp_thread_stop(&pump->threads[i]);
+	while (pump->ended) {
+		struct vsp_relay *relay = pump->ended;
+
+		pump->ended = relay->next_ended;
+		vsp_relay_unref(relay);
+	}
+	if (pump->done >= 0)
+		close(pump->done);
+	pthread_mutex_destroy(&pump->mutex);
+	free(pump);
+}
+
+int vsp_pump_fd(const struct vsp_pump *pump)
+{
+	return pump->done;
+}
+
+int vsp_pump_add(struct vsp_pump *pump, uint64_t tag, int client, int target, uint64_t idle_ms,
+		 uint64_t half_close_ms, int hold, struct vsp_relay **ret)
+{
+	struct vsp_relay *relay = calloc(1, sizeof(*relay));
+	struct vsp_thread *thread = &pump->threads[0];
+
+	if (!relay)
+		return -ENOMEM;
+	for (unsigned i = 1; i < pump->thread_count; i++)
+		if (atomic_load(&pump->threads[i].load) < atomic_load(&thread->load))
+			thread = &pump->threads[i];
+	atomic_fetch_add(&thread->load, 1);
+	for (int which = CLIENT; which <= TARGET; which++) {
+		relay->sides[which].relay = relay;
+		relay->sides[which].fd = which == CLIENT ? client : target;
+		relay->sides[which].readable = true;
+		relay->sides[which].writable = true;
+	}
+	relay->thread = thread;
+	relay->tag = tag;
+	relay->idle_ms = idle_ms;
+	relay->half_close_ms = half_close_ms;
+	relay->hold = hold;
+	relay->timer = NO_TIMER;
+	atomic_init(&relay->references, 1);
+	*ret = relay;
+	vsp_inbox_put(relay, false);
+	return 0;
+}
+
+void vsp_relay_cancel(struct vsp_relay *relay)
+{
+	vsp_inbox_put(relay, true);
+}
+
+uint64_t vsp_relay_upstream(const struct vsp_relay *relay)
+{
+	return atomic_load_explicit(&relay->halves[UPSTREAM].bytes, memory_order_relaxed);
+}
+
+uint64_t vsp_relay_downstream(const struct vsp_relay *relay)
+{
+	return atomic_load_explicit(&relay->halves[DOWNSTREAM].bytes, memory_order_relaxed);
+}
+
+int vsp_pump_reap(struct vsp_pump *pump, struct vsp_end *ret_ends, int room)
+{
+	uint64_t wakes;
+	int count = 0;
+
+	/* Before the list is looked at: what comes later wakes again. */
+	(void)!read(pump->done, &wakes, sizeof(wakes));
+	while (count < room) {
+		struct vsp_relay *relay;
+
+		pthread_mutex_lock(&pump->mutex);
+		relay = pump->ended;
+		if (relay)
+			pump->ended = relay->next_ended;
+		pthread_mutex_unlock(&pump->mutex);
+		if (!relay)
+			break;
+		ret_ends[count++] = (struct vsp_end){
+			.tag = relay->tag,
+			.upstream_bytes = vsp_relay_upstream(relay),
+			.downstream_bytes = vsp_relay_downstream(relay),
+			.reason = relay->reason,
+			.error = relay->error,
+		};
+		vsp_relay_unref(relay);
+	}
+	return count;
+}

@@ -1,0 +1,63 @@
+/*
+ * The native pump: threads that move bytes between pairs of connected sockets.
+ *
+ * One header for two readers: the C compiler, and cffi, which takes the declarations as
+ * they stand.  So: no preprocessor, and nothing but what a caller needs.
+ *
+ * A relay is one pair: `client` is the side that was accepted, `target` the side that was
+ * dialled; upstream is client to target.  Everything but the moving happens in the caller's
+ * thread; one thread at a time may call into one pump.
+ */
+
+struct vsp_pump;
+struct vsp_relay;
+
+/* How a relay ended. */
+enum vsp_reason {
+	VSP_FINISHED,           /* both sides said EOF, all of it delivered */
+	VSP_HALF_CLOSE_TIMEOUT, /* one said EOF, the other then nothing for too long */
+	VSP_IDLE_TIMEOUT,       /* no byte either way for too long */
+	VSP_CLIENT_RESET,       /* the client went away without taking all */
+	VSP_TARGET_RESET,       /* the target went away without taking all */
+	VSP_CANCELLED           /* vsp_relay_cancel */
+};
+
+/* A relay that has ended: both its sockets are closed, its handle is no more. */
+struct vsp_end {
+	uint64_t tag;
+	uint64_t upstream_bytes;
+	uint64_t downstream_bytes;
+	int reason; /* enum vsp_reason */
+	int error;  /* the errno behind a reset, or 0 */
+};
+
+/* Start `threads` pump threads.  0 and *ret, or a negative errno. */
+int vsp_pump_new(unsigned threads, struct vsp_pump **ret);
+
+/*
+ * Cancel every relay, stop the threads, free everything.  Ends that were not reaped are
+ * lost.  No call may follow.
+ */
+void vsp_pump_free(struct vsp_pump *pump);
+
+/* A descriptor that is readable while there are ends to reap.  Owned by the pump. */
+int vsp_pump_fd(const struct vsp_pump *pump);
+
+/*
+ * Take over two connected stream sockets, blocking or not, and relay until both have ended.
+ * Times are in milliseconds, 0 for no bound.  `hold` keeps a client's EOF from the target.
+ * 0, *ret (valid until its end is reaped) and both descriptors are the pump's; or a
+ * negative errno, and both descriptors are still the caller's.
+ */
+int vsp_pump_add(struct vsp_pump *pump, uint64_t tag, int client, int target, uint64_t idle_ms,
+		 uint64_t half_close_ms, int hold, struct vsp_relay **ret);
+
+/* Ask for a relay's end: the client by reset.  Its end is reaped like any other. */
+void vsp_relay_cancel(struct vsp_relay *relay);
+
+/* Bytes that the target's and the client's socket have taken so far; they only grow. */
+uint64_t vsp_relay_upstream(const struct vsp_relay *relay);
+uint64_t vsp_relay_downstream(const struct vsp_relay *relay);
+
+/* Write up to `room` ends to `ret_ends` and free their relays.  How many were written. */
+int vsp_pump_reap(struct vsp_pump *pump, struct vsp_end *ret_ends, int room);

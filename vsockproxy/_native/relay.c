@@ -1,0 +1,339 @@
+/*
+ * One relay: how its bytes move, and how it ends.
+ *
+ * What an edge said is remembered in `struct vsp_side`; half_move goes on until the kernel says
+ * EAGAIN, and vsp_relay_turn then reads off the two directions whether the relay is over.
+ */
+
+#define _GNU_SOURCE
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+void vsp_relay_unref(struct vsp_relay *relay)
+{
+	if (atomic_fetch_sub(&relay->references, 1) == 1)
+		free(relay);
+}
+
+static int side_domain(const struct vsp_side *side)
+{
+	int domain = AF_UNSPEC;
+	socklen_t size = sizeof(domain);
+
+	getsockopt(side->fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
+	return domain;
+}
+
+/* Let a TCP peer see a reset where a plain close would look like the stream's end. */
+static void side_abort(const struct vsp_side *side)
+{
+	const struct linger at_once = {.l_onoff = 1, .l_linger = 0};
+	int domain = side_domain(side);
+
+	/* Only TCP: on AF_VSOCK a linger would block close(). */
+	if (domain == AF_INET || domain == AF_INET6)
+		setsockopt(side->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+}
+
+static void half_drop(struct vsp_half *half)
+{
+	free(half->kept);
+	half->kept = NULL;
+	half->done = true;
+}
+
+static void side_close(struct vsp_thread *thread, struct vsp_side *side)
+{
+	/*
+	 * Removed by hand: close() does it only for the last descriptor of the socket, and a
+	 * process that is just being forked may hold another.
+	 */
+	epoll_ctl(thread->epoll, EPOLL_CTL_DEL, side->fd, NULL);
+	close(side->fd);
+	side->fd = -1;
+}
+
+void vsp_relay_end(struct vsp_relay *relay, enum vsp_reason reason)
+{
+	struct vsp_thread *thread = relay->thread;
+	bool upstream_whole = relay->halves[UPSTREAM].done && !relay->halves[UPSTREAM].dropped;
+
+	if (relay->ended)
+		return;
+	relay->ended = true;
+	relay->reason = reason;
+	if (reason == VSP_TARGET_RESET || reason == VSP_CANCELLED)
+		side_abort(&relay->sides[CLIENT]);
+	if (reason == VSP_CLIENT_RESET && !upstream_whole)
+		side_abort(&relay->sides[TARGET]);
+	if (reason == VSP_CLIENT_RESET)
+		relay->error = relay->sides[CLIENT].error;
+	if (reason == VSP_TARGET_RESET)
+		relay->error = relay->sides[TARGET].error;
+	half_drop(&relay->halves[UPSTREAM]);
+	half_drop(&relay->halves[DOWNSTREAM]);
+	side_close(thread, &relay->sides[CLIENT]);
+	side_close(thread, &relay->sides[TARGET]);
+	vsp_timer_remove(relay);
+	if (relay->previous_live)
+		relay->previous_live->next_live = relay->next_live;
+	else
+		thread->live = relay->next_live;
+	if (relay->next_live)
+		relay->next_live->previous_live = relay->previous_live;
+	thread->live_count--;
+	/* The caller learns of it when this turn is over: an event of it may still be at hand. */
+	relay->next_ended = thread->ended;
+	thread->ended = relay;
+}
+
+static void relay_be_busy(struct vsp_relay *relay)
+{
+	if (relay->busy)
+		return;
+	relay->busy = true;
+	atomic_fetch_add(&relay->references, 1);
+	relay->next_busy = relay->thread->busy;
+	relay->thread->busy = relay;
+}
+
+/* Send as much as the side takes: how much, possibly 0.  Drops the direction if it breaks. */
+static size_t side_send(struct vsp_relay *relay, int direction, const char *data, size_t size)
+{
+	struct vsp_half *half = &relay->halves[direction];
+	struct vsp_side *to = &relay->sides[!direction];
+	size_t sent = 0;
+
+	while (sent < size && to->writable) {
+		ssize_t count = send(to->fd, data + sent, size - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (count >= 0) {
+			sent += (size_t)count;
+		} else if (errno == EAGAIN) {
+			to->writable = false;
+		} else if (errno != EINTR) {
+			to->gone = true;
+			/* EPIPE is not a reset: such a peer may still have things to say. */
+			if (errno != EPIPE)
+				to->error = errno;
+			half_drop(half);
+			half->dropped = true;
+			break;
+		}
+	}
+	if (sent > 0) {
+		uint64_t bytes = atomic_load_explicit(&half->bytes, memory_order_relaxed);
+
+		atomic_store_explicit(&half->bytes, bytes + sent, memory_order_relaxed);
+		relay->active_ms = relay->thread->now_ms;
+	}
+	return sent;
+}
+
+/* Send what was kept.  Whether there is none left and the direction may go on. */
+static bool half_flush(struct vsp_relay *relay, int direction)
+{
+	struct vsp_half *half = &relay->halves[direction];
+
+	if (!half->kept)
+		return true;
+	half->kept_start += side_send(relay, direction, half->kept + half->kept_start,
+				      half->kept_end - half->kept_start);
+	if (half->done || half->kept_start < half->kept_end)
+		return false;
+	free(half->kept);
+	half->kept = NULL;
+	return true;
+}
+
+/* Keep what the receiving side did not take.  Without memory for it the relay ends. */
+static void half_keep(struct vsp_relay *relay, int direction, const char *data, size_t size)
+{
+	struct vsp_half *half = &relay->halves[direction];
+
+	half->kept = malloc(size);
+	if (!half->kept) {
+		relay->sides[TARGET].error = ENOMEM;
+		vsp_relay_end(relay, VSP_TARGET_RESET);
+		return;
+	}
+	memcpy(half->kept, data, size);
+	half->kept_start = 0;
+	half->kept_end = size;
+}
+
+/*
+ * Whether the side's stream is all there although it ends with an error.  A FIN that came
+ * before a reset says so.  A Unix peer's close loses nothing that it wrote: ECONNRESET only
+ * says that it left something unread, which does not make a client's upload incomplete.
+ */
+static bool side_is_whole(const struct vsp_relay *relay, int which)
+{
+	const struct vsp_side *side = &relay->sides[which];
+
+	return side->fin || (which == CLIENT && side_domain(side) == AF_UNIX);
+}
+
+/* The reading side has nothing more: pass the EOF on, or see that the stream was cut. */
+static void half_finish(struct vsp_relay *relay, int direction)
+{
+	struct vsp_half *half = &relay->halves[direction];
+
+	half->done = true;
+	if (relay->sides[direction].error && !side_is_whole(relay, direction)) {
+		half->dropped = true;
+		return;
+	}
+	/* The half-close time-out counts from here, not from the last byte. */
+	relay->active_ms = relay->thread->now_ms;
+	if (direction == DOWNSTREAM || !relay->hold)
+		shutdown(relay->sides[!direction].fd, SHUT_WR);
+}
+
+/* Move one direction until a side would block, its budget is used, or it is done. */
+static void half_move(struct vsp_relay *relay, int direction)
+{
+	char *scratch = relay->thread->scratch;
+	struct vsp_half *half = &relay->halves[direction];
+	struct vsp_side *from = &relay->sides[direction];
+	struct vsp_side *to = &relay->sides[!direction];
+	size_t moved = 0;
+
+	while (!half->done && half_flush(relay, direction) && from->readable && to->writable) {
+		ssize_t count;
+		size_t sent;
+
+		if (moved >= BUDGET) {
+			relay_be_busy(relay);
+			return;
+		}
+		count = recv(from->fd, scratch, SCRATCH, MSG_DONTWAIT);
+		if (count > 0) {
+			moved += (size_t)count;
+			sent = side_send(relay, direction, scratch, (size_t)count);
+			if (!half->done && sent < (size_t)count)
+				half_keep(relay, direction, scratch + sent, (size_t)count - sent);
+			continue;
+		}
+		if (count < 0 && errno == EINTR)
+			continue;
+		from->readable = false;
+		if (count < 0 && errno == EAGAIN)
+			return;
+		if (count < 0) {
+			from->error = errno;
+			from->gone = true;
+		} else if (!from->error) {
+			from->fin = true;
+		}
+		half_finish(relay, direction);
+	}
+}
+
+/* The receiving side is gone: let a send find that out, or end a direction with no news. */
+static void half_give_up(struct vsp_relay *relay, int direction)
+{
+	struct vsp_half *half = &relay->halves[direction];
+
+	if (!relay->sides[!direction].gone || half->done)
+		return;
+	relay->sides[!direction].writable = true;
+	half_move(relay, direction);
+	if (!relay->busy)
+		half->done = true;
+}
+
+static enum vsp_reason relay_reason(const struct vsp_relay *relay)
+{
+	if (relay->sides[TARGET].error)
+		return VSP_TARGET_RESET;
+	if (relay->sides[CLIENT].error)
+		return VSP_CLIENT_RESET;
+	if (relay->halves[UPSTREAM].dropped)
+		return VSP_TARGET_RESET;
+	if (relay->halves[DOWNSTREAM].dropped)
+		return VSP_CLIENT_RESET;
+	return VSP_FINISHED;
+}
+
+/* Move both directions as far as they go, then see what that means for the relay. */
+void vsp_relay_turn(struct vsp_relay *relay)
+{
+	const struct vsp_side *client = &relay->sides[CLIENT];
+
+	half_move(relay, UPSTREAM);
+	half_move(relay, DOWNSTREAM);
+	half_give_up(relay, UPSTREAM);
+	half_give_up(relay, DOWNSTREAM);
+	if (relay->ended)
+		return;
+	if (relay->halves[UPSTREAM].done && relay->halves[DOWNSTREAM].done)
+		vsp_relay_end(relay, relay_reason(relay));
+	else if (client->error && !side_is_whole(relay, CLIENT))
+		vsp_relay_end(relay, VSP_CLIENT_RESET); /* at once, whatever the target still owes */
+	else
+		vsp_timer_update(relay);
+}
+
+void vsp_side_event(struct vsp_side *side, uint32_t events)
+{
+	struct vsp_relay *relay = side->relay;
+	socklen_t size = sizeof(side->error);
+
+	if (relay->ended)
+		return;
+	if ((events & EPOLLERR) && !side->error)
+		getsockopt(side->fd, SOL_SOCKET, SO_ERROR, &side->error, &size);
+	if ((events & (EPOLLRDHUP | EPOLLHUP)) && !side->error)
+		side->fin = true;
+	if (events & (EPOLLHUP | EPOLLERR))
+		side->gone = true;
+	if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+		side->readable = true;
+	if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
+		side->writable = true;
+	vsp_relay_turn(relay);
+}
+
+static int side_watch(struct vsp_thread *thread, struct vsp_side *side)
+{
+	struct epoll_event event = {
+		.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+		.data.ptr = side,
+	};
+
+	return epoll_ctl(thread->epoll, EPOLL_CTL_ADD, side->fd, &event) < 0 ? -errno : 0;
+}
+
+void vsp_relay_start(struct vsp_relay *relay)
+{
+	struct vsp_thread *thread = relay->thread;
+	int error;
+
+	relay->started = true;
+	relay->active_ms = thread->now_ms;
+	relay->next_live = thread->live;
+	if (thread->live)
+		thread->live->previous_live = relay;
+	thread->live = relay;
+	error = vsp_timer_reserve(thread);
+	thread->live_count++;
+	if (!error)
+		error = side_watch(thread, &relay->sides[CLIENT]);
+	if (!error)
+		error = side_watch(thread, &relay->sides[TARGET]);
+	if (error) {
+		relay->sides[TARGET].error = -error;
+		vsp_relay_end(relay, VSP_TARGET_RESET);
+		return;
+	}
+	/* The request is often here already: no need to be told. */
+	vsp_relay_turn(relay);
+}

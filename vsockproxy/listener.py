@@ -1,0 +1,145 @@
+"""One route at work: its listening sockets, and the connections that came in by them.
+
+Owns: `RouteListener`.  Accepting waits for nothing but the kernel: dialling is the
+relay's, in a task of its own, so a guest that does not answer never holds up the next
+client.  An accept error never ends the listener.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import trio
+
+from vsockproxy.relay import Relay
+from vsockproxy.route import Route
+from vsockproxy.stats import Connection, RouteStats
+from vsockproxy.transfer import Bounds, EndReason, Pump
+from vsockproxy.transport import ListeningSocket
+
+_BATCH: Final = 64  # clients taken before other tasks get their turn; arbitrary
+
+# accept(2), "Error handling": what is wrong with the one connection that was just taken
+# off the queue.  The next one may be well, so there is nothing to wait for.
+_PEER_ERRORS: Final = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EINTR,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENOPROTOOPT,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ETIMEDOUT,
+    }
+)
+
+
+class RouteListener:
+    """Accepts a route's clients and runs a relay for each, until it is told to stop."""
+
+    def __init__(
+        self,
+        route: Route,
+        sockets: Sequence[ListeningSocket],
+        pump: Pump,
+        numbers: Iterator[int],
+        log: Any,
+    ) -> None:
+        """Own ``sockets``, which listen already; ``numbers`` names connections."""
+        self.route = route
+        self.sockets = sockets
+        self.stats = RouteStats(route)
+        self._numbers = numbers
+        self._log = log
+        bounds = Bounds(
+            route.policy.idle_timeout, route.policy.half_close_timeout, route.holds_half_close
+        )
+        self._relay = Relay(self.stats, pump, bounds, log)
+        self._accepting = trio.CancelScope()
+        self._relaying = trio.CancelScope()
+
+    async def serve(self) -> bool:
+        """Accept until `stop`, then let the connections end.
+
+        True when all of them ended by themselves, False when ``drain_timeout`` or `end`
+        cut some off.
+        """
+        with self._relaying:
+            async with trio.open_nursery() as relays:
+                with self._accepting:
+                    async with trio.open_nursery() as acceptors:
+                        for listening in self.sockets:
+                            acceptors.start_soon(self._accept, listening.sock, relays)
+                self._close()
+                self._call_endings("drained")
+                self._relaying.deadline = trio.current_time() + self.route.policy.drain_timeout
+        self._close()
+        return not self._relaying.cancelled_caught
+
+    def stop(self) -> None:
+        """Accept no more; live connections have ``drain_timeout`` to end."""
+        self._accepting.cancel()
+
+    def end(self) -> None:
+        """Accept no more and end every connection now."""
+        self._call_endings("shutdown")
+        self._relaying.cancel()
+
+    def _call_endings(self, reason: EndReason) -> None:
+        for connection in self.stats.live:
+            connection.ending = reason
+
+    def _close(self) -> None:
+        for listening in self.sockets:
+            listening.close()
+
+    async def _accept(self, sock: socket.socket, relays: trio.Nursery) -> None:
+        troubles = 0
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            error = self._accept_batch(sock, relays)
+            if error is None:
+                troubles = self._recovered(troubles)
+                await trio.lowlevel.checkpoint()
+            else:
+                troubles += 1
+                await self._back_off(error, troubles)
+
+    def _accept_batch(self, sock: socket.socket, relays: trio.Nursery) -> OSError | None:
+        """Take the clients that wait; the error after which waiting makes sense, if any."""
+        for _ in range(_BATCH):
+            try:
+                client, address = sock.accept()
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                self.stats.accept_errors += 1
+                if error.errno in _PEER_ERRORS:
+                    continue
+                return error
+            connection = Connection(next(self._numbers), self.route, sock.family, address)
+            relays.start_soon(self._relay.serve, client, connection)
+        return None
+
+    async def _back_off(self, error: OSError, troubles: int) -> None:
+        """Wait, for the descriptor table or memory to have room again: 10 ms to 1 s."""
+        if troubles == 1:
+            self._log.error(
+                "accept_failed",
+                route=self.route.name,
+                error=str(error),
+                remedy="clients wait in the backlog; raise LimitNOFILE= (or ulimit -n)",
+            )
+        await trio.sleep(min(0.01 * 2 ** (troubles - 1), 1.0))
+
+    def _recovered(self, troubles: int) -> int:
+        if troubles:
+            self._log.info("accept_recovered", route=self.route.name, failures=troubles)
+        return 0

@@ -1,0 +1,128 @@
+"""One transfer between two connected sockets: what bounds it, counts it and ends it.
+
+Owns: the interface that every pump serves, as values and a protocol.  Knows no pump.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Final, Literal, NamedTuple, Protocol
+
+EndReason = Literal[
+    "finished",  # both sides ended, every byte delivered
+    "half_close_timeout",  # one side ended, the other was silent for too long
+    "idle_timeout",  # no byte either way for too long
+    "client_reset",  # the client went away without taking all
+    "target_reset",  # the target went away without taking, or sending, all
+    "killed",  # an operator ended it
+    "drained",  # the route stopped and its drain_timeout was over
+    "shutdown",  # the daemon was told to end at once
+    "error",  # a defect of this program; the log has the traceback
+]
+"""How a connection ended; the label ``reason`` of connections_closed_total."""
+
+ENDINGS: Final[dict[str, str]] = {
+    "half_close_timeout": "one side had ended and the other stayed silent for half_close_timeout",
+    "idle_timeout": "no byte either way for idle_timeout",
+    "client_reset": "the client went away without taking all",
+    "target_reset": "the target went away in mid-stream: its service reset the connection,"
+    " or the VM was stopped; the client was reset",
+    "killed": "ended by an operator",
+    "drained": "the route stopped and drain_timeout was over",
+    "shutdown": "the daemon was told to end at once",
+}
+"""What an `EndReason` other than ``finished`` means, for the log."""
+
+
+class Transfer(NamedTuple):
+    """A transfer that has ended: the bytes that were delivered, and why it ended.
+
+    ``errno`` is the kernel's word behind a reset, or 0.
+    """
+
+    upstream_bytes: int
+    downstream_bytes: int
+    reason: EndReason
+    errno: int = 0
+
+
+class Bounds(NamedTuple):
+    """What ends a transfer before its sides do: seconds without a byte, None for never.
+
+    ``hold_half_close`` keeps a client's EOF from the target (`route.Policy.half_close`).
+    """
+
+    idle_timeout: float | None = None
+    half_close_timeout: float | None = None
+    hold_half_close: bool = False
+
+
+class Counting(Protocol):
+    """Something that knows how many bytes a running transfer has delivered."""
+
+    def upstream_bytes(self) -> int:
+        """Bytes taken by the target's socket so far."""
+        ...
+
+    def downstream_bytes(self) -> int:
+        """Bytes taken by the client's socket so far."""
+        ...
+
+
+class Meter:
+    """The live byte counters of one transfer; they only grow, and stay when it has ended."""
+
+    __slots__ = ("_downstream", "_source", "_upstream")
+
+    def __init__(self) -> None:
+        self._source: Counting | None = None
+        self._upstream = 0
+        self._downstream = 0
+
+    def follow(self, source: Counting) -> None:
+        """Read ``source`` from now on; for the pump that runs the transfer."""
+        self._source = source
+
+    def settle(self, upstream: int, downstream: int) -> None:
+        """Keep the final numbers and let go of the source."""
+        self._source = None
+        self._upstream = upstream
+        self._downstream = downstream
+
+    @property
+    def upstream_bytes(self) -> int:
+        """Bytes taken by the target's socket so far."""
+        return self._source.upstream_bytes() if self._source else self._upstream
+
+    @property
+    def downstream_bytes(self) -> int:
+        """Bytes taken by the client's socket so far."""
+        return self._source.downstream_bytes() if self._source else self._downstream
+
+
+class Pump(Protocol):
+    """Moves bytes both ways between two connected sockets until both have ended.
+
+    ``name`` is ``native`` or ``portable``; ``why`` is the sentence behind the choice.
+    """
+
+    @property
+    def name(self) -> str:
+        """``native`` or ``portable``."""
+        ...
+
+    @property
+    def why(self) -> str:
+        """Why this pump and not the other, for the log."""
+        ...
+
+    async def transfer(
+        self, client: socket.socket, target: socket.socket, bounds: Bounds, meter: Meter
+    ) -> Transfer:
+        """Relay between two connected stream sockets; both are closed when it returns.
+
+        They are the pump's from the call on, blocking or not.  Cancelled, it resets the
+        client, closes both, settles ``meter`` and raises `trio.Cancelled`.  How a
+        connection ends is a value and never an exception.
+        """
+        ...
