@@ -1,0 +1,103 @@
+"""Which addresses of this machine a listener takes, and who has taken them.
+
+Owns: telling that two listeners cannot both be had, before a kernel is asked, and that a
+route would dial itself.  Opens nothing and resolves no name: two names of one machine are
+only found to clash when they are bound.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Final
+
+from vsockproxy.endpoint import (
+    CID_ANY,
+    CID_LOCAL,
+    Dialable,
+    FdEndpoint,
+    ListenEndpoint,
+    MuxEndpoint,
+    TcpEndpoint,
+    UnixEndpoint,
+    VsockEndpoint,
+)
+
+Claim = tuple[str, str, int]
+"""Family, address in it (`ANY` for all of them), port."""
+
+ANY: Final = ""
+
+_LOOPBACK: Final = (None, "localhost")
+
+
+class Claims:
+    """The addresses that are taken, each by somebody with a name."""
+
+    def __init__(self) -> None:
+        self._owners: dict[tuple[str, int], dict[str, str]] = {}
+
+    def take(self, listen: ListenEndpoint, owner: str) -> str | None:
+        """Note ``owner`` at every address of ``listen``; the owner it clashes with, or None."""
+        clash: str | None = None
+        for family, address, port in listen_claims(listen):
+            owners = self._owners.setdefault((family, port), {})
+            clash = clash or _clash(owners, address)
+            owners.setdefault(address, owner)
+        return clash
+
+
+def _clash(owners: dict[str, str], address: str) -> str | None:
+    if address == ANY and owners:
+        return next(iter(owners.values()))
+    return owners.get(address) or owners.get(ANY)
+
+
+def listen_claims(listen: ListenEndpoint) -> tuple[Claim, ...]:
+    """The addresses that a listener takes.
+
+    ``[::]`` is all of IPv6 and none of IPv4: the two are listened on apart.
+    """
+    match listen:
+        case TcpEndpoint(host=host, port=port):
+            return _tcp_claims(host, port)
+        case VsockEndpoint(cid=cid, port=port):
+            return (("vsock", ANY if cid == CID_ANY else str(cid), port),)
+        case UnixEndpoint(path=path):
+            return (("unix", path, 0),)
+        case MuxEndpoint():
+            return (("unix", listen.listen_path, 0),)
+        case FdEndpoint(name=name):
+            return (("fd", name, 0),)
+
+
+def is_loop(listen: ListenEndpoint, target: Dialable) -> bool:
+    """Whether a route from ``listen`` to ``target`` would dial itself."""
+    taken = set(listen_claims(listen))
+    return any(
+        claim in taken or (_is_this_machine(claim) and (claim[0], ANY, claim[2]) in taken)
+        for claim in _target_claims(target)
+    )
+
+
+def _target_claims(target: Dialable) -> tuple[Claim, ...]:
+    if isinstance(target, MuxEndpoint):
+        return (("unix", target.path, 0),)
+    return listen_claims(target)
+
+
+def _is_this_machine(claim: Claim) -> bool:
+    family, address, _ = claim
+    if family == "vsock":
+        return address == str(CID_LOCAL)
+    return family in ("IPv4", "IPv6") and ipaddress.ip_address(address).is_loopback
+
+
+def _tcp_claims(host: str | None, port: int) -> tuple[Claim, ...]:
+    if host in _LOOPBACK:
+        return (("IPv4", "127.0.0.1", port), ("IPv6", "::1", port))
+    assert host is not None
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return (("name", host.lower(), port),)
+    return ((f"IPv{address.version}", ANY if address.is_unspecified else str(address), port),)

@@ -1,0 +1,298 @@
+"""From a configuration file, or a command line, to the `Config` that the daemon runs.
+
+Owns: what keys mean together. Routes are put together from ``[forward]`` and ``[[route]]``,
+port ranges are spread, guests become addresses, and routes that cannot live side by side
+are found. Everything that is wrong is told at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeVar
+
+from vsockproxy.address import expand_ports, parse_listen, parse_target
+from vsockproxy.claims import Claims, is_loop
+from vsockproxy.document import Document, Finding, KeyPath, Plain, read_document, spell
+from vsockproxy.endpoint import (
+    PORT_ANY,
+    Dialable,
+    GuestEndpoint,
+    ListenEndpoint,
+    MuxEndpoint,
+    TcpEndpoint,
+    UnixEndpoint,
+    VsockEndpoint,
+    check_guest_name,
+)
+from vsockproxy.errors import AddressError, ConfigError
+from vsockproxy.route import Config, LogSettings, MetricsListen, Policy, PumpSettings, Route
+from vsockproxy.schema import GuestTable, RouteTable, nearest, read_tables
+
+COMMAND_LINE: Final = "command line"
+
+_PORT_MARK: Final = "{port}"
+_LONGEST_NAME: Final = 128
+_NO_ROUTE: Final = (
+    'has no route: write one under forward, as in 8080 = "3:80" (TOML) or 8080: 3:80 (YAML)'
+)
+
+_Endpoint = TypeVar("_Endpoint")
+
+
+def load_config(path: Path) -> Config:
+    """The configuration in a file; raises `ConfigError` with everything that is wrong in it."""
+    return build_config(read_document(path))
+
+
+def build_config(document: Document) -> Config:
+    """The configuration that a document describes; raises `ConfigError`."""
+    return _Builder(document).config()
+
+
+def forward_config(
+    pairs: Sequence[tuple[str, str]], tables: Mapping[str, Plain] | None = None
+) -> Config:
+    """The configuration of a command line's LISTEN and TARGET texts.
+
+    ``tables`` are further tables as a file would have them, such as
+    ``{"metrics": {"listen": "9490"}}``.  Raises `ConfigError`.
+    """
+    routes: list[Plain] = [{"listen": listen, "target": target} for listen, target in pairs]
+    try:
+        return build_config(Document(COMMAND_LINE, {**(tables or {}), "route": routes}))
+    except ConfigError as error:
+        # Nobody wrote a key here; every message quotes what was written.
+        bare = tuple(replace(problem, path="") for problem in error.problems)
+        raise ConfigError(COMMAND_LINE, bare) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One entry of ``[forward]`` or ``[[route]]``, and where its parts stand."""
+
+    listen: str
+    target: str
+    policy: Policy
+    path: KeyPath
+    name: str | None = None
+    to_host: bool = False
+    long: bool = False
+
+    def at(self, key: str) -> KeyPath:
+        return (*self.path, key) if self.long else self.path
+
+
+class _Builder:
+    """Puts one document's routes together; `config` is called once."""
+
+    def __init__(self, document: Document) -> None:
+        self._document = document
+        self._findings = list(document.findings)
+        self._tables = read_tables(document.tree, self._findings)
+        self._unread = {finding.path for finding in self._findings}
+        self._claims = Claims()
+        self._names: set[str] = set()
+
+    def config(self) -> Config:
+        metrics = self._metrics()
+        for name, guest in self._tables.guests.items():
+            self._check_guest(name, guest)
+        routes = tuple(route for entry in self._entries() for route in self._routes(entry))
+        if not routes and not (self._findings and self._has_entries()):
+            self._note((), _NO_ROUTE)
+        if self._findings:
+            raise self._document.error(self._findings)
+        log, pump = self._tables.log, self._tables.pump
+        return Config(
+            routes=routes,
+            metrics=metrics,
+            log=LogSettings(level=log.level, format=log.format, access=log.access),
+            pump=PumpSettings(choice=pump.choice, threads=pump.threads),
+            source=self._document.source,
+        )
+
+    def _has_entries(self) -> bool:
+        """Whether somebody tried to write a route, or a file that cannot be read at all."""
+        tree = self._document.tree
+        tried = any(path[:1] in ((), ("forward",), ("route",)) for path in self._unread)
+        return bool(tried or tree.get("forward") or tree.get("route"))
+
+    def _metrics(self) -> MetricsListen | None:
+        path = ("metrics", "listen")
+        text = self._tables.metrics.listen
+        endpoint = None if text is None else self._parsed(parse_listen, text, path)
+        if text is None or endpoint is None:
+            return None
+        if isinstance(endpoint, VsockEndpoint | MuxEndpoint):
+            self._note(path, f"{text!r} cannot serve metrics: write tcp:, unix: or fd:")
+            return None
+        self._check_listen(text, endpoint, path)
+        self._claims.take(endpoint, spell(path))
+        return endpoint
+
+    def _check_guest(self, name: str, guest: GuestTable) -> None:
+        path = ("guests", name)
+        try:
+            check_guest_name(name)
+        except AddressError as error:
+            self._note(path, str(error))
+        if self._is_unread(path):
+            return
+        ways = guest.model_fields_set & {"cid", "mux", "unix"}
+        if len(ways) != 1:
+            read = f"has {' and '.join(sorted(ways))}" if ways else "has no way to be reached"
+            self._note(path, f'{read}: write one of cid = 3, mux = "PATH", unix = "PATH_{{port}}"')
+        elif guest.unix is not None and _PORT_MARK not in guest.unix:
+            self._note(
+                (*path, "unix"), f"{guest.unix!r} has no {_PORT_MARK}: each port is a socket"
+            )
+        elif guest.to_host and guest.cid is None:
+            self._note((*path, "to_host"), "is for a guest with a cid")
+
+    def _entries(self) -> Iterator[_Entry]:
+        tables = self._tables
+        policy = tables.defaults.policy(tables.defaults)
+        for listen, target in tables.forward.items():
+            yield _Entry(listen, target, policy, ("forward", listen))
+        for index, table in enumerate(tables.route):
+            path = ("route", index)
+            if table.listen is not None and table.target is not None:
+                yield _Entry(
+                    table.listen,
+                    table.target,
+                    table.policy(tables.defaults),
+                    path,
+                    table.name,
+                    table.to_host,
+                    long=True,
+                )
+            else:
+                self._note_missing(table, path)
+
+    def _note_missing(self, table: RouteTable, path: KeyPath) -> None:
+        if path in self._unread:
+            return
+        for key in ("listen", "target"):
+            if getattr(table, key) is None and (*path, key) not in self._unread:
+                self._note((*path, key), "is missing: a route has a listen and a target")
+
+    def _routes(self, entry: _Entry) -> Iterator[Route]:
+        """The routes of one entry, one for each port; the first port that is wrong ends them."""
+        listens = self._parsed(expand_ports, entry.listen, entry.at("listen")) or ()
+        targets = self._parsed(expand_ports, entry.target, entry.at("target")) or ()
+        if listens and targets and len(listens) != len(targets):
+            self._note(
+                entry.at("target"),
+                f"{entry.target!r} is {_ports(targets)} and {entry.listen!r} is {_ports(listens)}:"
+                " write as many on both sides",
+            )
+            return
+        for listen_text, target_text in zip(listens, targets, strict=False):
+            listen = self._listen(listen_text, entry)
+            name = self._claim(entry, listen_text, listen, spread=len(listens) > 1)
+            target = self._target(target_text, entry)
+            if listen is None or name is None or target is None:
+                return
+            if is_loop(listen, target):
+                self._note(entry.at("target"), f"{target_text!r} is the route's own listener")
+                return
+            yield Route(name, listen, target, entry.policy)
+
+    def _listen(self, text: str, entry: _Entry) -> ListenEndpoint | None:
+        path = entry.at("listen")
+        endpoint = self._parsed(parse_listen, text, path)
+        if endpoint is None or not self._check_listen(text, endpoint, path):
+            return None
+        return endpoint
+
+    def _check_listen(self, text: str, endpoint: ListenEndpoint, path: KeyPath) -> bool:
+        """Whether clients can know where to connect to."""
+        any_port = 0 if isinstance(endpoint, TcpEndpoint) else PORT_ANY
+        if getattr(endpoint, "port", None) != any_port:
+            return True
+        self._note(path, f"{text!r} listens on any port that is free: name one")
+        return False
+
+    def _target(self, text: str, entry: _Entry) -> Dialable | None:
+        path = entry.at("target")
+        endpoint = self._parsed(parse_target, text, path)
+        if isinstance(endpoint, GuestEndpoint):
+            endpoint = self._resolve(text, endpoint, path)
+        if endpoint is None or not entry.to_host:
+            return endpoint
+        if not isinstance(endpoint, VsockEndpoint):
+            self._note(entry.at("to_host"), f"is for a vsock target, and {text!r} is none")
+            return None
+        return replace(endpoint, to_host=True)
+
+    def _resolve(self, text: str, endpoint: GuestEndpoint, path: KeyPath) -> Dialable | None:
+        if ("guests",) in self._unread or self._is_unread(("guests", endpoint.guest)):
+            return None  # what is wrong with the guest is told where it stands
+        guest = self._tables.guests.get(endpoint.guest)
+        if guest is None:
+            hint = nearest(endpoint.guest, self._tables.guests)
+            self._note(path, _unknown_guest(text, endpoint.guest, hint))
+            return None
+        return self._parsed(lambda _: _guest_address(guest, endpoint.port), text, path)
+
+    def _claim(
+        self, entry: _Entry, text: str, listen: ListenEndpoint | None, *, spread: bool
+    ) -> str | None:
+        """The name of the route on ``text``, once the name and the listener are its own.
+
+        A name is a label of the metrics, and so short, printable and unique.
+        """
+        name = text if entry.name is None else entry.name
+        if entry.name is not None and spread:
+            name = f"{entry.name}-{getattr(listen, 'port', text)}"
+        path = entry.at("listen" if entry.name is None else "name")
+        if not name.isprintable() or name.strip() != name or not 0 < len(name) <= _LONGEST_NAME:
+            self._note(path, f"{name!r} is no name: 1 to {_LONGEST_NAME} printable characters")
+            return None
+        owner = listen and self._claims.take(listen, f"the route {name!r}")
+        if owner:
+            self._note(entry.at("listen"), f"{text!r} is taken already, by {owner}")
+            return None
+        if name in self._names:
+            self._note(path, f"{name!r} is the name of another route: choose one")
+            return None
+        self._names.add(name)
+        return name
+
+    def _parsed(
+        self, parse: Callable[[str], _Endpoint], text: str, path: KeyPath
+    ) -> _Endpoint | None:
+        try:
+            return parse(text)
+        except AddressError as error:
+            self._note(path, str(error))
+            return None
+
+    def _is_unread(self, path: KeyPath) -> bool:
+        """Whether something was found at a key or below it."""
+        return any(finding.path[: len(path)] == path for finding in self._findings)
+
+    def _note(self, path: KeyPath, message: str) -> None:
+        self._findings.append(Finding(path, message))
+
+
+def _guest_address(guest: GuestTable, port: int) -> Dialable:
+    if guest.cid is not None:
+        return VsockEndpoint(guest.cid, port, guest.to_host)
+    if guest.mux is not None:
+        return MuxEndpoint(guest.mux, port)
+    assert guest.unix is not None
+    return UnixEndpoint(guest.unix.replace(_PORT_MARK, str(port)))
+
+
+def _unknown_guest(text: str, guest: str, hint: str) -> str:
+    return (
+        f"{text!r}: no guest {guest!r} is under guests; {hint + ' ' if hint else ''}"
+        f"a TCP target is spelt tcp:{text}"
+    )
+
+
+def _ports(texts: Sequence[str]) -> str:
+    return "1 port" if len(texts) == 1 else f"{len(texts)} ports"

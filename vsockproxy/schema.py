@@ -1,0 +1,196 @@
+"""The tables and keys of a configuration file, and plain words for what does not fit them.
+
+Owns: which keys there are, their types and defaults; every key that does not fit becomes
+a finding, and the rest is still read.  Must not know what keys mean together: addresses,
+guests and routes are put together in `config`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from vsockproxy.document import Finding, KeyPath, Plain
+from vsockproxy.duration import parse_bound, parse_duration, parse_timeout, shown
+from vsockproxy.route import (
+    HalfClose,
+    LogFormat,
+    LogLevel,
+    LogSettings,
+    Policy,
+    PumpChoice,
+    PumpSettings,
+)
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+_POLICY: Final = Policy()
+_LOG: Final = LogSettings()
+_PUMP: Final = PumpSettings()
+_INT32_MAX: Final = 0x7FFFFFFF
+_CID_MAX: Final = 0xFFFFFFFE  # the one above is any CID, which cannot be dialled
+
+
+def _read_address(value: object) -> object:
+    """A bare port may be written as a number; the grammar of the rest is `address`'s."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return shown(value)
+    if not isinstance(value, str):
+        raise ValueError(f'{shown(value)} is no address: write a text, as in "tcp:127.0.0.1:8080"')
+    return value
+
+
+Address = Annotated[str, BeforeValidator(_read_address)]
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+Timeout = Annotated[float, BeforeValidator(parse_timeout)]
+Bound = Annotated[float | None, BeforeValidator(parse_bound)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class PolicyKeys(_Table):
+    """The keys of `route.Policy`, under ``[defaults]`` and in every ``[[route]]``."""
+
+    connect_timeout: Timeout = _POLICY.connect_timeout
+    idle_timeout: Bound = _POLICY.idle_timeout
+    half_close_timeout: Bound = _POLICY.half_close_timeout
+    half_close: HalfClose = _POLICY.half_close
+    drain_timeout: Duration = _POLICY.drain_timeout
+    backlog: Annotated[int, Field(ge=1, le=_INT32_MAX)] = _POLICY.backlog
+    access_log: bool = _POLICY.access_log
+
+    def policy(self, defaults: PolicyKeys) -> Policy:
+        """The policy in which the keys written here win over those written in ``defaults``."""
+        return Policy(**(defaults._written() | self._written()))
+
+    def _written(self) -> dict[str, Any]:
+        return {
+            key: getattr(self, key)
+            for key in PolicyKeys.model_fields.keys() & self.model_fields_set
+        }
+
+
+class RouteTable(PolicyKeys):
+    """One ``[[route]]``."""
+
+    name: str | None = None
+    listen: Address | None = None
+    target: Address | None = None
+    to_host: bool = False
+
+
+class GuestTable(_Table):
+    """One guest of ``[guests]``; exactly one of the first three is written."""
+
+    cid: Annotated[int, Field(ge=0, le=_CID_MAX)] | None = None
+    mux: str | None = None
+    unix: str | None = None
+    to_host: bool = False
+
+
+class MetricsTable(_Table):
+    """``[metrics]``."""
+
+    listen: Address | None = None
+
+
+class LogTable(_Table):
+    """``[log]``."""
+
+    level: LogLevel = _LOG.level
+    format: LogFormat = _LOG.format
+    access: bool = _LOG.access
+
+
+class PumpTable(_Table):
+    """``[pump]``."""
+
+    choice: PumpChoice = _PUMP.choice
+    threads: Annotated[int, Field(ge=1, le=64)] | None = _PUMP.threads
+
+
+class FileTables(_Table):
+    """A whole file."""
+
+    forward: dict[str, Address] = {}
+    route: list[RouteTable] = []
+    guests: dict[str, GuestTable] = {}
+    defaults: PolicyKeys = PolicyKeys()
+    metrics: MetricsTable = MetricsTable()
+    log: LogTable = LogTable()
+    pump: PumpTable = PumpTable()
+
+
+TABLES: Final[dict[str, type[BaseModel]]] = {
+    "route": RouteTable,
+    "guests": GuestTable,
+    "defaults": PolicyKeys,
+    "metrics": MetricsTable,
+    "log": LogTable,
+    "pump": PumpTable,
+}
+"""The model under each key of a file; ``forward`` has keys of the operator's own."""
+
+
+def read_tables(tree: dict[str, Plain], findings: list[Finding]) -> FileTables:
+    """What fits of a tree; each key that does not is left out, and added to ``findings``."""
+    try:
+        return FileTables.model_validate(tree)
+    except ValidationError as error:
+        fitting = copy.deepcopy(tree)
+        for detail in error.errors(include_url=False):
+            findings.append(Finding(detail["loc"], _sentence(detail)))
+            _take_out(fitting, detail["loc"])
+        return FileTables.model_validate(fitting)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``did you mean ...?`` for the known word that looks most like ``word``, or nothing."""
+    close = get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+_SENTENCES: Final = {
+    "string_type": "{read} is no text: put it in quotes",
+    "int_type": "{read} is no whole number",
+    "bool_type": "{read} is neither true nor false",
+    "model_type": "{read} is no table: write keys and values below it",
+    "dict_type": "{read} is no table: write keys and values below it",
+    "list_type": "{read} is no list: write [[route]] above each route (in YAML, a - before it)",
+    "literal_error": "{read} is none of {expected}",
+    "greater_than_equal": "{read} is too small: {ge} is the least",
+    "less_than_equal": "{read} is too large: {le} is the most",
+    "value_error": "{error}",
+}
+"""A sentence for each type of pydantic's errors that the models above can raise."""
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    if detail["type"] == "extra_forbidden":
+        return _unknown_key(detail["loc"])
+    sentence = _SENTENCES.get(detail["type"], "{read} cannot stand here")
+    return sentence.format(read=shown(detail["input"]), **detail.get("ctx", {}))
+
+
+def _unknown_key(path: KeyPath) -> str:
+    model = FileTables if len(path) == 1 else TABLES[str(path[0])]
+    known = list(model.model_fields)
+    return "unknown key: " + (nearest(str(path[-1]), known) or f"there are {', '.join(known)}")
+
+
+def _take_out(tree: Any, path: KeyPath) -> None:
+    """Remove a key; an item of a list becomes an empty table, so that the others stay."""
+    *above, last = path
+    for key in above:
+        tree = tree[key]
+    if isinstance(last, int):
+        tree[last] = {}
+    else:
+        tree.pop(last, None)
