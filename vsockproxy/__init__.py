@@ -1,3 +1,57 @@
-"""vsockproxy: byte streams between TCP and vsock."""
+"""vsockproxy: byte streams between TCP and vsock.
+
+The modules, along the way that a route and then its bytes take:
+
+    cli -> config (document, schema, address, claims) -> route.Config
+      -> supervisor                 all routes: bind, ready, drain, stop
+         -> listener                one route: accept
+            -> relay                one connection: dial, transfer, account, log
+               -> transport         endpoint to socket (sockaddr, binding, vsock, mux, systemd)
+               -> pump              moves the bytes (_native in C, portable in trio)
+            -> stats                plain numbers
+      -> metrics, admin             read the numbers, show them
+    errors, endpoint                the vocabulary under all of it
+
+As a library it is trio's missing vsock layer:
+
+    stream = await vsockproxy.open_vsock_stream(3, 80)
+    await trio.serve_listeners(handler, await vsockproxy.open_vsock_listeners(1024))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from vsockproxy.endpoint import VsockEndpoint, port_to_service_guid, service_guid_to_port
+    from vsockproxy.transport import open_vsock_listeners, open_vsock_stream
+    from vsockproxy.vsock import local_cid
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "VsockEndpoint",
+    "__version__",
+    "local_cid",
+    "open_vsock_listeners",
+    "open_vsock_stream",
+    "port_to_service_guid",
+    "service_guid_to_port",
+]
+
+# Loaded at first use: `import vsockproxy.endpoint` must not pay for trio.
+_HOMES: Final = {
+    "VsockEndpoint": "endpoint",
+    "local_cid": "vsock",
+    "open_vsock_listeners": "transport",
+    "open_vsock_stream": "transport",
+    "port_to_service_guid": "endpoint",
+    "service_guid_to_port": "endpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

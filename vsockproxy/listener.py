@@ -73,14 +73,16 @@ class RouteListener:
         """
         with self._relaying:
             async with trio.open_nursery() as relays:
-                with self._accepting:
-                    async with trio.open_nursery() as acceptors:
-                        for listening in self.sockets:
-                            acceptors.start_soon(self._accept, listening.sock, relays)
-                self._close()
+                try:
+                    with self._accepting:
+                        async with trio.open_nursery() as acceptors:
+                            for listening in self.sockets:
+                                acceptors.start_soon(self._accept, listening.sock, relays)
+                finally:
+                    for listening in self.sockets:
+                        listening.close()
                 self._call_endings("drained")
                 self._relaying.deadline = trio.current_time() + self.route.policy.drain_timeout
-        self._close()
         return not self._relaying.cancelled_caught
 
     def stop(self) -> None:
@@ -95,10 +97,6 @@ class RouteListener:
     def _call_endings(self, reason: EndReason) -> None:
         for connection in self.stats.live:
             connection.ending = reason
-
-    def _close(self) -> None:
-        for listening in self.sockets:
-            listening.close()
 
     async def _accept(self, sock: socket.socket, relays: trio.Nursery) -> None:
         troubles = 0

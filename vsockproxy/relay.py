@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-import trio
-
 from vsockproxy.errors import DialError
 from vsockproxy.stats import Connection, RouteStats
 from vsockproxy.transfer import ENDINGS, Bounds, Pump
@@ -40,13 +38,13 @@ class Relay:
         reason = "error"
         try:
             reason = await self._relay(client, connection)
-        except trio.Cancelled:
-            abort(client)  # closed already where the pump had it
-            reason = connection.ending
-            raise
         except Exception:
             abort(client)
             self.log.exception("connection_failed", **connection.names())
+        except BaseException:  # cancelled: alone, or in the group that a nursery makes of it
+            abort(client)
+            reason = connection.ending
+            raise
         finally:
             self.stats.close(connection, reason)
             if connection.route.policy.access_log:

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import count
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -25,6 +25,8 @@ from vsockproxy.route import Config
 from vsockproxy.stats import RouteStats
 from vsockproxy.transfer import Pump
 from vsockproxy.transport import ListeningSocket, listen
+
+_METRICS_BACKLOG: Final = 128  # scrapers are few
 
 
 class Supervisor:
@@ -49,19 +51,8 @@ class Supervisor:
         """
         async with open_pump(self.config.pump) as pump:
             self._log.info("pump", pump=pump.name, why=pump.why)
-            metrics = self._bind(pump)
-            async with trio.open_nursery() as nursery:
-                if metrics:
-                    await nursery.start(self._serve_metrics, metrics, pump)
-                for listener in self.listeners:
-                    for listening in listener.sockets:
-                        self._log.debug(
-                            "listening", route=listener.route.name, listen=str(listening.endpoint)
-                        )
-                self._log.info("ready", routes=len(self.listeners), config=self.config.source)
-                task_status.started()
-                drained = await self._serve_routes()
-                nursery.cancel_scope.cancel()
+            with ExitStack() as opened:
+                drained = await self._serve(pump, self._bind(pump, opened), task_status)
         self._log.info("stopped", drained=drained)
         return drained
 
@@ -80,27 +71,42 @@ class Supervisor:
         """The counters of every route, in the order of the configuration."""
         return [listener.stats for listener in self.listeners]
 
-    def _bind(self, pump: Pump) -> list[ListeningSocket]:
-        """Open every listener; the metrics endpoint's are returned."""
+    def _bind(self, pump: Pump, opened: ExitStack) -> list[ListeningSocket]:
+        """Open every listener, to be closed with ``opened``; the metrics' are returned."""
         numbers = count(1)
-        with ExitStack() as opened:
-            for route in self.config.routes:
-                sockets = self._listen(f"route {route.name}", route.listen, route.policy.backlog)
-                for listening in sockets:
-                    opened.callback(listening.close)
-                self.listeners.append(RouteListener(route, sockets, pump, numbers, self._log))
-            metrics: list[ListeningSocket] = []
-            if self.config.metrics is not None:
-                metrics = self._listen("metrics", self.config.metrics, 128)
-            opened.pop_all()
-        return metrics
+        for route in self.config.routes:
+            sockets = self._listen(
+                f"route {route.name}", route.listen, route.policy.backlog, opened
+            )
+            self.listeners.append(RouteListener(route, sockets, pump, numbers, self._log))
+        if self.config.metrics is None:
+            return []
+        return self._listen("metrics", self.config.metrics, _METRICS_BACKLOG, opened)
 
-    def _listen(self, owner: str, endpoint: ListenEndpoint, backlog: int) -> list[ListeningSocket]:
+    def _listen(
+        self, owner: str, endpoint: ListenEndpoint, backlog: int, opened: ExitStack
+    ) -> list[ListeningSocket]:
         try:
-            return listen(endpoint, backlog, self._inherited)
+            sockets = listen(endpoint, backlog, self._inherited)
         except ListenError as error:
             error.add_note(owner)
             raise
+        for listening in sockets:
+            opened.callback(listening.close)
+            self._log.debug("listening", owner=owner, listen=str(listening.endpoint))
+        return sockets
+
+    async def _serve(
+        self, pump: Pump, metrics: list[ListeningSocket], task_status: trio.TaskStatus[None]
+    ) -> bool:
+        async with trio.open_nursery() as nursery:
+            if metrics:
+                await nursery.start(self._serve_metrics, metrics, pump)
+            self._log.info("ready", routes=len(self.listeners), config=self.config.source)
+            task_status.started()
+            drained = await self._serve_routes()
+            nursery.cancel_scope.cancel()
+        return drained
 
     async def _serve_routes(self) -> bool:
         """Serve every route until all have ended; True when none was cut off."""
@@ -126,10 +132,6 @@ class Supervisor:
         from vsockproxy.metrics import make_registry  # noqa: PLC0415 - see above
 
         registry = make_registry(self.stats, __version__, pump.name)
-        try:
-            await serve_metrics(
-                [listening.sock for listening in sockets], registry, task_status=task_status
-            )
-        finally:
-            for listening in sockets:
-                listening.close()
+        await serve_metrics(
+            [listening.sock for listening in sockets], registry, task_status=task_status
+        )

@@ -1,0 +1,117 @@
+"""What the daemon costs at rest: memory of an idle connection, and time until it is ready.
+
+    python benchmarks/footprint.py [--connections 4000] [--routes 1000]
+
+Prints the daemon's private memory without and with idle connections, what one connection
+adds, and how long a daemon with one, ten and many routes takes from its start to `ready`.
+All sockets are on the loopback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ADDRESS = "127.77.0.1"  # of the loopback's own net; nobody else listens there
+FIRST_PORT = 20000
+
+
+def main() -> None:
+    """Measure and print."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--connections", type=int, default=4000)
+    options.add_argument("--routes", type=int, default=1000)
+    chosen = options.parse_args()
+    with TemporaryDirectory() as folder:
+        for routes in (1, 10, chosen.routes):
+            times = sorted(ready_seconds(Path(folder), routes) for _ in range(5))
+            print(f"ready with {routes:5} routes after {times[2]:.2f} s (median of 5)")
+        idle_memory(Path(folder), chosen.connections)
+
+
+def ready_seconds(folder: Path, routes: int) -> float:
+    """From the start of the process to its line `ready`."""
+    started = time.monotonic()
+    with daemon(folder, routes):
+        return time.monotonic() - started
+
+
+def idle_memory(folder: Path, connections: int) -> None:
+    """Print what idle connections add to the daemon's memory."""
+    with ExitStack() as stack:
+        target = stack.enter_context(socket.socket(socket.AF_UNIX))
+        target.bind(str(folder / "target"))
+        target.listen(4096)
+        process = stack.enter_context(daemon(folder, 1))
+        held = [stack.enter_context(s) for s in idle_connections(target, 100)]  # warm
+        before = private_bytes(process.pid)
+        print(f"memory with {len(held) // 2} idle connections: {before / 2**20:.1f} MiB private")
+        held = [stack.enter_context(s) for s in idle_connections(target, connections)]
+        after = private_bytes(process.pid)
+        print(f"memory of {connections} idle connections: {after / 2**20:.1f} MiB private")
+        print(f"one idle connection: {(after - before) / connections:.0f} bytes")
+
+
+def idle_connections(target: socket.socket, number: int) -> Iterator[socket.socket]:
+    """Both outer ends of so many connections, each of which has carried a byte both ways."""
+    for _ in range(number):
+        client = socket.create_connection((ADDRESS, FIRST_PORT))
+        server, _ = target.accept()
+        client.sendall(b"x")
+        server.recv(1)
+        server.sendall(b"y")
+        client.recv(1)
+        yield client
+        yield server
+
+
+@contextmanager
+def daemon(folder: Path, routes: int) -> Iterator[subprocess.Popen[str]]:
+    """A daemon with so many routes, from its `ready` until it is stopped."""
+    file = folder / "routes.toml"
+    lines = [f'"{ADDRESS}:{FIRST_PORT + n}" = "unix:{folder}/target"' for n in range(routes)]
+    file.write_text("\n".join(["[log]", 'format = "json"', "[forward]", *lines]))
+    command = [sys.executable, "-m", "vsockproxy", "run", "-c", str(file)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if json.loads(line).get("event") == "ready":
+                break
+        else:
+            raise SystemExit("the daemon did not get ready")
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
+            drain(process.stderr.fileno())
+            process.wait(10)
+
+
+def drain(descriptor: int) -> None:
+    """Read what is left, so that the daemon is not held by a full pipe."""
+    while select.select([descriptor], [], [], 5)[0] and os.read(descriptor, 65536):
+        pass
+
+
+def private_bytes(pid: int) -> int:
+    """Memory that goes with the process: private pages of every mapping."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    sizes = dict(line.split(":", 1) for line in text.splitlines()[1:])
+    kib = sum(int(sizes[key].split()[0]) for key in ("Private_Clean", "Private_Dirty"))
+    return kib * 1024
+
+
+if __name__ == "__main__":
+    main()

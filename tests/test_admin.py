@@ -1,0 +1,212 @@
+"""The HTTP side: what a scraper gets, and that no client can hold or break it."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import httpx
+import pytest
+import structlog
+import trio
+from prometheus_client import CollectorRegistry, Gauge
+
+from vsockproxy.admin import serve_metrics
+from vsockproxy.transport import abort
+
+REQUEST: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+BIG: Final = "x" * 20_000_000  # more than any socket's buffers hold
+AS_HTTP_2: Final = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\n"
+    b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: A\r\n\r\n"
+)
+
+
+def registry_with(label: str = "a") -> CollectorRegistry:
+    registry = CollectorRegistry()
+    Gauge("answer", "Of all questions.", ["label"], registry=registry).labels(label).set(42)
+    return registry
+
+
+@asynccontextmanager
+async def serving(
+    sock: socket.socket, registry: CollectorRegistry, lifetime: float = 60
+) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(
+            lambda task_status: serve_metrics(
+                [sock], registry, lifetime=lifetime, task_status=task_status
+            )
+        )
+        yield
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def tcp() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.setblocking(False)
+        yield sock
+
+
+@pytest.fixture
+def unix(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "metrics"))
+        sock.listen()
+        sock.setblocking(False)
+        yield sock
+
+
+def url(sock: socket.socket, path: str) -> str:
+    return f"http://127.0.0.1:{sock.getsockname()[1]}{path}"
+
+
+async def connected(sock: socket.socket) -> trio.SocketStream:
+    client = trio.socket.socket(sock.family)
+    await client.connect(sock.getsockname())
+    return trio.SocketStream(client)
+
+
+async def everything(stream: trio.SocketStream) -> bytes:
+    return b"".join([bytes(piece) async for piece in stream])
+
+
+async def test_metrics_are_served_in_the_format_that_is_asked_for(tcp: socket.socket) -> None:
+    async with serving(tcp, registry_with()), httpx.AsyncClient() as client:
+        text = await client.get(url(tcp, "/metrics"))
+        accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        openmetrics = await client.get(url(tcp, "/metrics"), headers=accept)
+    assert text.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert 'answer{label="a"} 42.0\n' in text.text
+    assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
+    assert openmetrics.text.endswith("# EOF\n")
+
+
+async def test_the_index_and_a_wrong_path_say_where_to_look(tcp: socket.socket) -> None:
+    async with serving(tcp, registry_with()), httpx.AsyncClient() as client:
+        index = await client.get(url(tcp, "/"))
+        wrong = await client.get(url(tcp, "/metric"))
+        posted = await client.post(url(tcp, "/metrics"))
+    assert (index.status_code, wrong.status_code, posted.status_code) == (200, 404, 405)
+    assert "/metrics" in index.text
+    assert wrong.text == "There is nothing at /metric. Try /metrics\n"
+
+
+async def test_metrics_are_served_on_a_unix_socket(unix: socket.socket) -> None:
+    transport = httpx.AsyncHTTPTransport(uds=unix.getsockname())
+    async with serving(unix, registry_with()), httpx.AsyncClient(transport=transport) as client:
+        answer = await client.get("http://localhost/metrics")
+    assert "answer" in answer.text
+
+
+async def test_the_sockets_stay_the_callers(tcp: socket.socket) -> None:
+    async with serving(tcp, registry_with()):
+        pass
+    async with serving(tcp, registry_with()), httpx.AsyncClient() as client:
+        assert (await client.get(url(tcp, "/metrics"))).status_code == 200
+
+
+async def test_a_connection_is_closed_after_its_answer(tcp: socket.socket) -> None:
+    async with serving(tcp, registry_with()):
+        stream = await connected(tcp)
+        await stream.send_all(REQUEST + REQUEST)
+        answer = await everything(stream)
+        await stream.aclose()
+    assert answer.count(b"HTTP/1.1 200") == 1
+    assert b"connection: close" in answer
+
+
+async def nothing(stream: trio.SocketStream) -> None:
+    """A client that connects and stays silent."""
+
+
+async def part_of_a_request(stream: trio.SocketStream) -> None:
+    await stream.send_all(REQUEST[:-1])
+
+
+async def request_without_reading(stream: trio.SocketStream) -> None:
+    await stream.send_all(REQUEST)
+    await stream.receive_some(1)  # the answer is under way
+
+
+CLIENTS: Final = [nothing, part_of_a_request, request_without_reading]
+Client = Callable[[trio.SocketStream], Awaitable[None]]
+
+
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_the_end_waits_for_no_client(
+    request: pytest.FixtureRequest, family: str, client: Client
+) -> None:
+    sock: socket.socket = request.getfixturevalue(family)
+    with trio.fail_after(10):
+        async with serving(sock, registry_with(BIG)):
+            stream = await connected(sock)
+            await client(stream)
+    await stream.aclose()
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_a_client_that_is_too_slow_is_cut_off(tcp: socket.socket, client: Client) -> None:
+    with trio.fail_after(10):
+        async with serving(tcp, registry_with(BIG), lifetime=0.2):
+            stream = await connected(tcp)
+            await client(stream)
+            await wait_for_the_peers_end(stream)
+            await stream.aclose()
+
+
+async def wait_for_the_peers_end(stream: trio.SocketStream) -> None:
+    try:
+        await everything(stream)
+    except trio.BrokenResourceError:
+        return
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\0" * 100, b"A" * 100_000, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 64, AS_HTTP_2],
+    ids=["zeros", "endless-line", "http2-garbage", "http2-upgrade-garbage"],
+)
+async def test_nonsense_ends_its_own_connection_and_nothing_else(
+    tcp: socket.socket, garbage: bytes
+) -> None:
+    async with serving(tcp, registry_with(), lifetime=2), httpx.AsyncClient() as client:
+        stream = await connected(tcp)
+        await stream.send_all(garbage)
+        await wait_for_the_peers_end(stream)
+        await stream.aclose()
+        assert (await client.get(url(tcp, "/metrics"))).status_code == 200
+
+
+async def test_what_the_http_library_cannot_read_is_one_line_of_the_log(
+    tcp: socket.socket,
+) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with serving(tcp, registry_with()):
+            stream = await connected(tcp)
+            await stream.send_all(AS_HTTP_2)
+            await wait_for_the_peers_end(stream)
+            await stream.aclose()
+    assert [entry["event"] for entry in logs] == ["http_failed"]
+
+
+async def test_a_client_that_resets_in_mid_answer_harms_nobody(tcp: socket.socket) -> None:
+    async with serving(tcp, registry_with(BIG)), httpx.AsyncClient() as client:
+        stream = await connected(tcp)
+        await request_without_reading(stream)
+        raw = socket.socket(fileno=os.dup(stream.socket.fileno()))
+        await stream.aclose()
+        abort(raw)
+        assert (await client.get(url(tcp, "/"))).status_code == 200
+
+
+def test_importing_the_module_costs_neither_hypercorn_nor_starlette() -> None:
+    code = "import sys, vsockproxy.admin; print({'hypercorn', 'starlette'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "set()\n"

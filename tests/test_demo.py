@@ -1,0 +1,214 @@
+"""The embedded guest: Firecracker's side of the handshake, and HTTP behind it."""
+
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import h11
+import httpx
+import pytest
+import trio
+import trio.testing
+
+from tests.daemon import REPOSITORY, command, daemon
+from vsockproxy import demo, mux
+from vsockproxy.config import forward_config, load_config
+from vsockproxy.endpoint import MuxEndpoint
+from vsockproxy.errors import ListenError
+from vsockproxy.transport import dial
+
+GET: Final = b"GET /a?b HTTP/1.1\r\nHost: guest\r\n\r\n"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "guest.vsock"
+
+
+@pytest.fixture
+async def guest(path: Path) -> AsyncIterator[Path]:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(demo.serve_guest, path)
+        yield path
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def connected(path: Path, port: int) -> AsyncIterator[trio.SocketStream]:
+    sock = await dial(MuxEndpoint(str(path), port), 5)
+    async with trio.SocketStream(trio.socket.from_stdlib_socket(sock)) as stream:
+        yield stream
+
+
+async def everything(stream: trio.abc.ReceiveStream) -> bytes:
+    return b"".join([bytes(piece) async for piece in stream])
+
+
+async def test_port_80_answers_a_request_with_what_was_asked(guest: Path) -> None:
+    async with connected(guest, 80) as stream:
+        await stream.send_all(GET)
+        await stream.send_eof()
+        head, _, page = (await everything(stream)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"GET /a?b" in page
+    assert b"port 80" in page
+    assert b"/metrics" in page
+    assert f"Content-Length: {len(page)}".encode() in head
+
+
+async def test_a_client_that_has_half_closed_still_gets_its_answer(guest: Path) -> None:
+    async with connected(guest, 80) as stream:
+        await stream.send_all(GET + GET)
+        await stream.send_eof()
+        answer = await everything(stream)
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+
+
+async def test_an_open_connection_takes_another_request(guest: Path) -> None:
+    async with connected(guest, 80) as stream:
+        for _ in range(2):
+            await stream.send_all(GET)
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize("method", ["HEAD", "POST", "PUT"])
+async def test_every_method_is_answered(guest: Path, method: str) -> None:
+    async with connected(guest, 80) as stream:
+        client = h11.Connection(h11.CLIENT)
+        headers = [("Host", "x"), ("Content-Length", "3" if method != "HEAD" else "0")]
+        parts: list[h11.Event] = [h11.Request(method=method, target="/", headers=headers)]
+        if method != "HEAD":
+            parts.append(h11.Data(data=b"abc"))
+        parts.append(h11.EndOfMessage())
+        await stream.send_all(b"".join(client.send(part) or b"" for part in parts))
+        await stream.send_eof()
+        answer = await everything(stream)
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert answer.endswith(b"\r\n\r\n") == (method == "HEAD")
+
+
+async def test_nonsense_is_answered_with_400(guest: Path) -> None:
+    async with connected(guest, 80) as stream:
+        await stream.send_all(b"hello\r\n\r\n")
+        assert (await everything(stream)).startswith(b"HTTP/1.1 400 Bad Request")
+
+
+async def raw_exchange(path: Path, *pieces: bytes) -> bytes:
+    """What the guest's socket says to these bytes, and then to an end."""
+    stream = await trio.open_unix_socket(path)
+    async with stream:
+        for piece in pieces:
+            await stream.send_all(piece)
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        await stream.send_eof()
+        return await everything(stream)
+
+
+async def test_ok_has_a_number_from_2_to_the_30_up_and_each_its_own(guest: Path) -> None:
+    first = await raw_exchange(guest, b"CONNECT 80\n")
+    second = await raw_exchange(guest, b"CONNECT 80\n")
+    assert (mux.parse_reply(first), mux.parse_reply(second)) == (2**30, 2**30 + 1)
+
+
+async def test_what_follows_the_command_belongs_to_the_service(guest: Path) -> None:
+    reply = await raw_exchange(guest, b"CONN", b"ECT 80\n" + GET)
+    assert reply.startswith(b"OK 1073741824\nHTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize(
+    "line", [b"CONNECT 81\n", b"CONNECT x\n", b"HELLO\n", b"", b"CONNECT 80", b"A" * 1000]
+)
+async def test_whatever_is_refused_is_closed_without_a_word(guest: Path, line: bytes) -> None:
+    try:
+        assert await raw_exchange(guest, line) == b""
+    except trio.BrokenResourceError:
+        assert len(line) == 1000  # closed with bytes unread
+    assert (await raw_exchange(guest, b"CONNECT 80\n")).startswith(b"OK ")
+
+
+async def test_the_sockets_file_goes_with_the_guest(path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(demo.serve_guest, path)
+        assert await trio.Path(path).is_socket()
+        nursery.cancel_scope.cancel()
+    assert not await trio.Path(path).exists()
+
+
+async def test_a_file_that_is_in_the_way_stays_and_is_an_error(path: Path) -> None:
+    await trio.Path(path).write_text("mine")
+    with pytest.RaisesGroup(ListenError):
+        async with demo.embedded_guests(demo.demo_config(str(path), 8080, 9490)):
+            pass
+    assert await trio.Path(path).read_text() == "mine"
+
+
+def test_the_file_in_config_is_the_demos_configuration() -> None:
+    written = load_config(REPOSITORY / "config" / "demo.toml")
+    [route] = written.routes
+    assert isinstance(route.target, MuxEndpoint)
+    built = demo.demo_config(route.target.path, 8080, 9490)
+    assert replace(written, source=built.source) == built
+
+
+@pytest.mark.parametrize(
+    ("listen", "line"),
+    [
+        ("8080", "curl http://127.0.0.1:8080/"),
+        ("0.0.0.0:81", "curl http://127.0.0.1:81/"),
+        ("[::]:81", "curl http://[::1]:81/"),
+        ("[fe80::1]:81", "curl http://[fe80::1]:81/"),
+        ("box.lan:81", "curl http://box.lan:81/"),
+        ("unix:/run/web", "curl --unix-socket /run/web http://localhost/"),
+    ],
+)
+def test_the_greeting_says_what_to_type(listen: str, line: str) -> None:
+    config = forward_config(
+        [(listen, "vsock-mux:/guest:80")], {"metrics": {"listen": "127.0.0.1:9490"}}
+    )
+    assert f"    {line}\n" in demo.greeting(config)
+    assert "    curl http://127.0.0.1:9490/metrics\n" in demo.greeting(config)
+
+
+# --- the command --------------------------------------------------------------------------
+
+
+async def test_the_demo_answers_counts_and_ends_at_ctrl_c(tmp_path: Path) -> None:
+    """On Unix sockets, so that it needs no free port."""
+    web, metrics, guest = (tmp_path / name for name in ("web", "metrics", "guest"))
+    file = tmp_path / "demo.toml"
+    file.write_text(
+        f'[forward]\n"unix:{web}" = "vsock-mux:{guest}:80"\n'
+        f'[defaults]\nhalf_close = "forward"\n[metrics]\nlisten = "unix:{metrics}"\n'
+    )
+    async with daemon("demo", "--config", file) as running:
+        await running.wait_for_output("Ctrl-C ends it.")
+        page = await get(web, "/")
+        await running.wait_for("connection", reason="finished")
+        text = await get(metrics, "/metrics")
+        running.send_signal(signal.SIGINT)
+        assert await running.wait() == 0
+    assert "port 80" in page
+    counted = f'vsockproxy_bytes_total{{direction="downstream",route="unix:{web}"}} '
+    assert float(text.split(counted)[1].split()[0]) > len(page)
+    assert f"curl --unix-socket {web} http://localhost/" in running.output
+    assert list(await trio.Path(tmp_path).iterdir()) == [trio.Path(file)]
+
+
+async def get(path: Path, target: str) -> str:
+    transport = httpx.AsyncHTTPTransport(uds=str(path))
+    async with httpx.AsyncClient(transport=transport) as client:
+        return (await client.get(f"http://localhost{target}")).text
+
+
+def test_a_port_that_is_taken_is_said_with_the_way_out() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = command("demo", "--port", str(port))
+    assert done.returncode == 1
+    assert f"route {port}: cannot listen" in done.stderr
+    assert "vsockproxy demo --port N --metrics-port M" in done.stderr
+    assert done.stdout == ""

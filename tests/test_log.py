@@ -1,0 +1,155 @@
+"""The log: one line an event, whatever the values are and wherever it goes."""
+
+import io
+import json
+import logging
+import os
+import pty
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+from vsockproxy import log
+from vsockproxy.route import LogFormat, LogLevel, LogSettings
+
+HOSTILE = 'a\nlevel=error event=forged\r\n\x1b[2J\x85\u2028"\ud800=\\'
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    handlers = logging.getLogger().handlers[:]
+    yield
+    structlog.reset_defaults()
+    logging.getLogger().handlers[:] = handlers
+
+
+@pytest.fixture
+def lines() -> Callable[..., list[str]]:
+    def written(event: str, settings: LogSettings, **values: object) -> list[str]:
+        stream = io.StringIO()
+        log.configure(settings, stream)
+        log.get_logger().info(event, **values)
+        return stream.getvalue().splitlines()
+
+    return written
+
+
+Lines = Callable[..., list[str]]
+
+
+def test_logfmt_is_the_format_where_nobody_watches(lines: Lines) -> None:
+    [line] = lines("ready", LogSettings(), routes=2, config="a b.toml", drained=True)
+    fields = dict(field.split("=", 1) for field in shlex.split(line))
+    assert list(fields) == ["time", "level", "event", "routes", "config", "drained"]
+    assert (fields["event"], fields["config"]) == ("ready", "a b.toml")
+    assert (fields["routes"], fields["drained"]) == ("2", "true")
+
+
+def test_json_keeps_numbers_and_the_order_of_keys(lines: Lines) -> None:
+    settings = LogSettings(format="json")
+    [line] = lines("connection", settings, upstream_bytes=7, seconds=0.25, dial_seconds=None)
+    event = json.loads(line)
+    assert list(event)[:3] == ["time", "level", "event"]
+    assert (event["upstream_bytes"], event["seconds"], event["dial_seconds"]) == (7, 0.25, None)
+
+
+@pytest.mark.parametrize("form", ["human", "logfmt", "json"])
+def test_a_value_of_a_peer_cannot_make_a_second_line(lines: Lines, form: LogFormat) -> None:
+    [line] = lines("dial_failed", LogSettings(format=form), error=HOSTILE)
+    assert line.isprintable()
+    assert "forged" in line
+
+
+@pytest.mark.parametrize("form", ["human", "logfmt", "json"])
+def test_a_value_that_is_no_text_is_shown_as_its_text(lines: Lines, form: LogFormat) -> None:
+    [line] = lines("listening", LogSettings(format=form), listen=Path("/run/x"))
+    assert "/run/x" in line
+    assert "Path" not in line
+
+
+def _with_traceback(form: LogFormat) -> str:
+    stream = io.StringIO()
+    log.configure(LogSettings(format=form), stream)
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        log.get_logger().exception("connection_failed", route="web")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["logfmt", "json"])
+def test_a_traceback_is_one_line(form: LogFormat) -> None:
+    [line] = _with_traceback(form).splitlines()
+    assert "ValueError" in line
+    assert line.isprintable()
+
+
+def test_a_traceback_for_people_has_lines_but_no_control_characters() -> None:
+    lines = _with_traceback("human").split("\n")
+    assert len(lines) > 3
+    assert all(line.isprintable() for line in lines)
+    assert "ValueError" in "".join(lines)
+
+
+def test_a_level_below_the_wanted_one_is_not_written() -> None:
+    levels: list[LogLevel] = ["debug", "info", "warning", "error"]
+    for wanted in levels:
+        stream = io.StringIO()
+        log.configure(LogSettings(level=wanted), stream)
+        for level in levels:
+            getattr(log.get_logger(), level)(level)
+        written = [line.split("event=")[1] for line in stream.getvalue().splitlines()]
+        assert written == levels[levels.index(wanted) :]
+
+
+def test_access_lines_can_be_left_out(lines: Lines) -> None:
+    assert lines("connection", LogSettings(access=False), route="web") == []
+    assert len(lines("dial_failed", LogSettings(access=False), route="web")) == 1
+
+
+def test_values_bound_to_a_logger_are_in_each_event() -> None:
+    stream = io.StringIO()
+    log.configure(LogSettings(), stream)
+    log.get_logger(route="web").info("listening")
+    assert "route=web" in stream.getvalue()
+
+
+def test_on_a_terminal_the_lines_are_for_people() -> None:
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w", encoding="utf-8") as terminal:
+        log.configure(LogSettings(), terminal)
+        log.get_logger().warning("dial_failed", route="web")
+        line = os.read(master, 4096).decode()
+    os.close(master)
+    assert "\x1b[" in line
+    assert "level=" not in line
+
+
+def test_a_full_disk_loses_lines_and_nothing_else() -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        log.configure(LogSettings(), full)
+        log.get_logger().info("ready")
+
+
+def test_a_closed_pipe_loses_lines_and_nothing_else() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", encoding="utf-8") as pipe:
+        log.configure(LogSettings(), pipe)
+        log.get_logger().info("ready")
+
+
+def test_what_a_library_logs_becomes_one_line_of_the_same_form() -> None:
+    stream = io.StringIO()
+    log.configure(LogSettings(), stream)
+    log.configure(LogSettings(), stream)  # a second time must not double the lines
+    try:
+        raise OSError("boom")
+    except OSError:
+        logging.getLogger("trio.serve_listeners").error("accept said %s", "no", exc_info=True)
+    [line] = stream.getvalue().splitlines()
+    assert 'event=library logger=trio.serve_listeners message="accept said no"' in line
+    assert "OSError: boom" in line

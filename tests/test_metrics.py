@@ -1,0 +1,204 @@
+"""The metrics: what they say of the counters, and that their page says the same."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, get_args
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from vsockproxy.endpoint import TcpEndpoint, VsockEndpoint
+from vsockproxy.errors import Reason
+from vsockproxy.metrics import MetricsCollector, make_registry
+from vsockproxy.route import Route
+from vsockproxy.stats import CONNECTION_BOUNDS, DIAL_BOUNDS, Connection, RouteStats
+from vsockproxy.transfer import EndReason
+
+PAGE: Final = Path(__file__).parents[1] / "docs" / "metrics.md"
+ROUTE: Final = Route("web", TcpEndpoint(None, 8080), VsockEndpoint(3, 80))
+AF_INET: Final = 2
+LISTEN_REASONS: Final = {"in_use", "not_local"}
+
+
+class Rows:
+    """Something a meter can follow, with fixed numbers."""
+
+    def upstream_bytes(self) -> int:
+        return 11
+
+    def downstream_bytes(self) -> int:
+        return 22
+
+
+@pytest.fixture
+def stats() -> RouteStats:
+    return RouteStats(ROUTE)
+
+
+@pytest.fixture
+def registry(stats: RouteStats) -> CollectorRegistry:
+    return make_registry(lambda: [stats], "1.2.3", "native")
+
+
+def opened(stats: RouteStats) -> Connection:
+    connection = Connection(1, ROUTE, AF_INET, ("203.0.113.7", 4711))
+    stats.open(connection)
+    return connection
+
+
+def busy(stats: RouteStats) -> None:
+    """Every counter has moved."""
+    opened(stats).meter.follow(Rows())
+    stats.close(opened(stats), "finished")
+    stats.dial_failures["refused"] += 1
+    stats.accept_errors += 3
+    stats.dial_seconds.observe(0.001)
+
+
+def test_a_new_route_shows_zeros(registry: CollectorRegistry) -> None:
+    for name in ("connections_active", "connections_total", "accept_errors_total"):
+        assert registry.get_sample_value(f"vsockproxy_{name}", {"route": "web"}) == 0
+    labels = {"route": "web", "direction": "upstream"}
+    assert registry.get_sample_value("vsockproxy_bytes_total", labels) == 0
+
+
+def test_bytes_move_while_the_connection_runs(
+    stats: RouteStats, registry: CollectorRegistry
+) -> None:
+    opened(stats).meter.follow(Rows())
+    moved = {
+        direction: registry.get_sample_value(
+            "vsockproxy_bytes_total", {"route": "web", "direction": direction}
+        )
+        for direction in ("upstream", "downstream")
+    }
+    assert moved == {"upstream": 11, "downstream": 22}
+
+
+def test_an_ended_connection_leaves_the_gauge_and_stays_in_the_totals(
+    stats: RouteStats, registry: CollectorRegistry
+) -> None:
+    route = {"route": "web"}
+    connection = opened(stats)
+    assert registry.get_sample_value("vsockproxy_connections_active", route) == 1
+    connection.meter.settle(5, 6)
+    stats.close(connection, "client_reset")
+    assert registry.get_sample_value("vsockproxy_connections_active", route) == 0
+    assert registry.get_sample_value("vsockproxy_connections_total", route) == 1
+    closed = "vsockproxy_connections_closed_total"
+    assert registry.get_sample_value(closed, {**route, "reason": "client_reset"}) == 1
+    assert registry.get_sample_value(closed, {**route, "reason": "finished"}) is None
+    upstream = {**route, "direction": "upstream"}
+    assert registry.get_sample_value("vsockproxy_bytes_total", upstream) == 5
+    assert registry.get_sample_value("vsockproxy_connection_seconds_count", route) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "bounds"), [("dial_seconds", DIAL_BOUNDS), ("connection_seconds", CONNECTION_BOUNDS)]
+)
+def test_histogram_buckets_add_up_from_the_smallest(
+    stats: RouteStats, registry: CollectorRegistry, name: str, bounds: tuple[float, ...]
+) -> None:
+    for value in (bounds[0], bounds[1], bounds[-1] * 2):
+        getattr(stats, name).observe(value)
+    buckets = [
+        (float(sample.labels["le"]), sample.value)
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == f"vsockproxy_{name}_bucket"
+    ]
+    assert buckets == [
+        (bounds[0], 1),
+        (bounds[1], 2),
+        *((bound, 2) for bound in bounds[2:]),
+        (float("inf"), 3),
+    ]
+    assert registry.get_sample_value(f"vsockproxy_{name}_count", {"route": "web"}) == 3
+    assert registry.get_sample_value(f"vsockproxy_{name}_sum", {"route": "web"}) == pytest.approx(
+        bounds[0] + bounds[1] + bounds[-1] * 2
+    )
+
+
+def test_routes_and_the_build_are_described_by_labels(registry: CollectorRegistry) -> None:
+    route = {"route": "web", "listen": "tcp:8080", "target": "vsock:3:80"}
+    assert registry.get_sample_value("vsockproxy_route_info", route) == 1
+    build = {"version": "1.2.3", "pump": "native"}
+    assert registry.get_sample_value("vsockproxy_build_info", build) == 1
+
+
+def test_no_label_holds_the_address_of_a_peer(
+    stats: RouteStats, registry: CollectorRegistry
+) -> None:
+    busy(stats)
+    assert b"203.0.113.7" not in generate_latest(registry)
+
+
+def test_both_formats_can_be_read_back(stats: RouteStats, registry: CollectorRegistry) -> None:
+    busy(stats)
+    text = generate_openmetrics(registry).decode()  # type: ignore[no-untyped-call] # not theirs yet
+    families = text_string_to_metric_families(text)  # type: ignore[no-untyped-call] # the same
+    names = {family.name for family in families}
+    assert {"vsockproxy_bytes", "vsockproxy_dial_seconds", "process_open_fds"} <= names
+    assert b"# TYPE vsockproxy_bytes_total counter" in generate_latest(registry)
+
+
+def test_two_registries_do_not_know_each_other(stats: RouteStats) -> None:
+    one = make_registry(lambda: [stats], "1", "native")
+    two = make_registry(list, "2", "portable")
+    assert one.get_sample_value("vsockproxy_connections_total", {"route": "web"}) == 0
+    assert two.get_sample_value("vsockproxy_connections_total", {"route": "web"}) is None
+
+
+def test_a_description_has_the_names_and_no_samples(stats: RouteStats) -> None:
+    collector = MetricsCollector(lambda: [stats], "1", "native")
+    described = list(collector.describe())
+    assert [m.name for m in described] == [m.name for m in collector.collect()]
+    assert not any(metric.samples for metric in described)
+
+
+# --- docs/metrics.md ----------------------------------------------------------------------
+
+
+def exposed(stats: RouteStats) -> Iterator[tuple[str, str, frozenset[str]]]:
+    """Name, type and labels of every metric, as a scrape of the text format shows them."""
+    busy(stats)
+    for family in MetricsCollector(lambda: [stats], "1", "native").collect():
+        labels = frozenset(label for sample in family.samples for label in sample.labels)
+        suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
+        kind = "gauge" if family.type == "info" else family.type
+        yield family.name + suffix, kind, labels - {"le"}
+
+
+def table(heading: str) -> list[list[str]]:
+    """The rows of the one table under a heading of the page, without their back-quotes."""
+    section = PAGE.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `.*\|$", section, re.MULTILINE)
+    return [[cell.strip().replace("`", "") for cell in row.split("|")[1:-1]] for row in rows]
+
+
+def test_the_page_lists_the_metrics_there_are_and_no_other(stats: RouteStats) -> None:
+    written = {
+        (name, kind, frozenset(labels.split(", "))) for name, kind, labels, _ in table("Routes")
+    }
+    assert written == set(exposed(stats))
+
+
+def test_the_page_lists_every_way_a_connection_ends() -> None:
+    written = [row[0] for row in table("How connections end")]
+    assert written == [*get_args(EndReason), "dial_*"]
+
+
+def test_the_page_lists_every_reason_of_a_failed_dial() -> None:
+    written = [row[0] for row in table("Why dials fail")]
+    assert written == [reason for reason in get_args(Reason) if reason not in LISTEN_REASONS]
+
+
+def test_the_queries_of_the_page_name_metrics_that_exist(stats: RouteStats) -> None:
+    queries = PAGE.read_text().split("## Queries")[1]
+    known = {name for name, _, _ in exposed(stats)}
+    used = set(re.findall(r"vsockproxy_\w+", queries))
+    assert {name.removesuffix("_bucket") for name in used} <= known
+    assert len(used) >= 6

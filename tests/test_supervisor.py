@@ -1,0 +1,355 @@
+"""The daemon in one process: real clients, real targets, from the first listener to the drain."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.fakes import answers_nothing, echo, hold, mux_server
+from tests.sockets import ends_by_reset, no_descriptor_left_over, read_to_end, stream
+from vsockproxy.endpoint import (
+    FdEndpoint,
+    ListenEndpoint,
+    MuxEndpoint,
+    TcpEndpoint,
+    UnixEndpoint,
+)
+from vsockproxy.errors import ListenError
+from vsockproxy.route import Config, Policy, PumpChoice, PumpSettings, Route
+from vsockproxy.stats import RouteStats
+from vsockproxy.supervisor import Supervisor
+
+LOOPBACK = TcpEndpoint("127.0.0.1", 0)
+GUEST_PORT = 80
+
+
+@pytest.fixture(params=["native", "portable"])
+def choice(request: pytest.FixtureRequest) -> PumpChoice:
+    value: PumpChoice = request.param
+    return value
+
+
+@pytest.fixture
+async def guest(tmp_path: Path) -> AsyncIterator[MuxEndpoint]:
+    """A vsock-mux whose guest echoes on one port."""
+    async with mux_server(tmp_path / "guest.sock", {GUEST_PORT: echo}) as server:
+        yield MuxEndpoint(str(server.path), GUEST_PORT)
+
+
+class Daemon:
+    """A supervisor that runs, and how to reach its routes."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.supervisor = supervisor
+        self.drained: bool | None = None
+        self.ended = trio.Event()
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        self.drained = await self.supervisor.run(task_status=task_status)
+        self.ended.set()
+
+    def stats(self, name: str) -> RouteStats:
+        return next(s for s in self.supervisor.stats() if s.route.name == name)
+
+    def address(self, name: str) -> ListenEndpoint:
+        """Where a route really listens."""
+        listener = next(x for x in self.supervisor.listeners if x.route.name == name)
+        return listener.sockets[0].endpoint
+
+    async def connect(self, name: str = "echo") -> trio.SocketStream:
+        address = self.address(name)
+        if isinstance(address, UnixEndpoint):
+            sock = trio.socket.socket(socket.AF_UNIX)
+            await sock.connect(address.path)
+            return trio.SocketStream(sock)
+        assert isinstance(address, TcpEndpoint)
+        return await trio.open_tcp_stream("127.0.0.1", address.port)
+
+    async def closed(self, name: str, reason: str, number: int = 1) -> None:
+        """Wait until so many connections of a route have ended for a reason."""
+        with trio.fail_after(10):
+            while self.stats(name).closed[reason] < number:
+                await trio.lowlevel.checkpoint()
+
+
+@asynccontextmanager
+async def running(
+    *routes: Route, choice: PumpChoice = "auto", **inherited: socket.socket
+) -> AsyncIterator[Daemon]:
+    config = Config(routes, pump=PumpSettings(choice))
+    daemon = Daemon(Supervisor(config, inherited={k: [v] for k, v in inherited.items()}))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(daemon.run)
+        yield daemon
+        nursery.cancel_scope.cancel()
+
+
+async def exchange(client: trio.SocketStream, data: bytes) -> bytes:
+    async with client:
+        await client.send_all(data)
+        await client.send_eof()
+        return await read_to_end(client)
+
+
+# ---- relaying ----
+
+
+async def test_bytes_go_to_a_guest_behind_a_vmm_socket_and_come_back(
+    guest: MuxEndpoint, choice: PumpChoice
+) -> None:
+    route = Route("echo", LOOPBACK, guest, Policy(half_close="forward"))
+    async with running(route, choice=choice) as daemon:
+        assert await exchange(await daemon.connect(), b"x" * 100_000) == b"x" * 100_000
+        await daemon.closed("echo", "finished")
+        stats = daemon.stats("echo")
+        assert (stats.upstream_bytes, stats.downstream_bytes) == (100_000, 100_000)
+        assert stats.connections == 1
+        assert sum(stats.dial_seconds.counts) == 1
+        assert sum(stats.connection_seconds.counts) == 1
+
+
+async def test_a_unix_listener_serves_and_its_file_goes_with_it(
+    guest: MuxEndpoint, tmp_path: Path
+) -> None:
+    path = tmp_path / "front.sock"
+    route = Route("echo", UnixEndpoint(str(path)), guest, Policy(half_close="forward"))
+    async with running(route) as daemon:
+        assert await exchange(await daemon.connect(), b"hello") == b"hello"
+    assert not path.exists()
+
+
+async def test_a_guests_connection_to_the_vmm_socket_reaches_a_host_service(
+    tmp_path: Path,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        [service] = await nursery.start(partial(trio.serve_tcp, echo, 0, host="127.0.0.1"))
+        port = service.socket.getsockname()[1]
+        mux = MuxEndpoint(str(tmp_path / "vm.sock"), 7000)
+        async with running(Route("out", mux, TcpEndpoint("127.0.0.1", port))):
+            sock = trio.socket.socket(socket.AF_UNIX)
+            await sock.connect(f"{tmp_path}/vm.sock_7000")
+            assert await exchange(trio.SocketStream(sock), b"from the guest") == b"from the guest"
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_inherited_socket_serves_a_route(guest: MuxEndpoint) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as inherited:
+        port = inherited.getsockname()[1]
+        route = Route("echo", FdEndpoint("web"), guest, Policy(half_close="forward"))
+        async with running(route, web=inherited):
+            client = await trio.open_tcp_stream("127.0.0.1", port)
+            assert await exchange(client, b"hello") == b"hello"
+
+
+async def test_byte_counters_move_while_a_connection_runs(
+    guest: MuxEndpoint, choice: PumpChoice
+) -> None:
+    async with (
+        running(Route("echo", LOOPBACK, guest), choice=choice) as daemon,
+        await daemon.connect() as client,
+    ):
+        await client.send_all(b"12345")
+        assert await client.receive_some() == b"12345"
+        stats = daemon.stats("echo")
+        assert len(stats.live) == 1
+        assert (stats.upstream_bytes, stats.downstream_bytes) == (5, 5)
+        assert stats.closed.total() == 0
+
+
+# ---- failures stay where they happen ----
+
+
+async def test_a_client_whose_target_refuses_is_reset_and_counted(tmp_path: Path) -> None:
+    nobody = UnixEndpoint(str(tmp_path / "nobody.sock"))
+    async with running(Route("dead", LOOPBACK, nobody)) as daemon:
+        assert await ends_by_reset(await daemon.connect("dead"))
+        await daemon.closed("dead", "dial_not_found")
+        assert daemon.stats("dead").dial_failures == {"not_found": 1}
+
+
+async def test_a_guest_that_never_answers_holds_up_nobody_else(
+    tmp_path: Path, guest: MuxEndpoint
+) -> None:
+    async with mux_server(tmp_path / "silent", {1: echo}, answers_nothing) as silent:
+        target = MuxEndpoint(str(silent.path), 1)
+        routes = [
+            Route("silent", LOOPBACK, target, Policy(connect_timeout=0.2)),
+            Route("echo", LOOPBACK, guest, Policy(half_close="forward")),
+        ]
+        async with running(*routes) as daemon:
+            waiting = [await daemon.connect("silent") for _ in range(20)]
+            assert await exchange(await daemon.connect("echo"), b"x") == b"x"
+            assert daemon.stats("silent").closed.total() == 0, "they still wait"
+            for client in waiting:
+                assert await ends_by_reset(client)
+            await daemon.closed("silent", "dial_timeout", 20)
+
+
+async def test_a_port_that_is_taken_names_the_route_and_leaves_nothing_open(
+    guest: MuxEndpoint, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, no_descriptor_left_over():
+        taken = TcpEndpoint("127.0.0.1", other.getsockname()[1])
+        routes = [
+            Route("front", UnixEndpoint(str(tmp_path / "front.sock")), guest),
+            Route("taken", taken, guest),
+        ]
+        with pytest.RaisesGroup(ListenError, allow_unwrapped=True, flatten_subgroups=True) as info:
+            async with running(*routes):
+                pass
+        error = _only(info.value)
+        assert isinstance(error, ListenError)
+        assert (error.reason, error.errno) == ("in_use", errno.EADDRINUSE)
+        assert error.__notes__ == ["route taken"]
+    assert not (tmp_path / "front.sock").exists()
+
+
+async def test_running_out_of_descriptors_stops_nothing_for_good(guest: MuxEndpoint) -> None:
+    route = Route("echo", LOOPBACK, guest, Policy(half_close="forward"))
+    async with running(route) as daemon:
+        address = daemon.address("echo")
+        assert isinstance(address, TcpEndpoint)
+        early = socket.socket()
+        with no_descriptors_left():
+            early.connect(("127.0.0.1", address.port))
+            with trio.fail_after(10):
+                while not daemon.stats("echo").accept_errors:
+                    await trio.lowlevel.checkpoint()
+        assert await exchange(stream(early), b"waited") == b"waited"
+        assert await exchange(await daemon.connect(), b"new") == b"new"
+
+
+async def test_a_defect_in_one_connection_ends_that_connection_alone(
+    guest: MuxEndpoint,
+) -> None:
+    class Defective:
+        name = why = "portable"
+
+        async def transfer(self, client: socket.socket, target: socket.socket, *_: object) -> None:
+            with client, target:
+                raise ZeroDivisionError
+
+    route = Route("echo", LOOPBACK, guest, Policy(half_close="forward"))
+    async with running(route) as daemon:
+        [listener] = daemon.supervisor.listeners
+        relay = listener._relay
+        listener._relay = replace(relay, pump=Defective())  # type: ignore[arg-type]  # it is broken
+        async with await daemon.connect() as client:
+            assert await read_to_end(client) == b""
+        await daemon.closed("echo", "error")
+        listener._relay = relay
+        assert await exchange(await daemon.connect(), b"x") == b"x"
+
+
+# ---- the end ----
+
+
+async def test_stopping_lets_live_connections_finish_and_takes_no_new_ones(
+    guest: MuxEndpoint, choice: PumpChoice
+) -> None:
+    route = Route("echo", LOOPBACK, guest, Policy(half_close="forward"))
+    async with running(route, choice=choice) as daemon:
+        client = await daemon.connect()
+        await client.send_all(b"before")
+        assert await client.receive_some() == b"before"
+        address = daemon.address("echo")
+        assert isinstance(address, TcpEndpoint)
+        daemon.supervisor.stop()
+        with trio.fail_after(5):
+            while await _accepts(address.port):
+                await trio.lowlevel.checkpoint()
+        assert not daemon.ended.is_set()
+        assert await exchange(client, b"after") == b"after"
+        await daemon.ended.wait()
+        assert daemon.drained is True
+
+
+async def test_a_connection_that_outlives_the_drain_is_reset(
+    tmp_path: Path, choice: PumpChoice
+) -> None:
+    async with mux_server(tmp_path / "vm", {1: hold}) as server:
+        target = MuxEndpoint(str(server.path), 1)
+        route = Route("held", LOOPBACK, target, Policy(drain_timeout=0.1))
+        async with running(route, choice=choice) as daemon:
+            client = await daemon.connect("held")
+            await client.send_all(b"x")
+            await _until_live(daemon, "held")
+            daemon.supervisor.stop()
+            assert await ends_by_reset(client)
+            await daemon.ended.wait()
+            assert daemon.drained is False
+            assert daemon.stats("held").closed == {"drained": 1}
+
+
+async def test_a_second_stop_ends_at_once(tmp_path: Path, choice: PumpChoice) -> None:
+    async with mux_server(tmp_path / "vm", {1: hold}) as server:
+        target = MuxEndpoint(str(server.path), 1)
+        route = Route("held", LOOPBACK, target, Policy(drain_timeout=3600))
+        async with running(route, choice=choice) as daemon:
+            client = await daemon.connect("held")
+            await client.send_all(b"x")
+            await _until_live(daemon, "held")
+            daemon.supervisor.stop()
+            daemon.supervisor.stop()
+            assert await ends_by_reset(client)
+            await daemon.ended.wait()
+            assert daemon.drained is False
+            assert daemon.stats("held").closed == {"shutdown": 1}
+
+
+async def test_a_daemon_that_ran_leaves_no_descriptor_open(
+    guest: MuxEndpoint, choice: PumpChoice
+) -> None:
+    with no_descriptor_left_over():
+        route = Route("echo", LOOPBACK, guest, Policy(half_close="forward"))
+        async with running(route, choice=choice) as daemon:
+            for _ in range(20):
+                assert await exchange(await daemon.connect(), b"x") == b"x"
+            await daemon.closed("echo", "finished", 20)
+
+
+# ---- what the tests do ----
+
+
+@contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    """Let nothing be opened in this process: the table ends at what is open now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = os.dup(0)
+    os.close(probe)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def _until_live(daemon: Daemon, name: str) -> None:
+    with trio.fail_after(5):
+        while daemon.stats(name).upstream_bytes == 0:
+            await trio.lowlevel.checkpoint()
+
+
+async def _accepts(port: int) -> bool:
+    try:
+        client = await trio.open_tcp_stream("127.0.0.1", port)
+    except OSError:
+        return False
+    await client.aclose()
+    return True
+
+
+def _only(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        [error] = error.exceptions
+    return error

@@ -1,0 +1,137 @@
+"""What the routes have done, as Prometheus sees it: a view that is made at each scrape.
+
+Owns: the names, types and labels of the metrics.  Counts nothing itself and must not be
+imported by what does: `stats` holds the numbers, `admin` serves the text.  No label ever
+holds a peer's address, so the number of series depends on the configuration alone.
+
+docs/metrics.md says what each one means; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
+
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+)
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from vsockproxy.stats import Histogram, RouteStats
+
+Stats = Callable[[], Iterable[RouteStats]]
+
+
+def make_registry(stats: Stats, version: str, pump: str) -> CollectorRegistry:
+    """A registry of its own with the routes', the process's and the interpreter's metrics.
+
+    ``stats`` is called at each scrape; ``pump`` is the running pump's name.
+    """
+    registry = CollectorRegistry()
+    registry.register(MetricsCollector(stats, version, pump))
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
+
+
+class MetricsCollector(Collector):
+    """The metrics of all routes; must be collected in the thread that runs the routes."""
+
+    def __init__(self, stats: Stats, version: str, pump: str) -> None:
+        self._stats = stats
+        self._build = {"version": version, "pump": pump}
+
+    def describe(self) -> Iterable[Metric]:
+        """The metrics without their samples; what the registry checks names with."""
+        return _Families().all()
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics as they are now."""
+        families = _Families()
+        families.build.add_metric([], self._build)
+        for stats in self._stats():
+            families.add(stats)
+        yield from families.all()
+
+
+class _Families:
+    """One scrape's metrics, filled route by route."""
+
+    def __init__(self) -> None:
+        self.build = InfoMetricFamily(
+            "vsockproxy_build", "The running vsockproxy: its version and its pump."
+        )
+        self.route = InfoMetricFamily(
+            "vsockproxy_route", "A route: its listener and its target.", labels=["route"]
+        )
+        self.active = GaugeMetricFamily(
+            "vsockproxy_connections_active", "Connections that are open now.", labels=["route"]
+        )
+        self.connections = CounterMetricFamily(
+            "vsockproxy_connections", "Connections that were accepted.", labels=["route"]
+        )
+        self.closed = CounterMetricFamily(
+            "vsockproxy_connections_closed",
+            "Connections that ended, by what ended them.",
+            labels=["route", "reason"],
+        )
+        self.bytes = CounterMetricFamily(
+            "vsockproxy_bytes",
+            "Bytes delivered to the target (upstream) and to clients (downstream).",
+            labels=["route", "direction"],
+        )
+        self.dial_failures = CounterMetricFamily(
+            "vsockproxy_dial_failures",
+            "Targets that could not be reached, by why.",
+            labels=["route", "reason"],
+        )
+        self.accept_errors = CounterMetricFamily(
+            "vsockproxy_accept_errors", "Failed accept(2) calls.", labels=["route"]
+        )
+        self.dial_seconds = HistogramMetricFamily(
+            "vsockproxy_dial_seconds",
+            "How long dials that succeeded took, handshake included.",
+            labels=["route"],
+        )
+        self.connection_seconds = HistogramMetricFamily(
+            "vsockproxy_connection_seconds",
+            "How long ended connections lasted, from accept to close.",
+            labels=["route"],
+        )
+
+    def all(self) -> Iterable[Metric]:
+        return vars(self).values()
+
+    def add(self, stats: RouteStats) -> None:
+        route = stats.route
+        label = [route.name]
+        self.route.add_metric(label, {"listen": str(route.listen), "target": str(route.target)})
+        self.active.add_metric(label, len(stats.live))
+        self.connections.add_metric(label, stats.connections)
+        self.bytes.add_metric([route.name, "upstream"], stats.upstream_bytes)
+        self.bytes.add_metric([route.name, "downstream"], stats.downstream_bytes)
+        self.accept_errors.add_metric(label, stats.accept_errors)
+        for reason, number in stats.closed.items():
+            self.closed.add_metric([route.name, reason], number)
+        for reason, number in stats.dial_failures.items():
+            self.dial_failures.add_metric([route.name, reason], number)
+        _add_histogram(self.dial_seconds, label, stats.dial_seconds)
+        _add_histogram(self.connection_seconds, label, stats.connection_seconds)
+
+
+def _add_histogram(family: HistogramMetricFamily, label: list[str], values: Histogram) -> None:
+    names = [*map(floatToGoString, values.bounds), "+Inf"]
+    counts = accumulate(values.counts)
+    family.add_metric(label, list(zip(names, counts, strict=True)), values.sum)
