@@ -1,0 +1,154 @@
+"""What the real program lives through: killed peers, a full table, a port that is taken."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.daemon import Daemon, daemon, environment
+from tests.fakes import echo
+from tests.sockets import ends_by_reset, read_to_end
+
+# Each leaves something unread, so that the kernel resets the connection when it is killed.
+CLIENT = """
+import signal, socket, sys
+s = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+s.sendall(bytes(100_000))
+s.recv(1, socket.MSG_PEEK)
+print("unread", flush=True)
+signal.pause()
+"""
+TARGET = """
+import signal, socket
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    print(listener.getsockname()[1], flush=True)
+    s, _ = listener.accept()
+s.sendall(b"part")
+s.recv(1, socket.MSG_PEEK)
+print("unread", flush=True)
+signal.pause()
+"""
+
+
+@asynccontextmanager
+async def process(program: str, *arguments: object) -> AsyncIterator[trio.Process]:
+    """A Python process that is killed when the block is left, if not before."""
+    running = await trio.lowlevel.open_process(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert running.stdout is not None
+        async with running.stdout:
+            yield running
+    finally:
+        running.kill()
+        await running.wait()
+
+
+@asynccontextmanager
+async def routes_to(tmp_path: Path, **targets: int) -> AsyncIterator[tuple[Daemon, dict[str, int]]]:
+    """A daemon with a TCP route to each of these ports, and where each route listens."""
+    fronts = {name: socket.create_server(("127.0.0.1", 0)) for name in targets}
+    lines = [f'"fd:{name}" = "127.0.0.1:{port}"' for name, port in targets.items()]
+    file = tmp_path / "config.toml"
+    file.write_text("\n".join(["[forward]", *lines]))
+    async with daemon("run", "-c", file, sockets=fronts) as running:
+        await running.wait_for("ready")
+        yield running, {name: front.getsockname()[1] for name, front in fronts.items()}
+        assert await running.stop() in (0, 1)
+    for front in fronts.values():
+        front.close()
+
+
+@pytest.fixture
+async def echo_port(nursery: trio.Nursery) -> int:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    nursery.start_soon(trio.serve_listeners, echo, listeners)
+    port: int = listeners[0].socket.getsockname()[1]
+    return port
+
+
+async def answers(port: int) -> bool:
+    """Whether the echo behind a route answers."""
+    async with await trio.open_tcp_stream("127.0.0.1", port) as client:
+        await client.send_all(b"still here?")
+        await client.send_eof()
+        return await read_to_end(client) == b"still here?"
+
+
+async def test_a_client_that_is_killed_ends_its_connection_alone(
+    tmp_path: Path, echo_port: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        target = trio.SocketListener(trio.socket.from_stdlib_socket(listener.dup()))
+        async with (
+            target,
+            routes_to(tmp_path, sink=listener.getsockname()[1], echo=echo_port) as (
+                running,
+                ports,
+            ),
+            process(CLIENT, ports["sink"]) as client,
+            await target.accept() as server,
+        ):
+            await server.send_all(b"for nobody")
+            assert client.stdout is not None
+            assert await client.stdout.receive_some() == b"unread\n"
+            client.kill()
+            with pytest.raises(trio.BrokenResourceError):
+                await read_to_end(server)
+            await running.wait_for("connection", route="fd:sink", reason="client_reset")
+            assert await answers(ports["echo"])
+
+
+async def test_a_target_that_is_killed_resets_its_client_and_the_log_says_why(
+    tmp_path: Path, echo_port: int
+) -> None:
+    async with process(TARGET) as target:
+        assert target.stdout is not None
+        port = int(await target.stdout.receive_some())
+        async with routes_to(tmp_path, sink=port, echo=echo_port) as (running, ports):
+            client = await trio.open_tcp_stream("127.0.0.1", ports["sink"])
+            assert await client.receive_some() == b"part"
+            await client.send_all(b"for nobody")
+            assert await target.stdout.receive_some() == b"unread\n"
+            target.kill()
+            assert await ends_by_reset(client)
+            end = await running.wait_for("connection", route="fd:sink", reason="target_reset")
+            assert "the client was reset" in end["why"]
+            assert await answers(ports["echo"])
+
+
+async def test_a_full_descriptor_table_is_told_counted_and_got_over(
+    tmp_path: Path, echo_port: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=200) as front:
+        file = tmp_path / "config.toml"
+        file.write_text(f'[forward]\n"fd:front" = "127.0.0.1:{echo_port}"\n')
+        async with daemon("run", "-c", file, sockets={"front": front}) as running:
+            await running.wait_for("ready")
+            _leave_descriptors(running.pid, 20)
+            clients = [await trio.open_tcp_stream(*front.getsockname()) for _ in range(60)]
+            told = await running.wait_for("accept_failed")
+            assert "LimitNOFILE" in told["remedy"]
+            for client in clients:
+                await client.aclose()
+            await running.wait_for("accept_recovered")
+            assert await answers(front.getsockname()[1])
+            assert await running.stop() == 0
+
+
+def _leave_descriptors(pid: int, number: int) -> None:
+    """Let a process open so many descriptors more."""
+    limit = len(list(Path(f"/proc/{pid}/fd").iterdir())) + number
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
