@@ -50,10 +50,11 @@ build/driver-thread: tests/native/driver.c $(C_ALL)
 # an interpreter keeps too much to the end for LSan to say anything.
 build/sanitized/compiled: venv $(C_ALL)
 	rm -rf build/sanitized && mkdir -p build/sanitized
-	cp -r vsockproxy tests pyproject.toml build/sanitized
+	cp -r vsockproxy build/sanitized
 	rm -f build/sanitized/$(NATIVE)/*.so build/sanitized/$(NATIVE)/*.o
 	cd build/sanitized && CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1" \
 		$(abspath $(BIN))/python -c "from vsockproxy._native.build import ffibuilder; ffibuilder.compile()"
+	cp -r tests pyproject.toml build/sanitized
 	touch $@
 
 clean:

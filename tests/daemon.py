@@ -199,6 +199,7 @@ def environment() -> dict[str, str]:
     """This process's, with the guard and this repository, and without a configuration."""
     variables = {key: value for key, value in os.environ.items() if key not in _NOT_INHERITED}
     variables["PYTHONPATH"] = os.pathsep.join(map(str, (GUARD, REPOSITORY)))
+    variables["PYTHONWARNINGS"] = "error"  # what is left open at the end is a traceback
     return variables
 
 

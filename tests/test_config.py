@@ -49,8 +49,8 @@ def test_the_short_form_is_a_route_for_each_line() -> None:
 
 
 def test_toml_and_yaml_mean_the_same() -> None:
-    one = toml('[forward]\n8080 = "3:22"\n[defaults]\nidle_timeout = "off"\n[log]\naccess = false')
-    two = yaml("forward:\n  8080: 3:22\ndefaults: {idle_timeout: off}\nlog: {access: false}")
+    one = toml('[forward]\n8080 = "3:22"\n[defaults]\nidle_timeout = "off"\naccess_log = false')
+    two = yaml("forward:\n  8080: 3:22\ndefaults: {idle_timeout: off, access_log: false}")
     assert (one.routes, one.log) == (two.routes, two.log)
     assert one.routes[0].target == VsockEndpoint(3, 22)
 
@@ -127,11 +127,11 @@ def test_ranges_of_equal_length_are_a_route_for_each_port() -> None:
 def test_the_settings_of_the_daemon_are_read() -> None:
     config = toml(
         '[forward]\n80 = "3:80"\n[metrics]\nlisten = 9490\n'
-        '[log]\nlevel = "debug"\nformat = "json"\naccess = false\n'
+        '[log]\nlevel = "debug"\nformat = "json"\n'
         '[pump]\nchoice = "portable"\nthreads = 2'
     )
     assert config.metrics == TcpEndpoint(None, 9490)
-    assert config.log == LogSettings("debug", "json", access=False)
+    assert config.log == LogSettings("debug", "json")
     assert config.pump == PumpSettings("portable", 2)
 
 
@@ -171,14 +171,14 @@ WRONG_TOML = {
     ),
     "wrong types": (
         "guests = 3\nroute = {}\n[forward]\n80 = true\n81 = 1.5\n[log]\n"
-        'access = "yes"\nlevel = "loud"',
+        'level = "loud"\n[defaults]\naccess_log = "yes"',
         [
             "guests: 3 is no table: write keys and values below it",
             "route: a table is no list: write [[route]] above each route (in YAML, a - before it)",
             'forward."80": true is no address: write a text, as in "tcp:127.0.0.1:8080"',
             'forward."81": 1.5 is no address: write a text, as in "tcp:127.0.0.1:8080"',
-            "log.access: 'yes' is neither true nor false",
             "log.level: 'loud' is none of 'debug', 'info', 'warning' or 'error'",
+            "defaults.access_log: 'yes' is neither true nor false",
         ],
     ),
     "wrong numbers": (

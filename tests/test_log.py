@@ -105,11 +105,6 @@ def test_a_level_below_the_wanted_one_is_not_written() -> None:
         assert written == levels[levels.index(wanted) :]
 
 
-def test_access_lines_can_be_left_out(lines: Lines) -> None:
-    assert lines("connection", LogSettings(access=False), route="web") == []
-    assert len(lines("dial_failed", LogSettings(access=False), route="web")) == 1
-
-
 def test_values_bound_to_a_logger_are_in_each_event() -> None:
     stream = io.StringIO()
     log.configure(LogSettings(), stream)

@@ -307,6 +307,13 @@ async def test_a_second_stop_ends_at_once(tmp_path: Path, choice: PumpChoice) ->
             assert daemon.stats("held").closed == {"shutdown": 1}
 
 
+async def test_a_stop_before_the_start_is_not_forgotten(guest: MuxEndpoint) -> None:
+    supervisor = Supervisor(Config((Route("echo", LOOPBACK, guest),)))
+    supervisor.stop()
+    with trio.fail_after(5):
+        assert await supervisor.run()
+
+
 async def test_a_daemon_that_ran_leaves_no_descriptor_open(
     guest: MuxEndpoint, choice: PumpChoice
 ) -> None:

@@ -108,7 +108,7 @@ class _Builder:
         return Config(
             routes=routes,
             metrics=metrics,
-            log=LogSettings(level=log.level, format=log.format, access=log.access),
+            log=LogSettings(level=log.level, format=log.format),
             pump=PumpSettings(choice=pump.choice, threads=pump.threads),
             source=self._document.source,
         )

@@ -40,9 +40,6 @@ from vsockproxy.route import LogSettings
 
 _Event = MutableMapping[str, Any]
 
-ACCESS_EVENT: Final = "connection"
-"""The event that ``[log] access = false`` leaves out."""
-
 
 def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
     """Send every event of this process to ``stream``, standard error by default.
@@ -93,7 +90,6 @@ def _writer(stream: TextIO) -> Callable[[str], object]:
 def _processors(settings: LogSettings, *, is_terminal: bool) -> list[Processor]:
     human = settings.format == "human" or (settings.format == "auto" and is_terminal)
     return [
-        *([] if settings.access else [_drop_access]),
         structlog.processors.add_log_level,
         _time_stamper(human=human),
         structlog.processors.format_exc_info,
@@ -120,12 +116,6 @@ def _renderer(settings: LogSettings, *, human: bool, colors: bool) -> Processor:
 
 
 _to_json: Final = structlog.processors.JSONRenderer()
-
-
-def _drop_access(_logger: object, _method: str, event: _Event) -> _Event:
-    if event["event"] == ACCESS_EVENT:
-        raise structlog.DropEvent
-    return event
 
 
 def _printable(_logger: object, _method: str, event: _Event) -> _Event:

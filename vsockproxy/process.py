@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, ExitStack
+from itertools import chain
 
 import trio
 
@@ -27,9 +28,13 @@ async def supervise(
     bound.  True when every connection ended by itself.  Raises `ListenError`, as it is or in
     exception groups.
     """
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        supervisor = Supervisor(config, inherited=inherited_sockets(os.environ, os.getpid()))
-        drained: list[bool] = []
+    drained: list[bool] = []
+    with ExitStack() as stack:
+        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+        inherited = inherited_sockets(os.environ, os.getpid())
+        for sock in chain.from_iterable(inherited.values()):
+            stack.enter_context(sock)
+        supervisor = Supervisor(config, inherited=inherited)
 
         async def serve(*, task_status: trio.TaskStatus[None]) -> None:
             drained.append(await supervisor.run(task_status=task_status))

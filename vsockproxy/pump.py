@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count
@@ -148,7 +149,7 @@ async def open_pump(settings: PumpSettings) -> AsyncIterator[Pump]:
     except (ImportError, OSError) as error:
         if settings.choice == "native":
             raise
-        yield PortablePump(f"the native pump cannot run: {error}")
+        yield PortablePump(_why_not(error))
         return
     try:
         async with trio.open_nursery() as nursery:
@@ -161,6 +162,15 @@ async def open_pump(settings: PumpSettings) -> AsyncIterator[Pump]:
                 serving.cancel()
     finally:
         pump.close()
+
+
+def _why_not(error: ImportError | OSError) -> str:
+    """Why there is no native pump here, and what would bring it."""
+    if isinstance(error, OSError):
+        return f"the native pump's threads do not start: {error}"
+    if sys.platform != "linux":
+        return "the native pump needs Linux"
+    return "the native pump was not compiled: install gcc and Python's headers, then reinstall"
 
 
 async def _serve(pump: NativePump, scope: trio.CancelScope) -> None:

@@ -73,7 +73,6 @@ class LogSettings:
 
     level: LogLevel = "info"
     format: LogFormat = "auto"
-    access: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,6 @@ class LogTable(_Table):
 
     level: LogLevel = _LOG.level
     format: LogFormat = _LOG.format
-    access: bool = _LOG.access
 
 
 class PumpTable(_Table):

@@ -61,10 +61,13 @@ class Supervisor:
         self._stops += 1
         live = sum(len(listener.stats.live) for listener in self.listeners)
         self._log.info("draining" if self._stops == 1 else "ending", connections=live)
+        self._tell_listeners()
+
+    def _tell_listeners(self) -> None:
         for listener in self.listeners:
             if self._stops == 1:
                 listener.stop()
-            else:
+            elif self._stops:
                 listener.end()
 
     def stats(self) -> list[RouteStats]:
@@ -110,6 +113,7 @@ class Supervisor:
 
     async def _serve_routes(self) -> bool:
         """Serve every route until all have ended; True when none was cut off."""
+        self._tell_listeners()  # of a stop that came before there were any
         results: list[bool] = []
 
         async def serve(listener: RouteListener) -> None:
