@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.fakes import answers_nothing, echo, hold, mux_server
+from tests.fakes import answers_nothing, echo, hold, mux_server, says
 from tests.sockets import ends_by_reset, no_descriptor_left_over, read_to_end, stream
 from vsockproxy.endpoint import (
     FdEndpoint,
@@ -24,12 +24,13 @@ from vsockproxy.endpoint import (
     TcpEndpoint,
     UnixEndpoint,
 )
-from vsockproxy.errors import ListenError
+from vsockproxy.errors import ConfigError, ListenError, Problem
 from vsockproxy.route import Config, Policy, PumpChoice, PumpSettings, Route
 from vsockproxy.stats import RouteStats
 from vsockproxy.supervisor import Supervisor
 
 LOOPBACK = TcpEndpoint("127.0.0.1", 0)
+LOOPBACK_2 = TcpEndpoint("127.0.0.2", 0)
 GUEST_PORT = 80
 
 
@@ -63,7 +64,8 @@ class Daemon:
 
     def address(self, name: str) -> ListenEndpoint:
         """Where a route really listens."""
-        listener = next(x for x in self.supervisor.listeners if x.route.name == name)
+        listeners = self.supervisor.listeners.values()
+        listener = next(x for x in listeners if x.route.name == name)
         return listener.sockets[0].endpoint
 
     async def connect(self, name: str = "echo") -> trio.SocketStream:
@@ -73,7 +75,12 @@ class Daemon:
             await sock.connect(address.path)
             return trio.SocketStream(sock)
         assert isinstance(address, TcpEndpoint)
-        return await trio.open_tcp_stream("127.0.0.1", address.port)
+        assert address.host is not None
+        return await trio.open_tcp_stream(address.host, address.port)
+
+    async def reload(self, *routes: Route, metrics: UnixEndpoint | None = None) -> None:
+        config = replace(self.supervisor.config, routes=routes, metrics=metrics)
+        await self.supervisor.reload(lambda: config)
 
     async def closed(self, name: str, reason: str, number: int = 1) -> None:
         """Wait until so many connections of a route have ended for a reason."""
@@ -84,14 +91,23 @@ class Daemon:
 
 @asynccontextmanager
 async def running(
-    *routes: Route, choice: PumpChoice = "auto", **inherited: socket.socket
+    *routes: Route,
+    choice: PumpChoice = "auto",
+    metrics: UnixEndpoint | None = None,
+    **inherited: socket.socket,
 ) -> AsyncIterator[Daemon]:
-    config = Config(routes, pump=PumpSettings(choice))
+    config = Config(routes, metrics, pump=PumpSettings(choice))
     daemon = Daemon(Supervisor(config, inherited={k: [v] for k, v in inherited.items()}))
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)
         yield daemon
         nursery.cancel_scope.cancel()
+
+
+async def scrape(endpoint: UnixEndpoint) -> str:
+    async with await trio.open_unix_socket(endpoint.path) as stream:
+        await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        return (await read_to_end(stream)).decode()
 
 
 async def exchange(client: trio.SocketStream, data: bytes) -> bytes:
@@ -183,7 +199,7 @@ async def test_a_guest_that_never_answers_holds_up_nobody_else(
     async with mux_server(tmp_path / "silent", {1: echo}, answers_nothing) as silent:
         target = MuxEndpoint(str(silent.path), 1)
         routes = [
-            Route("silent", LOOPBACK, target, Policy(connect_timeout=0.2)),
+            Route("silent", LOOPBACK_2, target, Policy(connect_timeout=0.2)),
             Route("echo", LOOPBACK, guest, Policy(half_close="forward")),
         ]
         async with running(*routes) as daemon:
@@ -241,7 +257,7 @@ async def test_a_defect_in_one_connection_ends_that_connection_alone(
 
     route = Route("echo", LOOPBACK, guest, Policy(half_close="forward"))
     async with running(route) as daemon:
-        [listener] = daemon.supervisor.listeners
+        [listener] = daemon.supervisor.listeners.values()
         relay = listener._relay
         listener._relay = replace(relay, pump=Defective())  # type: ignore[arg-type]  # it is broken
         async with await daemon.connect() as client:
@@ -249,6 +265,136 @@ async def test_a_defect_in_one_connection_ends_that_connection_alone(
         await daemon.closed("echo", "error")
         listener._relay = relay
         assert await exchange(await daemon.connect(), b"x") == b"x"
+
+
+# ---- reload ----
+
+
+async def test_a_changed_target_is_for_new_connections_and_live_ones_stay(
+    guest: MuxEndpoint, tmp_path: Path, choice: PumpChoice
+) -> None:
+    async with mux_server(tmp_path / "other", {1: says(b"the other")}) as other:
+        policy = Policy(half_close="forward")
+        route = Route("web", LOOPBACK, guest, policy)
+        async with running(route, choice=choice) as daemon:
+            live = await daemon.connect("web")
+            await live.send_all(b"before")
+            assert await live.receive_some() == b"before"
+            address = daemon.address("web")
+            target = MuxEndpoint(str(other.path), 1)
+            await daemon.reload(replace(route, target=target))
+            assert daemon.address("web") == address
+            async with await daemon.connect("web") as client:
+                assert await read_to_end(client) == b"the other"
+            assert await exchange(live, b"after") == b"after"
+            assert daemon.stats("web").connections == 2
+            assert daemon.supervisor.reloads.results == {"success": 1, "failure": 0}
+
+
+async def test_a_removed_route_refuses_new_clients_and_drains(guest: MuxEndpoint) -> None:
+    gone = Route("gone", LOOPBACK, guest, Policy(half_close="forward"))
+    stays = Route("stays", LOOPBACK_2, guest, Policy(half_close="forward"))
+    async with running(gone, stays) as daemon:
+        live = await daemon.connect("gone")
+        await live.send_all(b"x")
+        assert await live.receive_some() == b"x"
+        address = daemon.address("gone")
+        assert isinstance(address, TcpEndpoint)
+        await daemon.reload(stays)
+        with pytest.raises(OSError, match="all attempts to connect"):
+            await trio.open_tcp_stream("127.0.0.1", address.port)
+        assert daemon.stats("gone").live
+        assert await exchange(live, b"last") == b"last"
+        with trio.fail_after(5):
+            while len(daemon.supervisor.stats()) > 1:
+                await trio.lowlevel.checkpoint()
+        assert await exchange(await daemon.connect("stays"), b"x") == b"x"
+
+
+async def test_a_renamed_route_keeps_its_port(guest: MuxEndpoint) -> None:
+    route = Route("old", LOOPBACK, guest, Policy(half_close="forward"))
+    async with running(route) as daemon:
+        address = daemon.address("old")
+        await daemon.reload(replace(route, name="new"))
+        assert daemon.address("new") == address
+        assert await exchange(await daemon.connect("new"), b"x") == b"x"
+
+
+async def test_a_reload_that_cannot_have_a_port_changes_nothing(
+    guest: MuxEndpoint, tmp_path: Path
+) -> None:
+    route = Route("echo", LOOPBACK, guest, Policy(half_close="forward"))
+    fresh = Route("fresh", UnixEndpoint(str(tmp_path / "fresh")), guest)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = Route("taken", TcpEndpoint("127.0.0.1", other.getsockname()[1]), guest)
+        async with running(route) as daemon:
+            with pytest.raises(ListenError):
+                await daemon.reload(fresh, taken)
+            assert not (tmp_path / "fresh").exists()
+            assert await exchange(await daemon.connect(), b"x") == b"x"
+            assert daemon.supervisor.reloads.results == {"success": 0, "failure": 1}
+
+
+async def test_a_file_that_is_wrong_changes_nothing(guest: MuxEndpoint) -> None:
+    def load() -> Config:
+        raise ConfigError("config.toml", (Problem("route", "is wrong"),))
+
+    route = Route("echo", LOOPBACK, guest, Policy(half_close="forward"))
+    async with running(route) as daemon:
+        with pytest.raises(ConfigError):
+            await daemon.supervisor.reload(load)
+        assert await exchange(await daemon.connect(), b"x") == b"x"
+        assert daemon.supervisor.reloads.results["failure"] == 1
+
+
+async def test_a_hundred_reloads_under_load_lose_no_connection_and_no_descriptor(
+    guest: MuxEndpoint, choice: PumpChoice
+) -> None:
+    kept = Route("echo", LOOPBACK, guest, Policy(half_close="forward"))
+    other = Route("other", LOOPBACK_2, guest)
+    async with running(kept, choice=choice) as daemon:
+        done = 0
+        stop = trio.Event()
+
+        async def load() -> None:
+            nonlocal done
+            while not stop.is_set():
+                assert await exchange(await daemon.connect(), b"hello") == b"hello"
+                done += 1
+
+        await daemon.reload(kept)  # its worker thread's descriptors are trio's to keep
+        with no_descriptor_left_over():
+            async with trio.open_nursery() as clients:
+                for _ in range(10):
+                    clients.start_soon(load)
+                for number in range(100):
+                    policy = replace(kept.policy, connect_timeout=1.0 + number)
+                    routes = [replace(kept, policy=policy), other]
+                    await daemon.reload(*routes[: 1 + number % 2])
+                    before = done
+                    while done < before + 5:
+                        await trio.lowlevel.checkpoint()
+                await daemon.reload(kept)
+                stop.set()
+            await daemon.closed("echo", "finished", done)
+        assert daemon.stats("echo").closed == {"finished": done}
+        assert daemon.supervisor.reloads.results["success"] == 102
+
+
+async def test_a_changed_metrics_listener_moves(guest: MuxEndpoint, tmp_path: Path) -> None:
+    route = Route("echo", LOOPBACK, guest)
+    one, two = (UnixEndpoint(str(tmp_path / name)) for name in ("one", "two"))
+    async with running(route, metrics=one) as daemon:
+        assert "vsockproxy_build_info" in await scrape(one)
+        await daemon.reload(route, metrics=two)
+        assert "vsockproxy_build_info" in await scrape(two)
+        assert not (tmp_path / "one").exists()
+
+
+async def test_the_pumps_threads_answer(guest: MuxEndpoint, choice: PumpChoice) -> None:
+    async with running(Route("echo", LOOPBACK, guest), choice=choice) as daemon:
+        with trio.fail_after(5):
+            await daemon.supervisor.alive()
 
 
 # ---- the end ----

@@ -54,6 +54,15 @@ class ListeningSocket:
     endpoint: ListenEndpoint
     _file: tuple[Path, int, int] | None = None  # path, device and inode of a file we made
 
+    @classmethod
+    def adopted(cls, sock: socket.socket, endpoint: ListenEndpoint) -> ListeningSocket:
+        """A listener that another process opened at ``endpoint`` and left to this one."""
+        if isinstance(endpoint, UnixEndpoint | MuxEndpoint):
+            path = endpoint.path if isinstance(endpoint, UnixEndpoint) else endpoint.listen_path
+            with suppress(OSError):  # an abstract name, or somebody has removed the file
+                return cls(sock, endpoint, (Path(path), *_identity(Path(path))))
+        return cls(sock, endpoint)
+
     def close(self) -> None:
         """Close, and remove the socket's file if it is still the one that was made here."""
         if self._file is not None and self.sock.fileno() >= 0:

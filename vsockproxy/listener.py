@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import trio
@@ -48,25 +48,41 @@ class RouteListener:
         self,
         route: Route,
         sockets: Sequence[ListeningSocket],
+        stats: RouteStats,
+        *,
         pump: Pump,
         numbers: Iterator[int],
         log: Any,
     ) -> None:
-        """Own ``sockets``, which listen already; ``numbers`` names connections."""
+        """Borrow ``sockets``, which listen already; ``numbers`` names connections.
+
+        ``stats`` outlive it where a reload gives the route another listener.
+        """
         self.route = route
         self.sockets = sockets
-        self.stats = RouteStats(route)
+        self.stats = stats
         self._numbers = numbers
         self._log = log
-        bounds = Bounds(
-            route.policy.idle_timeout, route.policy.half_close_timeout, route.holds_half_close
-        )
-        self._relay = Relay(self.stats, pump, bounds, log)
+        self._pump = pump
+        self.adopt(route)
+        self.released = trio.Event()
         self._accepting = trio.CancelScope()
         self._relaying = trio.CancelScope()
 
-    async def serve(self) -> bool:
+    def adopt(self, route: Route) -> None:
+        """Treat new connections as ``route`` says; live ones end as they began."""
+        self.route = route
+        self.stats.route = route
+        bounds = Bounds(
+            route.policy.idle_timeout, route.policy.half_close_timeout, route.holds_half_close
+        )
+        self._relay = Relay(self.stats, self._pump, bounds, self._log)
+
+    async def serve(self, release: Callable[[], object]) -> bool:
         """Accept until `stop`, then let the connections end.
+
+        ``release`` is called, and ``released`` set, once no task waits for the sockets any
+        more: their owner closes them then, or gives them to another listener.
 
         True when all of them ended by themselves, False when ``drain_timeout`` or `end`
         cut some off.
@@ -79,8 +95,8 @@ class RouteListener:
                             for listening in self.sockets:
                                 acceptors.start_soon(self._accept, listening.sock, relays)
                 finally:
-                    for listening in self.sockets:
-                        listening.close()
+                    release()
+                    self.released.set()
                 self._call_endings("drained")
                 self._relaying.deadline = trio.current_time() + self.route.policy.drain_timeout
         return not self._relaying.cancelled_caught

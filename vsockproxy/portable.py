@@ -44,6 +44,10 @@ class PortablePump:
         error = run.client.error if reason == "client_reset" else run.target.error
         return Transfer(run.upstream.bytes, run.downstream.bytes, reason, error)
 
+    async def alive(self) -> None:
+        """See `transfer.Pump.alive`; this pump is the loop that asks."""
+        await trio.lowlevel.checkpoint()
+
 
 class _Side:
     """One socket, and how it ended: ``error`` is an errno of a reset, or 0."""

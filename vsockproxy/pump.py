@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vsockproxy._native._pump import End, Lib
 
 _REAP: Final = 256  # ends taken by one call
+_ANSWER_POLL: Final = 0.002  # seconds; a thread that is well answers within a turn of its loop
 
 
 class NativePump:
@@ -106,6 +107,13 @@ class NativePump:
             task = self._waiting.pop(end.tag)
             trio.lowlevel.reschedule(task, Value(transfer))
         return number
+
+    async def alive(self) -> None:
+        """See `Pump.alive`."""
+        self._lib.vsp_pump_ask(self._pump)
+        while self._lib.vsp_pump_silent(self._pump):  # noqa: ASYNC110 - no C thread sets an Event
+            await trio.sleep(_ANSWER_POLL)
+        await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
         """Stop the threads; no transfer may be under way."""

@@ -7,6 +7,7 @@ Knows nothing of files, sockets or trio.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,3 +96,8 @@ class Config:
     log: LogSettings = LogSettings()
     pump: PumpSettings = PumpSettings()
     source: str = "command line"
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that change when anything of it does."""
+        return hashlib.sha256(repr(self).encode(errors="surrogateescape")).hexdigest()[:12]

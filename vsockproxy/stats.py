@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from time import monotonic
+from time import monotonic, time
 from typing import Final
 
 from vsockproxy.route import Route
@@ -167,3 +167,24 @@ class RouteStats:
     def downstream_bytes(self) -> int:
         """Bytes from the target to clients, those of live connections included."""
         return self._ended_bytes[1] + sum(c.meter.downstream_bytes for c in self.live)
+
+
+class Reloads:
+    """How the configuration has been reloaded since the daemon started.
+
+    Attributes:
+      results: how many reloads went through (``success``) and how many did not (``failure``).
+      last_success: when the running configuration was taken, in seconds of the epoch.
+    """
+
+    __slots__ = ("last_success", "results")
+
+    def __init__(self) -> None:
+        self.results: Counter[str] = Counter(success=0, failure=0)
+        self.last_success = time()
+
+    def count(self, *, success: bool) -> None:
+        """Count one reload."""
+        self.results["success" if success else "failure"] += 1
+        if success:
+            self.last_success = time()

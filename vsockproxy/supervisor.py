@@ -1,15 +1,14 @@
-"""All routes together: bind, say ready, drain, stop.
+"""All routes together: bind, say ready, reload, drain, stop.
 
 Owns: `Supervisor`, the one nursery under which everything runs.  Every listener is bound
-before anything is served, so a daemon that is ready has all of its ports and one that
-cannot have them leaves nothing behind.
+before anything is served or changed, so a daemon that is ready has all of its ports, one
+that cannot have them leaves nothing behind, and a reload that fails changes nothing.
 """
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import Any, Final
 
@@ -17,30 +16,55 @@ import trio
 
 from vsockproxy import __version__
 from vsockproxy.endpoint import ListenEndpoint
-from vsockproxy.errors import ListenError
+from vsockproxy.errors import ListenError, VsockproxyError
 from vsockproxy.listener import RouteListener
 from vsockproxy.log import get_logger
+from vsockproxy.ports import Forget, Inherited, Keep, Ports
 from vsockproxy.pump import open_pump
-from vsockproxy.route import Config
-from vsockproxy.stats import RouteStats
+from vsockproxy.route import Config, Route
+from vsockproxy.stats import Reloads, RouteStats
 from vsockproxy.transfer import Pump
-from vsockproxy.transport import ListeningSocket, listen
 
 _METRICS_BACKLOG: Final = 128  # scrapers are few
 
 
 class Supervisor:
-    """Runs a configuration from its first listener to its last connection."""
+    """Runs a configuration, and those that replace it, until the last connection has ended.
+
+    Attributes:
+      config: what runs now.
+      listeners: the routes that accept, by the endpoint they listen at.
+      reloads: how reloading went so far.
+    """
 
     def __init__(
-        self, config: Config, *, inherited: Mapping[str, Sequence[socket.socket]] | None = None
+        self,
+        config: Config,
+        *,
+        inherited: Inherited | None = None,
+        keep: Keep | None = None,
+        forget: Forget | None = None,
     ) -> None:
-        """``inherited`` are the sockets that systemd handed in, by name."""
+        """``inherited`` are the sockets that systemd handed in, by name.
+
+        With ``keep`` and ``forget`` listening sockets outlive this process: see `Ports`.
+        """
         self.config = config
-        self.listeners: list[RouteListener] = []
-        self._inherited = inherited or {}
+        self.listeners: dict[ListenEndpoint, RouteListener] = {}
+        self.reloads = Reloads()
+        self._ports = Ports(inherited or {}, keep=keep, forget=forget)
+        self._draining: set[RouteListener] = set()
+        self._stats: dict[str, RouteStats] = {}
+        self._metrics: _Server | None = None
+        self._numbers = count(1)
         self._log: Any = get_logger()
+        self._pump: Pump
+        self._routes: trio.Nursery
+        self._services: trio.Nursery
+        self._stopping = trio.Event()
+        self._reloading = trio.Lock()
         self._stops = 0
+        self._cut = False
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> bool:
         """Serve until `stop`; True when every connection ended by itself.
@@ -49,93 +73,175 @@ class Supervisor:
         bound.  Raises `ListenError`, naming the route, when one cannot be; nothing stays
         open then.
         """
-        async with open_pump(self.config.pump) as pump:
-            self._log.info("pump", pump=pump.name, why=pump.why)
-            with ExitStack() as opened:
-                drained = await self._serve(pump, self._bind(pump, opened), task_status)
-        self._log.info("stopped", drained=drained)
-        return drained
+        async with open_pump(self.config.pump) as self._pump:
+            self._log.info("pump", pump=self._pump.name, why=self._pump.why)
+            self._open(self.config)
+            try:
+                async with trio.open_nursery() as self._services:
+                    async with trio.open_nursery() as self._routes:
+                        await self._apply(self.config)
+                        self._tell_listeners()  # of a stop that came before there were any
+                        self._log.info(
+                            "ready", routes=len(self.listeners), config=self.config.source
+                        )
+                        task_status.started()
+                        await self._stopping.wait()
+                    self._services.cancel_scope.cancel()
+            finally:
+                self._ports.leave_all()
+        self._log.info("stopped", drained=not self._cut)
+        return not self._cut
+
+    async def reload(self, load: Callable[[], Config]) -> None:
+        """Replace the configuration by what ``load`` gives, without losing a connection.
+
+        Routes with the same name and listener keep both; their new target and policy are
+        for new connections. Routes that are gone stop accepting and drain.
+
+        Raises `VsockproxyError`, and then everything goes on as it was.
+        """
+        async with self._reloading:
+            try:
+                config = await trio.to_thread.run_sync(load)
+                self._open(config)
+            except VsockproxyError:
+                self.reloads.count(success=False)
+                raise
+            if self._stops:
+                return  # too late to matter: nothing accepts any more
+            await self._apply(config)
+            self.reloads.count(success=True)
+            self._log.info("reloaded", routes=len(self.listeners), config=config.fingerprint)
 
     def stop(self) -> None:
         """Drain at the first call, end every connection at the second."""
         self._stops += 1
-        live = sum(len(listener.stats.live) for listener in self.listeners)
-        self._log.info("draining" if self._stops == 1 else "ending", connections=live)
+        self._log.info("draining" if self._stops == 1 else "ending", connections=self.live())
         self._tell_listeners()
+        self._stopping.set()
+
+    async def alive(self) -> None:
+        """Return once every pump thread has answered; for a watchdog, with its own deadline."""
+        await self._pump.alive()
+
+    def live(self) -> int:
+        """How many connections are open."""
+        return sum(len(stats.live) for stats in self._stats.values())
+
+    def stats(self) -> list[RouteStats]:
+        """The counters of every route, those that still drain included."""
+        return list(self._stats.values())
+
+    # ---- listening ----
+
+    def _open(self, config: Config) -> None:
+        """Bind what ``config`` wants and is not open yet; on an error, nothing of it."""
+        wanted = [(f"route {r.name}", r.listen, r.policy.backlog) for r in config.routes]
+        if config.metrics is not None:
+            wanted.append(("metrics", config.metrics, _METRICS_BACKLOG))
+        opened: list[ListenEndpoint] = []
+        try:
+            for owner, endpoint, backlog in wanted:
+                if endpoint not in self._ports:
+                    self._ports.open(owner, endpoint, backlog)
+                    opened.append(endpoint)
+                    self._log.debug("listening", owner=owner, listen=str(endpoint))
+        except ListenError:
+            for endpoint in opened:
+                self._ports.close(endpoint)
+            raise
+
+    def _let_go(self, endpoint: ListenEndpoint) -> None:
+        """Close a listener that nobody waits for any more, unless it has a next user."""
+        if self._stops:
+            self._ports.leave(endpoint)
+        elif endpoint not in {self.config.metrics, *(r.listen for r in self.config.routes)}:
+            self._ports.close(endpoint)
+
+    # ---- serving ----
+
+    async def _apply(self, config: Config) -> None:
+        """Make what runs what ``config`` says; its listeners are open."""
+        self.config = config
+        routes = {route.listen: route for route in config.routes}
+        for endpoint, listener in list(self.listeners.items()):
+            route = routes.get(endpoint)
+            if route is not None and route.name == listener.route.name:
+                listener.adopt(route)
+            else:
+                await self._retire(listener)
+        if self._metrics is not None and self._metrics.endpoint != config.metrics:
+            await self._metrics.stop()
+            self._metrics = None
+        for route in config.routes:
+            if route.listen not in self.listeners:
+                self._start(route)
+        if self._metrics is None and config.metrics is not None:
+            self._metrics = _Server(config.metrics)
+            await self._services.start(self._serve_metrics, self._metrics)
+
+    def _start(self, route: Route) -> None:
+        stats = self._stats.setdefault(route.name, RouteStats(route))
+        listener = RouteListener(
+            route,
+            self._ports[route.listen],
+            stats,
+            pump=self._pump,
+            numbers=self._numbers,
+            log=self._log,
+        )
+        self.listeners[route.listen] = listener
+        self._routes.start_soon(self._serve, listener)
+
+    async def _retire(self, listener: RouteListener) -> None:
+        """Have a route accept no more; returns when its sockets are free for another."""
+        del self.listeners[listener.route.listen]
+        self._draining.add(listener)
+        listener.stop()
+        await listener.released.wait()
+
+    async def _serve(self, listener: RouteListener) -> None:
+        drained = await listener.serve(partial(self._let_go, listener.route.listen))
+        self._draining.discard(listener)
+        if self._stops:
+            self._cut = self._cut or not drained
+        name = listener.route.name
+        if not any(name == other.route.name for other in self._all_listeners()):
+            del self._stats[name]
 
     def _tell_listeners(self) -> None:
-        for listener in self.listeners:
+        for listener in self._all_listeners():
             if self._stops == 1:
                 listener.stop()
             elif self._stops:
                 listener.end()
 
-    def stats(self) -> list[RouteStats]:
-        """The counters of every route, in the order of the configuration."""
-        return [listener.stats for listener in self.listeners]
+    def _all_listeners(self) -> list[RouteListener]:
+        return [*self.listeners.values(), *self._draining]
 
-    def _bind(self, pump: Pump, opened: ExitStack) -> list[ListeningSocket]:
-        """Open every listener, to be closed with ``opened``; the metrics' are returned."""
-        numbers = count(1)
-        for route in self.config.routes:
-            sockets = self._listen(
-                f"route {route.name}", route.listen, route.policy.backlog, opened
-            )
-            self.listeners.append(RouteListener(route, sockets, pump, numbers, self._log))
-        if self.config.metrics is None:
-            return []
-        return self._listen("metrics", self.config.metrics, _METRICS_BACKLOG, opened)
-
-    def _listen(
-        self, owner: str, endpoint: ListenEndpoint, backlog: int, opened: ExitStack
-    ) -> list[ListeningSocket]:
-        try:
-            sockets = listen(endpoint, backlog, self._inherited)
-        except ListenError as error:
-            error.add_note(owner)
-            raise
-        for listening in sockets:
-            opened.callback(listening.close)
-            self._log.debug("listening", owner=owner, listen=str(listening.endpoint))
-        return sockets
-
-    async def _serve(
-        self, pump: Pump, metrics: list[ListeningSocket], task_status: trio.TaskStatus[None]
-    ) -> bool:
-        async with trio.open_nursery() as nursery:
-            if metrics:
-                await nursery.start(self._serve_metrics, metrics, pump)
-            self._log.info("ready", routes=len(self.listeners), config=self.config.source)
-            task_status.started()
-            drained = await self._serve_routes()
-            nursery.cancel_scope.cancel()
-        return drained
-
-    async def _serve_routes(self) -> bool:
-        """Serve every route until all have ended; True when none was cut off."""
-        self._tell_listeners()  # of a stop that came before there were any
-        results: list[bool] = []
-
-        async def serve(listener: RouteListener) -> None:
-            results.append(await listener.serve())
-
-        async with trio.open_nursery() as routes:
-            for listener in self.listeners:
-                routes.start_soon(serve, listener)
-        return all(results)
-
-    async def _serve_metrics(
-        self,
-        sockets: list[ListeningSocket],
-        pump: Pump,
-        *,
-        task_status: trio.TaskStatus[None],
-    ) -> None:
+    async def _serve_metrics(self, server: _Server, *, task_status: trio.TaskStatus[None]) -> None:
         # Imported here: a daemon without a metrics endpoint needs neither.
         from vsockproxy.admin import serve_metrics  # noqa: PLC0415 - see above
         from vsockproxy.metrics import make_registry  # noqa: PLC0415 - see above
 
-        registry = make_registry(self.stats, __version__, pump.name)
-        await serve_metrics(
-            [listening.sock for listening in sockets], registry, task_status=task_status
-        )
+        registry = make_registry(self.stats, __version__, self._pump.name)
+        sockets = [listening.sock for listening in self._ports[server.endpoint]]
+        try:
+            with server.scope:
+                await serve_metrics(sockets, registry, task_status=task_status)
+        finally:
+            self._let_go(server.endpoint)
+            server.ended.set()
+
+
+class _Server:
+    """A server that runs beside the routes, and how to end it."""
+
+    def __init__(self, endpoint: ListenEndpoint) -> None:
+        self.endpoint = endpoint
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
+
+    async def stop(self) -> None:
+        self.scope.cancel()
+        await self.ended.wait()

@@ -7,12 +7,13 @@ variables; knows nothing of routes or trio.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import socket
 from collections.abc import Mapping
 from typing import Final
 
-from vsockproxy.endpoint import FdEndpoint
+from vsockproxy.endpoint import FdEndpoint, ListenEndpoint
 from vsockproxy.errors import ListenError
 
 FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
@@ -72,3 +73,13 @@ def _adopt(descriptor: int) -> socket.socket | None:
 
 def _malformed(variable: str, explanation: str) -> ListenError:
     return ListenError(FdEndpoint(variable), "invalid", f"${variable}: {explanation}")
+
+
+def store_name(endpoint: ListenEndpoint, index: int) -> str:
+    """The name under which systemd keeps a listener's socket over a restart.
+
+    An operator's FileDescriptorName= does not look like it.  sd_notify(3), FDNAME=: ASCII,
+    no colon, at most 255 characters.
+    """
+    digest = hashlib.sha256(str(endpoint).encode(errors="surrogateescape")).hexdigest()[:32]
+    return f"vsockproxy-listener-{digest}-{index}"

@@ -116,6 +116,10 @@ class Pump(Protocol):
         """Why this pump and not the other, for the log."""
         ...
 
+    async def alive(self) -> None:
+        """Return once everything that moves bytes has shown that it goes on."""
+        ...
+
     async def transfer(
         self, client: socket.socket, target: socket.socket, bounds: Bounds, meter: Meter
     ) -> Transfer:

@@ -14,6 +14,7 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -247,6 +248,7 @@ static void round_run(struct vsp_pump *pump, unsigned round)
 	for (unsigned i = 0; i < AT_ONCE; i++)
 		if (ends[i].scenario == CANCELLED && (i + round) % 3)
 			vsp_relay_cancel(ends[i].relay);
+	vsp_pump_ask(pump);
 	while (left > 0) {
 		struct pollfd done = {.fd = vsp_pump_fd(pump), .events = POLLIN};
 		int count;
@@ -267,6 +269,8 @@ static void round_run(struct vsp_pump *pump, unsigned round)
 			left -= (unsigned)count;
 		}
 	}
+	while (vsp_pump_silent(pump))
+		sched_yield();
 	for (unsigned i = 0; i < AT_ONCE; i++) {
 		pthread_join(ends[i].client_thread, NULL);
 		pthread_join(ends[i].target_thread, NULL);

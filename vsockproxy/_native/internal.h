@@ -97,6 +97,8 @@ struct vsp_thread {
 	char *scratch;
 	uint64_t now_ms;
 	_Atomic size_t load;         /* relays given to this thread and not ended */
+	_Atomic unsigned asked;      /* vsp_pump_ask's calls */
+	_Atomic unsigned answered;   /* ... as seen by the thread */
 	struct vsp_relay *live;
 	struct vsp_relay *busy;
 	struct vsp_relay *ended;     /* in this turn; published at its end */
@@ -149,5 +151,7 @@ int vsp_thread_start(struct vsp_pump *pump, struct vsp_thread *thread);
 void vsp_thread_stop(struct vsp_thread *thread);
 /* Have the relay's thread start it, or cancel it; from the caller's thread. */
 void vsp_inbox_put(struct vsp_relay *relay, bool cancel);
+/* Wake the thread from its sleep; from the caller's thread. */
+void vsp_thread_wake(struct vsp_thread *thread);
 
 #endif

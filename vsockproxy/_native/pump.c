@@ -130,3 +130,23 @@ int vsp_pump_reap(struct vsp_pump *pump, struct vsp_end *ret_ends, int room)
 	}
 	return count;
 }
+
+void vsp_pump_ask(struct vsp_pump *pump)
+{
+	for (unsigned i = 0; i < pump->thread_count; i++) {
+		atomic_fetch_add(&pump->threads[i].asked, 1);
+		vsp_thread_wake(&pump->threads[i]);
+	}
+}
+
+unsigned vsp_pump_silent(const struct vsp_pump *pump)
+{
+	unsigned silent = 0;
+
+	for (unsigned i = 0; i < pump->thread_count; i++) {
+		const struct vsp_thread *thread = &pump->threads[i];
+
+		silent += atomic_load(&thread->answered) != atomic_load(&thread->asked);
+	}
+	return silent;
+}

@@ -61,3 +61,7 @@ uint64_t vsp_relay_downstream(const struct vsp_relay *relay);
 
 /* Write up to `room` ends to `ret_ends` and free their relays.  How many were written. */
 int vsp_pump_reap(struct vsp_pump *pump, struct vsp_end *ret_ends, int room);
+
+/* Have every thread show that it goes on; and how many have not done so yet. */
+void vsp_pump_ask(struct vsp_pump *pump);
+unsigned vsp_pump_silent(const struct vsp_pump *pump);

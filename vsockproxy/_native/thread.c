@@ -47,6 +47,7 @@ static bool inbox_serve(struct vsp_thread *thread)
 	bool cancelled;
 	bool stopping;
 
+	atomic_store(&thread->answered, atomic_load(&thread->asked));
 	while ((relay = inbox_take(thread, &cancelled, &stopping))) {
 		if (!relay->started)
 			vsp_relay_start(relay);
@@ -60,7 +61,6 @@ static bool inbox_serve(struct vsp_thread *thread)
 /* Put a relay into its thread's inbox, once, and wake the thread if it may sleep. */
 void vsp_inbox_put(struct vsp_relay *relay, bool cancel)
 {
-	const uint64_t one = 1;
 	struct vsp_thread *thread = relay->thread;
 	bool wake = false;
 
@@ -76,7 +76,14 @@ void vsp_inbox_put(struct vsp_relay *relay, bool cancel)
 	}
 	pthread_mutex_unlock(&thread->mutex);
 	if (wake)
-		(void)!write(thread->wake, &one, sizeof(one));
+		vsp_thread_wake(thread);
+}
+
+void vsp_thread_wake(struct vsp_thread *thread)
+{
+	const uint64_t one = 1;
+
+	(void)!write(thread->wake, &one, sizeof(one));
 }
 
 static void busy_serve(struct vsp_thread *thread)
@@ -208,12 +215,10 @@ int vsp_thread_start(struct vsp_pump *pump, struct vsp_thread *thread)
 
 void vsp_thread_stop(struct vsp_thread *thread)
 {
-	const uint64_t one = 1;
-
 	pthread_mutex_lock(&thread->mutex);
 	thread->stopping = true;
 	pthread_mutex_unlock(&thread->mutex);
-	(void)!write(thread->wake, &one, sizeof(one));
+	vsp_thread_wake(thread);
 	pthread_join(thread->id, NULL);
 	thread_release(thread);
 }

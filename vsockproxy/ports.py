@@ -1,0 +1,89 @@
+"""Every listening socket of the daemon, and who gets it next.
+
+Owns: the table of open listeners by endpoint.  A socket is opened once and outlives the
+route that uses it: a reload hands it to the next route of the same endpoint, and a service
+manager that keeps descriptors hands it to the next process.  Accepts nothing.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping, Sequence
+
+from vsockproxy.binding import ListeningSocket, listen
+from vsockproxy.endpoint import FdEndpoint, ListenEndpoint
+from vsockproxy.errors import ListenError
+from vsockproxy.systemd import store_name
+
+Inherited = Mapping[str, Sequence[socket.socket]]
+
+Keep = Callable[[str, socket.socket], object]
+"""Have the service manager keep a socket under a name."""
+
+Forget = Callable[[str], object]
+"""Have the service manager let go of a name."""
+
+
+class Ports:
+    """The listening sockets that are open now."""
+
+    def __init__(
+        self, inherited: Inherited, *, keep: Keep | None = None, forget: Forget | None = None
+    ) -> None:
+        """Take kept sockets out of ``inherited``; without ``keep`` a restart opens them anew."""
+        self._inherited = inherited
+        self._keep = keep
+        self._forget = forget
+        self._open: dict[ListenEndpoint, list[ListeningSocket]] = {}
+
+    def __contains__(self, endpoint: object) -> bool:
+        return endpoint in self._open
+
+    def __getitem__(self, endpoint: ListenEndpoint) -> list[ListeningSocket]:
+        return self._open[endpoint]
+
+    def open(self, owner: str, endpoint: ListenEndpoint, backlog: int) -> None:
+        """Listen at ``endpoint``; with the sockets that were kept for it, if there are any.
+
+        Raises `ListenError` with a note that names the ``owner``.
+        """
+        kept = self._kept(endpoint)
+        if kept:
+            self._open[endpoint] = kept
+            return
+        try:
+            self._open[endpoint] = listen(endpoint, backlog, self._inherited)
+        except ListenError as error:
+            error.add_note(owner)
+            raise
+        if self._keep is not None and not isinstance(endpoint, FdEndpoint):
+            for index, listening in enumerate(self._open[endpoint]):
+                self._keep(store_name(endpoint, index), listening.sock)
+
+    def close(self, endpoint: ListenEndpoint) -> None:
+        """Stop listening for good: clients are refused from now on."""
+        for index, listening in enumerate(self._open.pop(endpoint)):
+            if self._forget is not None and not isinstance(endpoint, FdEndpoint):
+                self._forget(store_name(endpoint, index))
+            listening.close()
+
+    def leave(self, endpoint: ListenEndpoint) -> None:
+        """Let go at the daemon's end: a kept socket goes on, clients wait in its backlog."""
+        if self._keep is None:
+            self.close(endpoint)
+            return
+        for listening in self._open.pop(endpoint):
+            listening.sock.close()  # and not its file, which the next process listens at
+
+    def leave_all(self) -> None:
+        """`leave` whatever is open."""
+        for endpoint in list(self._open):
+            self.leave(endpoint)
+
+    def _kept(self, endpoint: ListenEndpoint) -> list[ListeningSocket]:
+        kept: list[ListeningSocket] = []
+        while sockets := self._inherited.get(store_name(endpoint, len(kept))):
+            copy = sockets[0].dup()
+            copy.setblocking(False)
+            kept.append(ListeningSocket.adopted(copy, endpoint))
+        return kept
