@@ -391,6 +391,59 @@ async def test_two_thousand_connections_at_once_each_get_their_own_bytes(pump: P
                 await run.client.aclose()
 
 
+# ---- bandwidth ----
+
+
+async def test_a_connections_bandwidth_bounds_each_way_and_loses_nothing(pump: Pump) -> None:
+    size, rate = 300_000, 1_000_000
+    data = random.Random(4).randbytes(size)
+    async with relayed(pump, ("tcp", "unix"), Bounds(bandwidth=rate)) as run:
+        started = trio.current_time()
+
+        async def way(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(source.send_all, data)
+                received = b""
+                while len(received) < size:
+                    received += await sink.receive_some()
+                assert received == data
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(way, run.client, run.target)
+            nursery.start_soon(way, run.target, run.client)
+        # A tenth of a second's bytes may go at once; a limit makes late, never early.
+        assert trio.current_time() - started >= size / rate - 0.11
+
+
+async def test_connections_share_a_routes_bandwidth(pump: Pump) -> None:
+    size, rate = 100_000, 1_000_000
+    bounds = Bounds(shared=(pump.share(rate), pump.share(rate)))
+    async with (
+        relayed(pump, ("tcp", "tcp"), bounds) as one,
+        relayed(pump, ("unix", "tcp"), bounds) as two,
+        relayed(pump, ("tcp", "unix"), bounds) as three,
+    ):
+        started = trio.current_time()
+
+        async def upload(run: Relayed) -> None:
+            await run.client.send_all(bytes(size))
+            await run.client.send_eof()
+            assert len(await read_to_end(run.target)) == size
+
+        async with trio.open_nursery() as nursery:
+            for run in (one, two, three):
+                nursery.start_soon(upload, run)
+        assert trio.current_time() - started >= 3 * size / rate - 0.11
+
+
+async def test_a_throttled_connection_still_ends_when_its_target_leaves(pump: Pump) -> None:
+    async with relayed(pump, ("tcp", "tcp"), Bounds(bandwidth=1000)) as run:
+        await run.client.send_all(bytes(100_000))
+        assert await run.target.receive_some()
+        reset(_take(run.target))
+        assert await run.reason() == "target_reset"
+
+
 # ---- nothing stays behind ----
 
 

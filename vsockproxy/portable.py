@@ -15,10 +15,12 @@ from typing import Final
 
 import trio
 
-from vsockproxy.transfer import Bounds, EndReason, Meter, Transfer
+from vsockproxy.transfer import Bounds, EndReason, Limit, Meter, Transfer
 from vsockproxy.transport import abort
 
 _CHUNK: Final = 65536
+_BURST: Final = 0.1  # seconds
+_THROTTLED: Final = 0.02  # seconds between looks for bandwidth
 
 
 class PortablePump:
@@ -44,9 +46,37 @@ class PortablePump:
         error = run.client.error if reason == "client_reset" else run.target.error
         return Transfer(run.upstream.bytes, run.downstream.bytes, reason, error)
 
+    def share(self, bandwidth: int) -> Limit:
+        """See `transfer.Pump.share`."""
+        return _Limit(bandwidth)
+
     async def alive(self) -> None:
         """See `transfer.Pump.alive`; this pump is the loop that asks."""
         await trio.lowlevel.checkpoint()
+
+
+class _Limit:
+    """A token bucket of bytes; what may go at once are the bytes of a tenth of a second."""
+
+    __slots__ = ("_filled", "_level", "_rate")
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._level = 0.0
+        self._filled = trio.current_time()
+
+    def take(self, want: int) -> int:
+        """How much of ``want`` may go now, possibly nothing."""
+        now = trio.current_time()
+        burst = max(1.0, self._rate * _BURST)
+        self._level = min(burst, self._level + self._rate * (now - self._filled))
+        self._filled = now
+        taken = min(want, int(self._level))
+        self._level -= taken
+        return taken
+
+    def give_back(self, unused: int) -> None:
+        self._level += unused
 
 
 class _Side:
@@ -74,9 +104,10 @@ class _Half:
     ``sending`` while it holds bytes that the receiving socket has not taken.
     """
 
-    __slots__ = ("bytes", "done", "dropped", "scope", "sending")
+    __slots__ = ("bytes", "done", "dropped", "limits", "scope", "sending")
 
-    def __init__(self) -> None:
+    def __init__(self, limits: list[_Limit]) -> None:
+        self.limits = limits
         self.bytes = 0
         self.done = False
         self.dropped = False
@@ -90,8 +121,9 @@ class _Run:
     def __init__(self, client: socket.socket, target: socket.socket, bounds: Bounds) -> None:
         self.client = _Side(client)
         self.target = _Side(target)
-        self.upstream = _Half()
-        self.downstream = _Half()
+        upstream, downstream = bounds.shared or (None, None)
+        self.upstream = _Half(_limits(upstream, bounds.bandwidth))
+        self.downstream = _Half(_limits(downstream, bounds.bandwidth))
         self._bounds = bounds
         self._idle = trio.CancelScope()
         for side in (self.client, self.target):
@@ -127,7 +159,7 @@ class _Run:
     async def _move(self, half: _Half, source: _Side, sink: _Side) -> None:
         with half.scope:
             try:
-                while data := await self._receive(source):
+                while data := await self._receive(half, source):
                     half.sending = True
                     await self._send(half, sink, data)
                     half.sending = False
@@ -158,14 +190,22 @@ class _Run:
         if not (half.done or half.sending or _is_readable(source.sock)):
             half.scope.cancel()
 
-    async def _receive(self, source: _Side) -> bytes:
+    async def _receive(self, half: _Half, source: _Side) -> bytes:
         while True:
+            size = await _allowance(half.limits)
+            data = b""
             try:
-                return source.sock.recv(_CHUNK)
+                data = source.sock.recv(size)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(source.sock)
+                pass
             except OSError as error:
                 raise _ReceiveError(*error.args) from error
+            else:
+                return data
+            finally:
+                for limit in half.limits:
+                    limit.give_back(size - len(data))
+            await trio.lowlevel.wait_readable(source.sock)
 
     async def _send(self, half: _Half, sink: _Side, data: bytes) -> None:
         rest = memoryview(data)
@@ -183,7 +223,7 @@ class _Run:
 
     def _bound(self) -> tuple[float | None, EndReason]:
         """The bound in force, and what its end is called."""
-        idle, half_close, _ = self._bounds
+        idle, half_close = self._bounds[:2]
         half_closed = self.upstream.done != self.downstream.done
         if half_closed and half_close is not None and (idle is None or half_close < idle):
             return half_close, "half_close_timeout"
@@ -212,6 +252,25 @@ class _ReceiveError(OSError):
 
 class _SendError(OSError):
     """The sink takes nothing any more."""
+
+
+def _limits(shared: _Limit | None, bandwidth: int | None) -> list[_Limit]:
+    own = _Limit(bandwidth) if bandwidth else None
+    return [limit for limit in (own, shared) if limit is not None]
+
+
+async def _allowance(limits: list[_Limit]) -> int:
+    """How much may be read now; waits while that is nothing."""
+    while True:
+        size = _CHUNK
+        for index, limit in enumerate(limits):
+            less = limit.take(size)
+            for before in limits[:index]:
+                before.give_back(size - less)
+            size = less
+        if size:
+            return size
+        await trio.sleep(_THROTTLED)
 
 
 def _is_readable(sock: socket.socket) -> bool:

@@ -7,6 +7,7 @@ sockets over and takes ends back.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -20,10 +21,10 @@ from outcome import Value
 
 from vsockproxy.portable import PortablePump
 from vsockproxy.route import PumpSettings
-from vsockproxy.transfer import Bounds, EndReason, Meter, Pump, Transfer
+from vsockproxy.transfer import Bounds, EndReason, Limit, Meter, Pump, Transfer
 
 if TYPE_CHECKING:
-    from vsockproxy._native._pump import End, Lib
+    from vsockproxy._native._pump import End, Ffi, Lib
 
 _REAP: Final = 256  # ends taken by one call
 _ANSWER_POLL: Final = 0.002  # seconds; a thread that is well answers within a turn of its loop
@@ -40,6 +41,10 @@ class NativePump:
 
         self.why = f"compiled; {threads} thread{'s' if threads > 1 else ''}"
         self._lib: Lib = _pump.lib
+        self._ffi: Ffi = _pump.ffi
+        self._null = self._ffi.NULL
+        self._no_limits = (self._null, self._null)
+        self._policy = _pump.ffi.new("struct vsp_policy *")
         self._ends = _pump.ffi.new(f"struct vsp_end[{_REAP}]")
         self._relay = _pump.ffi.new("struct vsp_relay **")
         pump = _pump.ffi.new("struct vsp_pump **")
@@ -68,9 +73,7 @@ class NativePump:
                     tag,
                     client.fileno(),
                     target.fileno(),
-                    _milliseconds(bounds.idle_timeout),
-                    _milliseconds(bounds.half_close_timeout),
-                    bounds.hold_half_close,
+                    self._policy_of(bounds),
                     self._relay,
                 )
             )
@@ -88,6 +91,23 @@ class NativePump:
         if transfer.reason == "killed":
             await trio.lowlevel.checkpoint_if_cancelled()
         return transfer
+
+    def _policy_of(self, bounds: Bounds) -> Any:
+        """The bounds for C; valid until the next call."""
+        policy = self._policy
+        policy.idle_ms = _milliseconds(bounds.idle_timeout)
+        policy.half_close_ms = _milliseconds(bounds.half_close_timeout)
+        policy.hold = bounds.hold_half_close
+        policy.rate = bounds.bandwidth or 0
+        policy.upstream_limit, policy.downstream_limit = bounds.shared or self._no_limits
+        return policy
+
+    def share(self, bandwidth: int) -> Limit:
+        """See `Pump.share`."""
+        limit = self._lib.vsp_limit_new(bandwidth)
+        if limit == self._null:
+            _raise_errno(-errno.ENOMEM)
+        return self._ffi.gc(limit, self._lib.vsp_limit_unref)
 
     async def serve(self) -> None:
         """Wake the tasks whose transfers have ended; runs until cancelled."""

@@ -6,7 +6,7 @@ Owns: the interface that every pump serves, as values and a protocol.  Knows no 
 from __future__ import annotations
 
 import socket
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 EndReason = Literal[
     "finished",  # both sides ended, every byte delivered
@@ -46,15 +46,23 @@ class Transfer(NamedTuple):
     errno: int = 0
 
 
+Limit = Any
+"""A bandwidth for one direction of any number of transfers; the pump's own, made by `share`."""
+
+
 class Bounds(NamedTuple):
     """What ends a transfer before its sides do: seconds without a byte, None for never.
 
     ``hold_half_close`` keeps a client's EOF from the target (`route.Policy.half_close`).
+    ``bandwidth`` is in bytes a second, each way; ``shared`` are the limits upstream and
+    downstream that the transfer has in common with others (`Pump.share`).
     """
 
     idle_timeout: float | None = None
     half_close_timeout: float | None = None
     hold_half_close: bool = False
+    bandwidth: int | None = None
+    shared: tuple[Limit, Limit] | None = None
 
 
 class Counting(Protocol):
@@ -114,6 +122,10 @@ class Pump(Protocol):
     @property
     def why(self) -> str:
         """Why this pump and not the other, for the log."""
+        ...
+
+    def share(self, bandwidth: int) -> Limit:
+        """A limit of so many bytes a second, for one direction of all who are given it."""
         ...
 
     async def alive(self) -> None:

@@ -200,17 +200,23 @@ static void *target_main(void *argument)
 	return NULL;
 }
 
-static void ends_start(struct vsp_pump *pump, struct ends *ends, unsigned number)
+static void ends_start(struct vsp_pump *pump, struct vsp_limit *shared, struct ends *ends,
+		       unsigned number)
 {
-	uint64_t idle_ms = number % SCENARIOS == IDLE ? 20 : LONG_MS;
+	const struct vsp_policy policy = {
+		.idle_ms = number % SCENARIOS == IDLE ? 20 : LONG_MS,
+		.half_close_ms = LONG_MS,
+		.rate = number % 5 == 0 ? (uint64_t)SIZE * 20 : 0,
+		.upstream_limit = number % 2 ? shared : NULL,
+		.downstream_limit = number % 3 ? shared : NULL,
+	};
 	int client_side;
 	int target_side;
 
 	*ends = (struct ends){.scenario = number % SCENARIOS};
 	tcp_pair(&ends->client, &client_side);
 	(number / SCENARIOS % 2 ? tcp_pair : unix_pair)(&target_side, &ends->target);
-	CHECK(vsp_pump_add(pump, number, client_side, target_side, idle_ms, LONG_MS, 0,
-			   &ends->relay) == 0);
+	CHECK(vsp_pump_add(pump, number, client_side, target_side, &policy, &ends->relay) == 0);
 	CHECK(pthread_create(&ends->client_thread, NULL, client_main, ends) == 0);
 	CHECK(pthread_create(&ends->target_thread, NULL, target_main, ends) == 0);
 }
@@ -239,12 +245,14 @@ static void end_check(const struct vsp_end *end, const struct ends *ends)
 
 static void round_run(struct vsp_pump *pump, unsigned round)
 {
+	struct vsp_limit *shared = vsp_limit_new((uint64_t)SIZE * AT_ONCE * 10);
 	struct ends ends[AT_ONCE];
 	struct vsp_end reaped[5]; /* fewer than there are: reaping comes in parts */
 	unsigned left = AT_ONCE;
 
 	for (unsigned i = 0; i < AT_ONCE; i++)
-		ends_start(pump, &ends[i], i);
+		ends_start(pump, shared, &ends[i], i);
+	vsp_limit_unref(shared); /* the relays have their own references */
 	for (unsigned i = 0; i < AT_ONCE; i++)
 		if (ends[i].scenario == CANCELLED && (i + round) % 3)
 			vsp_relay_cancel(ends[i].relay);
@@ -286,11 +294,12 @@ static void free_while_running(void)
 	int client_side;
 	int target;
 	int target_side;
+	const struct vsp_policy policy = {.idle_ms = LONG_MS};
 
 	CHECK(vsp_pump_new(THREADS, &pump) == 0);
 	tcp_pair(&client, &client_side);
 	unix_pair(&target, &target_side);
-	CHECK(vsp_pump_add(pump, 0, client_side, target_side, LONG_MS, 0, 0, &relay) == 0);
+	CHECK(vsp_pump_add(pump, 0, client_side, target_side, &policy, &relay) == 0);
 	CHECK(send(client, "x", 1, 0) == 1);
 	vsp_pump_free(pump);
 	CHECK(read_pattern(client) == 0);

@@ -3,6 +3,7 @@
 from typing import Any, Protocol, TypeAlias
 
 Pump: TypeAlias = Any  # struct vsp_pump *
+Limit: TypeAlias = Any  # struct vsp_limit *
 Relay: TypeAlias = Any  # struct vsp_relay *
 
 class End(Protocol):
@@ -20,6 +21,8 @@ class Lib(Protocol):
     VSP_TARGET_RESET: int
     VSP_CANCELLED: int
 
+    def vsp_limit_new(self, rate: int, /) -> Limit: ...
+    def vsp_limit_unref(self, limit: Limit, /) -> None: ...
     def vsp_pump_new(self, threads: int, ret: Any, /) -> int: ...
     def vsp_pump_free(self, pump: Pump, /) -> None: ...
     def vsp_pump_fd(self, pump: Pump, /) -> int: ...
@@ -29,9 +32,7 @@ class Lib(Protocol):
         tag: int,
         client: int,
         target: int,
-        idle_ms: int,
-        half_close_ms: int,
-        hold: int,
+        policy: Any,
         ret: Any,
         /,
     ) -> int: ...
@@ -43,6 +44,9 @@ class Lib(Protocol):
     def vsp_pump_reap(self, pump: Pump, ends: Any, room: int, /) -> int: ...
 
 class Ffi(Protocol):
+    NULL: Any
+
+    def gc(self, handle: Any, destructor: Any, /) -> Any: ...
     def new(self, kind: str, /) -> Any: ...
 
 lib: Lib

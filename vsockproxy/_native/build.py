@@ -15,7 +15,7 @@ ffibuilder.cdef((_HERE / "pump.h").read_text())
 ffibuilder.set_source(
     "vsockproxy._native._pump",
     "#include <stdint.h>\n#include <pump.h>",
-    sources=[f"vsockproxy/_native/{name}.c" for name in ("pump", "thread", "relay", "timer")],
+    sources=[f"vsockproxy/_native/{name}.c" for name in ("pump", "thread", "relay", "timer", "limit")],
     depends=["vsockproxy/_native/pump.h", "vsockproxy/_native/internal.h"],
     include_dirs=[str(_HERE)],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],

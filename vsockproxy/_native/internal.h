@@ -40,6 +40,8 @@ enum {
 	SCRATCH = 256 * 1024,      /* moved by one recv and send */
 	BUDGET = 4 * SCRATCH,      /* moved one way before the others get their turn */
 	NO_TIMER = -1,
+	LIMITS = 2,                /* of one direction: the connection's own, and a shared one */
+	THROTTLED_MS = 20,         /* how often a throttled direction looks for bandwidth */
 };
 
 /* One socket of a relay, and what its edges have said. */
@@ -59,8 +61,18 @@ struct vsp_half {
 	char *kept;             /* not yet taken, or NULL */
 	size_t kept_start;
 	size_t kept_end;
+	struct vsp_limit *limits[LIMITS];
+	uint64_t due_ms; /* no bandwidth is left until then; 0 where there is */
 	bool done;    /* nothing more will go this way */
 	bool dropped; /* ... and what was left was thrown away */
+};
+
+struct vsp_limit {
+	pthread_mutex_t mutex;
+	uint64_t rate; /* bytes a second */
+	uint64_t level_milli;
+	uint64_t filled_ms;
+	_Atomic int references;
 };
 
 struct vsp_relay {
@@ -142,6 +154,14 @@ void vsp_timer_update(struct vsp_relay *relay);
 void vsp_timer_remove(struct vsp_relay *relay);
 /* End the relays whose time is over. */
 void vsp_timers_serve(struct vsp_thread *thread);
+
+/* limit.c */
+
+/* How much of `want` may go now, possibly 0; and give back what did not. */
+size_t vsp_limit_take(struct vsp_limit *limit, size_t want, uint64_t now_ms);
+void vsp_limit_return(struct vsp_limit *limit, size_t unused);
+/* Another reference to the limit; NULL gives NULL. */
+struct vsp_limit *vsp_limit_ref(struct vsp_limit *limit);
 
 /* thread.c: what wakes a thread, and what it does then */
 

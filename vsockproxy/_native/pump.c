@@ -57,14 +57,34 @@ int vsp_pump_fd(const struct vsp_pump *pump)
 	return pump->done;
 }
 
-int vsp_pump_add(struct vsp_pump *pump, uint64_t tag, int client, int target, uint64_t idle_ms,
-		 uint64_t half_close_ms, int hold, struct vsp_relay **ret)
+/* 0 or -ENOMEM. */
+static int relay_limit(struct vsp_relay *relay, const struct vsp_policy *policy)
+{
+	relay->halves[UPSTREAM].limits[1] = vsp_limit_ref(policy->upstream_limit);
+	relay->halves[DOWNSTREAM].limits[1] = vsp_limit_ref(policy->downstream_limit);
+	if (policy->rate == 0)
+		return 0;
+	for (int direction = UPSTREAM; direction <= DOWNSTREAM; direction++) {
+		relay->halves[direction].limits[0] = vsp_limit_new(policy->rate);
+		if (!relay->halves[direction].limits[0])
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+int vsp_pump_add(struct vsp_pump *pump, uint64_t tag, int client, int target,
+		 const struct vsp_policy *policy, struct vsp_relay **ret)
 {
 	struct vsp_relay *relay = calloc(1, sizeof(*relay));
 	struct vsp_thread *thread = &pump->threads[0];
 
 	if (!relay)
 		return -ENOMEM;
+	atomic_init(&relay->references, 1);
+	if (relay_limit(relay, policy) < 0) {
+		vsp_relay_unref(relay);
+		return -ENOMEM;
+	}
 	for (unsigned i = 1; i < pump->thread_count; i++)
 		if (atomic_load(&pump->threads[i].load) < atomic_load(&thread->load))
 			thread = &pump->threads[i];
@@ -77,11 +97,10 @@ int vsp_pump_add(struct vsp_pump *pump, uint64_t tag, int client, int target, ui
 	}
 	relay->thread = thread;
 	relay->tag = tag;
-	relay->idle_ms = idle_ms;
-	relay->half_close_ms = half_close_ms;
-	relay->hold = hold;
+	relay->idle_ms = policy->idle_ms;
+	relay->half_close_ms = policy->half_close_ms;
+	relay->hold = policy->hold;
 	relay->timer = NO_TIMER;
-	atomic_init(&relay->references, 1);
 	*ret = relay;
 	vsp_inbox_put(relay, false);
 	return 0;

@@ -11,6 +11,7 @@
 
 struct vsp_pump;
 struct vsp_relay;
+struct vsp_limit;
 
 /* How a relay ended. */
 enum vsp_reason {
@@ -31,6 +32,23 @@ struct vsp_end {
 	int error;  /* the errno behind a reset, or 0 */
 };
 
+/* How a relay is to be treated.  0 and NULL are no bound. */
+struct vsp_policy {
+	uint64_t idle_ms;       /* without a byte either way */
+	uint64_t half_close_ms; /* without a byte after one side's EOF */
+	uint64_t rate;          /* bytes a second, each way */
+	struct vsp_limit *upstream_limit;   /* shared with other relays; */
+	struct vsp_limit *downstream_limit; /* the relay takes references of its own */
+	int hold;               /* keep a client's EOF from the target */
+};
+
+/*
+ * A bandwidth of `rate` bytes a second, above 0, for any number of relays; or NULL.  The
+ * reference is the caller's, until it gives it back.  Both calls from any thread.
+ */
+struct vsp_limit *vsp_limit_new(uint64_t rate);
+void vsp_limit_unref(struct vsp_limit *limit);
+
 /* Start `threads` pump threads.  0 and *ret, or a negative errno. */
 int vsp_pump_new(unsigned threads, struct vsp_pump **ret);
 
@@ -45,12 +63,11 @@ int vsp_pump_fd(const struct vsp_pump *pump);
 
 /*
  * Take over two connected stream sockets, blocking or not, and relay until both have ended.
- * Times are in milliseconds, 0 for no bound.  `hold` keeps a client's EOF from the target.
  * 0, *ret (valid until its end is reaped) and both descriptors are the pump's; or a
  * negative errno, and both descriptors are still the caller's.
  */
-int vsp_pump_add(struct vsp_pump *pump, uint64_t tag, int client, int target, uint64_t idle_ms,
-		 uint64_t half_close_ms, int hold, struct vsp_relay **ret);
+int vsp_pump_add(struct vsp_pump *pump, uint64_t tag, int client, int target,
+		 const struct vsp_policy *policy, struct vsp_relay **ret);
 
 /* Ask for a relay's end: the client by reset.  Its end is reaped like any other. */
 void vsp_relay_cancel(struct vsp_relay *relay);

@@ -18,8 +18,12 @@
 
 void vsp_relay_unref(struct vsp_relay *relay)
 {
-	if (atomic_fetch_sub(&relay->references, 1) == 1)
-		free(relay);
+	if (atomic_fetch_sub(&relay->references, 1) != 1)
+		return;
+	for (int direction = UPSTREAM; direction <= DOWNSTREAM; direction++)
+		for (int i = 0; i < LIMITS; i++)
+			vsp_limit_unref(relay->halves[direction].limits[i]);
+	free(relay);
 }
 
 static int side_domain(const struct vsp_side *side)
@@ -197,6 +201,41 @@ static void half_finish(struct vsp_relay *relay, int direction)
 		shutdown(relay->sides[!direction].fd, SHUT_WR);
 }
 
+/*
+ * How much may be read now: up to the scratch buffer, less where a limit has less.  What is
+ * not used goes back by allowance_return.  At 0 the direction waits for THROTTLED_MS.
+ */
+static size_t allowance_take(struct vsp_relay *relay, struct vsp_half *half)
+{
+	uint64_t now_ms = relay->thread->now_ms;
+	size_t size = SCRATCH;
+
+	if (half->due_ms)
+		return 0;
+	for (int i = 0; i < LIMITS; i++) {
+		size_t less;
+
+		if (!half->limits[i])
+			continue;
+		less = vsp_limit_take(half->limits[i], size, now_ms);
+		/* The limits before this one had more to give than it has. */
+		for (int before = 0; before < i; before++)
+			if (half->limits[before])
+				vsp_limit_return(half->limits[before], size - less);
+		size = less;
+	}
+	if (size == 0)
+		half->due_ms = now_ms + THROTTLED_MS;
+	return size;
+}
+
+static void allowance_return(struct vsp_half *half, size_t unused)
+{
+	for (int i = 0; i < LIMITS && unused > 0; i++)
+		if (half->limits[i])
+			vsp_limit_return(half->limits[i], unused);
+}
+
 /* Move one direction until a side would block, its budget is used, or it is done. */
 static void half_move(struct vsp_relay *relay, int direction)
 {
@@ -206,15 +245,22 @@ static void half_move(struct vsp_relay *relay, int direction)
 	struct vsp_side *to = &relay->sides[!direction];
 	size_t moved = 0;
 
+	if (half->due_ms <= relay->thread->now_ms)
+		half->due_ms = 0;
 	while (!half->done && half_flush(relay, direction) && from->readable && to->writable) {
 		ssize_t count;
+		size_t allowed;
 		size_t sent;
 
 		if (moved >= BUDGET) {
 			relay_be_busy(relay);
 			return;
 		}
-		count = recv(from->fd, scratch, SCRATCH, MSG_DONTWAIT);
+		allowed = allowance_take(relay, half);
+		if (allowed == 0)
+			return;
+		count = recv(from->fd, scratch, allowed, MSG_DONTWAIT);
+		allowance_return(half, allowed - (count > 0 ? (size_t)count : 0));
 		if (count > 0) {
 			moved += (size_t)count;
 			sent = side_send(relay, direction, scratch, (size_t)count);
@@ -246,7 +292,7 @@ static void half_give_up(struct vsp_relay *relay, int direction)
 		return;
 	relay->sides[!direction].writable = true;
 	half_move(relay, direction);
-	if (!relay->busy)
+	if (!relay->busy && half->due_ms == 0)
 		half->done = true;
 }
 

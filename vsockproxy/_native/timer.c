@@ -5,6 +5,8 @@
 
 #include "internal.h"
 
+#define NEVER UINT64_MAX
+
 static void timer_place(struct vsp_thread *thread, struct vsp_relay *relay, size_t place)
 {
 	thread->timers[place] = relay;
@@ -66,18 +68,32 @@ static uint64_t relay_bound_ms(const struct vsp_relay *relay)
 	return relay->idle_ms;
 }
 
+/* When the thread has to look at the relay without being told, or NEVER. */
+static uint64_t relay_deadline_ms(const struct vsp_relay *relay)
+{
+	uint64_t bound_ms = relay_bound_ms(relay);
+	uint64_t deadline_ms = bound_ms ? relay->active_ms + bound_ms : NEVER;
+
+	for (int direction = UPSTREAM; direction <= DOWNSTREAM; direction++) {
+		const struct vsp_half *half = &relay->halves[direction];
+
+		if (!half->done && half->due_ms && half->due_ms < deadline_ms)
+			deadline_ms = half->due_ms;
+	}
+	return deadline_ms;
+}
+
 /*
- * See that the thread wakes no later than the relay's bound.  A deadline that is too early
- * stays: vsp_timers_serve looks again, which costs less than a move in the heap for every byte.
- * Room was made in vsp_relay_start.
+ * See that the thread wakes no later than it has to for this relay.  A deadline that is too
+ * early stays: vsp_timers_serve looks again, which costs less than a move in the heap for
+ * every byte.  Room was made in vsp_relay_start.
  */
 void vsp_timer_update(struct vsp_relay *relay)
 {
 	struct vsp_thread *thread = relay->thread;
-	uint64_t bound_ms = relay_bound_ms(relay);
-	uint64_t deadline_ms = relay->active_ms + bound_ms;
+	uint64_t deadline_ms = relay_deadline_ms(relay);
 
-	if (bound_ms == 0 || (relay->timer != NO_TIMER && relay->deadline_ms <= deadline_ms))
+	if (deadline_ms == NEVER || (relay->timer != NO_TIMER && relay->deadline_ms <= deadline_ms))
 		return;
 	relay->deadline_ms = deadline_ms;
 	if (relay->timer == NO_TIMER)
@@ -101,19 +117,34 @@ int vsp_timer_reserve(struct vsp_thread *thread)
 	return 0;
 }
 
+/* Put a relay whose deadline has come where its next one belongs. */
+static void timer_renew(struct vsp_relay *relay)
+{
+	uint64_t deadline_ms = relay_deadline_ms(relay);
+
+	if (deadline_ms == NEVER) {
+		vsp_timer_remove(relay);
+		return;
+	}
+	relay->deadline_ms = deadline_ms;
+	timer_sift(relay->thread, relay);
+}
+
 void vsp_timers_serve(struct vsp_thread *thread)
 {
 	while (thread->timer_count > 0 && thread->timers[0]->deadline_ms <= thread->now_ms) {
 		struct vsp_relay *relay = thread->timers[0];
 		uint64_t bound_ms = relay_bound_ms(relay);
 
-		if (relay->active_ms + bound_ms > thread->now_ms) {
-			relay->deadline_ms = relay->active_ms + bound_ms;
-			timer_sift(thread, relay);
-		} else if (bound_ms == relay->idle_ms) {
-			vsp_relay_end(relay, VSP_IDLE_TIMEOUT);
-		} else {
-			vsp_relay_end(relay, VSP_HALF_CLOSE_TIMEOUT);
+		if (bound_ms && relay->active_ms + bound_ms <= thread->now_ms) {
+			vsp_relay_end(relay, bound_ms == relay->idle_ms ? VSP_IDLE_TIMEOUT
+									: VSP_HALF_CLOSE_TIMEOUT);
+			continue;
 		}
+		/* A throttled direction, or a deadline that bytes have put off. */
+		if (relay_deadline_ms(relay) <= thread->now_ms)
+			vsp_relay_turn(relay);
+		if (!relay->ended)
+			timer_renew(relay);
 	}
 }
