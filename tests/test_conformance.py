@@ -357,8 +357,10 @@ async def test_one_byte_at_a_time_arrives_in_order(pump: Pump, families: Familie
             assert await run.target.receive_some() == bytes([value])
             await run.target.send_all(bytes([value ^ 0xFF]))
             assert await run.client.receive_some() == bytes([value ^ 0xFF])
-        assert run.meter.upstream_bytes == len(data)
-        assert run.meter.downstream_bytes == len(data)
+        await run.client.send_eof()
+        await run.target.send_eof()
+        assert await run.reason() == "finished"
+        assert run.transfer == (len(data), len(data), "finished", 0)
 
 
 async def test_urgent_data_stays_in_the_stream(pump: Pump) -> None:

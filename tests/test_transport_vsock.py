@@ -23,13 +23,7 @@ from vsockproxy.endpoint import CID_ANY, CID_LOCAL, PORT_ANY, VsockEndpoint
 from vsockproxy.errors import DialError, ListenError
 from vsockproxy.transport import ListeningSocket, dial, listen, peer_name
 
-pytestmark = [
-    pytest.mark.vsock,
-    pytest.mark.skipif(
-        "VSOCKPROXY_TEST_KERNEL" not in os.environ,
-        reason="needs a kernel of its own: install the package user-mode-linux, run `make test`",
-    ),
-]
+pytestmark = pytest.mark.vsock
 
 TIMEOUT = 20.0
 UNKNOWN_CID = 77

@@ -1,0 +1,1 @@
+"""Tests over real AF_VSOCK, in kernels that they boot themselves."""

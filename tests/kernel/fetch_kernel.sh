@@ -1,0 +1,16 @@
+#!/bin/sh
+# Unpacks Debian's kernel, not installed, to .cache/kernel (or the folder named) for the
+# host-and-guest tests.  The generic image has 9p and vhost_vsock; the cloud image has not.
+set -eu
+folder=${1:-$(dirname "$0")/../../.cache/kernel}
+package=$(apt-cache depends linux-image-amd64 | sed -n 's/.*Depends: //p' | head -n 1)
+version=${package#linux-image-}
+if [ ! -e "$folder/boot/vmlinuz-$version" ]; then
+    download=$(mktemp -d)
+    trap 'rm -rf "$download"' EXIT
+    (cd "$download" && apt-get -o APT::Sandbox::User=root download "$package")
+    rm -rf "$folder"
+    mkdir -p "$folder"
+    dpkg --fsys-tarfile "$download"/*.deb | tar -x -C "$folder" ./boot ./lib
+fi
+depmod -b "$folder" "$version"

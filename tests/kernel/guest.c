@@ -1,0 +1,153 @@
+/* The one program of the guest: PID 1, and a server on four vsock ports.
+ *
+ * Each connection has a process of its own, so a stalled one holds up nobody:
+ *   9000  digest   reads to EOF, answers "BYTES CRC32\n" in decimal, closes
+ *   9001  source   reads one line, a number of bytes; sends so many of the pattern, closes
+ *   9002  echo     until EOF, then closes
+ *   9003  out      reads a line "BYTES\n"; connects to the host's port 7000, sends so many
+ *                  bytes of the pattern, shuts down, and sends what it is answered back
+ * The pattern is byte i = (i * 31 + i / 256) mod 256, which repeats after 64 KiB.
+ */
+#include <linux/vm_sockets.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static unsigned char buffer[1 << 16];
+
+/* Ends the process with a word on the console; the host sees a closed connection. */
+static void die(const char *what)
+{
+    perror(what);
+    exit(1);
+}
+
+static struct sockaddr_vm address(unsigned cid, unsigned port)
+{
+    struct sockaddr_vm a = { .svm_family = AF_VSOCK, .svm_cid = cid, .svm_port = port };
+    return a;
+}
+
+static size_t take(int fd)
+{
+    ssize_t n = read(fd, buffer, sizeof buffer);
+    if (n < 0)
+        die("read");
+    return (size_t)n;
+}
+
+static void give(int fd, const void *data, size_t size)
+{
+    for (const char *p = data; size > 0;) {
+        ssize_t n = write(fd, p, size);
+        if (n < 0)
+            die("write");
+        p += n;
+        size -= (size_t)n;
+    }
+}
+
+/* The number on the line that the client starts with. */
+static unsigned long long ask(int fd)
+{
+    char line[32] = "";
+    for (size_t i = 0; i + 1 < sizeof line && read(fd, line + i, 1) == 1; i++)
+        if (line[i] == '\n')
+            break;
+    return strtoull(line, NULL, 10);
+}
+
+static void give_pattern(int fd, unsigned long long size)
+{
+    for (size_t i = 0; i < sizeof buffer; i++)
+        buffer[i] = (unsigned char)(i * 31 + i / 256);
+    for (; size > sizeof buffer; size -= sizeof buffer)
+        give(fd, buffer, sizeof buffer);
+    give(fd, buffer, size);
+}
+
+/* The CRC-32 of zlib and of POSIX's file formats, reflected, polynomial 0xEDB88320. */
+static uint32_t crc32(uint32_t crc, size_t size)
+{
+    static uint32_t table[256];
+    if (!table[1])
+        for (uint32_t i = 0; i < 256; i++) {
+            table[i] = i;
+            for (int bit = 0; bit < 8; bit++)
+                table[i] = table[i] >> 1 ^ (table[i] & 1 ? 0xEDB88320u : 0);
+        }
+    crc = ~crc;
+    for (size_t i = 0; i < size; i++)
+        crc = table[(crc ^ buffer[i]) & 0xFF] ^ crc >> 8;
+    return ~crc;
+}
+
+static void digest(int fd)
+{
+    unsigned long long total = 0;
+    uint32_t crc = 0;
+    for (size_t n; (n = take(fd)) > 0; total += n)
+        crc = crc32(crc, n);
+    dprintf(fd, "%llu %u\n", total, crc);
+}
+
+static void source(int fd)
+{
+    give_pattern(fd, ask(fd));
+}
+
+static void echo(int fd)
+{
+    for (size_t n; (n = take(fd)) > 0;)
+        give(fd, buffer, n);
+}
+
+static void out(int fd)
+{
+    unsigned long long size = ask(fd);
+    struct sockaddr_vm host = address(VMADDR_CID_HOST, 7000);
+    int outer = socket(AF_VSOCK, SOCK_STREAM, 0);
+    if (connect(outer, (struct sockaddr *)&host, sizeof host) < 0)
+        die("connect to the host");
+    give_pattern(outer, size);
+    shutdown(outer, SHUT_WR);
+    for (size_t n; (n = take(outer)) > 0;)
+        give(fd, buffer, n);
+}
+
+static void serve(unsigned port, void (*service)(int fd))
+{
+    struct sockaddr_vm any = address(VMADDR_CID_ANY, port);
+    int listener = socket(AF_VSOCK, SOCK_STREAM, 0);
+    if (bind(listener, (struct sockaddr *)&any, sizeof any) < 0 || listen(listener, 16) < 0)
+        die("listen");
+    if (fork())
+        return;
+    for (;;) {
+        int fd = accept(listener, NULL, NULL);
+        if (fd < 0)
+            die("accept");
+        if (fork() == 0) {
+            service(fd);
+            exit(0);
+        }
+        close(fd);
+    }
+}
+
+int main(void)
+{
+    signal(SIGCHLD, SIG_IGN);
+    serve(9000, digest);
+    serve(9001, source);
+    serve(9002, echo);
+    serve(9003, out);
+    puts("guest: ready");
+    fflush(stdout);
+    for (;;)
+        pause();
+}
