@@ -155,8 +155,13 @@ def explain(operation: Operation, endpoint: Addressed, errno: int) -> tuple[Reas
 
 
 _SANDBOX: Final = (
-    "a sandbox denies AF_VSOCK: in a container use a seccomp profile that allows it,"
+    "a sandbox denies AF_VSOCK: run the container with a seccomp profile that allows it"
+    " (--security-opt seccomp=seccomp-vsock.json, docs/containers.md);"
     " under systemd add AF_VSOCK to RestrictAddressFamilies="
+)
+_LABELLED: Final = (
+    "AppArmor or SELinux denies AF_VSOCK: run the container under a profile that allows it"
+    " (docs/containers.md)"
 )
 _NO_VSOCK: Final = (
     "this kernel has no AF_VSOCK, or a sandbox denies it: modprobe vsock;"
@@ -187,6 +192,7 @@ _TABLE: Final[dict[tuple[str, str, int], tuple[Reason, str]]] = {
     ("dial", "vsock", _errno.ECONNREFUSED): ("refused", _GUEST_SILENT),
     ("dial", "vsock", _errno.EHOSTUNREACH): ("unreachable", _GUEST_SILENT),
     ("dial", "vsock", _errno.ETIMEDOUT): ("timeout", _GUEST_SILENT),
+    ("dial", "vsock-mux", _errno.ETIMEDOUT): ("timeout", _GUEST_SILENT),
     ("dial", "vsock", _errno.ENETUNREACH): (
         "unreachable",
         "the vsock transport does not carry CID {0.cid} port {0.port}"
@@ -196,6 +202,8 @@ _TABLE: Final[dict[tuple[str, str, int], tuple[Reason, str]]] = {
     ("dial", "vsock", _errno.EINVAL): ("invalid", "the kernel takes no such vsock address"),
     ("dial", "vsock", _errno.EPROTO): ("protocol", "the guest's vsock driver broke the protocol"),
     ("", "vsock", _errno.EPERM): ("blocked", _SANDBOX),
+    # Only binding to a privileged port has another reason, and a dial binds to none.
+    ("dial", "vsock", _errno.EACCES): ("blocked", _LABELLED),
     ("", "vsock", _errno.EAFNOSUPPORT): ("blocked", _NO_VSOCK),
     ("listen", "vsock", _errno.EADDRNOTAVAIL): (
         "not_local",
@@ -242,6 +250,10 @@ _TABLE: Final[dict[tuple[str, str, int], tuple[Reason, str]]] = {
         "another process listens there: find it with `ss -lntp` (`ss -l --vsock` for vsock)",
     ),
     ("listen", "", _errno.EADDRNOTAVAIL): ("not_local", "the address is not this machine's own"),
+    ("dial", "", _errno.EADDRNOTAVAIL): (
+        "no_resources",
+        "no local port is free for it: raise net.ipv4.ip_local_port_range",
+    ),
     ("dial", "", _errno.ECONNREFUSED): ("refused", "nothing listens there"),
     ("dial", "", _errno.ECONNRESET): ("refused", "the connection was reset while it was opened"),
     ("dial", "", _errno.ETIMEDOUT): ("timeout", "no answer in time"),

@@ -9,13 +9,14 @@ from pathlib import Path
 from cffi import FFI
 
 _HERE = Path(__file__).parent
+_SOURCES = ("pump", "thread", "relay", "timer", "limit")
 
 ffibuilder = FFI()
 ffibuilder.cdef((_HERE / "pump.h").read_text())
 ffibuilder.set_source(
     "vsockproxy._native._pump",
     "#include <stdint.h>\n#include <pump.h>",
-    sources=[f"vsockproxy/_native/{name}.c" for name in ("pump", "thread", "relay", "timer", "limit")],
+    sources=[f"vsockproxy/_native/{name}.c" for name in _SOURCES],
     depends=["vsockproxy/_native/pump.h", "vsockproxy/_native/internal.h"],
     include_dirs=[str(_HERE)],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],

@@ -140,6 +140,8 @@ void vsp_relay_start(struct vsp_relay *relay);
 void vsp_side_event(struct vsp_side *side, uint32_t events);
 /* Move both directions as far as they go, then see what that means for the relay. */
 void vsp_relay_turn(struct vsp_relay *relay);
+/* Its time has come: end it, go on with it, or see that it was put off. */
+void vsp_relay_due(struct vsp_relay *relay);
 /* Close both sockets; the thread tells the caller at the end of its turn.  Once is enough. */
 void vsp_relay_end(struct vsp_relay *relay, enum vsp_reason reason);
 /* Give back one reference, from any thread. */
@@ -149,11 +151,11 @@ void vsp_relay_unref(struct vsp_relay *relay);
 
 /* Make room for one relay more.  0 or -ENOMEM. */
 int vsp_timer_reserve(struct vsp_thread *thread);
-/* See that the thread wakes no later than the relay's bound. */
-void vsp_timer_update(struct vsp_relay *relay);
+/* Have the relay come up at a time, instead of at the one before. */
+void vsp_timer_set(struct vsp_relay *relay, uint64_t deadline_ms);
 void vsp_timer_remove(struct vsp_relay *relay);
-/* End the relays whose time is over. */
-void vsp_timers_serve(struct vsp_thread *thread);
+/* A relay whose time has come, or NULL. */
+struct vsp_relay *vsp_timer_due(const struct vsp_thread *thread);
 
 /* limit.c */
 

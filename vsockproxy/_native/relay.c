@@ -16,6 +16,8 @@
 
 #include "internal.h"
 
+#define NEVER UINT64_MAX
+
 void vsp_relay_unref(struct vsp_relay *relay)
 {
 	if (atomic_fetch_sub(&relay->references, 1) != 1)
@@ -296,6 +298,47 @@ static void half_give_up(struct vsp_relay *relay, int direction)
 		half->done = true;
 }
 
+/* The bound that is in force, or 0. */
+static uint64_t relay_bound_ms(const struct vsp_relay *relay)
+{
+	bool half_closed = relay->halves[UPSTREAM].done != relay->halves[DOWNSTREAM].done;
+
+	if (!half_closed || relay->half_close_ms == 0)
+		return relay->idle_ms;
+	if (relay->idle_ms == 0 || relay->half_close_ms < relay->idle_ms)
+		return relay->half_close_ms;
+	return relay->idle_ms;
+}
+
+/* When the thread has to look at the relay without being told, or NEVER. */
+static uint64_t relay_deadline_ms(const struct vsp_relay *relay)
+{
+	uint64_t bound_ms = relay_bound_ms(relay);
+	uint64_t deadline_ms = bound_ms ? relay->active_ms + bound_ms : NEVER;
+
+	for (int direction = UPSTREAM; direction <= DOWNSTREAM; direction++) {
+		const struct vsp_half *half = &relay->halves[direction];
+
+		if (!half->done && half->due_ms && half->due_ms < deadline_ms)
+			deadline_ms = half->due_ms;
+	}
+	return deadline_ms;
+}
+
+/*
+ * See that the thread wakes no later than it has to for this relay.  A deadline that is too
+ * early stays: vsp_relay_due looks again, which costs less than a move in the heap for every
+ * byte.  Room was made in vsp_relay_start.
+ */
+static void relay_set_timer(struct vsp_relay *relay)
+{
+	uint64_t deadline_ms = relay_deadline_ms(relay);
+
+	if (deadline_ms == NEVER || (relay->timer != NO_TIMER && relay->deadline_ms <= deadline_ms))
+		return;
+	vsp_timer_set(relay, deadline_ms);
+}
+
 static enum vsp_reason relay_reason(const struct vsp_relay *relay)
 {
 	if (relay->sides[TARGET].error)
@@ -325,7 +368,30 @@ void vsp_relay_turn(struct vsp_relay *relay)
 	else if (client->error && !side_is_whole(relay, CLIENT))
 		vsp_relay_end(relay, VSP_CLIENT_RESET); /* at once, whatever the target still owes */
 	else
-		vsp_timer_update(relay);
+		relay_set_timer(relay);
+}
+
+void vsp_relay_due(struct vsp_relay *relay)
+{
+	uint64_t now_ms = relay->thread->now_ms;
+	uint64_t bound_ms = relay_bound_ms(relay);
+	uint64_t deadline_ms;
+
+	if (bound_ms && relay->active_ms + bound_ms <= now_ms) {
+		vsp_relay_end(relay, bound_ms == relay->idle_ms ? VSP_IDLE_TIMEOUT
+								: VSP_HALF_CLOSE_TIMEOUT);
+		return;
+	}
+	/* A throttled direction, or a deadline that bytes have put off. */
+	if (relay_deadline_ms(relay) <= now_ms)
+		vsp_relay_turn(relay);
+	if (relay->ended)
+		return;
+	deadline_ms = relay_deadline_ms(relay);
+	if (deadline_ms == NEVER)
+		vsp_timer_remove(relay);
+	else
+		vsp_timer_set(relay, deadline_ms);
 }
 
 void vsp_side_event(struct vsp_side *side, uint32_t events)

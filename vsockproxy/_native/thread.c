@@ -102,6 +102,14 @@ static void busy_serve(struct vsp_thread *thread)
 	}
 }
 
+static void timers_serve(struct vsp_thread *thread)
+{
+	struct vsp_relay *relay;
+
+	while ((relay = vsp_timer_due(thread)))
+		vsp_relay_due(relay);
+}
+
 /* Hand this turn's ends to the caller. */
 static void ends_publish(struct vsp_thread *thread)
 {
@@ -158,7 +166,7 @@ static void *thread_main(void *argument)
 			else
 				running = inbox_serve(thread);
 		}
-		vsp_timers_serve(thread);
+		timers_serve(thread);
 		ends_publish(thread);
 	}
 	while (thread->live)
