@@ -45,12 +45,8 @@ class Weather:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(self.folder / "target"))
             listener.listen(1024)
-            listener.settimeout(0.5)
-            while not self.stopped.is_set():
-                try:
-                    server, _ = listener.accept()
-                except TimeoutError:
-                    continue
+            while True:  # until the program ends: this is a daemon thread
+                server, _ = listener.accept()
                 threading.Thread(target=self._echo, args=(server,), daemon=True).start()
 
     def _echo(self, server: socket.socket) -> None:

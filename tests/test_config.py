@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vsockproxy.access import CidRule, UserRule, parse_rule
 from vsockproxy.config import build_config, forward_config, load_config
 from vsockproxy.document import parse_document
 from vsockproxy.endpoint import (
@@ -18,7 +19,7 @@ from vsockproxy.endpoint import (
     VsockEndpoint,
 )
 from vsockproxy.errors import ConfigError
-from vsockproxy.route import Config, LogSettings, Policy, PumpSettings, Route
+from vsockproxy.route import Config, Limits, LogSettings, Policy, PumpSettings, Route
 from vsockproxy.schema import FileTables, RouteTable
 
 
@@ -122,6 +123,65 @@ def test_ranges_of_equal_length_are_a_route_for_each_port() -> None:
         ("r-1", "tcp:0.0.0.0:1", "unix:/s5"),
         ("r-2", "tcp:0.0.0.0:2", "unix:/s6"),
     ]
+
+
+def test_a_route_takes_of_the_defaults_the_rules_that_fit_its_listener() -> None:
+    config = toml(
+        'guests.web = {cid = 7}\n[forward]\n80 = "3:80"\n"vsock::80" = "80"\n"unix:/a" = "3:80"\n'
+        '"fd:x" = "3:80"\n[defaults]\nallow = ["10.0.0.0/8", 3, "web"]\ndeny = ["uid:5"]'
+    )
+    network, cids = parse_rule("10.0.0.0/8"), (CidRule(3, 3), CidRule(7, 7))
+    assert [(route.policy.allow, route.policy.deny) for route in config.routes] == [
+        ((network,), ()),
+        (cids, ()),
+        (None, (UserRule(5),)),
+        ((network, *cids), (UserRule(5),)),
+    ]
+
+
+def test_whom_a_header_speaks_of_need_not_come_by_the_listeners_family() -> None:
+    (route,) = toml(
+        '[[route]]\nlisten = 80\ntarget = "3:80"\naccept_proxy = true\n'
+        'proxy_trusted = ["10.0.0.0/8"]\nallow = [3, "192.0.2.0/24"]\nsend_proxy = "v2"'
+    ).routes
+    assert route.policy.allow == (CidRule(3, 3), parse_rule("192.0.2.0/24"))
+    assert route.policy.proxy_trusted == (parse_rule("10.0.0.0/8"),)
+    assert (route.policy.accept_proxy, route.policy.send_proxy) == (True, "v2")
+
+
+def test_a_route_can_do_without_the_lists_of_the_defaults() -> None:
+    (route,) = toml(
+        'defaults.allow = ["10.0.0.0/8"]\ndefaults.deny = ["10.1.0.0/16"]\n'
+        '[[route]]\nlisten = 80\ntarget = "3:80"\nallow = "off"\ndeny = []'
+    ).routes
+    assert (route.policy.allow, route.policy.deny) == (None, ())
+
+
+def test_limits_and_options_are_read() -> None:
+    config = toml(
+        'forward.80 = "3:80"\nlimits.max_connections = 100\n[defaults]\nmax_lifetime = "1d"\n'
+        'keepalive = "30s"\nuser_timeout = "10s"\nnodelay = false\nbuffer_size = "1MiB"\n'
+        'buffer_max = "2MiB"\nmax_connections = 10\nmax_connections_per_source = 2\n'
+        'connection_rate = 0.5\nconnection_burst = 4\nover_limit = "reject"\nmode = "0660"\n'
+        "owner = 0\ngroup = 0"
+    )
+    assert config.limits == Limits(100)
+    assert config.routes[0].policy == Policy(
+        max_lifetime=86400.0,
+        keepalive=30.0,
+        user_timeout=10.0,
+        nodelay=False,
+        buffer_size=1 << 20,
+        buffer_max=2 << 20,
+        max_connections=10,
+        max_connections_per_source=2,
+        connection_rate=0.5,
+        connection_burst=4,
+        over_limit="reject",
+        mode=0o660,
+        owner=0,
+        group=0,
+    )
 
 
 def test_the_settings_of_the_daemon_are_read() -> None:
@@ -307,6 +367,66 @@ WRONG_TOML = {
     "to_host without vsock": (
         '[[route]]\nlisten = 80\ntarget = "tcp:x:80"\nto_host = true',
         ["route[0].to_host: is for a vsock target, and 'tcp:x:80' is none"],
+    ),
+    "wrong limits": (
+        'forward.80 = "3:80"\nlimits.max_connections = 0\n[defaults]\nmax_connections = "many"\n'
+        'connection_rate = -1\nconnection_burst = "off"\nbuffer_size = "1KB"\nover_limit = "drop"',
+        [
+            "limits.max_connections: 0 is not between 1 and 2147483647",
+            "defaults.max_connections: 'many' is no number: write a whole number, or \"off\"",
+            "defaults.connection_rate: -1 is no usable rate: 0.001 to 2147483647 in a second",
+            "defaults.connection_burst: 'off' is no number: write a whole number, or \"auto\"",
+            "defaults.buffer_size: '1KB' is no size: write bytes, or a text such as \"256KiB\"",
+            "defaults.over_limit: 'drop' is none of 'wait' or 'reject'",
+        ],
+    ),
+    "wrong rules": (
+        'forward.80 = "3:80"\n[defaults]\nallow = []\ndeny = ["10.0.0.1/8", true, "3", "a b"]\n'
+        'proxy_trusted = "10.0.0.0/8"\nmode = 660\nowner = "no-such-user"',
+        [
+            'defaults.allow: an empty list would let nobody in: write "off" for no list',
+            "defaults.deny: '10.0.0.1/8' is an address in a network: write 10.0.0.0/8;"
+            " true is no rule: write a text, or a CID; 'a b' speaks of nobody:"
+            " write an IP network, a CID, a guest, uid:NAME or gid:NAME",
+            "defaults.proxy_trusted: '10.0.0.0/8' is no list:"
+            ' write one, as in ["10.0.0.0/8", "uid:1000"]',
+            'defaults.mode: 660 is no file mode: write it in quotes, as in "0660"',
+            "defaults.owner: 'no-such-user': this machine has no user of that name",
+        ],
+    ),
+    "rules of another kind": (
+        'guests.fc.mux = "/v"\nguests.web.cid = 3\n'
+        '[[route]]\nlisten = 80\ntarget = "3:80"\nallow = ["10.0.0.0/8", 3, "uid:0"]\n'
+        '[[route]]\nlisten = "vsock::80"\ntarget = "tcp:x:80"\ndeny = ["fc"]\n'
+        '[[route]]\nlisten = "vsock::81"\ntarget = "tcp:x:80"\ndeny = ["wep"]\nmode = "0600"',
+        [
+            "route[0].allow: has CIDs and users and groups, and tcp:80 knows none",
+            "route[1].deny: the guest 'fc' has no cid: its connections come by its VMM",
+            "route[2].deny: no guest 'wep' is under guests; did you mean web?",
+            "route[2].mode: is for the file of a Unix listener: vsock:any:81 has none",
+        ],
+    ),
+    "keys that mean nothing there": (
+        '[[route]]\nlisten = "unix:/a"\ntarget = "unix:/b"\nkeepalive = "1m"\nbuffer_size = 4096\n'
+        'connection_burst = 3\n[[route]]\nlisten = "fd:x"\ntarget = "3:80"\nowner = 0\n'
+        '[[route]]\nlisten = 80\ntarget = "3:80"\naccept_proxy = true\n'
+        "buffer_min = 10\nbuffer_max = 5",
+        [
+            "route[0].keepalive: is for TCP, and neither the listener nor the target is",
+            "route[0].buffer_size: is for vsock, and neither the listener nor the target is",
+            "route[0].connection_burst: needs connection_rate",
+            "route[1].owner: is systemd's to say: SocketMode=, SocketUser=",
+            'route[2].accept_proxy: needs proxy_trusted: whom to believe, as in ["10.0.0.0/8"]',
+            "route[2].buffer_max: buffer_size must lie between buffer_min and buffer_max",
+        ],
+    ),
+    "defaults that are wrong for every route": (
+        'forward.80 = "3:80"\nforward.81 = "3:81"\n'
+        'defaults.allow = ["wep"]\ndefaults.accept_proxy = true',
+        [
+            "defaults.allow: no guest 'wep' is under guests",
+            'defaults.accept_proxy: needs proxy_trusted: whom to believe, as in ["10.0.0.0/8"]',
+        ],
     ),
     "half a route": (
         '[[route]]\nname = "a"\n[[route]]\nlisten = 80\ntarget = {}',

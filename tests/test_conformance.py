@@ -160,6 +160,19 @@ async def test_a_held_half_close_keeps_the_target_open_until_it_has_answered(
 
 
 @every_transport
+async def test_a_client_that_has_had_its_answer_is_not_held(pump: Pump, families: Families) -> None:
+    async with relayed(pump, families, Bounds(hold_half_close=True)) as run:
+        await run.client.send_all(b"request")
+        assert await run.target.receive_some() == b"request"
+        await run.target.send_all(b"answer")
+        assert await run.client.receive_some() == b"answer"
+        await run.client.aclose()
+        assert await read_to_end(run.target) == b""  # as a server that keeps connections waits
+        await run.target.aclose()
+        assert await run.reason() == "finished"
+
+
+@every_transport
 async def test_silence_after_one_eof_ends_at_the_half_close_timeout(
     pump: Pump, families: Families
 ) -> None:

@@ -130,7 +130,17 @@ def test_a_yaml_bomb_is_refused_before_it_grows() -> None:
         ("a:\n\tb: 1", "x.yaml:2:1: a tab stands where YAML wants spaces: indent with spaces"),
         ("a: 1\n---\nb: 1", "x.yaml:2:1: a second document (---) begins here: write one only"),
         ("ab: 1\nc: \x01", "x.yaml:2:4: control character 0x01: take it out"),
-        ("a: 1\n b: 2", "x.yaml:2:3: not valid YAML: mapping values are not allowed here"),
+        (
+            "a: 1\n b: 2",
+            "x.yaml:2:3: not valid YAML here: check the indentation, and quote a text that has [ or"
+            " : in it",
+        ),
+        ("a: *x", "x.yaml:1:4: * begins an alias, which is not allowed here: quote the text"),
+        (
+            "[::]:80: 3:80",
+            "x.yaml:1:5: not valid YAML here: check the indentation, and quote a text that has [ or"
+            " : in it",
+        ),
         (
             "# v\n%YAML 1.1\n---\na: on",
             "x.yaml:2:1: leave the % line out: this is read as YAML 1.2",

@@ -1,6 +1,7 @@
 """The metrics: what they say of the counters, and that their page says the same."""
 
 import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, get_args
@@ -10,15 +11,18 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from vsockproxy.admission import REASONS, Admission, Hindrance, Rejection
 from vsockproxy.endpoint import TcpEndpoint, VsockEndpoint
 from vsockproxy.errors import Reason
 from vsockproxy.metrics import MetricsCollector, make_registry
-from vsockproxy.route import Route
-from vsockproxy.stats import CONNECTION_BOUNDS, DIAL_BOUNDS, Connection, RouteStats
+from vsockproxy.route import Config, Limits, Policy, Route
+from vsockproxy.stats import CONNECTION_BOUNDS, DIAL_BOUNDS, Connection, Reloads, RouteStats
 from vsockproxy.transfer import EndReason
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "metrics.md"
-ROUTE: Final = Route("web", TcpEndpoint(None, 8080), VsockEndpoint(3, 80))
+ROUTE: Final = Route(
+    "web", TcpEndpoint(None, 8080), VsockEndpoint(3, 80), Policy(max_connections=7)
+)
 AF_INET: Final = 2
 LISTEN_REASONS: Final = {"in_use", "not_local"}
 
@@ -55,6 +59,8 @@ def busy(stats: RouteStats) -> None:
     stats.close(opened(stats), "finished")
     stats.dial_failures["refused"] += 1
     stats.accept_errors += 3
+    stats.rejected["denied"] += 1
+    stats.waits["descriptors"] += 1
     stats.dial_seconds.observe(0.001)
 
 
@@ -129,6 +135,17 @@ def test_routes_and_the_build_are_described_by_labels(registry: CollectorRegistr
     assert registry.get_sample_value("vsockproxy_build_info", build) == 1
 
 
+def test_limits_and_the_room_that_is_left_are_shown(stats: RouteStats) -> None:
+    registry = make_registry(lambda: [stats], "1", "native", Admission(Limits(9)))
+    assert registry.get_sample_value("vsockproxy_connections_limit", {"route": "web"}) == 7
+    assert registry.get_sample_value("vsockproxy_total_connections_limit") == 9
+    free = registry.get_sample_value("vsockproxy_descriptors_free")
+    assert free
+    assert 0 < free < resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    bare = make_registry(list, "1", "native", Admission())
+    assert bare.get_sample_value("vsockproxy_total_connections_limit") is None
+
+
 def test_no_label_holds_the_address_of_a_peer(
     stats: RouteStats, registry: CollectorRegistry
 ) -> None:
@@ -165,7 +182,10 @@ def test_a_description_has_the_names_and_no_samples(stats: RouteStats) -> None:
 def exposed(stats: RouteStats) -> Iterator[tuple[str, str, frozenset[str]]]:
     """Name, type and labels of every metric, as a scrape of the text format shows them."""
     busy(stats)
-    for family in MetricsCollector(lambda: [stats], "1", "native").collect():
+    admission = Admission(Limits(max_connections=9))
+    reloads = Reloads(Config((ROUTE,)))
+    collector = MetricsCollector(lambda: [stats], "1", "native", admission, reloads)
+    for family in collector.collect():
         labels = frozenset(label for sample in family.samples for label in sample.labels)
         suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
         kind = "gauge" if family.type == "info" else family.type
@@ -181,14 +201,30 @@ def table(heading: str) -> list[list[str]]:
 
 def test_the_page_lists_the_metrics_there_are_and_no_other(stats: RouteStats) -> None:
     written = {
-        (name, kind, frozenset(labels.split(", "))) for name, kind, labels, _ in table("Routes")
+        (name, kind, frozenset(filter(None, labels.split(", "))))
+        for name, kind, labels, _ in table("Routes")
     }
     assert written == set(exposed(stats))
 
 
 def test_the_page_lists_every_way_a_connection_ends() -> None:
     written = [row[0] for row in table("How connections end")]
-    assert written == [*get_args(EndReason), "dial_*"]
+    assert written == [*get_args(EndReason), "dial_*", "rejected_*"]
+
+
+def test_the_page_lists_every_reason_to_turn_a_client_away_or_have_it_wait() -> None:
+    assert [row[0] for row in table("Why clients are turned away")] == _words(Rejection)
+    assert [row[0] for row in table("Why clients wait")] == _words(Hindrance)
+    assert {*_words(Rejection), *_words(Hindrance)} == set(REASONS)
+
+
+def _words(literals: object) -> list[str]:
+    """The words of a union of literals, in their order."""
+    return [
+        word
+        for one in get_args(literals)
+        for word in (_words(one) if get_args(one) else [str(one)])
+    ]
 
 
 def test_the_page_lists_every_reason_of_a_failed_dial() -> None:

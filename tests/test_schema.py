@@ -14,7 +14,7 @@ from vsockproxy.route import Config, Policy
 from vsockproxy.schema import TABLES, FileTables, PolicyKeys, RouteTable
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted((ROOT / "config").iterdir())
+EXAMPLES = sorted(path for path in (ROOT / "config").iterdir() if path.is_file())
 FULL = ROOT / "config" / "vsockproxy.toml"
 PAGE = ROOT / "docs" / "configuration.md"
 

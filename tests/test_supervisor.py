@@ -237,6 +237,8 @@ async def test_running_out_of_descriptors_stops_nothing_for_good(guest: MuxEndpo
     async with running(route) as daemon:
         address = daemon.address("echo")
         assert isinstance(address, TcpEndpoint)
+        # The descriptors are counted with the first client: that there are fewer is news.
+        assert await exchange(await daemon.connect(), b"first") == b"first"
         early = socket.socket()
         with no_descriptors_left():
             early.connect(("127.0.0.1", address.port))

@@ -1,19 +1,26 @@
-"""Sockets that systemd hands in: names, counts, and variables that contradict themselves."""
+"""Sockets that systemd hands in and keeps, and what it is told."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from time import CLOCK_MONOTONIC, clock_gettime_ns
 from typing import Any
 
 import pytest
 
+from tests.manager import Manager, manager
+from tests.sockets import no_descriptor_left_over
+from vsockproxy.endpoint import ListenEndpoint, TcpEndpoint, UnixEndpoint, VsockEndpoint
 from vsockproxy.errors import ListenError
-from vsockproxy.systemd import inherited_sockets
+from vsockproxy.systemd import Notifier, inherited_sockets, is_store_name, store_name
 
 # What a daemon would do with them, told on standard output.
 _DAEMON = """
@@ -112,3 +119,199 @@ def test_a_count_beyond_the_open_files_is_an_error_and_not_a_crash() -> None:
     )
     assert run.returncode != 0
     assert b"counts descriptor 3, which is not open" in run.stderr
+
+
+# ---- names in the store ----
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        TcpEndpoint(None, 80),
+        TcpEndpoint(".".join(["a" * 62] * 4), 65535),
+        VsockEndpoint(port=5432),
+        UnixEndpoint("/run/\udcff/ü:\n.sock"),
+    ],
+)
+def test_a_store_name_is_one_that_systemd_takes_and_no_operator_gives(
+    endpoint: ListenEndpoint,
+) -> None:
+    name = store_name(endpoint, 1)
+    assert re.fullmatch(r"[!-9;-~]{1,255}", name)
+    assert is_store_name(name)
+    assert not is_store_name("web")
+
+
+def test_store_names_differ_by_endpoint_and_by_index() -> None:
+    a, b = TcpEndpoint("127.0.0.1", 80), TcpEndpoint("127.0.0.1", 8)
+    assert len({store_name(a, 0), store_name(a, 1), store_name(b, 0)}) == 3
+
+
+def test_a_store_name_is_the_same_in_the_next_version() -> None:
+    """An upgrade finds what the last version left."""
+    assert (
+        store_name(TcpEndpoint("127.0.0.1", 80), 0)
+        == "vsockproxy-listener-5f44ddf8975c261c0ec83c6a94cb699e-0"
+    )
+
+
+# ---- what systemd is told ----
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[Manager]:
+    with manager(tmp_path / "notify") as running:
+        yield running
+
+
+@pytest.fixture
+def notifier(systemd: Manager) -> Iterator[Notifier]:
+    with Notifier(systemd.environ, os.getpid()) as notifier:
+        yield notifier
+
+
+@pytest.mark.parametrize(
+    ("say", "fields"),
+    [
+        (Notifier.ready, {"READY": "1"}),
+        (Notifier.stopping, {"STOPPING": "1"}),
+        (Notifier.watchdog, {"WATCHDOG": "1"}),
+        (lambda notifier: notifier.extend_timeout(1.5), {"EXTEND_TIMEOUT_USEC": "1500000"}),
+        (lambda notifier: notifier.status("2 routes"), {"STATUS": "2 routes"}),
+        (lambda notifier: notifier.fd_remove("a"), {"FDSTOREREMOVE": "1", "FDNAME": "a"}),
+    ],
+)
+def test_each_word_is_one_datagram(
+    systemd: Manager,
+    notifier: Notifier,
+    say: Callable[[Notifier], object],
+    fields: dict[str, str],
+) -> None:
+    say(notifier)
+    assert systemd.receive().fields == fields
+
+
+def test_a_status_cannot_smuggle_in_another_word(systemd: Manager, notifier: Notifier) -> None:
+    notifier.status("bad\nSTOPPING=1\n")
+    assert systemd.receive().fields == {"STATUS": "bad STOPPING=1"}
+
+
+def test_a_reload_and_its_time_are_one_message(systemd: Manager, notifier: Notifier) -> None:
+    """Type=notify-reload takes a time that is later than its signal, in the same datagram."""
+    before = clock_gettime_ns(CLOCK_MONOTONIC) // 1000
+    notifier.reloading()
+    fields = systemd.receive().fields
+    assert fields["RELOADING"] == "1"
+    assert before <= int(fields["MONOTONIC_USEC"]) <= clock_gettime_ns(CLOCK_MONOTONIC) // 1000
+
+
+def test_a_socket_for_the_store_goes_along_and_stays_open_here(
+    systemd: Manager, notifier: Notifier
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        notifier.fd_store("web", sock)
+        message = systemd.receive()
+        assert message.fields == {"FDSTORE": "1", "FDNAME": "web", "FDPOLL": "0"}
+        [file] = message.files
+        assert os.path.sameopenfile(file, sock.fileno())
+
+
+def test_an_abstract_socket_is_told_as_well() -> None:
+    with manager("@vsockproxy-test-notify") as systemd:
+        with Notifier(systemd.environ, os.getpid()) as notifier:
+            notifier.ready()
+        assert systemd.receive().fields == {"READY": "1"}
+
+
+@pytest.mark.parametrize("name", [None, "", "relative", "vsock:2:1234"])
+def test_without_a_socket_that_it_knows_it_says_nothing_and_opens_nothing(
+    name: str | None,
+) -> None:
+    environ = {} if name is None else {"NOTIFY_SOCKET": name}
+    with no_descriptor_left_over():
+        notifier = Notifier(environ, os.getpid())
+    notifier.ready()
+    assert not notifier.active
+    assert not notifier.watchdog()
+
+
+def test_a_systemd_that_is_not_there_is_no_error(tmp_path: Path) -> None:
+    with Notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")}, os.getpid()) as notifier:
+        notifier.ready()
+        assert not notifier.watchdog()
+        assert notifier.flush(), "there is nobody to keep it for"
+
+
+def test_what_a_busy_systemd_has_no_room_for_waits_in_order(
+    systemd: Manager, notifier: Notifier
+) -> None:
+    room = _fill(notifier)
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        notifier.fd_store("web", sock)
+        notifier.ready()
+        assert not notifier.flush()
+        for _ in range(room):
+            assert systemd.receive().fields == {"WATCHDOG": "1"}
+        assert notifier.flush()
+    assert systemd.receive().fields["FDNAME"] == "web"
+    assert systemd.receive().fields == {"READY": "1"}
+
+
+def test_a_status_does_not_overtake_what_waits(systemd: Manager, notifier: Notifier) -> None:
+    room = _fill(notifier)
+    notifier.ready()
+    assert not notifier.status("early")
+    for _ in range(room):
+        systemd.receive()
+    assert notifier.status("late")
+    assert systemd.receive().fields == {"READY": "1"}
+    assert systemd.receive().fields == {"STATUS": "late"}
+
+
+def test_a_socket_that_was_closed_meanwhile_holds_up_nothing(
+    systemd: Manager, notifier: Notifier
+) -> None:
+    room = _fill(notifier)
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        notifier.fd_store("web", sock)
+    notifier.ready()
+    for _ in range(room):
+        systemd.receive()
+    assert notifier.flush()
+    assert systemd.receive().fields == {"READY": "1"}
+
+
+def test_a_life_sign_needs_no_descriptor(systemd: Manager, notifier: Notifier) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        assert notifier.watchdog()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert systemd.receive().fields == {"WATCHDOG": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "seconds"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "30000000"}, 30.0),
+        ({"WATCHDOG_USEC": "500000", "WATCHDOG_PID": "5"}, 0.5),
+        ({"WATCHDOG_USEC": "500000", "WATCHDOG_PID": "6"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+    ],
+)
+def test_the_watchdogs_interval_is_for_the_process_it_names(
+    systemd: Manager, environ: dict[str, str], seconds: float | None
+) -> None:
+    with Notifier({**systemd.environ, **environ}, 5) as notifier:
+        assert notifier.watchdog_seconds == seconds
+
+
+def _fill(notifier: Notifier) -> int:
+    """Leave systemd no room for more; how many messages that took."""
+    number = 0
+    while notifier.watchdog():
+        number += 1
+    return number

@@ -25,13 +25,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from vsockproxy.endpoint import VsockEndpoint, port_to_service_guid, service_guid_to_port
+    from vsockproxy.errors import AddressError, DialError, ListenError, VsockproxyError
     from vsockproxy.transport import open_vsock_listeners, open_vsock_stream
     from vsockproxy.vsock import local_cid
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AddressError",
+    "DialError",
+    "ListenError",
     "VsockEndpoint",
+    "VsockproxyError",
     "__version__",
     "local_cid",
     "open_vsock_listeners",
@@ -42,7 +47,11 @@ __all__ = [
 
 # Loaded at first use: `import vsockproxy.endpoint` must not pay for trio.
 _HOMES: Final = {
+    "AddressError": "errors",
+    "DialError": "errors",
+    "ListenError": "errors",
     "VsockEndpoint": "endpoint",
+    "VsockproxyError": "errors",
     "local_cid": "vsock",
     "open_vsock_listeners": "transport",
     "open_vsock_stream": "transport",
@@ -55,3 +64,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

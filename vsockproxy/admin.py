@@ -1,8 +1,9 @@
-"""The daemon's HTTP side: ``GET /metrics``, and a page that says so.
+"""The daemon's HTTP side: ``GET /metrics``, ``/healthz``, ``/readyz``, and a page that says so.
 
 Owns: what is served over HTTP, and how a client that is slow or silent is got rid of.
-Takes listening sockets and a registry; opens and counts nothing itself.  hypercorn and
-starlette are imported when a server starts: a daemon without one does not pay for them.
+Takes listening sockets, a registry and who knows what is not ready; opens, counts and
+judges nothing itself.  hypercorn and starlette are imported when a server starts: a daemon
+without one does not pay for them.
 """
 
 from __future__ import annotations
@@ -27,24 +28,39 @@ if TYPE_CHECKING:
 LIFETIME: Final = 20.0
 """Seconds for one connection: its request, and taking the answer; scrapes give up after 10."""
 
-_INDEX: Final = "vsockproxy\n\nGET /metrics   connections, bytes and failures of every route\n"
+_INDEX: Final = """\
+vsockproxy
+
+GET /metrics   connections, bytes and failures of every route
+GET /readyz    200 when every route listens; else 503, and which does not
+GET /healthz   200 while the daemon answers at all
+"""
 _NOT_FOUND: Final = "There is nothing at {path}. Try /metrics\n"
 
+Readiness = Callable[[], list[str]]
+"""What is not ready, a sentence each; nothing when all is."""
+
 _Serve = Callable[[trio.SocketStream], Awaitable[None]]
+
+
+def _always_ready() -> list[str]:
+    return []
 
 
 async def serve_metrics(
     sockets: Sequence[socket.socket],
     registry: CollectorRegistry,
     *,
+    readiness: Readiness = _always_ready,
     lifetime: float = LIFETIME,
     task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve HTTP on sockets that listen already; runs until cancelled.
 
-    The sockets stay the caller's.  ``task_status`` is started when requests are answered.
+    The sockets stay the caller's.  ``readiness`` is called at each ``/readyz``.
+    ``task_status`` is started when requests are answered.
     """
-    handler = partial(_serve_client, _http_server(_application(registry)), lifetime)
+    handler = partial(_serve_client, _http_server(_application(registry, readiness)), lifetime)
     # trio closes the listeners it serves, so each is a duplicate.
     listeners = [
         trio.SocketListener(trio.socket.from_stdlib_socket(sock.dup())) for sock in sockets
@@ -115,14 +131,20 @@ def _config() -> Config:
     return config
 
 
-def _application(registry: CollectorRegistry) -> ASGIApp:
+def _application(registry: CollectorRegistry, readiness: Readiness) -> ASGIApp:
     from prometheus_client import make_asgi_app  # noqa: PLC0415 - see the module's docstring
     from starlette.applications import Starlette  # noqa: PLC0415 - see the module's docstring
     from starlette.routing import Route  # noqa: PLC0415 - see the module's docstring
 
+    async def ready(_request: Request) -> Response:
+        lacking = readiness()
+        return _text("".join(f"{line}\n" for line in lacking or ["ready"]), 503 if lacking else 200)
+
     return Starlette(
         routes=[
             Route("/", _index),
+            Route("/healthz", _healthy),
+            Route("/readyz", ready),
             Route("/metrics", _Scrape(make_asgi_app(registry)), methods=["GET"]),
         ],
         exception_handlers={404: _not_found},
@@ -137,6 +159,10 @@ class _Scrape:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._application(scope, receive, send)
+
+
+async def _healthy(_request: Request) -> Response:
+    return _text("ok\n")
 
 
 async def _index(_request: Request) -> Response:

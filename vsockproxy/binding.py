@@ -26,6 +26,7 @@ from vsockproxy.endpoint import (
     VsockEndpoint,
 )
 from vsockproxy.errors import ListenError, explain, listen_error
+from vsockproxy.route import Policy
 from vsockproxy.sockaddr import (
     NO_IPV6,
     NO_VSOCK,
@@ -38,6 +39,7 @@ from vsockproxy.sockaddr import (
     unix_address,
     unresolved,
 )
+from vsockproxy.sockopt import apply, listener_options
 
 _PORT_TRIES: Final = 16  # for one free port on two addresses; the second try nearly always has it
 
@@ -63,6 +65,18 @@ class ListeningSocket:
                 return cls(sock, endpoint, (Path(path), *_identity(Path(path))))
         return cls(sock, endpoint)
 
+    def configure(self, policy: Policy) -> None:
+        """Give the socket, and its file if it has one, what a policy says of them.
+
+        Clients that connect from now on find it so.  Raises `ListenError`.
+        """
+        try:
+            apply(self.sock, self.sock.family, listener_options(policy))
+            if self._file is not None:
+                _give(self.endpoint, self._file[0], policy)
+        except OSError as error:
+            raise listen_error(self.endpoint, errno_of(error)) from error
+
     def close(self) -> None:
         """Close, and remove the socket's file if it is still the one that was made here."""
         if self._file is not None and self.sock.fileno() >= 0:
@@ -75,30 +89,44 @@ class ListeningSocket:
 
 
 def listen(
-    endpoint: ListenEndpoint, backlog: int, inherited: Mapping[str, Sequence[socket.socket]]
+    endpoint: ListenEndpoint,
+    backlog: int,
+    inherited: Mapping[str, Sequence[socket.socket]],
+    policy: Policy = Policy(),  # noqa: B008 - it is frozen
 ) -> list[ListeningSocket]:
     """The listeners of an endpoint: one for each address that its host has.
 
-    ``backlog`` is listen(2)'s.  ``fd:NAME`` gets duplicates of the sockets of ``inherited``,
-    which stay the caller's.  A Unix socket's file is replaced when it is this user's and
-    nobody listens there.
+    ``backlog`` is listen(2)'s; ``policy`` says the options and a socket file's owner and
+    mode, which it has before anybody can connect.  ``fd:NAME`` gets duplicates of the sockets
+    of ``inherited``, which stay the caller's.  A Unix socket's file is replaced when it is
+    this user's and nobody listens there.
 
     Raises `ListenError`, with nothing left open.
     """
     try:
         match endpoint:
             case TcpEndpoint():
-                return _listen_tcp(endpoint, backlog)
+                return _configured(_listen_tcp(endpoint, backlog), policy)
             case VsockEndpoint():
-                return [_listen_vsock(endpoint, backlog)]
+                return _configured([_listen_vsock(endpoint, backlog)], policy)
             case UnixEndpoint():
-                return [_listen_unix(endpoint, endpoint.path, backlog)]
+                return [_listen_unix(endpoint, endpoint.path, backlog, policy)]
             case MuxEndpoint():
-                return [_listen_unix(endpoint, endpoint.listen_path, backlog)]
+                return [_listen_unix(endpoint, endpoint.listen_path, backlog, policy)]
             case FdEndpoint():
-                return _listen_inherited(endpoint, inherited)
+                return _configured(_listen_inherited(endpoint, inherited), policy)
     except OSError as error:
         raise listen_error(endpoint, errno_of(error)) from error
+
+
+def _configured(listeners: list[ListeningSocket], policy: Policy) -> list[ListeningSocket]:
+    with ExitStack() as undo:
+        for listening in listeners:
+            undo.callback(listening.close)
+        for listening in listeners:
+            listening.configure(policy)
+        undo.pop_all()
+    return listeners
 
 
 def _listen_tcp(endpoint: TcpEndpoint, backlog: int) -> list[ListeningSocket]:
@@ -151,16 +179,23 @@ def _listen_error_at(endpoint: TcpEndpoint, address: Address, error: OSError) ->
 
 
 def _listening(family: int, address: Any, backlog: int) -> socket.socket:
+    sock = _bound(family, address)
+    try:
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bound(family: int, address: Any) -> socket.socket:
     sock = new_socket(family)
     try:
         if family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # Accepted sockets inherit it on Linux: a call less for each connection.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)
-        sock.listen(backlog)
     except BaseException:
         sock.close()
         raise
@@ -174,24 +209,50 @@ def _listen_vsock(endpoint: VsockEndpoint, backlog: int) -> ListeningSocket:
     return ListeningSocket(sock, replace(endpoint, port=sock.getsockname()[1]))
 
 
-def _listen_unix(endpoint: UnixEndpoint | MuxEndpoint, path: str, backlog: int) -> ListeningSocket:
+def _listen_unix(
+    endpoint: UnixEndpoint | MuxEndpoint, path: str, backlog: int, policy: Policy
+) -> ListeningSocket:
+    listening = _bind_unix(endpoint, path)
+    try:
+        listening.configure(policy)  # nobody can connect before listen(2)
+        listening.sock.listen(backlog)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _bind_unix(endpoint: UnixEndpoint | MuxEndpoint, path: str) -> ListeningSocket:
     address = unix_address(path)
     if path.startswith("@"):
-        return ListeningSocket(_listening(socket.AF_UNIX, address, backlog), endpoint)
+        return ListeningSocket(_bound(socket.AF_UNIX, address), endpoint)
     file = Path(path)
     try:
-        sock = _listening(socket.AF_UNIX, address, backlog)
+        sock = _bound(socket.AF_UNIX, address)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
         with suppress(FileNotFoundError):  # gone by itself meanwhile
             _remove_stale(endpoint, file)
-        sock = _listening(socket.AF_UNIX, address, backlog)
+        sock = _bound(socket.AF_UNIX, address)
     try:
         return ListeningSocket(sock, endpoint, (file, *_identity(file)))
     except OSError:
         sock.close()
         raise
+
+
+def _give(endpoint: ListenEndpoint, file: Path, policy: Policy) -> None:
+    """Set the owner, the group and the mode of a socket's file, in so far as they are said."""
+    if policy.owner is not None or policy.group is not None:
+        owner, group = (-1 if number is None else number for number in (policy.owner, policy.group))
+        try:
+            os.chown(file, owner, group)
+        except PermissionError as error:
+            sentence = "only root gives its file to another user, or to a group it is not in"
+            raise ListenError(endpoint, "denied", sentence, error.errno) from error
+    if policy.mode is not None:
+        file.chmod(policy.mode)
 
 
 def _remove_stale(endpoint: UnixEndpoint | MuxEndpoint, file: Path) -> None:
@@ -227,8 +288,6 @@ def _listen_inherited(
         copies = [undo.enter_context(sock.dup()) for sock in given]
         for copy in copies:
             copy.setblocking(False)
-            if copy.family in (socket.AF_INET, socket.AF_INET6):
-                copy.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         undo.pop_all()
     return [ListeningSocket(copy, endpoint) for copy in copies]
 

@@ -15,6 +15,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
@@ -34,7 +35,13 @@ FAILED: Final = 1
 WRONG: Final = 2
 
 PLACES: Final = (Path("/etc/vsockproxy/config.toml"), Path("/etc/vsockproxy/config.yaml"))
-"""Where `run` looks without -c and $VSOCKPROXY_CONFIG."""
+"""Where `run` looks for a file without -c and $VSOCKPROXY_CONFIG."""
+
+_NO_CONFIGURATION: Final = (
+    "there is no configuration: neither -c FILE nor $VSOCKPROXY_CONFIG nor $VSOCKPROXY_FORWARD,"
+    f" nor {' nor '.join(map(str, PLACES))}",
+    "without a file: vsockproxy forward 8080 3:80; without a VM: vsockproxy demo",
+)
 
 _HELP: Final = """\
 Carry byte streams between TCP and vsock: a guest's services on host ports.
@@ -44,6 +51,7 @@ Examples:
   vsockproxy forward 8080 3:80       local port 8080 to port 80 of CID 3
   vsockproxy run -c vsockproxy.toml  every route of a file, until SIGTERM
   vsockproxy check vsockproxy.toml   what the file says, or all that is wrong
+  vsockproxy health                  whether the daemon here is ready
   vsockproxy demo                    try it without a VM
 
 \b
@@ -111,27 +119,28 @@ def _options(
 
 # --- run, forward, demo -------------------------------------------------------------------
 
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="VSOCKPROXY_CONFIG",
+        metavar="FILE",
+        help="TOML or YAML; else /etc/vsockproxy/config.toml or .yaml.",
+    ),
+]
+
 
 @app.command()
-def run(
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            "-c",
-            envvar="VSOCKPROXY_CONFIG",
-            metavar="FILE",
-            help="TOML or YAML; else /etc/vsockproxy/config.toml or .yaml.",
-        ),
-    ] = None,
-) -> None:
-    """Run the daemon: every route of a configuration file.
+def run(config: ConfigOption = None) -> None:
+    """Run the daemon: every route of a file, or of $VSOCKPROXY_FORWARD.
 
     SIGTERM or SIGINT drains: no new connections, live ones may end within
     drain_timeout. A second signal ends at once. The exit status is 0 when all
     connections ended by themselves, 1 when some were cut off.
     """
-    _serve(_load(config or default_file()))
+    source = _source(config or default_file())
+    _serve(_read(source), load=source)
 
 
 @app.command()
@@ -224,6 +233,7 @@ def _serve(
     beside: AbstractAsyncContextManager[None] | None = None,
     ready: Callable[[], object] = lambda: None,
     hint: str = "",
+    load: Callable[[], Config] | None = None,
 ) -> NoReturn:
     """Run the daemon until a signal ends it, and exit with its status."""
     import trio  # noqa: PLC0415 - see the module's docstring
@@ -235,7 +245,7 @@ def _serve(
     failures: list[str] = []
     drained = False
     try:
-        drained = trio.run(supervise, config, beside or nullcontext(), ready)
+        drained = trio.run(supervise, config, beside or nullcontext(), ready, load)
     except* (VsockproxyError, OSError, ImportError) as group:
         failures = [_sentence(error) for error in _leaves(group)]
     if failures:
@@ -319,20 +329,69 @@ async def _describe_pump() -> str:
         return f"{pump.name} ({pump.why})"
 
 
+# --- health -------------------------------------------------------------------------------
+
+
+@app.command(short_help="Ask the running daemon whether it is ready.")
+def health(
+    config: ConfigOption = None,
+    *,
+    metrics: Annotated[
+        str | None, typer.Option(metavar="LISTEN", help="Its metrics listener, as in 9490.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where to ask, path and all.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Bound for the answer.")] = 3.0,
+) -> None:
+    """Ask the running daemon whether it is ready, by its metrics listener.
+
+    The listener is found as run finds its configuration. The exit status is 0
+    when every route listens, and 1 when not, or when nobody answers: as a
+    container's HEALTHCHECK wants it.
+    """
+    from vsockproxy import health as probe  # noqa: PLC0415 - see the module's docstring
+
+    try:
+        if url:
+            answer = probe.ask_url(url, timeout)
+        else:
+            listen = metrics or probe.metrics_listen(config or default_file(), os.environ)
+            answer = probe.ask(listen, timeout)
+    except VsockproxyError as error:
+        _fail(*str(error).splitlines())
+    typer.echo(answer)
+
+
 # --- files and errors ---------------------------------------------------------------------
 
 
-def default_file(places: Sequence[Path] = PLACES) -> Path:
-    """The first of the places where a file is; the end with status 2 where none is."""
-    found = next(filter(_is_there, places), None)
-    if found is None:
-        looked = " and ".join(map(str, places))
+def default_file(places: Sequence[Path] = PLACES) -> Path | None:
+    """The first of the places where a file is."""
+    return next(filter(_is_there, places), None)
+
+
+def _source(file: Path | None) -> Callable[[], Config]:
+    """What reads the configuration: from the file, or without one from the environment.
+
+    The end with status 2 where there is neither, or both: nobody could say which is meant.
+    """
+    from vsockproxy import environment  # noqa: PLC0415 - see the module's docstring
+
+    settings = environment.known_settings(os.environ)
+    if file is None and not settings:
+        _fail(*environment.unknown_settings(os.environ), *_NO_CONFIGURATION, status=WRONG)
+    if file is None:
+        return partial(environment.environment_config, os.environ)
+    if settings:
         _fail(
-            f"there is no configuration: neither -c FILE nor $VSOCKPROXY_CONFIG, nor {looked}",
-            "without a file: vsockproxy forward 8080 3:80; without a VM: vsockproxy demo",
+            f"{file} and the environment ({', '.join(settings)}) both have settings:"
+            " write all of them in the file, or give no file",
             status=WRONG,
         )
-    return found
+    from vsockproxy.config import load_config  # noqa: PLC0415 - see the module's docstring
+
+    return partial(load_config, file)
 
 
 def _is_there(place: Path) -> bool:

@@ -27,7 +27,16 @@ from vsockproxy.endpoint import (
     check_guest_name,
 )
 from vsockproxy.errors import AddressError, ConfigError
-from vsockproxy.route import Config, LogSettings, MetricsListen, Policy, PumpSettings, Route
+from vsockproxy.policy import fit_policy
+from vsockproxy.route import (
+    Config,
+    Limits,
+    LogSettings,
+    MetricsListen,
+    Policy,
+    PumpSettings,
+    Route,
+)
 from vsockproxy.schema import GuestTable, RouteTable, nearest, read_tables
 
 COMMAND_LINE: Final = "command line"
@@ -79,9 +88,13 @@ class _Entry:
     name: str | None = None
     to_host: bool = False
     long: bool = False
+    own: frozenset[str] = frozenset()
 
     def at(self, key: str) -> KeyPath:
         return (*self.path, key) if self.long else self.path
+
+    def at_policy(self, key: str) -> KeyPath:
+        return (*self.path, key) if key in self.own else ("defaults", key)
 
 
 class _Builder:
@@ -110,6 +123,7 @@ class _Builder:
             metrics=metrics,
             log=LogSettings(level=log.level, format=log.format),
             pump=PumpSettings(choice=pump.choice, threads=pump.threads),
+            limits=Limits(self._tables.limits.max_connections),
             source=self._document.source,
         )
 
@@ -167,6 +181,7 @@ class _Builder:
                     table.name,
                     table.to_host,
                     long=True,
+                    own=frozenset(table.model_fields_set),
                 )
             else:
                 self._note_missing(table, path)
@@ -198,7 +213,30 @@ class _Builder:
             if is_loop(listen, target):
                 self._note(entry.at("target"), f"{target_text!r} is the route's own listener")
                 return
-            yield Route(name, listen, target, entry.policy)
+            policy = self._policy(entry, listen, target)
+            if policy is None:
+                return
+            yield Route(name, listen, target, policy)
+
+    def _policy(self, entry: _Entry, listen: ListenEndpoint, target: Dialable) -> Policy | None:
+        fitted = fit_policy(entry.policy, entry.own, listen, target, self._find_cid)
+        for key, message in fitted.complaints:
+            path = entry.at_policy(key)
+            if not self._is_unread(path):  # every route tells what is wrong with the defaults
+                self._note(path, message)
+        return None if fitted.complaints else fitted.policy
+
+    def _find_cid(self, name: str) -> int | None:
+        """The CID of a guest in a list of rules; None if the guest is wrong already."""
+        if ("guests",) in self._unread or self._is_unread(("guests", name)):
+            return None
+        guest = self._tables.guests.get(name)
+        if guest is None:
+            hint = nearest(name, self._tables.guests)
+            raise AddressError(f"no guest {name!r} is under guests" + (hint and f"; {hint}"))
+        if guest.cid is None:
+            raise AddressError(f"the guest {name!r} has no cid: its connections come by its VMM")
+        return guest.cid
 
     def _listen(self, text: str, entry: _Entry) -> ListenEndpoint | None:
         path = entry.at("listen")

@@ -232,6 +232,10 @@ def _yaml_words(reason: str) -> str:
         return "a tab stands where YAML wants spaces: indent with spaces"
     if "another document" in reason:
         return "a second document (---) begins here: write one only"
+    if "undefined alias" in reason:
+        return "* begins an alias, which is not allowed here: quote the text"
+    if "mapping values" in reason or "<block end>" in reason:
+        return "not valid YAML here: check the indentation, and quote a text that has [ or : in it"
     return f"not valid YAML: {reason}"
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Final
+from typing import Final, Literal
 
 from vsockproxy.errors import VsockproxyError
 
 UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 OFF: Final = "off"
+AUTO: Final = "auto"
 
 _SHORTEST: Final = 0.001  # what poll(2) and epoll(7) can tell from nothing
 _LONGEST: Final = 366 * 86400.0
@@ -50,6 +51,23 @@ def parse_timeout(value: object) -> float:
     seconds = 0.0 if value == OFF else parse_duration(value)
     if not seconds:
         raise DurationError(f"{shown(value)} cannot stand here: this time must have an end")
+    return seconds
+
+
+def parse_keepalive(value: object) -> float | Literal["auto"] | None:
+    """`parse_bound` within what TCP_KEEPIDLE takes (tcp(7)), or ``"auto"``."""
+    return AUTO if value == AUTO else _bounded(value, 1.0, 32767.0, "1 s to 9 h")
+
+
+def parse_user_timeout(value: object) -> float | None:
+    """`parse_bound` within what TCP_USER_TIMEOUT takes, in milliseconds of 31 bits."""
+    return _bounded(value, _SHORTEST, 24 * 86400.0, "1 ms to 24 days")
+
+
+def _bounded(value: object, least: float, most: float, words: str) -> float | None:
+    seconds = parse_bound(value)
+    if seconds is not None and not least <= seconds <= most:
+        raise DurationError(f"{shown(value)} cannot stand here: the kernel takes {words}")
     return seconds
 
 

@@ -250,6 +250,8 @@ def _check_range(what: str, value: int, largest: int) -> None:
 
 
 def _check_host(host: str) -> None:
+    if host == "*":
+        raise AddressError("'*' is no host: every address is spelt 0.0.0.0 or [::]")
     if ":" in host or re.fullmatch(r"[0-9.]+", host):
         try:
             ipaddress.ip_address(host)

@@ -213,6 +213,10 @@ _TABLE: Final[dict[tuple[str, str, int], tuple[Reason, str]]] = {
         "no_transport",
         "no vsock transport is loaded: modprobe vhost_vsock on a host of VMs",
     ),
+    ("listen", "vsock", _errno.EACCES): (
+        "denied",
+        "ports below 1024 need CAP_NET_BIND_SERVICE; above them, AppArmor or SELinux denies it",
+    ),
     ("listen", "", _errno.EACCES): (
         "denied",
         "ports below 1024 need CAP_NET_BIND_SERVICE: choose a higher one, or grant it",

@@ -14,11 +14,14 @@ from typing import Any, Final
 
 import trio
 
+from vsockproxy.admission import Admission, Gate
+from vsockproxy.errors import ListenError
 from vsockproxy.relay import Relay
 from vsockproxy.route import Route
+from vsockproxy.sockopt import target_options
 from vsockproxy.stats import Connection, RouteStats
 from vsockproxy.transfer import Bounds, EndReason, Pump
-from vsockproxy.transport import ListeningSocket
+from vsockproxy.transport import ListeningSocket, abort
 
 _BATCH: Final = 64  # clients taken before other tasks get their turn; arbitrary
 
@@ -53,10 +56,12 @@ class RouteListener:
         pump: Pump,
         numbers: Iterator[int],
         log: Any,
+        admission: Admission | None = None,
     ) -> None:
         """Borrow ``sockets``, which listen already; ``numbers`` names connections.
 
-        ``stats`` outlive it where a reload gives the route another listener.
+        ``stats`` outlive it where a reload gives the route another listener.  ``admission``
+        is what all routes share; without one, this route shares with nobody.
         """
         self.route = route
         self.sockets = sockets
@@ -64,6 +69,7 @@ class RouteListener:
         self._numbers = numbers
         self._log = log
         self._pump = pump
+        self._gate = Gate(stats, admission or Admission(), log)
         self.adopt(route)
         self.released = trio.Event()
         self._accepting = trio.CancelScope()
@@ -73,10 +79,31 @@ class RouteListener:
         """Treat new connections as ``route`` says; live ones end as they began."""
         self.route = route
         self.stats.route = route
-        bounds = Bounds(
-            route.policy.idle_timeout, route.policy.half_close_timeout, route.holds_half_close
+        self._gate.adopt(route)
+        for listening in self.sockets:
+            self._configure(listening)
+        policy = route.policy
+        shared = policy.bandwidth and (
+            self._pump.share(policy.bandwidth),
+            self._pump.share(policy.bandwidth),
         )
-        self._relay = Relay(self.stats, self._pump, bounds, self._log)
+        bounds = Bounds(
+            policy.idle_timeout,
+            policy.half_close_timeout,
+            route.holds_half_close,
+            policy.connection_bandwidth,
+            shared or None,
+        )
+        self._relay = Relay(
+            self.stats, self._gate, self._pump, bounds, target_options(route.policy), self._log
+        )
+
+    def _configure(self, listening: ListeningSocket) -> None:
+        """Give a listener the policy's options; it goes on with those it had if it cannot."""
+        try:
+            listening.configure(self.route.policy)
+        except ListenError as error:
+            self._log.error("listener_kept", route=self.route.name, error=str(error))
 
     async def serve(self, release: Callable[[], object]) -> bool:
         """Accept until `stop`, then let the connections end.
@@ -118,7 +145,10 @@ class RouteListener:
         troubles = 0
         while True:
             await trio.lowlevel.wait_readable(sock)
+            if self._gate.hindrance():
+                await self._gate.opened()
             error = self._accept_batch(sock, relays)
+            self._gate.pass_on()
             if error is None:
                 troubles = self._recovered(troubles)
                 await trio.lowlevel.checkpoint()
@@ -127,7 +157,10 @@ class RouteListener:
                 await self._back_off(error, troubles)
 
     def _accept_batch(self, sock: socket.socket, relays: trio.Nursery) -> OSError | None:
-        """Take the clients that wait; the error after which waiting makes sense, if any."""
+        """Take the clients that wait; the error after which waiting makes sense, if any.
+
+        The gate is open for the first of them.
+        """
         for _ in range(_BATCH):
             try:
                 client, address = sock.accept()
@@ -139,11 +172,17 @@ class RouteListener:
                     continue
                 return error
             connection = Connection(next(self._numbers), self.route, sock.family, address)
-            relays.start_soon(self._relay.serve, client, connection)
+            if self._gate.admit(client, connection):
+                relays.start_soon(self._relay.serve, client, connection)
+            else:
+                abort(client)
+            if self._gate.hindrance():
+                return None
         return None
 
     async def _back_off(self, error: OSError, troubles: int) -> None:
         """Wait, for the descriptor table or memory to have room again: 10 ms to 1 s."""
+        self._gate.recount()
         if troubles == 1:
             self._log.error(
                 "accept_failed",

@@ -11,10 +11,18 @@ what happened, in these words:
 | ``pump`` | which pump moves the bytes | pump, why |
 | ``listening`` | a listener is open | owner, listen |
 | ``ready`` | every listener is open | routes, config |
+| ``reloaded`` | a new configuration runs | routes, config |
+| ``reload_failed`` | the configuration could not be replaced | problem |
+| ``needs_restart`` | a reload changed what a running daemon cannot change | settings |
+| ``not_alive`` | a pump thread does not answer the watchdog | remedy |
+| ``surplus_socket`` | a socket was handed in that no route uses | name, remedy |
 | ``connection`` | a connection has ended (the access line) | number, route, client, target, \
 upstream_bytes, downstream_bytes, seconds, dial_seconds, reason, why |
 | ``dial_failed`` | a target could not be reached | number, route, client, target, reason, error |
 | ``connection_failed`` | a bug ended a connection | number, route, client, target, exception |
+| ``rejected`` | clients were turned away | number, route, client, target, reason, why, left_out |
+| ``clients_wait`` | clients wait in the backlog | route, reason, why, left_out |
+| ``listener_kept`` | a listener could not take new options | route, error |
 | ``accept_failed`` | clients wait: accept(2) fails | route, error, remedy |
 | ``accept_recovered`` | clients are accepted again | route, failures |
 | ``http_failed`` | a request on the metrics listener broke the HTTP library | error |

@@ -28,18 +28,26 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from vsockproxy.stats import Histogram, RouteStats
+from vsockproxy.admission import Admission
+from vsockproxy.stats import Histogram, Reloads, RouteStats
 
 Stats = Callable[[], Iterable[RouteStats]]
 
 
-def make_registry(stats: Stats, version: str, pump: str) -> CollectorRegistry:
+def make_registry(
+    stats: Stats,
+    version: str,
+    pump: str,
+    admission: Admission | None = None,
+    reloads: Reloads | None = None,
+) -> CollectorRegistry:
     """A registry of its own with the routes', the process's and the interpreter's metrics.
 
-    ``stats`` is called at each scrape; ``pump`` is the running pump's name.
+    ``stats`` is called at each scrape; ``pump`` is the running pump's name; ``admission`` is
+    what all routes share; ``reloads`` is how the configuration came to be what it is.
     """
     registry = CollectorRegistry()
-    registry.register(MetricsCollector(stats, version, pump))
+    registry.register(MetricsCollector(stats, version, pump, admission, reloads))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
@@ -49,8 +57,17 @@ def make_registry(stats: Stats, version: str, pump: str) -> CollectorRegistry:
 class MetricsCollector(Collector):
     """The metrics of all routes; must be collected in the thread that runs the routes."""
 
-    def __init__(self, stats: Stats, version: str, pump: str) -> None:
+    def __init__(
+        self,
+        stats: Stats,
+        version: str,
+        pump: str,
+        admission: Admission | None = None,
+        reloads: Reloads | None = None,
+    ) -> None:
         self._stats = stats
+        self._admission = admission
+        self._reloads = reloads
         self._build = {"version": version, "pump": pump}
 
     def describe(self) -> Iterable[Metric]:
@@ -61,6 +78,10 @@ class MetricsCollector(Collector):
         """The metrics as they are now."""
         families = _Families()
         families.build.add_metric([], self._build)
+        if self._admission is not None:
+            families.add_admission(self._admission)
+        if self._reloads is not None:
+            families.add_reloads(self._reloads)
         for stats in self._stats():
             families.add(stats)
         yield from families.all()
@@ -72,6 +93,18 @@ class _Families:
     def __init__(self) -> None:
         self.build = InfoMetricFamily(
             "vsockproxy_build", "The running vsockproxy: its version and its pump."
+        )
+        self.reloads = CounterMetricFamily(
+            "vsockproxy_config_reloads",
+            "Reloads of the configuration, by whether they went through.",
+            labels=["result"],
+        )
+        self.last_reload = GaugeMetricFamily(
+            "vsockproxy_config_last_reload_success_timestamp_seconds",
+            "When the running configuration was taken.",
+        )
+        self.config = InfoMetricFamily(
+            "vsockproxy_config", "The running configuration: a hash of what it says."
         )
         self.route = InfoMetricFamily(
             "vsockproxy_route", "A route: its listener and its target.", labels=["route"]
@@ -100,6 +133,29 @@ class _Families:
         self.accept_errors = CounterMetricFamily(
             "vsockproxy_accept_errors", "Failed accept(2) calls.", labels=["route"]
         )
+        self.rejected = CounterMetricFamily(
+            "vsockproxy_rejected",
+            "Clients that were turned away, by why.",
+            labels=["route", "reason"],
+        )
+        self.waits = CounterMetricFamily(
+            "vsockproxy_admission_waits",
+            "How often accepting paused while clients waited, by why.",
+            labels=["route", "reason"],
+        )
+        self.limit = GaugeMetricFamily(
+            "vsockproxy_connections_limit",
+            "How many connections a route may have, where it has a limit.",
+            labels=["route"],
+        )
+        self.total_limit = GaugeMetricFamily(
+            "vsockproxy_total_connections_limit",
+            "How many connections all routes together may have, where there is a limit.",
+        )
+        self.descriptors_free = GaugeMetricFamily(
+            "vsockproxy_descriptors_free",
+            "File descriptors that connections may still take.",
+        )
         self.dial_seconds = HistogramMetricFamily(
             "vsockproxy_dial_seconds",
             "How long dials that succeeded took, handshake included.",
@@ -114,6 +170,17 @@ class _Families:
     def all(self) -> Iterable[Metric]:
         return vars(self).values()
 
+    def add_admission(self, admission: Admission) -> None:
+        self.descriptors_free.add_metric([], admission.descriptors_free())
+        if admission.limits.max_connections is not None:
+            self.total_limit.add_metric([], admission.limits.max_connections)
+
+    def add_reloads(self, reloads: Reloads) -> None:
+        for result, number in reloads.results.items():
+            self.reloads.add_metric([result], number)
+        self.last_reload.add_metric([], reloads.last_success)
+        self.config.add_metric([], {"hash": reloads.fingerprint})
+
     def add(self, stats: RouteStats) -> None:
         route = stats.route
         label = [route.name]
@@ -123,10 +190,16 @@ class _Families:
         self.bytes.add_metric([route.name, "upstream"], stats.upstream_bytes)
         self.bytes.add_metric([route.name, "downstream"], stats.downstream_bytes)
         self.accept_errors.add_metric(label, stats.accept_errors)
-        for reason, number in stats.closed.items():
-            self.closed.add_metric([route.name, reason], number)
-        for reason, number in stats.dial_failures.items():
-            self.dial_failures.add_metric([route.name, reason], number)
+        if route.policy.max_connections is not None:
+            self.limit.add_metric(label, route.policy.max_connections)
+        for family, counter in (
+            (self.closed, stats.closed),
+            (self.dial_failures, stats.dial_failures),
+            (self.rejected, stats.rejected),
+            (self.waits, stats.waits),
+        ):
+            for reason, number in counter.items():
+                family.add_metric([route.name, reason], number)
         _add_histogram(self.dial_seconds, label, stats.dial_seconds)
         _add_histogram(self.connection_seconds, label, stats.connection_seconds)
 

@@ -126,6 +126,7 @@ class _Run:
         self.downstream = _Half(_limits(downstream, bounds.bandwidth))
         self._bounds = bounds
         self._idle = trio.CancelScope()
+        self._answered = True  # the last byte went downstream, or there was none yet
         for side in (self.client, self.target):
             side.sock.setblocking(False)
 
@@ -176,7 +177,8 @@ class _Run:
         half.done = True
         whole = not source.error or (source is self.client and source.is_unix())
         half.dropped = half.dropped or not whole
-        if not half.dropped and not (half is self.upstream and self._bounds.hold_half_close):
+        held = half is self.upstream and self._bounds.hold_half_close and not self._answered
+        if not half.dropped and not held:
             _send_eof(sink.sock)
         self._touch()
         back = self.downstream if half is self.upstream else self.upstream
@@ -219,6 +221,7 @@ class _Run:
             else:
                 rest = rest[sent:]
                 half.bytes += sent
+                self._answered = half is self.downstream
                 self._touch()
 
     def _bound(self) -> tuple[float | None, EndReason]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from vsockproxy.binding import ListeningSocket, listen
 from vsockproxy.endpoint import FdEndpoint, ListenEndpoint
 from vsockproxy.errors import ListenError
+from vsockproxy.route import Policy
 from vsockproxy.systemd import store_name
 
 Inherited = Mapping[str, Sequence[socket.socket]]
@@ -42,7 +43,7 @@ class Ports:
     def __getitem__(self, endpoint: ListenEndpoint) -> list[ListeningSocket]:
         return self._open[endpoint]
 
-    def open(self, owner: str, endpoint: ListenEndpoint, backlog: int) -> None:
+    def open(self, owner: str, endpoint: ListenEndpoint, policy: Policy) -> None:
         """Listen at ``endpoint``; with the sockets that were kept for it, if there are any.
 
         Raises `ListenError` with a note that names the ``owner``.
@@ -52,7 +53,7 @@ class Ports:
             self._open[endpoint] = kept
             return
         try:
-            self._open[endpoint] = listen(endpoint, backlog, self._inherited)
+            self._open[endpoint] = listen(endpoint, policy.backlog, self._inherited, policy)
         except ListenError as error:
             error.add_note(owner)
             raise

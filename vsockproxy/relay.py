@@ -1,4 +1,4 @@
-"""One connection from start to end: dial, transfer, account, log.
+"""One connection from start to end: header, dial, transfer, account, log.
 
 Owns: `Relay`, whose `serve` is one trio task a connection, and the only catch-all of the
 program: whatever goes wrong in one connection stays in it.
@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+import trio
+
+from vsockproxy.admission import Gate, Rejection
 from vsockproxy.errors import DialError
+from vsockproxy.preamble import NoHeaderError, follow_header, header_of, read_header, send_header
+from vsockproxy.proxy_protocol import build_header
+from vsockproxy.sockopt import Options
 from vsockproxy.stats import Connection, RouteStats
 from vsockproxy.transfer import ENDINGS, Bounds, Pump
 from vsockproxy.transport import abort, dial
@@ -22,22 +28,26 @@ class Relay:
     """What every connection of one route needs."""
 
     stats: RouteStats
+    gate: Gate
     pump: Pump
     bounds: Bounds
+    options: Options
     log: Any
 
     async def serve(self, client: socket.socket, connection: Connection) -> None:
-        """Serve one accepted client until its end; owns ``client`` from the call on.
+        """Serve one client that the gate has admitted; owns ``client`` from the call on.
 
         The client is reset when the target cannot be dialled, so that it does not take
         the failure for an empty answer.  Cancelled, both sides are closed and the
         connection is counted under ``connection.ending``.  Raises nothing but
         `trio.Cancelled`.
         """
-        self.stats.open(connection)
         reason = "error"
         try:
-            reason = await self._relay(client, connection)
+            if connection.route.policy.max_lifetime is None:
+                reason = await self._relay(client, connection)
+            else:
+                reason = await self._relay_for_a_while(client, connection)
         except Exception:
             abort(client)
             self.log.exception("connection_failed", **connection.names())
@@ -46,19 +56,39 @@ class Relay:
             reason = connection.ending
             raise
         finally:
-            self.stats.close(connection, reason)
+            self.gate.leave(connection, reason)
             if connection.route.policy.access_log:
                 self._log_end(connection, reason)
+
+    async def _relay_for_a_while(self, client: socket.socket, connection: Connection) -> str:
+        lifetime = connection.route.policy.max_lifetime
+        assert lifetime is not None
+        with trio.move_on_after(lifetime):
+            return await self._relay(client, connection)
+        abort(client)
+        return "max_lifetime"
 
     async def _relay(self, client: socket.socket, connection: Connection) -> str:
         """Dial and transfer: how the connection ended, ``dial_<reason>`` if it never began."""
         route = connection.route
+        if route.policy.accept_proxy:
+            rejection = await self._identify(client, connection)
+            if rejection is not None:
+                abort(client)
+                return f"rejected_{rejection}"
         started = monotonic()
         try:
-            target = await dial(route.target, route.policy.connect_timeout)
+            if route.policy.send_proxy == "off":
+                target = await dial(
+                    route.target, route.policy.connect_timeout, options=self.options
+                )
+            else:
+                target = await self._dial_and_tell(client, connection)
         except DialError as error:
             abort(client)
             self.stats.dial_failures[error.reason] += 1
+            if error.reason == "no_descriptors":
+                self.gate.recount()
             self.log.warning(
                 "dial_failed", **connection.names(), reason=error.reason, error=str(error)
             )
@@ -67,6 +97,34 @@ class Relay:
         self.stats.dial_seconds.observe(connection.dial_seconds)
         transfer = await self.pump.transfer(client, target, self.bounds, connection.meter)
         return transfer.reason
+
+    async def _identify(self, client: socket.socket, connection: Connection) -> Rejection | None:
+        """Learn from the client's header whose connection it is; why it ends here, if it does."""
+        rejection: Rejection | None
+        try:
+            header = await read_header(client, connection.route.policy.connect_timeout)
+        except NoHeaderError as error:
+            rejection = "proxy_timeout" if error.slow else "proxy_malformed"
+        else:
+            follow_header(connection, header)
+            rejection = self.gate.identify(connection)
+        if rejection is not None:
+            self.gate.reject(connection, rejection)
+        return rejection
+
+    async def _dial_and_tell(self, client: socket.socket, connection: Connection) -> socket.socket:
+        """The target, which has been told who its client is."""
+        route, policy = connection.route, connection.route.policy
+        assert policy.send_proxy != "off"
+        deadline = trio.current_time() + policy.connect_timeout
+        target = await dial(route.target, policy.connect_timeout, options=self.options)
+        try:
+            header = build_header(policy.send_proxy, header_of(connection, client))
+            await send_header(target, route.target, header, deadline)
+        except BaseException:
+            target.close()
+            raise
+        return target
 
     def _log_end(self, connection: Connection, reason: str) -> None:
         """The access line: one for every connection, at its end."""

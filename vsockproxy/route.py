@@ -11,6 +11,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
+from vsockproxy.access import Access, Rule
 from vsockproxy.endpoint import (
     Dialable,
     FdEndpoint,
@@ -21,6 +22,9 @@ from vsockproxy.endpoint import (
 )
 
 HalfClose = Literal["auto", "forward", "hold"]
+KeepAlive = float | Literal["auto"] | None
+OverLimit = Literal["wait", "reject"]
+ProxyVersion = Literal["off", "v1", "v2"]
 LogFormat = Literal["auto", "human", "logfmt", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 PumpChoice = Literal["auto", "native", "portable"]
@@ -31,24 +35,68 @@ class Policy:
     """How a route treats its connections; times are seconds, None is no bound.
 
     Attributes:
-      connect_timeout: for one dial, handshake included.
+      connect_timeout: for one dial, handshake included; and for a client's PROXY header.
       idle_timeout: no byte either way for so long ends the connection.
       half_close_timeout: after one side's EOF, no byte from the other for so long ends it.
       half_close: whether a client's FIN is passed on. ``hold`` keeps the write side open,
         for VMMs that answer a half-close by closing both ways; ``auto`` holds for
         vsock-mux and forwards for the rest.
+      max_lifetime: how long a connection may last, from accept to close.
       drain_timeout: how long live connections may go on once the route stops.
       backlog: of the listener; the kernel caps it at net.core.somaxconn.
       access_log: whether every connection's end is a line of the log.
+      keepalive: TCP probes after so long without a byte, on both sides; ``auto`` is 5
+        minutes on the client's, where it costs no system call, and none on the target's.
+      user_timeout: TCP gives a connection up when sent data stays unacknowledged so long.
+      nodelay: whether TCP sends small pieces at once.
+      buffer_size, buffer_min, buffer_max: bytes of a vsock's receive buffer; None is the
+        kernel's own.
+      max_connections: how many may be open at once.
+      max_connections_per_source: the same for one `access.Peer.source`.
+      connection_rate: new connections in a second; ``connection_burst`` of them at once.
+      bandwidth, connection_bandwidth: bytes a second, each way, of all the route's
+        connections together and of each.
+      over_limit: whether clients over a limit wait in the backlog or are reset.
+      allow, deny: who may connect (`access.Access`); ``allow`` None is everybody.
+      mode, owner, group: of a Unix listener's file; None is the umask's, and our own.
+      send_proxy: the PROXY header that the target gets before the client's bytes.
+      accept_proxy: whether each client, which `proxy_trusted` must name, sends one first.
     """
 
     connect_timeout: float = 5.0
     idle_timeout: float | None = None
     half_close_timeout: float | None = 300.0
     half_close: HalfClose = "auto"
+    max_lifetime: float | None = None
     drain_timeout: float = 30.0
     backlog: int = 4096
     access_log: bool = True
+    keepalive: KeepAlive = "auto"
+    user_timeout: float | None = None
+    nodelay: bool = True
+    buffer_size: int | None = None
+    buffer_min: int | None = None
+    buffer_max: int | None = None
+    max_connections: int | None = None
+    max_connections_per_source: int | None = None
+    connection_rate: float | None = None
+    connection_burst: int | None = None
+    bandwidth: int | None = None
+    connection_bandwidth: int | None = None
+    over_limit: OverLimit = "wait"
+    allow: tuple[Rule, ...] | None = None
+    deny: tuple[Rule, ...] = ()
+    mode: int | None = None
+    owner: int | None = None
+    group: int | None = None
+    send_proxy: ProxyVersion = "off"
+    accept_proxy: bool = False
+    proxy_trusted: tuple[Rule, ...] = ()
+
+    @property
+    def access(self) -> Access:
+        """Who may connect."""
+        return Access(self.allow, self.deny)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +132,13 @@ class PumpSettings:
     threads: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What all routes together may have; None is no bound."""
+
+    max_connections: int | None = None
+
+
 MetricsListen = TcpEndpoint | UnixEndpoint | FdEndpoint
 
 
@@ -95,6 +150,7 @@ class Config:
     metrics: MetricsListen | None = None
     log: LogSettings = LogSettings()
     pump: PumpSettings = PumpSettings()
+    limits: Limits = Limits()
     source: str = "command line"
 
     @property

@@ -12,19 +12,47 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+)
 
+from vsockproxy.access import Rule, parse_rule
+from vsockproxy.amount import (
+    parse_bandwidth,
+    parse_burst,
+    parse_count,
+    parse_rate,
+    parse_size,
+)
 from vsockproxy.document import Finding, KeyPath, Plain
-from vsockproxy.duration import parse_bound, parse_duration, parse_timeout, shown
+from vsockproxy.duration import (
+    OFF,
+    parse_bound,
+    parse_duration,
+    parse_keepalive,
+    parse_timeout,
+    parse_user_timeout,
+    shown,
+)
+from vsockproxy.errors import AddressError
 from vsockproxy.route import (
     HalfClose,
+    KeepAlive,
     LogFormat,
     LogLevel,
     LogSettings,
+    OverLimit,
     Policy,
+    ProxyVersion,
     PumpChoice,
     PumpSettings,
 )
+from vsockproxy.users import parse_group, parse_mode, parse_owner
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -45,10 +73,48 @@ def _read_address(value: object) -> object:
     return value
 
 
+def _read_rules(value: object) -> tuple[Rule, ...]:
+    """The rules of a list, or everything that is wrong with them."""
+    if not isinstance(value, list):
+        raise ValueError(f'{shown(value)} is no list: write one, as in ["10.0.0.0/8", "uid:1000"]')
+    rules: list[Rule] = []
+    wrong: list[str] = []
+    for item in value:
+        try:
+            rules.append(parse_rule(_rule_text(item)))
+        except AddressError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return tuple(rules)
+
+
+def _rule_text(item: object) -> str:
+    """A CID may be written as a number."""
+    if isinstance(item, int) and not isinstance(item, bool):
+        return shown(item)
+    if not isinstance(item, str):
+        raise AddressError(f"{shown(item)} is no rule: write a text, or a CID")
+    return item
+
+
+def _read_allow(value: object) -> tuple[Rule, ...] | None:
+    if value == OFF:
+        return None
+    rules = _read_rules(value)
+    if not rules:
+        raise ValueError('an empty list would let nobody in: write "off" for no list')
+    return rules
+
+
 Address = Annotated[str, BeforeValidator(_read_address)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Timeout = Annotated[float, BeforeValidator(parse_timeout)]
 Bound = Annotated[float | None, BeforeValidator(parse_bound)]
+Count = Annotated[int | None, BeforeValidator(parse_count)]
+Size = Annotated[int | None, BeforeValidator(parse_size)]
+Bandwidth = Annotated[int | None, BeforeValidator(parse_bandwidth)]
+Rules = Annotated[tuple[Rule, ...], PlainValidator(_read_rules)]
 
 
 class _Table(BaseModel):
@@ -62,9 +128,31 @@ class PolicyKeys(_Table):
     idle_timeout: Bound = _POLICY.idle_timeout
     half_close_timeout: Bound = _POLICY.half_close_timeout
     half_close: HalfClose = _POLICY.half_close
+    max_lifetime: Bound = _POLICY.max_lifetime
     drain_timeout: Duration = _POLICY.drain_timeout
     backlog: Annotated[int, Field(ge=1, le=_INT32_MAX)] = _POLICY.backlog
     access_log: bool = _POLICY.access_log
+    keepalive: Annotated[KeepAlive, PlainValidator(parse_keepalive)] = _POLICY.keepalive
+    user_timeout: Annotated[float | None, PlainValidator(parse_user_timeout)] = _POLICY.user_timeout
+    nodelay: bool = _POLICY.nodelay
+    buffer_size: Size = _POLICY.buffer_size
+    buffer_min: Size = _POLICY.buffer_min
+    buffer_max: Size = _POLICY.buffer_max
+    max_connections: Count = _POLICY.max_connections
+    max_connections_per_source: Count = _POLICY.max_connections_per_source
+    connection_rate: Annotated[float | None, BeforeValidator(parse_rate)] = _POLICY.connection_rate
+    connection_burst: Annotated[int | None, BeforeValidator(parse_burst)] = _POLICY.connection_burst
+    bandwidth: Bandwidth = _POLICY.bandwidth
+    connection_bandwidth: Bandwidth = _POLICY.connection_bandwidth
+    over_limit: OverLimit = _POLICY.over_limit
+    allow: Annotated[tuple[Rule, ...] | None, PlainValidator(_read_allow)] = _POLICY.allow
+    deny: Rules = _POLICY.deny
+    mode: Annotated[int | None, BeforeValidator(parse_mode)] = _POLICY.mode
+    owner: Annotated[int | None, BeforeValidator(parse_owner)] = _POLICY.owner
+    group: Annotated[int | None, BeforeValidator(parse_group)] = _POLICY.group
+    send_proxy: ProxyVersion = _POLICY.send_proxy
+    accept_proxy: bool = _POLICY.accept_proxy
+    proxy_trusted: Rules = _POLICY.proxy_trusted
 
     def policy(self, defaults: PolicyKeys) -> Policy:
         """The policy in which the keys written here win over those written in ``defaults``."""
@@ -115,6 +203,12 @@ class PumpTable(_Table):
     threads: Annotated[int, Field(ge=1, le=64)] | None = _PUMP.threads
 
 
+class LimitsTable(_Table):
+    """``[limits]``."""
+
+    max_connections: Count = None
+
+
 class FileTables(_Table):
     """A whole file."""
 
@@ -122,6 +216,7 @@ class FileTables(_Table):
     route: list[RouteTable] = []
     guests: dict[str, GuestTable] = {}
     defaults: PolicyKeys = PolicyKeys()
+    limits: LimitsTable = LimitsTable()
     metrics: MetricsTable = MetricsTable()
     log: LogTable = LogTable()
     pump: PumpTable = PumpTable()
@@ -131,6 +226,7 @@ TABLES: Final[dict[str, type[BaseModel]]] = {
     "route": RouteTable,
     "guests": GuestTable,
     "defaults": PolicyKeys,
+    "limits": LimitsTable,
     "metrics": MetricsTable,
     "log": LogTable,
     "pump": PumpTable,

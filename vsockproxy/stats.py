@@ -10,9 +10,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from time import monotonic, time
-from typing import Final
+from typing import Any, Final
 
-from vsockproxy.route import Route
+from vsockproxy.route import Config, Route
 from vsockproxy.transfer import EndReason, Meter
 from vsockproxy.transport import peer_name
 
@@ -62,34 +62,41 @@ class Connection:
       opened: when it was accepted, in seconds of `time.monotonic`.
       dial_seconds: how long the dial took; None until the target answered.
       meter: the bytes moved so far, each way.
+      family, address: where the client is, or where its PROXY header says that it is.
+      destination: family and address that the client wanted, where its header says so.
+      source: under what it is counted, where its route bounds that (`access.Peer.source`).
       ending: what its end is called if it is cancelled; whoever cancels says so first.
     """
 
     __slots__ = (
-        "_address",
-        "_family",
+        "address",
+        "destination",
         "dial_seconds",
         "ending",
+        "family",
         "meter",
         "number",
         "opened",
         "route",
+        "source",
     )
 
-    def __init__(self, number: int, route: Route, family: int, address: object) -> None:
+    def __init__(self, number: int, route: Route, family: int, address: Any) -> None:
         self.number = number
         self.route = route
         self.opened = monotonic()
         self.dial_seconds: float | None = None
         self.meter = Meter()
         self.ending: EndReason = "shutdown"
-        self._family = family
-        self._address = address
+        self.family = family
+        self.address = address
+        self.destination: tuple[int, Any] | None = None
+        self.source: str | None = None
 
     @property
     def client(self) -> str:
         """The peer's address, for people; made when asked for, as most are never shown."""
-        return peer_name(self._family, self._address)
+        return peer_name(self.family, self.address)
 
     def names(self) -> dict[str, object]:
         """Who it is, as the fields of a log line."""
@@ -119,6 +126,9 @@ class RouteStats:
       closed: how many ended, by reason (`Transfer.reason`, or ``dial_<reason>``).
       dial_failures: how many dials failed, by `errors.Reason`.
       accept_errors: how often accept(2) failed.
+      rejected: how many clients were turned away, by `admission.Rejection`.
+      waits: how often accepting paused, by `admission.Hindrance`.
+      sources: how many of ``live`` have each `Connection.source`.
     """
 
     __slots__ = (
@@ -130,7 +140,10 @@ class RouteStats:
         "dial_failures",
         "dial_seconds",
         "live",
+        "rejected",
         "route",
+        "sources",
+        "waits",
     )
 
     def __init__(self, route: Route) -> None:
@@ -140,6 +153,9 @@ class RouteStats:
         self.closed: Counter[str] = Counter()
         self.dial_failures: Counter[str] = Counter()
         self.accept_errors = 0
+        self.rejected: Counter[str] = Counter()
+        self.waits: Counter[str] = Counter()
+        self.sources: dict[str, int] = {}
         self.dial_seconds = Histogram(DIAL_BOUNDS)
         self.connection_seconds = Histogram(CONNECTION_BOUNDS)
         self._ended_bytes = (0, 0)
@@ -149,14 +165,29 @@ class RouteStats:
         self.live.add(connection)
         self.connections += 1
 
+    def count_source(self, connection: Connection, source: str | None) -> None:
+        """Count an open connection under its source until it closes; None is nowhere."""
+        if connection.source is not None:
+            self._forget_source(connection.source)
+        connection.source = source
+        if source is not None:
+            self.sources[source] = self.sources.get(source, 0) + 1
+
     def close(self, connection: Connection, reason: str) -> None:
         """Move a connection's numbers to the route's totals; called once for each."""
         self.live.remove(connection)
+        if connection.source is not None:
+            self._forget_source(connection.source)
         self.closed[reason] += 1
         self.connection_seconds.observe(monotonic() - connection.opened)
         upstream, downstream = self._ended_bytes
         meter = connection.meter
         self._ended_bytes = (upstream + meter.upstream_bytes, downstream + meter.downstream_bytes)
+
+    def _forget_source(self, source: str) -> None:
+        self.sources[source] -= 1
+        if not self.sources[source]:
+            del self.sources[source]
 
     @property
     def upstream_bytes(self) -> int:
@@ -175,16 +206,22 @@ class Reloads:
     Attributes:
       results: how many reloads went through (``success``) and how many did not (``failure``).
       last_success: when the running configuration was taken, in seconds of the epoch.
+      fingerprint: of the running configuration (`Config.fingerprint`).
     """
 
-    __slots__ = ("last_success", "results")
+    __slots__ = ("fingerprint", "last_success", "results")
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config) -> None:
         self.results: Counter[str] = Counter(success=0, failure=0)
+        self.fingerprint = config.fingerprint
         self.last_success = time()
 
-    def count(self, *, success: bool) -> None:
-        """Count one reload."""
-        self.results["success" if success else "failure"] += 1
-        if success:
-            self.last_success = time()
+    def succeeded(self, config: Config) -> None:
+        """Count a reload that brought ``config``."""
+        self.results["success"] += 1
+        self.fingerprint = config.fingerprint
+        self.last_success = time()
+
+    def failed(self) -> None:
+        """Count a reload that changed nothing."""
+        self.results["failure"] += 1

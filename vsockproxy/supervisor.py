@@ -15,13 +15,14 @@ from typing import Any, Final
 import trio
 
 from vsockproxy import __version__
+from vsockproxy.admission import Admission
 from vsockproxy.endpoint import ListenEndpoint
 from vsockproxy.errors import ListenError, VsockproxyError
 from vsockproxy.listener import RouteListener
 from vsockproxy.log import get_logger
 from vsockproxy.ports import Forget, Inherited, Keep, Ports
 from vsockproxy.pump import open_pump
-from vsockproxy.route import Config, Route
+from vsockproxy.route import Config, Policy, Route
 from vsockproxy.stats import Reloads, RouteStats
 from vsockproxy.transfer import Pump
 
@@ -51,7 +52,8 @@ class Supervisor:
         """
         self.config = config
         self.listeners: dict[ListenEndpoint, RouteListener] = {}
-        self.reloads = Reloads()
+        self.reloads = Reloads(config)
+        self.admission = Admission(config.limits)
         self._ports = Ports(inherited or {}, keep=keep, forget=forget)
         self._draining: set[RouteListener] = set()
         self._stats: dict[str, RouteStats] = {}
@@ -105,12 +107,13 @@ class Supervisor:
                 config = await trio.to_thread.run_sync(load)
                 self._open(config)
             except VsockproxyError:
-                self.reloads.count(success=False)
+                self.reloads.failed()
                 raise
             if self._stops:
                 return  # too late to matter: nothing accepts any more
+            self._warn_of_fixed(config)
             await self._apply(config)
-            self.reloads.count(success=True)
+            self.reloads.succeeded(config)
             self._log.info("reloaded", routes=len(self.listeners), config=config.fingerprint)
 
     def stop(self) -> None:
@@ -124,6 +127,15 @@ class Supervisor:
         """Return once every pump thread has answered; for a watchdog, with its own deadline."""
         await self._pump.alive()
 
+    def lacking(self) -> list[str]:
+        """What keeps the daemon from being ready, in words; empty when it is."""
+        lacking = []
+        if self._stops:
+            lacking.append(f"draining: {self.live()} connections are left")
+        if self.admission.is_short():
+            lacking.append("file descriptors are nearly used up: raise LimitNOFILE= (ulimit -Hn)")
+        return lacking
+
     def live(self) -> int:
         """How many connections are open."""
         return sum(len(stats.live) for stats in self._stats.values())
@@ -136,20 +148,26 @@ class Supervisor:
 
     def _open(self, config: Config) -> None:
         """Bind what ``config`` wants and is not open yet; on an error, nothing of it."""
-        wanted = [(f"route {r.name}", r.listen, r.policy.backlog) for r in config.routes]
+        wanted = [(f"route {r.name}", r.listen, r.policy) for r in config.routes]
         if config.metrics is not None:
-            wanted.append(("metrics", config.metrics, _METRICS_BACKLOG))
+            wanted.append(("metrics", config.metrics, Policy(backlog=_METRICS_BACKLOG)))
         opened: list[ListenEndpoint] = []
         try:
-            for owner, endpoint, backlog in wanted:
+            for owner, endpoint, policy in wanted:
                 if endpoint not in self._ports:
-                    self._ports.open(owner, endpoint, backlog)
+                    self._ports.open(owner, endpoint, policy)
                     opened.append(endpoint)
                     self._log.debug("listening", owner=owner, listen=str(endpoint))
         except ListenError:
             for endpoint in opened:
                 self._ports.close(endpoint)
             raise
+
+    def _warn_of_fixed(self, config: Config) -> None:
+        """Say which changes a running process cannot follow."""
+        for name in ("pump", "log"):
+            if getattr(config, name) != getattr(self.config, name):
+                self._log.warning("needs_restart", settings=name)
 
     def _let_go(self, endpoint: ListenEndpoint) -> None:
         """Close a listener that nobody waits for any more, unless it has a next user."""
@@ -163,6 +181,7 @@ class Supervisor:
     async def _apply(self, config: Config) -> None:
         """Make what runs what ``config`` says; its listeners are open."""
         self.config = config
+        self.admission.adopt(config.limits)
         routes = {route.listen: route for route in config.routes}
         for endpoint, listener in list(self.listeners.items()):
             route = routes.get(endpoint)
@@ -189,6 +208,7 @@ class Supervisor:
             pump=self._pump,
             numbers=self._numbers,
             log=self._log,
+            admission=self.admission,
         )
         self.listeners[route.listen] = listener
         self._routes.start_soon(self._serve, listener)
@@ -224,11 +244,15 @@ class Supervisor:
         from vsockproxy.admin import serve_metrics  # noqa: PLC0415 - see above
         from vsockproxy.metrics import make_registry  # noqa: PLC0415 - see above
 
-        registry = make_registry(self.stats, __version__, self._pump.name)
+        registry = make_registry(
+            self.stats, __version__, self._pump.name, self.admission, self.reloads
+        )
         sockets = [listening.sock for listening in self._ports[server.endpoint]]
         try:
             with server.scope:
-                await serve_metrics(sockets, registry, task_status=task_status)
+                await serve_metrics(
+                    sockets, registry, readiness=self.lacking, task_status=task_status
+                )
         finally:
             self._let_go(server.endpoint)
             server.ended.set()

@@ -12,6 +12,7 @@ EndReason = Literal[
     "finished",  # both sides ended, every byte delivered
     "half_close_timeout",  # one side ended, the other was silent for too long
     "idle_timeout",  # no byte either way for too long
+    "max_lifetime",  # it was open for as long as the route allows
     "client_reset",  # the client went away without taking all
     "target_reset",  # the target went away without taking, or sending, all
     "killed",  # an operator ended it
@@ -24,6 +25,7 @@ EndReason = Literal[
 ENDINGS: Final[dict[str, str]] = {
     "half_close_timeout": "one side had ended and the other stayed silent for half_close_timeout",
     "idle_timeout": "no byte either way for idle_timeout",
+    "max_lifetime": "it had been open for max_lifetime; the client was reset",
     "client_reset": "the client went away without taking all",
     "target_reset": "the target went away in mid-stream: its service reset the connection,"
     " or the VM was stopped; the client was reset",
@@ -53,7 +55,8 @@ Limit = Any
 class Bounds(NamedTuple):
     """What ends a transfer before its sides do: seconds without a byte, None for never.
 
-    ``hold_half_close`` keeps a client's EOF from the target (`route.Policy.half_close`).
+    ``hold_half_close`` keeps a client's EOF from a target that owes it an answer, which is
+    while the last byte went upstream (`route.Policy.half_close`).
     ``bandwidth`` is in bytes a second, each way; ``shared`` are the limits upstream and
     downstream that the transfer has in common with others (`Pump.share`).
     """

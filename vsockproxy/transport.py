@@ -34,7 +34,8 @@ from vsockproxy.endpoint import (
     UnixEndpoint,
     VsockEndpoint,
 )
-from vsockproxy.errors import DialError, dial_error, explain
+from vsockproxy.errors import AddressError, DialError, dial_error, explain
+from vsockproxy.route import Policy
 from vsockproxy.sockaddr import (
     NO_IPV6,
     NO_VSOCK,
@@ -47,6 +48,7 @@ from vsockproxy.sockaddr import (
     unix_address,
     unresolved,
 )
+from vsockproxy.sockopt import Options, apply, target_options
 
 __all__ = [
     "ListeningSocket",
@@ -58,6 +60,9 @@ __all__ = [
     "peer_name",
 ]
 
+PLAIN: Final = target_options(Policy())
+"""The options of a dial for which nothing is configured."""
+
 _RESET_AT_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds (socket(7))
 _FIRST_RETRY: Final = 0.001  # seconds, doubled each time
 _LONGEST_RETRY: Final = 0.05
@@ -67,12 +72,17 @@ Connect = Callable[[socket.socket], Awaitable[None]]
 
 
 async def dial(
-    endpoint: Dialable, timeout: float, *, assigned: Callable[[int], object] | None = None
+    endpoint: Dialable,
+    timeout: float,
+    *,
+    options: Options = PLAIN,
+    assigned: Callable[[int], object] | None = None,
 ) -> socket.socket:
     """A socket connected to ``endpoint``, within ``timeout`` seconds, handshake included.
 
-    ``assigned`` is told the number of a vsock-mux's OK, which is for people: its meaning
-    differs between VMMs.  When cancelled, nothing stays open.
+    ``options`` are set before it connects.  ``assigned`` is told the number of a
+    vsock-mux's OK, which is for people: its meaning differs between VMMs.  When cancelled,
+    nothing stays open.
 
     Raises `DialError`.
     """
@@ -80,9 +90,9 @@ async def dial(
     try:
         match endpoint:
             case TcpEndpoint():
-                return await _dial_tcp(endpoint, deadline)
+                return await _dial_tcp(endpoint, deadline, options)
             case VsockEndpoint():
-                return await _dial_vsock(endpoint, timeout, deadline)
+                return await _dial_vsock(endpoint, timeout, deadline, options)
             case UnixEndpoint():
                 connect = partial(_connect_unix, path=endpoint.path, deadline=deadline)
                 return await _open(socket.AF_UNIX, connect)
@@ -93,13 +103,19 @@ async def dial(
         raise dial_error(endpoint, errno_of(error)) from error
 
 
-async def open_vsock_stream(cid: int, port: int, *, timeout: float = 5.0) -> trio.SocketStream:
+async def open_vsock_stream(
+    cid: int, port: int, *, to_host: bool = False, timeout: float = 5.0
+) -> trio.SocketStream:
     """A trio stream to a vsock port; ``timeout`` is in seconds.
 
-    Raises `DialError`, and `AddressError` for numbers beyond 32 bits.
+    ``to_host`` as in `VsockEndpoint`.  Raises `DialError`, and `AddressError` for numbers
+    beyond 32 bits and for ANY.
     """
     await trio.lowlevel.checkpoint()
-    sock = await dial(VsockEndpoint(cid, port), timeout)
+    endpoint = VsockEndpoint(cid, port, to_host)
+    if CID_ANY in (endpoint.cid, endpoint.port):
+        raise AddressError(f"{endpoint} cannot be dialled: name one CID and one port, not any")
+    sock = await dial(endpoint, timeout)
     return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
 
@@ -127,10 +143,11 @@ def abort(sock: socket.socket) -> None:
         sock.close()
 
 
-async def _open(family: int, connect: Connect) -> socket.socket:
+async def _open(family: int, connect: Connect, options: Options = PLAIN) -> socket.socket:
     """A new socket that ``connect`` has connected; closed if that fails or is cancelled."""
     sock = new_socket(family)
     try:
+        apply(sock, family, options)
         await connect(sock)
     except BaseException:
         sock.close()
@@ -138,7 +155,7 @@ async def _open(family: int, connect: Connect) -> socket.socket:
     return sock
 
 
-async def _dial_tcp(endpoint: TcpEndpoint, deadline: float) -> socket.socket:
+async def _dial_tcp(endpoint: TcpEndpoint, deadline: float, options: Options) -> socket.socket:
     addresses = literal_addresses(endpoint) or await _resolve(endpoint, deadline)
     failure: OSError | None = None
     for position, (family, address) in enumerate(addresses):
@@ -146,7 +163,8 @@ async def _dial_tcp(endpoint: TcpEndpoint, deadline: float) -> socket.socket:
         now = trio.current_time()
         share = now + (deadline - now) / (len(addresses) - position)
         try:
-            return await _open(family, partial(_connect_tcp, address=address, deadline=share))
+            connect = partial(_connect_tcp, address=address, deadline=share)
+            return await _open(family, connect, options)
         except OSError as error:
             # That there is no IPv6 here says less than what IPv4 has answered.
             if failure is None or not (family == socket.AF_INET6 and error.errno in NO_IPV6):
@@ -173,7 +191,6 @@ async def _resolve(endpoint: TcpEndpoint, deadline: float) -> list[Address]:
 
 
 async def _connect_tcp(sock: socket.socket, address: tuple[Any, ...], deadline: float) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     code = sock.connect_ex(address)
     if code == errno.EINPROGRESS:
         # On the loopback the answer is here by now; asking costs less than waiting for it.
@@ -187,7 +204,9 @@ async def _connect_tcp(sock: socket.socket, address: tuple[Any, ...], deadline: 
         raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
 
-async def _dial_vsock(endpoint: VsockEndpoint, timeout: float, deadline: float) -> socket.socket:
+async def _dial_vsock(
+    endpoint: VsockEndpoint, timeout: float, deadline: float, options: Options
+) -> socket.socket:
     if not hasattr(socket, "AF_VSOCK"):
         raise DialError(endpoint, "unsupported", NO_VSOCK)
 
@@ -201,7 +220,7 @@ async def _dial_vsock(endpoint: VsockEndpoint, timeout: float, deadline: float) 
             code = sock.connect_ex((endpoint.cid, endpoint.port))
         await _connected(sock, code, deadline)
 
-    return await _open(AF_VSOCK, connect)
+    return await _open(AF_VSOCK, connect, options)
 
 
 async def _connect_unix(sock: socket.socket, path: str, deadline: float) -> None:

@@ -139,13 +139,14 @@ async def test_a_full_descriptor_table_is_told_counted_and_got_over(
             await running.wait_for("ready")
             _leave_descriptors(running.pid, 20)
             clients = [await trio.open_tcp_stream(*front.getsockname()) for _ in range(60)]
-            told = await running.wait_for("accept_failed")
-            assert "LimitNOFILE" in told["remedy"]
+            told = await running.wait_for("clients_wait", reason="descriptors")
+            assert "LimitNOFILE" in told["why"]
             for client in clients:
                 await client.aclose()
-            await running.wait_for("accept_recovered")
             assert await answers(front.getsockname()[1])
             assert await running.stop() == 0
+            assert not any("accept_failed" in line for line in running.lines)
+            assert not any("dial_failed" in line for line in running.lines)
 
 
 def _leave_descriptors(pid: int, number: int) -> None:

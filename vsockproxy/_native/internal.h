@@ -88,7 +88,8 @@ struct vsp_relay {
 	_Atomic int references;
 	int reason;
 	int error;
-	bool hold;
+	bool hold;      /* keep a client's EOF back while the target owes an answer */
+	bool answered;  /* the last byte went downstream, or there was none yet */
 	bool started;
 	bool busy;      /* in the thread's list of relays whose budget ran out */
 	bool ended;

@@ -100,6 +100,7 @@ int vsp_pump_add(struct vsp_pump *pump, uint64_t tag, int client, int target,
 	relay->idle_ms = policy->idle_ms;
 	relay->half_close_ms = policy->half_close_ms;
 	relay->hold = policy->hold;
+	relay->answered = true;
 	relay->timer = NO_TIMER;
 	*ret = relay;
 	vsp_inbox_put(relay, false);

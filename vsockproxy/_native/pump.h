@@ -39,7 +39,7 @@ struct vsp_policy {
 	uint64_t rate;          /* bytes a second, each way */
 	struct vsp_limit *upstream_limit;   /* shared with other relays; */
 	struct vsp_limit *downstream_limit; /* the relay takes references of its own */
-	int hold;               /* keep a client's EOF from the target */
+	int hold;               /* keep a client's EOF from a target that owes it an answer */
 };
 
 /*

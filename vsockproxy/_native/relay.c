@@ -139,6 +139,7 @@ static size_t side_send(struct vsp_relay *relay, int direction, const char *data
 
 		atomic_store_explicit(&half->bytes, bytes + sent, memory_order_relaxed);
 		relay->active_ms = relay->thread->now_ms;
+		relay->answered = direction == DOWNSTREAM;
 	}
 	return sent;
 }
@@ -199,7 +200,11 @@ static void half_finish(struct vsp_relay *relay, int direction)
 	}
 	/* The half-close time-out counts from here, not from the last byte. */
 	relay->active_ms = relay->thread->now_ms;
-	if (direction == DOWNSTREAM || !relay->hold)
+	/*
+	 * Held only while an answer is owed: a client that has had its answer is just leaving,
+	 * and the target, which may wait for its next request, has to hear of it.
+	 */
+	if (direction == DOWNSTREAM || !relay->hold || relay->answered)
 		shutdown(relay->sides[!direction].fd, SHUT_WR);
 }
 

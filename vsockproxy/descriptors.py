@@ -1,0 +1,53 @@
+"""The process's table of file descriptors: how large it may be, and how full it is.
+
+Owns: RLIMIT_NOFILE and counting what is open.  Decides nothing: `admission` does.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+_TABLE: Final = Path("/proc/self/fd")
+_RESERVE: Final = 64  # an admin endpoint, a reload, name look-ups; arbitrary
+
+
+def raise_limit() -> tuple[int, int]:
+    """Raise the soft limit of open descriptors to the hard one; what it was, and what it is.
+
+    Call it once at the start of the process.  Never fails: a sandbox that forbids it
+    leaves the limit as it was.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # ValueError: Darwin's hard limit is infinite, and its kernel takes less.
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft, limit()
+
+
+def limit() -> int:
+    """How many descriptors the process may have now."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def reserve(largest: int) -> int:
+    """How many of ``largest`` descriptors are kept for what is no connection."""
+    return min(_RESERVE, largest // 4)
+
+
+def count_open() -> int:
+    """How many descriptors are open; where nothing tells, how many there are at least."""
+    with suppress(OSError):
+        if size := _TABLE.stat().st_size:  # since Linux 6.2
+            return size
+    with suppress(OSError):
+        return len(os.listdir("/dev/fd")) - 1  # noqa: PTH208 - names are enough; one is its own
+    try:
+        lowest = os.dup(2)
+    except OSError:
+        return limit()
+    os.close(lowest)
+    return lowest

@@ -1,0 +1,107 @@
+"""Asks a running daemon whether it is ready: for a container's health check, and for scripts.
+
+Owns: where the daemon's HTTP side is, by the sources that `run` has, and one request to it.
+Runs every few seconds beside the daemon, so it imports neither trio nor pydantic and reads
+of a configuration only where its metrics are served; whether the rest is right, the daemon
+has said already.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from vsockproxy.address import parse_listen
+from vsockproxy.document import read_document
+from vsockproxy.endpoint import TcpEndpoint, UnixEndpoint
+from vsockproxy.errors import VsockproxyError
+
+METRICS_VARIABLE: Final = "VSOCKPROXY_METRICS_LISTEN"
+READY: Final = "/readyz"
+
+_LONGEST: Final = 4096  # of an answer: a line for each listener that is not there
+_OF_EVERY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", None: "127.0.0.1"}  # noqa: S104 - dialled
+_TO_ADD: Final = "give it [metrics] listen, or say where with --metrics or --url"
+
+
+class UnhealthyError(VsockproxyError):
+    """The daemon is not ready, or cannot be asked; the text says which."""
+
+
+def metrics_listen(file: Path | None, environ: Mapping[str, str]) -> str:
+    """Where a configuration has its metrics served, as it is written there.
+
+    ``file`` is the configuration's; without one it is in ``environ``.  Raises
+    `UnhealthyError` where there is none, and `ConfigError`.
+    """
+    if file is None:
+        listen: Any = environ.get(METRICS_VARIABLE, "").strip()
+    else:
+        metrics: Any = read_document(file).tree.get("metrics")
+        listen = metrics.get("listen", "") if isinstance(metrics, dict) else ""
+    if not listen:
+        raise UnhealthyError(f"the configuration serves no metrics, so none can ask: {_TO_ADD}")
+    return str(listen)
+
+
+def ask(listen: str, timeout: float) -> str:
+    """The answer of the daemon whose metrics listener has the address ``listen``.
+
+    Raises `UnhealthyError`, and `AddressError` for what is no address.
+    """
+    endpoint = parse_listen(listen)
+    if isinstance(endpoint, TcpEndpoint):
+        host = _OF_EVERY.get(endpoint.host, endpoint.host)
+        assert host is not None
+        return _answer(HTTPConnection(host, endpoint.port, timeout=timeout), READY, listen)
+    if isinstance(endpoint, UnixEndpoint):
+        return _answer(_UnixConnection(endpoint.path, timeout), READY, listen)
+    raise UnhealthyError(f"{listen} cannot be asked: say with --url where it is")
+
+
+def ask_url(url: str, timeout: float) -> str:
+    """The answer of an HTTP URL; `/readyz` where it has no path.  Raises `UnhealthyError`."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or 80
+    except ValueError as error:  # of the port
+        raise UnhealthyError(f"{url} is no URL: {error}") from error
+    if parts.scheme != "http" or not host:
+        raise UnhealthyError(f"{url} is no URL to ask: write http://HOST:PORT")
+    path = parts.path if parts.path not in ("", "/") else READY
+    return _answer(HTTPConnection(host, port, timeout=timeout), path, url)
+
+
+class _UnixConnection(HTTPConnection):
+    """HTTP over a Unix socket; ``@`` is Linux's abstract namespace."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = f"\0{path[1:]}" if path.startswith("@") else path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _answer(connection: HTTPConnection, path: str, where: str) -> str:
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        body = " ".join(response.read(_LONGEST).decode("utf-8", "replace").split())
+    except TimeoutError as error:
+        raise UnhealthyError(f"no answer from {where} in time: the daemon hangs") from error
+    except OSError as error:
+        raise UnhealthyError(f"nothing answers at {where}: {error.strerror or error}") from error
+    except HTTPException as error:
+        raise UnhealthyError(f"what answers at {where} does not speak HTTP: {error!r}") from error
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise UnhealthyError(body or f"{where} answers with status {response.status}")
+    return body

@@ -1,0 +1,138 @@
+"""What the keys of a policy mean together, and beside the addresses of their route.
+
+Owns: `fit_policy`, which makes of what was written for many routes what one route does, and
+says what cannot be meant.  Reads no file: `config` knows where each key stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from vsockproxy.access import CidRule, GuestRule, Kind, Rule
+from vsockproxy.endpoint import (
+    Dialable,
+    FdEndpoint,
+    ListenEndpoint,
+    MuxEndpoint,
+    TcpEndpoint,
+    UnixEndpoint,
+    VsockEndpoint,
+)
+from vsockproxy.errors import AddressError
+from vsockproxy.route import Policy
+
+FindCid = Callable[[str], int | None]
+"""The CID of a guest; None where the guest is wrong already. Raises `AddressError`."""
+
+_CLIENTS: Final[dict[Kind, str]] = {
+    "tcp": "IP addresses",
+    "vsock": "CIDs",
+    "unix": "users and groups",
+}
+_FILE_KEYS: Final = ("mode", "owner", "group")
+_TCP_KEYS: Final = ("keepalive", "user_timeout", "nodelay")
+_VSOCK_KEYS: Final = ("buffer_max", "buffer_min", "buffer_size")
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """One route's policy, and what is wrong with it: keys, each with a sentence."""
+
+    policy: Policy
+    complaints: list[tuple[str, str]] = field(default_factory=list)
+
+
+def fit_policy(
+    policy: Policy,
+    own: Collection[str],
+    listen: ListenEndpoint,
+    target: Dialable,
+    find_cid: FindCid,
+) -> Fitted:
+    """The policy of a route; ``own`` are the keys that stand in the route itself.
+
+    What comes from the defaults says nothing where it does not fit; what is the route's own
+    must.
+    """
+    fitted = _fit_rules(policy, own, listen, find_cid)
+    fitted.complaints.extend(_misplaced(own, listen, target))
+    fitted.complaints.extend(_contradictions(fitted.policy, own))
+    return fitted
+
+
+def _fit_rules(
+    policy: Policy, own: Collection[str], listen: ListenEndpoint, find_cid: FindCid
+) -> Fitted:
+    complaints: list[tuple[str, str]] = []
+    lists: dict[str, tuple[Rule, ...] | None] = {}
+    for key in ("allow", "deny", "proxy_trusted"):
+        rules: tuple[Rule, ...] | None = getattr(policy, key)
+        try:
+            known = tuple(_with_cid(rule, find_cid) for rule in rules or ())
+        except AddressError as error:
+            complaints.append((key, str(error)))
+            continue
+        # Whom a PROXY header speaks of need not come by the listener's own family.
+        kind = None if policy.accept_proxy and key != "proxy_trusted" else _kind(listen)
+        fitting = tuple(rule for rule in known if kind in (None, rule.kind))
+        if key in own and fitting != known:
+            strangers = sorted({_CLIENTS[rule.kind] for rule in known if rule not in fitting})
+            complaints.append((key, f"has {' and '.join(strangers)}, and {listen} knows none"))
+        lists[key] = None if key == "allow" and not fitting else fitting
+    return Fitted(replace(policy, **lists), complaints)  # type: ignore[arg-type] # by key
+
+
+def _with_cid(rule: Rule, find_cid: FindCid) -> Rule:
+    if not isinstance(rule, GuestRule):
+        return rule
+    cid = find_cid(rule.guest)
+    return rule if cid is None else CidRule(cid, cid)
+
+
+def _kind(listen: ListenEndpoint) -> Kind | None:
+    """How a listener knows its clients; None for a socket of systemd's, which may be any."""
+    match listen:
+        case TcpEndpoint():
+            return "tcp"
+        case VsockEndpoint():
+            return "vsock"
+        case FdEndpoint():
+            return None
+        case UnixEndpoint() | MuxEndpoint():
+            return "unix"
+
+
+def _misplaced(
+    own: Collection[str], listen: ListenEndpoint, target: Dialable
+) -> Iterator[tuple[str, str]]:
+    """The route's own keys that are for other kinds of addresses."""
+    ends = (listen, target)
+    if isinstance(listen, FdEndpoint):
+        yield from _all(own, _FILE_KEYS, "is systemd's to say: SocketMode=, SocketUser=")
+    elif not isinstance(listen, UnixEndpoint | MuxEndpoint) or str(listen).startswith("unix:@"):
+        yield from _all(own, _FILE_KEYS, f"is for the file of a Unix listener: {listen} has none")
+    if not any(isinstance(end, TcpEndpoint | FdEndpoint) for end in ends):
+        yield from _all(own, _TCP_KEYS, "is for TCP, and neither the listener nor the target is")
+    if not any(isinstance(end, VsockEndpoint | FdEndpoint) for end in ends):
+        yield from _all(
+            own, _VSOCK_KEYS, "is for vsock, and neither the listener nor the target is"
+        )
+
+
+def _all(own: Collection[str], keys: tuple[str, ...], words: str) -> Iterator[tuple[str, str]]:
+    return ((key, words) for key in keys if key in own)
+
+
+def _contradictions(policy: Policy, own: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Keys that mean nothing, or nothing good, beside the others."""
+    if policy.accept_proxy and not policy.proxy_trusted:
+        yield "accept_proxy", 'needs proxy_trusted: whom to believe, as in ["10.0.0.0/8"]'
+    if "connection_burst" in own and policy.connection_burst and policy.connection_rate is None:
+        yield "connection_burst", "needs connection_rate"
+    sizes = (policy.buffer_min, policy.buffer_size, policy.buffer_max)
+    written = [size for size in sizes if size is not None]
+    if written != sorted(written):
+        key = next((key for key in _VSOCK_KEYS if key in own), "buffer_size")
+        yield key, "buffer_size must lie between buffer_min and buffer_max"
