@@ -1,0 +1,42 @@
+#!/bin/bash
+# Makes what the container tests build on, without any image registry, in .cache/container
+# (or the folder named): a Debian tree with a Python and a compiler, and the wheels of what
+# the package needs.  What is there already is kept.  Wants root, debootstrap and pip.
+set -euo pipefail
+repository=$(cd "$(dirname "$0")/../.." && pwd)
+folder=${1:-$repository/.cache/container}
+python=3.11 # bookworm's
+pip=$repository/.venv/bin/pip
+[ -x "$pip" ] || pip=pip3
+mkdir -p "$folder"
+
+if [ ! -e "$folder/base.tar" ]; then
+    tree=$(mktemp -d "$folder/tree.XXXXXX")
+    trap 'rm -rf "$tree"' EXIT
+    chmod 755 "$tree"
+    debootstrap --variant=minbase --include=python3-venv,python3-dev,gcc,libc6-dev \
+        bookworm "$tree" >"$folder/debootstrap.log" || { tail -n 20 "$folder/debootstrap.log"; exit 1; }
+    rm -rf "$tree"/var/cache/apt/archives/*.deb "$tree"/var/lib/apt/lists/* "$tree"/usr/share/doc
+    tar -C "$tree" -cf "$folder/base.tar.new" .
+    mv "$folder/base.tar.new" "$folder/base.tar"
+fi
+
+wanted=$(python3 - "$repository/pyproject.toml" <<'PYTHON'
+import sys, tomllib
+
+with open(sys.argv[1], "rb") as file:
+    tables = tomllib.load(file)
+print("\n".join([*tables["build-system"]["requires"], "wheel", *tables["project"]["dependencies"]]))
+PYTHON
+)
+if [ "$(cat "$folder/wheels/wanted" 2>/dev/null)" != "$wanted" ]; then
+    rm -rf "$folder/wheels"
+    mkdir "$folder/wheels"
+    mapfile -t lines <<<"$wanted"
+    # For the tree's Python, whichever runs here.
+    "$pip" download --quiet --dest "$folder/wheels" --only-binary :all: \
+        --python-version "$python" --implementation cp --abi "cp${python/./}" --abi abi3 --abi none \
+        --platform "manylinux2014_$(uname -m)" --platform "manylinux_2_28_$(uname -m)" \
+        "${lines[@]}"
+    printf '%s\n' "$wanted" >"$folder/wheels/wanted"
+fi

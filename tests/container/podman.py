@@ -1,0 +1,149 @@
+"""Builds the image and runs containers of it, with podman and without any registry.
+
+Owns: where images are kept (not among the machine's own), the options that every run has,
+and `Container`, the daemon in one.  Knows nothing of what the daemon is told to do.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import trio
+
+from tests.daemon import PATIENCE, REPOSITORY, Daemon
+from tests.kernel.boot import lacking, require
+
+CACHE: Final = REPOSITORY / ".cache" / "container"
+PROFILE: Final = REPOSITORY / "config" / "container" / "seccomp-vsock.json"
+BASE: Final = "localhost/vsockproxy-base"
+IMAGE: Final = "localhost/vsockproxy"
+USER: Final = 65532
+"""The uid that the image runs as."""
+
+# libpod takes no longer path than 50 characters for its sockets.
+_STORAGE: Final = (f"--root={CACHE}/storage", "--runroot=/run/vsockproxy-tests")
+_PODMAN: Final = ("podman", *_STORAGE, "--runtime=runc", "--cgroup-manager=cgroupfs")
+_RUN: Final = (
+    *("run", "--pull=never", "--network=none", "--read-only", "--read-only-tmpfs=false"),
+    *("--cap-drop=all", "--security-opt=no-new-privileges"),
+    *("--ulimit=nofile=4096:4096", "--ulimit=nproc=4096:4096"),
+)
+
+
+def podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run podman on the tests' own storage; on a failure the test shows what it said."""
+    return _run([*_PODMAN, *arguments], check=check)
+
+
+@contextmanager
+def storage() -> Iterator[None]:
+    """The tests' own storage, for one run of the tests at a time.
+
+    Skips the test where a package or Debian's tree of `make_base.sh` is missing.
+    """
+    require(podman="podman", buildah="buildah", runc="runc")
+    if os.geteuid() != 0:
+        lacking("the container tests run as root")
+    if not (CACHE / "wheels" / "wanted").exists():
+        lacking("run tests/container/make_base.sh (Debian: apt install debootstrap)")
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            # podman leaves the folder mounted on itself, and so not to be removed.
+            _run(["umount", f"{CACHE}/storage/overlay"], check=False)
+
+
+def build_image(scratch: Path) -> str:
+    """The image of this working copy, built on Debian's tree."""
+    if podman("image", "exists", BASE, check=False).returncode:
+        podman("import", f"{CACHE}/base.tar", BASE)
+    # Where pip finds packages is the business of whoever builds: not of the Dockerfile.
+    pip = scratch / "pip.conf"
+    pip.write_text("[global]\nno-index = true\nfind-links = /wheels\n")
+    line = ["buildah", *_STORAGE, "bud", "--pull-never", "--isolation=chroot", "--network=host"]
+    line += [f"--build-arg={which}_IMAGE={BASE}" for which in ("BUILD", "FINAL")]
+    line += [f"--volume={CACHE}/wheels:/wheels:ro", f"--volume={pip}:/etc/pip.conf:ro"]
+    _run([*line, "--format=docker", f"--tag={IMAGE}", str(REPOSITORY)], check=True)
+    podman("image", "prune", "--force")  # the one that had the name before
+    return IMAGE
+
+
+def describe(image: str) -> dict[str, Any]:
+    """What the image says of itself."""
+    [description] = json.loads(podman("image", "inspect", image).stdout)
+    return dict(description)
+
+
+def run_python(code: str, profile: Path) -> subprocess.CompletedProcess[str]:
+    """Run some Python in a container of the image to its end, under a seccomp profile."""
+    line = (f"--security-opt=seccomp={profile}", "--entrypoint=python3", IMAGE, "-c", code)
+    return podman(*_RUN, "--rm", *line, check=False)
+
+
+class Container(Daemon):
+    """A daemon in a container; made by `container`."""
+
+    def __init__(self, process: trio.Process, name: str) -> None:
+        super().__init__(process)
+        self.name = name
+
+    async def podman(self, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a podman command about this container."""
+        words = (*verb.split(), *arguments, self.name)
+        return await trio.to_thread.run_sync(lambda: podman(*words, check=False))
+
+    async def proc(self) -> Path:
+        """The daemon's folder in this machine's /proc."""
+        told = await self.podman("inspect", "--format={{.State.Pid}}")
+        return Path("/proc", told.stdout.strip())
+
+
+@asynccontextmanager
+async def container(
+    folder: Path, environ: Mapping[str, str], profile: Path = PROFILE
+) -> AsyncIterator[Container]:
+    """Run the image while the block runs, with ``folder`` as /run/vm and these variables."""
+    name = f"vsockproxy-{uuid4().hex[:12]}"
+    options = [f"--name={name}", f"--volume={folder}:/run/vm"]
+    options += [f"--security-opt=seccomp={profile}"]
+    options += [f"--env={key}={value}" for key, value in environ.items()]
+    process = await trio.lowlevel.open_process(
+        [*_PODMAN, *_RUN, "--rm", *options, IMAGE],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    running = Container(process, name)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(running.read_log)
+        try:
+            yield running
+        finally:
+            with trio.CancelScope(shield=True):
+                await running.podman("kill", f"--signal={signal.SIGKILL}")
+                await process.wait()
+    assert not [line for line in running.lines if "Traceback" in line], "\n".join(running.lines)
+
+
+def _run(line: list[str], *, check: bool) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        line,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=10 * PATIENCE,
+        check=False,
+    )
+    assert not (check and done.returncode), f"{line}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+    return done
