@@ -13,23 +13,21 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
 from vsockproxy import __version__
-from vsockproxy.errors import ConfigError, VsockproxyError
+from vsockproxy.errors import ConfigError, VsockproxyError, sentences
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from vsockproxy.document import Plain
-    from vsockproxy.route import Config, Policy, Route
+    from vsockproxy.route import Config
 
 FAILED: Final = 1
 WRONG: Final = 2
@@ -198,8 +196,12 @@ def _written(**keys: Plain | None) -> dict[str, Plain]:
 
 @app.command()
 def demo(
-    port: Annotated[int, typer.Option(help="The TCP port that leads to the guest.")] = 8080,
-    metrics_port: Annotated[int, typer.Option(help="The TCP port of /metrics.")] = 9490,
+    port: Annotated[
+        int | None, typer.Option(help="The TCP port that leads to the guest, 8080 if not given.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="The TCP port of /metrics, 9490 if not given.")
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", "-c", metavar="FILE", help="Routes of your own to such a guest."),
@@ -212,18 +214,24 @@ def demo(
     """
     from vsockproxy import demo as embedded  # noqa: PLC0415 - see the module's docstring
 
+    if config and (port or metrics_port):
+        raise typer.BadParameter(f"the ports are {config}'s: edit it, or leave --config out")
     with TemporaryDirectory(prefix="vsockproxy-demo-") as folder:
         mux = str(Path(folder, "guest.vsock"))
         built = (
             _load(config)
             if config
-            else _read(lambda: embedded.demo_config(mux, port, metrics_port))
+            else _read(lambda: embedded.demo_config(mux, port or 8080, metrics_port or 9490))
         )
         _serve(
             built,
             beside=embedded.embedded_guests(built),
             ready=lambda: typer.echo(embedded.greeting(built)),
-            hint="" if config else "other ports: vsockproxy demo --port N --metrics-port M",
+            hint=(
+                f"other ports and paths: edit {config}"
+                if config
+                else "other ports: vsockproxy demo --port N --metrics-port M"
+            ),
         )
 
 
@@ -247,7 +255,7 @@ def _serve(
     try:
         drained = trio.run(supervise, config, beside or nullcontext(), ready, load)
     except* (VsockproxyError, OSError, ImportError) as group:
-        failures = [_sentence(error) for error in _leaves(group)]
+        failures = sentences(group)
     if failures:
         _fail(*failures, hint)
     raise typer.Exit(0 if drained else FAILED)
@@ -264,51 +272,9 @@ def check(
 
     Nothing is opened. The exit status is 2 when something is wrong.
     """
-    from rich.console import Console  # noqa: PLC0415 - see the module's docstring
+    from vsockproxy.listing import print_routes  # noqa: PLC0415 - see the module's docstring
 
-    config = _load(file)
-    # For a program that reads it, a route is one line however long.
-    width = None if sys.stdout.isatty() else 10_000
-    console = Console(markup=False, highlight=False, width=width)
-    console.print(_route_table(config))
-    console.print(_summary(config))
-
-
-def _route_table(config: Config) -> Table:
-    from rich import box  # noqa: PLC0415 - see the module's docstring
-    from rich.table import Table  # noqa: PLC0415 - see the module's docstring
-    from rich.text import Text  # noqa: PLC0415 - see the module's docstring
-
-    settings = {route.name: _settings(route.policy) for route in config.routes}
-    columns: dict[str, Callable[[Route], str]] = {
-        "route": lambda route: route.name,
-        "listen": lambda route: str(route.listen),
-        "target": lambda route: str(route.target),
-    }
-    if any(settings.values()):
-        columns["settings"] = lambda route: settings[route.name]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    for route in config.routes:
-        table.add_row(*(Text(cell(route)) for cell in columns.values()))
-    return table
-
-
-def _settings(policy: Policy) -> str:
-    """Those settings that are not the default's."""
-    default = type(policy)()
-    return " ".join(
-        f"{name}={getattr(policy, name)}"
-        for name in policy.__slots__
-        if getattr(policy, name) != getattr(default, name)
-    )
-
-
-def _summary(config: Config) -> str:
-    number = len(config.routes)
-    routes = f"{number} route{'' if number == 1 else 's'}"
-    return f"{routes}; metrics: {config.metrics or 'not served'}"
+    print_routes(_load(file), sys.stdout)
 
 
 @app.command(short_help="Show the version, and which pump runs and why.")
@@ -422,18 +388,3 @@ def _fail(*lines: str, status: int = FAILED) -> NoReturn:
     for line in filter(None, lines):
         typer.echo(f"vsockproxy: {line}", err=True)
     raise typer.Exit(status)
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """The errors in an exception group of any depth."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
-
-
-def _sentence(error: BaseException) -> str:
-    """An error's text, after what it was about (`BaseException.add_note`)."""
-    notes: Sequence[Any] = getattr(error, "__notes__", ())
-    return ": ".join([*notes, str(error)])

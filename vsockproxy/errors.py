@@ -154,6 +154,16 @@ def explain(operation: Operation, endpoint: Addressed, errno: int) -> tuple[Reas
     return "other", os.strerror(errno)
 
 
+def sentences(error: BaseException) -> list[str]:
+    """What an error says, or each error of a group of any depth, after what it was about.
+
+    What it was about are its notes (`BaseException.add_note`): ``route web: cannot ...``.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return [sentence for inner in error.exceptions for sentence in sentences(inner)]
+    return [": ".join([*getattr(error, "__notes__", ()), str(error)])]
+
+
 _SANDBOX: Final = (
     "a sandbox denies AF_VSOCK: run the container with a seccomp profile that allows it"
     " (--security-opt seccomp=seccomp-vsock.json, docs/containers.md);"
