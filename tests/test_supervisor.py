@@ -184,6 +184,20 @@ async def test_byte_counters_move_while_a_connection_runs(
         assert stats.closed.total() == 0
 
 
+async def test_a_routes_bandwidth_holds_for_its_connections_together(
+    guest: MuxEndpoint, choice: PumpChoice
+) -> None:
+    size, rate = 100_000, 1_000_000
+    policy = Policy(half_close="forward", bandwidth=rate)
+    async with running(Route("echo", LOOPBACK, guest, policy), choice=choice) as daemon:
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(exchange, await daemon.connect(), bytes(size))
+        # A tenth of a second's bytes may go at once; a limit makes late, never early.
+        assert trio.current_time() - started >= 3 * size / rate - 0.11
+
+
 # ---- failures stay where they happen ----
 
 
