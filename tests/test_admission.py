@@ -395,3 +395,15 @@ async def test_nothing_is_said_where_nothing_is_limited() -> None:
         assert await route.exchange(b"x") == b"x"
         await route.closed("finished")
         assert names(route) == {"connection"}
+
+
+def test_a_moments_spike_of_other_descriptors_does_not_shut_the_gate_for_good() -> None:
+    admission = Admission()
+    admission.live = 1  # somebody is always connected
+    room = admission.recount()
+    with ExitStack() as spike:
+        for _ in range(100):
+            spike.enter_context(socket.socket())
+        assert admission.recount() <= room - 100
+    admission.recount()
+    assert admission.recount() == room

@@ -459,6 +459,45 @@ async def test_a_throttled_connection_still_ends_when_its_target_leaves(pump: Pu
         assert await run.reason() == "target_reset"
 
 
+async def test_an_answer_comes_through_when_the_target_stops_taking_after_a_long_quiet(
+    pump: Pump,
+) -> None:
+    async with relayed(pump, ("unix", "unix"), Bounds(half_close_timeout=0.3)) as run:
+        with trio.move_on_after(0.5):
+            await run.ended.wait()  # quiet for longer than the half-close may be
+        run.target.socket.shutdown(socket.SHUT_RD)
+        await run.client.send_all(b"for nobody")
+        with trio.move_on_after(0.1):
+            await run.ended.wait()
+        await run.target.send_all(b"answer")
+        assert await run.client.receive_some() == b"answer"
+        await run.target.aclose()
+        assert await run.reason() == "target_reset"
+
+
+async def test_a_meter_never_reads_a_transfer_that_is_gone(pump: Pump) -> None:
+    read = 0
+
+    async def watch(meter: Meter) -> None:
+        nonlocal read
+        while True:
+            read = max(read, meter.upstream_bytes)
+            assert meter.upstream_bytes >= read, "a counter fell"
+            await trio.lowlevel.checkpoint()
+
+    for _ in range(50):
+        read = 0
+        async with relayed(pump, ("unix", "unix")) as run, trio.open_nursery() as nursery:
+            nursery.start_soon(watch, run.meter)
+            await run.client.send_all(bytes(1000))
+            await run.client.send_eof()
+            await read_to_end(run.target)
+            await run.target.send_eof()
+            assert await run.reason() == "finished"
+            assert run.meter.upstream_bytes == 1000
+            nursery.cancel_scope.cancel()
+
+
 # ---- nothing stays behind ----
 
 

@@ -338,6 +338,40 @@ async def test_a_renamed_route_keeps_its_port(guest: MuxEndpoint) -> None:
         assert await exchange(await daemon.connect("new"), b"x") == b"x"
 
 
+async def test_a_stop_during_a_reload_drains_and_starts_nothing_more(
+    guest: MuxEndpoint, tmp_path: Path
+) -> None:
+    at = [UnixEndpoint(str(tmp_path / name)) for name in ("one", "two", "three")]
+    for before, after in (
+        ([Route("old", at[0], guest)], [Route("new", at[0], guest)]),
+        ([Route("gone", at[0], guest)], [Route("fresh", at[1], guest)]),
+    ):
+        stays = Route("stays", at[2], guest)
+        async with running(*before, stays) as daemon:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(daemon.reload, *after, stays))
+                with trio.fail_after(5):
+                    while not daemon.supervisor._draining:
+                        await trio.lowlevel.checkpoint()
+                daemon.supervisor.stop()
+            with trio.fail_after(5):
+                await daemon.ended.wait()
+            assert daemon.drained is True
+        assert files_of(at) == []
+
+
+async def test_a_route_that_moves_keeps_its_counters(guest: MuxEndpoint, tmp_path: Path) -> None:
+    at = [UnixEndpoint(str(tmp_path / name)) for name in ("one", "two")]
+    one, two = Route("one", at[0], guest), Route("two", at[1], guest)
+    for _ in range(10):
+        async with running(one, two) as daemon:
+            daemon.stats("one").connections = 7
+            daemon.stats("two").connections = 9
+            await daemon.reload(replace(one, listen=at[1]), replace(two, listen=at[0]))
+            counted = [daemon.stats(name).connections for name in ("one", "two")]
+            assert counted == [7, 9]
+
+
 async def test_a_reload_that_cannot_have_a_port_changes_nothing(
     guest: MuxEndpoint, tmp_path: Path
 ) -> None:
@@ -503,6 +537,10 @@ def no_descriptors_left() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def files_of(endpoints: list[UnixEndpoint]) -> list[str]:
+    return [endpoint.path for endpoint in endpoints if Path(endpoint.path).exists()]
 
 
 async def _until_live(daemon: Daemon, name: str) -> None:

@@ -89,9 +89,11 @@ class Admission:
         """Look how many descriptors there are for connections, those of ``live`` included."""
         largest = descriptors.limit()
         others = descriptors.count_open() - _EACH * self.live
-        # A connection whose dial has not begun has one of its two, and would hide another.
-        self._others = max(self._others, others) if self.live else others
-        self._room = largest - descriptors.reserve(largest) - self._others
+        # A connection whose dial has not begun has one of its two, and would hide another:
+        # so the greater of two counts in a row, and no more of them, or one moment's
+        # spike would shut the gate for as long as anybody is connected.
+        self._room = largest - descriptors.reserve(largest) - max(self._others, others)
+        self._others = others
         self.ceiling = min(self._most, self._room // _EACH)
         return self._room
 

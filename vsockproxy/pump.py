@@ -51,7 +51,7 @@ class NativePump:
         _raise_errno(self._lib.vsp_pump_new(threads, pump))
         self._pump = pump[0]
         self._tags = count()
-        self._waiting: dict[int, trio.lowlevel.Task] = {}
+        self._waiting: dict[int, tuple[trio.lowlevel.Task, Meter]] = {}
         self._reasons: dict[int, EndReason] = {
             self._lib.VSP_FINISHED: "finished",
             self._lib.VSP_HALF_CLOSE_TIMEOUT: "half_close_timeout",
@@ -85,9 +85,8 @@ class NativePump:
         target.detach()
         relay = _Relay(self._lib, self._relay[0])
         meter.follow(relay)
-        self._waiting[tag] = trio.lowlevel.current_task()
+        self._waiting[tag] = trio.lowlevel.current_task(), meter
         transfer: Transfer = await trio.lowlevel.wait_task_rescheduled(relay.abort)
-        meter.settle(transfer.upstream_bytes, transfer.downstream_bytes)
         if transfer.reason == "killed":
             await trio.lowlevel.checkpoint_if_cancelled()
         return transfer
@@ -124,7 +123,9 @@ class NativePump:
             transfer = Transfer(
                 end.upstream_bytes, end.downstream_bytes, self._reasons[end.reason], end.error
             )
-            task = self._waiting.pop(end.tag)
+            task, meter = self._waiting.pop(end.tag)
+            # Now and not when the task runs: the relay that the meter reads is gone.
+            meter.settle(end.upstream_bytes, end.downstream_bytes)
             trio.lowlevel.reschedule(task, Value(transfer))
         return number
 

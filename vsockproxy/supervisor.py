@@ -66,6 +66,7 @@ class Supervisor:
         self._stopping = trio.Event()
         self._reloading = trio.Lock()
         self._stops = 0
+        self._serving = False  # the first configuration runs
         self._cut = False
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> bool:
@@ -105,14 +106,14 @@ class Supervisor:
         async with self._reloading:
             try:
                 config = await trio.to_thread.run_sync(load)
-                self._open(config)
+                opened = self._open(config)
             except VsockproxyError:
                 self.reloads.failed()
                 raise
-            if self._stops:
-                return  # too late to matter: nothing accepts any more
             self._warn_of_fixed(config)
-            await self._apply(config)
+            if not await self._apply(config):
+                self._close_unused(opened)
+                return
             self.reloads.succeeded(config)
             self._log.info("reloaded", routes=len(self.listeners), config=config.fingerprint)
 
@@ -146,8 +147,8 @@ class Supervisor:
 
     # ---- listening ----
 
-    def _open(self, config: Config) -> None:
-        """Bind what ``config`` wants and is not open yet; on an error, nothing of it."""
+    def _open(self, config: Config) -> list[ListenEndpoint]:
+        """Bind what ``config`` wants and is not open yet: those. On an error, nothing of it."""
         wanted = [(f"route {r.name}", r.listen, r.policy) for r in config.routes]
         if config.metrics is not None:
             wanted.append(("metrics", config.metrics, Policy(backlog=_METRICS_BACKLOG)))
@@ -162,6 +163,13 @@ class Supervisor:
             for endpoint in opened:
                 self._ports.close(endpoint)
             raise
+        return opened
+
+    def _close_unused(self, opened: list[ListenEndpoint]) -> None:
+        """Close what nobody will accept at, so that its clients are refused and do not wait."""
+        for endpoint in opened:
+            if endpoint in self._ports and endpoint not in self.listeners:
+                self._ports.close(endpoint)
 
     def _warn_of_fixed(self, config: Config) -> None:
         """Say which changes a running process cannot follow."""
@@ -178,8 +186,13 @@ class Supervisor:
 
     # ---- serving ----
 
-    async def _apply(self, config: Config) -> None:
-        """Make what runs what ``config`` says; its listeners are open."""
+    async def _apply(self, config: Config) -> bool:
+        """Make what runs what ``config`` says; its listeners are open.
+
+        False when the daemon was stopped meanwhile: then no route is started any more.
+        """
+        if self._stops and self._serving:
+            return False
         self.config = config
         self.admission.adopt(config.limits)
         routes = {route.listen: route for route in config.routes}
@@ -192,12 +205,16 @@ class Supervisor:
         if self._metrics is not None and self._metrics.endpoint != config.metrics:
             await self._metrics.stop()
             self._metrics = None
+        if self._stops and self._serving:
+            return False
         for route in config.routes:
             if route.listen not in self.listeners:
                 self._start(route)
         if self._metrics is None and config.metrics is not None:
             self._metrics = _Server(config.metrics)
             await self._services.start(self._serve_metrics, self._metrics)
+        self._serving = True
+        return True
 
     def _start(self, route: Route) -> None:
         stats = self._stats.setdefault(route.name, RouteStats(route))
@@ -226,7 +243,8 @@ class Supervisor:
         if self._stops:
             self._cut = self._cut or not drained
         name = listener.route.name
-        if not any(name == other.route.name for other in self._all_listeners()):
+        users = [*(other.route for other in self._all_listeners()), *self.config.routes]
+        if not any(name == route.name for route in users):
             del self._stats[name]
 
     def _tell_listeners(self) -> None:

@@ -131,6 +131,7 @@ static size_t side_send(struct vsp_relay *relay, int direction, const char *data
 				to->error = errno;
 			half_drop(half);
 			half->dropped = true;
+			relay->active_ms = relay->thread->now_ms; /* the half-close begins here */
 			break;
 		}
 	}
@@ -194,12 +195,12 @@ static void half_finish(struct vsp_relay *relay, int direction)
 	struct vsp_half *half = &relay->halves[direction];
 
 	half->done = true;
+	/* The half-close time-out counts from here, not from the last byte. */
+	relay->active_ms = relay->thread->now_ms;
 	if (relay->sides[direction].error && !side_is_whole(relay, direction)) {
 		half->dropped = true;
 		return;
 	}
-	/* The half-close time-out counts from here, not from the last byte. */
-	relay->active_ms = relay->thread->now_ms;
 	/*
 	 * Held only while an answer is owed: a client that has had its answer is just leaving,
 	 * and the target, which may wait for its next request, has to hear of it.
@@ -299,8 +300,10 @@ static void half_give_up(struct vsp_relay *relay, int direction)
 		return;
 	relay->sides[!direction].writable = true;
 	half_move(relay, direction);
-	if (!relay->busy && half->due_ms == 0)
+	if (!relay->busy && half->due_ms == 0 && !half->done) {
 		half->done = true;
+		relay->active_ms = relay->thread->now_ms;
+	}
 }
 
 /* The bound that is in force, or 0. */
