@@ -66,7 +66,6 @@ class Supervisor:
         self._stopping = trio.Event()
         self._reloading = trio.Lock()
         self._stops = 0
-        self._serving = False  # the first configuration runs
         self._cut = False
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> bool:
@@ -83,7 +82,6 @@ class Supervisor:
                 async with trio.open_nursery() as self._services:
                     async with trio.open_nursery() as self._routes:
                         await self._apply(self.config)
-                        self._tell_listeners()  # of a stop that came before there were any
                         self._log.info(
                             "ready", routes=len(self.listeners), config=self.config.source
                         )
@@ -189,9 +187,9 @@ class Supervisor:
     async def _apply(self, config: Config) -> bool:
         """Make what runs what ``config`` says; its listeners are open.
 
-        False when the daemon was stopped meanwhile: then no route is started any more.
+        False when the daemon was told to stop: then no route is started any more.
         """
-        if self._stops and self._serving:
+        if self._stops:
             return False
         self.config = config
         self.admission.adopt(config.limits)
@@ -205,7 +203,7 @@ class Supervisor:
         if self._metrics is not None and self._metrics.endpoint != config.metrics:
             await self._metrics.stop()
             self._metrics = None
-        if self._stops and self._serving:
+        if self._stops:
             return False
         for route in config.routes:
             if route.listen not in self.listeners:
@@ -213,7 +211,6 @@ class Supervisor:
         if self._metrics is None and config.metrics is not None:
             self._metrics = _Server(config.metrics)
             await self._services.start(self._serve_metrics, self._metrics)
-        self._serving = True
         return True
 
     def _start(self, route: Route) -> None:
@@ -239,9 +236,14 @@ class Supervisor:
 
     async def _serve(self, listener: RouteListener) -> None:
         drained = await listener.serve(partial(self._let_go, listener.route.listen))
-        self._draining.discard(listener)
         if self._stops:
             self._cut = self._cut or not drained
+        if listener in self._draining:
+            self._forget(listener)
+
+    def _forget(self, listener: RouteListener) -> None:
+        """Drop a retired route, and its counters unless a route of its name goes on."""
+        self._draining.remove(listener)
         name = listener.route.name
         users = [*(other.route for other in self._all_listeners()), *self.config.routes]
         if not any(name == route.name for route in users):
