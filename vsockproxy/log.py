@@ -17,7 +17,7 @@ what happened, in these words:
 | ``not_alive`` | a pump thread does not answer the watchdog | remedy |
 | ``surplus_socket`` | a socket was handed in that no route uses | name, remedy |
 | ``connection`` | a connection has ended (the access line) | number, route, client, target, \
-upstream_bytes, downstream_bytes, seconds, dial_seconds, reason, why |
+upstream_bytes, downstream_bytes, seconds, dial_seconds, reason, why, vmm_port |
 | ``dial_failed`` | a target could not be reached | number, route, client, target, reason, error |
 | ``connection_failed`` | a bug ended a connection | number, route, client, target, exception |
 | ``rejected`` | clients were turned away | number, route, client, target, reason, why, left_out |

@@ -80,7 +80,10 @@ class Relay:
         try:
             if route.policy.send_proxy == "off":
                 target = await dial(
-                    route.target, route.policy.connect_timeout, options=self.options
+                    route.target,
+                    route.policy.connect_timeout,
+                    options=self.options,
+                    assigned=connection.assign,
                 )
             else:
                 target = await self._dial_and_tell(client, connection)
@@ -117,7 +120,9 @@ class Relay:
         route, policy = connection.route, connection.route.policy
         assert policy.send_proxy != "off"
         deadline = trio.current_time() + policy.connect_timeout
-        target = await dial(route.target, policy.connect_timeout, options=self.options)
+        target = await dial(
+            route.target, policy.connect_timeout, options=self.options, assigned=connection.assign
+        )
         try:
             header = build_header(policy.send_proxy, header_of(connection, client))
             await send_header(target, route.target, header, deadline)
@@ -128,7 +133,9 @@ class Relay:
 
     def _log_end(self, connection: Connection, reason: str) -> None:
         """The access line: one for every connection, at its end."""
-        words = {"why": ENDINGS[reason]} if reason in ENDINGS else {}
+        words: dict[str, object] = {"why": ENDINGS[reason]} if reason in ENDINGS else {}
+        if connection.vmm_port is not None:
+            words["vmm_port"] = connection.vmm_port
         self.log.info(
             "connection",
             **connection.names(),

@@ -61,6 +61,7 @@ class Connection:
       number: unique in this process, ascending.
       opened: when it was accepted, in seconds of `time.monotonic`.
       dial_seconds: how long the dial took; None until the target answered.
+      vmm_port: the number of a vsock-mux's OK, which is for people: VMMs differ in what it is.
       meter: the bytes moved so far, each way.
       family, address: where the client is, or where its PROXY header says that it is.
       destination: family and address that the client wanted, where its header says so.
@@ -79,6 +80,7 @@ class Connection:
         "opened",
         "route",
         "source",
+        "vmm_port",
     )
 
     def __init__(self, number: int, route: Route, family: int, address: Any) -> None:
@@ -86,6 +88,7 @@ class Connection:
         self.route = route
         self.opened = monotonic()
         self.dial_seconds: float | None = None
+        self.vmm_port: int | None = None
         self.meter = Meter()
         self.ending: EndReason = "shutdown"
         self.family = family
@@ -97,6 +100,10 @@ class Connection:
     def client(self) -> str:
         """The peer's address, for people; made when asked for, as most are never shown."""
         return peer_name(self.family, self.address)
+
+    def assign(self, vmm_port: int) -> None:
+        """Note what the VMM called this connection."""
+        self.vmm_port = vmm_port
 
     def names(self) -> dict[str, object]:
         """Who it is, as the fields of a log line."""

@@ -105,4 +105,5 @@ async def test_a_gibibyte_that_waits_for_its_answer_gets_it(
             assert answers == [expected]
             end = await running.wait_for("connection", reason="finished")
             assert int(end["upstream_bytes"]) == GIBIBYTE
+            assert end.get("vmm_port") == ("1073741824" if target_kind == "vsock-mux" else None)
             assert await running.stop() == 0
