@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsockproxy.amount import AmountError, parse_burst, parse_count, parse_rate, parse_size
+from vsockproxy.config.amount import AmountError, parse_burst, parse_count, parse_rate, parse_size
 from vsockproxy.duration import DurationError, parse_keepalive, parse_user_timeout
 from vsockproxy.errors import AddressError
 from vsockproxy.users import group_id, parse_group, parse_mode, parse_owner, user_id

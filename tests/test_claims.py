@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vsockproxy.address import parse_listen, parse_target
-from vsockproxy.claims import Claims, is_loop
+from vsockproxy.config.claims import Claims, is_loop
 from vsockproxy.endpoint import GuestEndpoint
 
 # The first of each pair cannot be had beside the second.

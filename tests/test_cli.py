@@ -14,7 +14,7 @@ import trio
 
 from tests.daemon import REPOSITORY, Daemon, command, daemon, environment
 from vsockproxy import __version__
-from vsockproxy.cli import default_file
+from vsockproxy.cli.program import default_file
 
 REQUEST: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 

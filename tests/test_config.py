@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vsockproxy.access import CidRule, UserRule, parse_rule
-from vsockproxy.config import build_config, forward_config, load_config
-from vsockproxy.document import parse_document
+from vsockproxy.config.document import parse_document
+from vsockproxy.config.load import build_config, forward_config, load_config
+from vsockproxy.config.schema import FileTables, RouteTable
 from vsockproxy.endpoint import (
     CID_ANY,
     FdEndpoint,
@@ -20,7 +21,6 @@ from vsockproxy.endpoint import (
 )
 from vsockproxy.errors import ConfigError
 from vsockproxy.route import Config, Limits, LogSettings, Policy, PumpSettings, Route
-from vsockproxy.schema import FileTables, RouteTable
 
 
 def toml(text: str) -> Config:

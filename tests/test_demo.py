@@ -16,7 +16,7 @@ import trio.testing
 
 from tests.daemon import REPOSITORY, command, daemon
 from vsockproxy import demo, mux
-from vsockproxy.config import forward_config, load_config
+from vsockproxy.config.load import forward_config, load_config
 from vsockproxy.endpoint import MuxEndpoint
 from vsockproxy.errors import ListenError
 from vsockproxy.transport import dial

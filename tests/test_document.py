@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsockproxy.document import (
+from vsockproxy.config.document import (
     MAX_BYTES,
     Document,
     Finding,

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 
 from tests.daemon import PATIENCE, REPOSITORY, command, daemon
 from tests.fakes import mux_server, says
-from vsockproxy.config import build_config
-from vsockproxy.document import parse_document
-from vsockproxy.endpoint import MuxEndpoint, TcpEndpoint, VsockEndpoint
-from vsockproxy.environment import (
+from vsockproxy.config.document import parse_document
+from vsockproxy.config.environment import (
     environment_config,
     known_settings,
     settings,
     variables,
 )
+from vsockproxy.config.load import build_config
+from vsockproxy.config.schema import TABLES, FileTables
+from vsockproxy.endpoint import MuxEndpoint, TcpEndpoint, VsockEndpoint
 from vsockproxy.errors import ConfigError
 from vsockproxy.route import Config
-from vsockproxy.schema import TABLES, FileTables
 
 PAGE: Final = REPOSITORY / "docs" / "containers.md"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from vsockproxy.config import build_config, load_config
-from vsockproxy.document import parse_document
+from vsockproxy.config.document import parse_document
+from vsockproxy.config.load import build_config, load_config
+from vsockproxy.config.schema import TABLES, FileTables, PolicyKeys, RouteTable
 from vsockproxy.route import Config, Policy
-from vsockproxy.schema import TABLES, FileTables, PolicyKeys, RouteTable
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted(path for path in (ROOT / "config").iterdir() if path.is_file())

@@ -15,7 +15,7 @@ import pytest
 from tests.daemon import REPOSITORY, command
 from tests.kernel.boot import require
 from vsockproxy.address import parse_listen
-from vsockproxy.cli import PLACES
+from vsockproxy.cli.program import PLACES
 from vsockproxy.endpoint import FdEndpoint
 
 UNITS: Final = REPOSITORY / "systemd"

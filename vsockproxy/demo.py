@@ -20,7 +20,7 @@ import trio
 
 from vsockproxy import mux
 from vsockproxy.binding import listen
-from vsockproxy.config import forward_config
+from vsockproxy.config.load import forward_config
 from vsockproxy.endpoint import ListenEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint
 from vsockproxy.route import Config
 

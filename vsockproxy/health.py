@@ -16,7 +16,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from vsockproxy.address import parse_listen
-from vsockproxy.document import read_document
+from vsockproxy.config.document import read_document
 from vsockproxy.endpoint import TcpEndpoint, UnixEndpoint
 from vsockproxy.errors import VsockproxyError
 

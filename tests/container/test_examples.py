@@ -10,8 +10,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.daemon import REPOSITORY
+from vsockproxy.config.environment import environment_config
 from vsockproxy.endpoint import MuxEndpoint, TcpEndpoint, VsockEndpoint
-from vsockproxy.environment import environment_config
 from vsockproxy.route import Config
 
 CONFIG: Final = REPOSITORY / "config" / "container"

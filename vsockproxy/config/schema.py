@@ -22,14 +22,14 @@ from pydantic import (
 )
 
 from vsockproxy.access import Rule, parse_rule
-from vsockproxy.amount import (
+from vsockproxy.config.amount import (
     parse_bandwidth,
     parse_burst,
     parse_count,
     parse_rate,
     parse_size,
 )
-from vsockproxy.document import Finding, KeyPath, Plain
+from vsockproxy.config.document import Finding, KeyPath, Plain
 from vsockproxy.duration import (
     OFF,
     parse_bound,

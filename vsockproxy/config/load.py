@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from vsockproxy.address import expand_ports, parse_listen, parse_target
-from vsockproxy.claims import Claims, is_loop
-from vsockproxy.document import Document, Finding, KeyPath, Plain, read_document, spell
+from vsockproxy.config.claims import Claims, is_loop
+from vsockproxy.config.document import Document, Finding, KeyPath, Plain, read_document, spell
+from vsockproxy.config.policy import fit_policy
+from vsockproxy.config.schema import GuestTable, RouteTable, nearest, read_tables
 from vsockproxy.endpoint import (
     PORT_ANY,
     Dialable,
@@ -27,7 +29,6 @@ from vsockproxy.endpoint import (
     check_guest_name,
 )
 from vsockproxy.errors import AddressError, ConfigError
-from vsockproxy.policy import fit_policy
 from vsockproxy.route import (
     Config,
     Limits,
@@ -37,7 +38,6 @@ from vsockproxy.route import (
     PumpSettings,
     Route,
 )
-from vsockproxy.schema import GuestTable, RouteTable, nearest, read_tables
 
 COMMAND_LINE: Final = "command line"
 

@@ -16,12 +16,12 @@ from typing import Any, Final, TypeAlias, get_args, get_origin
 
 from pydantic import BaseModel
 
-from vsockproxy.config import build_config
-from vsockproxy.document import Document, Finding, KeyPath, Plain, spell
+from vsockproxy.config.document import Document, Finding, KeyPath, Plain, spell
+from vsockproxy.config.load import build_config
+from vsockproxy.config.schema import FileTables
 from vsockproxy.duration import OFF
 from vsockproxy.errors import ConfigError
 from vsockproxy.route import Config
-from vsockproxy.schema import FileTables
 
 PREFIX: Final = "VSOCKPROXY_"
 FILE: Final = "VSOCKPROXY_CONFIG"
