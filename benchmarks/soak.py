@@ -1,263 +1,164 @@
 """Hours of bad weather: does the daemon end with what it began with?
 
-    python benchmarks/soak.py [--minutes 60]
+    python benchmarks/soak.py [--minutes 60] [--restart-every 60]
 
-Runs a daemon and, on the loopback, all that happens to one in years: clients that finish,
-clients that reset in mid-transfer, clients that half-close and wait, targets that refuse,
-targets that reset, scrapes, and a reload every second that changes, adds and removes routes.
-Prints descriptors and memory as it goes. Exit status 1 when bytes were lost, or when the
-daemon, idle again, has more descriptors than before the load, or 10 % more memory than after
-its first minute (or the first tenth of a shorter run).
+Runs a daemon as a service manager does and, on the loopback, all that happens to one in
+years: clients that finish, that are killed in mid-transfer, that half-close and wait;
+targets that refuse and targets that leave; scrapes; a reload every second that changes, adds
+and removes routes; and in the first half of the time a restart now and then, under load.
+The last process lives through the second half, so that a slow leak has time to show.
+
+Prints descriptors and memory as it goes. Exit status 1 when a client was refused or cut off,
+when bytes were lost, when a process ended with a failure or logged what it should not; and
+when one of them, idle before its end, has more descriptors than the first had at its start,
+stores more of them, or has 10 % more memory than the first at its end.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import random
-import signal
-import socket
-import struct
-import subprocess
 import sys
-import threading
 import time
-from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-WORKERS = 8
+from service import Service
+from weather import Weather, active_connections, configuration
+
 REPORT_SECONDS = 10.0
+SETTLING_SECONDS = 10.0
+EXPECTED_EVENTS = {"dial_failed not_found"}
 
 
-class Weather:
-    """The load, and what came of it."""
+@dataclass(frozen=True)
+class Holding:
+    """What one process holds while it is idle."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.stopped = threading.Event()
-        self.outcomes: Counter[str] = Counter()
-        self.faults: list[str] = []
-        self._lock = threading.Lock()
+    descriptors: int
+    stored: int
+    kib: int
 
-    def serve(self) -> None:
-        """Be the target: echo, or reset whoever asks for it."""
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(self.folder / "target"))
-            listener.listen(1024)
-            while True:  # until the program ends: this is a daemon thread
-                server, _ = listener.accept()
-                threading.Thread(target=self._echo, args=(server,), daemon=True).start()
-
-    def _echo(self, server: socket.socket) -> None:
-        with server:
-            try:
-                while data := server.recv(65536):
-                    if data.startswith(b"leave"):
-                        return
-                    server.sendall(data)
-            except OSError:
-                return
-
-    def work(self, seed: int) -> None:
-        """Be one client after another."""
-        chance = random.Random(seed)
-        while not self.stopped.is_set():
-            scene = chance.choice(
-                [self.exchange, self.exchange, self.reset, self.leave, self.refused]
-            )
-            try:
-                scene(chance)
-            except OSError as error:
-                self.count(f"{scene.__name__}: {type(error).__name__}")
-            else:
-                self.count(scene.__name__)
-
-    def count(self, outcome: str) -> None:
-        """Note what happened."""
-        with self._lock:
-            self.outcomes[outcome] += 1
-
-    def exchange(self, chance: random.Random) -> None:
-        """Send, half-close, and want all of it back."""
-        data = chance.randbytes(chance.randrange(1, 200_000))
-        with self.connect("echo") as client:
-            sender = threading.Thread(target=self._send, args=(client, data))
-            sender.start()
-            received = b""
-            while piece := client.recv(65536):
-                received += piece
-            sender.join()
-        if received != data:
-            self.faults.append(f"{len(received)} of {len(data)} bytes came back")
-
-    def _send(self, client: socket.socket, data: bytes) -> None:
-        client.sendall(data)
-        client.shutdown(socket.SHUT_WR)
-
-    def reset(self, chance: random.Random) -> None:
-        """Go away in the middle."""
-        with self.connect("echo") as client:
-            client.sendall(bytes(chance.randrange(1, 100_000)))
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-    def leave(self, _chance: random.Random) -> None:
-        """Have the target go away in the middle."""
-        with self.connect("echo") as client:
-            client.sendall(b"leave" + bytes(50_000))
-            client.recv(1)
-
-    def refused(self, _chance: random.Random) -> None:
-        """Ask for a target that is not there."""
-        with self.connect("nobody") as client:
-            client.recv(1)
-
-    def connect(self, route: str) -> socket.socket:
-        """A client of a route, which is a Unix socket unless it is the TCP one."""
-        client = socket.socket(socket.AF_UNIX)
-        client.settimeout(30)
-        client.connect(str(self.folder / route))
-        return client
+    def __str__(self) -> str:
+        return f"{self.descriptors} descriptors, {self.stored} stored, {self.kib} KiB"
 
 
-def configuration(folder: Path, number: int) -> str:
-    """The routes of one moment: two that stay, one whose policy changes, one now and then."""
-    lines = [
-        "[log]",
-        'format = "json"',
-        'level = "warning"',
-        "[metrics]",
-        f'listen = "unix:{folder}/metrics"',
-        "[defaults]",
-        f'connect_timeout = "{1 + number % 5}s"',
-        "[forward]",
-        f'"unix:{folder}/echo" = "unix:{folder}/target"',
-        f'"unix:{folder}/nobody" = "unix:{folder}/nowhere"',
-    ]
-    if number % 2:
-        lines.append(f'"unix:{folder}/sometimes" = "unix:{folder}/target"')
-    return "\n".join(lines)
+@dataclass
+class Soak:
+    """A daemon, its load, and what was seen of both."""
 
+    folder: Path
+    file: Path
+    service: Service
+    weather: Weather
+    reloads: int = 0
+    pauses: list[float] = field(default_factory=list)
+    ends: list[Holding] = field(default_factory=list)
 
-def scrape(folder: Path) -> bool:
-    """Whether the metrics answer."""
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(10)
-        client.connect(str(folder / "metrics"))
-        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: soak\r\nConnection: close\r\n\r\n")
-        return client.recv(15).startswith(b"HTTP/1.1 200")
+    def run(self, seconds: float, restart_every: float) -> Holding:
+        """Let all of it happen; what the first process held at its start."""
+        began = self.settled(None)
+        self.weather.start()
+        started = reported = restarted = time.monotonic()
+        while (now := time.monotonic()) - started < seconds:
+            self.reload(self.reloads + 1)
+            if now - restarted > restart_every and now - started < seconds / 2:
+                restarted = now
+                self.restart(began)
+            if now - reported > REPORT_SECONDS:
+                reported = now
+                files, kib = self.service.holds()
+                met = dict(sorted(self.weather.outcomes.items()))
+                print(f"{now - started:6.0f} s {files:5} descriptors {kib:8} KiB {met}", flush=True)
+        self.come_to_rest(began)
+        return began
 
+    def restart(self, began: Holding) -> None:
+        """Look at an idle process, and let the next one take over under load."""
+        self.come_to_rest(began)
+        self.weather.start()
+        self.reload(0)  # and a second of load
+        self.pauses.append(self.service.restart())
 
-def holds(pid: int) -> tuple[int, int]:
-    """Descriptors, and private memory in KiB."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    sizes = dict(line.split(":", 1) for line in text.splitlines()[1:])
-    kib = sum(int(sizes[key].split()[0]) for key in ("Private_Clean", "Private_Dirty"))
-    return len(list(Path(f"/proc/{pid}/fd").iterdir())), kib
+    def come_to_rest(self, began: Holding) -> None:
+        """Note what the process holds without a load."""
+        self.weather.stop()
+        self.reload(0)
+        self.ends.append(self.settled(began))
+        print(f"process {len(self.ends)} at rest: {self.ends[-1]}", flush=True)
 
+    def reload(self, number: int) -> None:
+        """Put another configuration in place, and give it a second."""
+        self.reloads += 1
+        self.file.write_text(configuration(self.folder, number))
+        self.service.reload()
+        time.sleep(1)
+        active_connections(self.folder)
 
-def settled(pid: int, folder: Path) -> tuple[int, int]:
-    """What it holds once its connections have ended."""
-    for _ in range(100):
-        if scrape_value(folder, 'vsockproxy_connections_active{route="') == 0:
-            break
-        time.sleep(0.1)
-    return holds(pid)
-
-
-def scrape_value(folder: Path, start: str) -> float:
-    """The sum of a metric over its labels."""
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(folder / "metrics"))
-        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: soak\r\nConnection: close\r\n\r\n")
-        text = b"".join(iter(lambda: client.recv(65536), b"")).decode()
-    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(start))
+    def settled(self, wanted: Holding | None) -> Holding:
+        """What it holds once its connections have ended; those of scrapes take a moment more."""
+        deadline = time.monotonic() + SETTLING_SECONDS
+        while True:
+            active = active_connections(self.folder)
+            files, kib = self.service.holds()
+            settled = not active and (wanted is None or files <= wanted.descriptors)
+            if settled or time.monotonic() > deadline:
+                return Holding(files, len(self.service.store), kib)
+            time.sleep(0.1)
 
 
 def main() -> int:
     """Run, report, judge."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--minutes", type=float, default=60.0)
-    seconds = options.parse_args().minutes * 60
+    options.add_argument("--restart-every", type=float, default=60.0, metavar="SECONDS")
+    chosen = options.parse_args()
     with TemporaryDirectory() as name:
         folder = Path(name)
         file = folder / "routes.toml"
         file.write_text(configuration(folder, 0))
         weather = Weather(folder)
-        threading.Thread(target=weather.serve, daemon=True).start()
-        command = [sys.executable, "-m", "vsockproxy", "run", "-c", str(file)]
-        log = folder / "log"
-        with log.open("w") as output, subprocess.Popen(command, stderr=output) as process:
-            wait_until_it_answers(process, folder)
-            verdict = run(weather, process, file, seconds)
-            process.send_signal(signal.SIGTERM)
-            status = process.wait(60)
-        print(f"exit status {status}")
-        for event, number in told(log).most_common():
-            print(f"{number:8} log lines: {event}")
-        return verdict or status
+        with Service(folder, file) as service:
+            soak = Soak(folder, file, service, weather)
+            began = soak.run(chosen.minutes * 60, chosen.restart_every)
+            service.stop()
+    return report(soak, began)
 
 
-def told(log: Path) -> Counter[str]:
-    """How often each event was logged."""
-    events: Counter[str] = Counter()
-    for line in log.read_text().splitlines():
-        record = json.loads(line)
-        events[f"{record['event']} {record.get('reason', '')}".strip()] += 1
-    return events
+def report(soak: Soak, began: Holding) -> int:
+    """Print the figures; 0 when all is well."""
+    print(f"the first process began with {began}, and ended with {soak.ends[0]}")
+    print(f"the last one, of {len(soak.ends)}, ended with {soak.ends[-1]}")
+    print(f"the most of any: {most(soak.ends)}; {soak.reloads} reloads")
+    if soak.pauses:
+        print(f"{len(soak.pauses)} restarts; nobody served for {max(soak.pauses):.2f} s at most")
+    print(f"clients: {dict(sorted(soak.weather.outcomes.items()))}")
+    for event, number in soak.service.events.most_common():
+        print(f"{number:8} log lines: {event}")
+    faults = [*soak.weather.faults, *soak.service.faults, *grown(soak.ends, began)]
+    faults += [f"logged: {event}" for event in soak.service.events if event not in EXPECTED_EVENTS]
+    for fault in faults[:20]:
+        print(f"FAULT: {fault}")
+    return int(bool(faults))
 
 
-def wait_until_it_answers(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """Return when the daemon serves; it binds everything before it answers anything."""
-    for _ in range(200):
-        if process.poll() is not None:
-            raise SystemExit("the daemon ended")
-        try:
-            if scrape(folder):
-                return
-        except OSError:
-            time.sleep(0.05)
-    raise SystemExit("the daemon does not answer")
+def most(ends: list[Holding]) -> Holding:
+    """The most of each."""
+    return Holding(
+        max(end.descriptors for end in ends),
+        max(end.stored for end in ends),
+        max(end.kib for end in ends),
+    )
 
 
-def run(weather: Weather, process: subprocess.Popen[bytes], file: Path, seconds: float) -> int:
-    """The soak itself: 0 when nothing was lost and nothing has grown."""
-    reload(process, file, 0)
-    idle, _ = settled(process.pid, weather.folder)
-    workers = [threading.Thread(target=weather.work, args=(n,)) for n in range(WORKERS)]
-    for worker in workers:
-        worker.start()
-    started = reported = time.monotonic()
-    warm = 0
-    number = 0
-    while (passed := time.monotonic() - started) < seconds:
-        number += 1
-        reload(process, file, number)
-        if not warm and passed > min(60, seconds / 10):
-            _, warm = holds(process.pid)
-        if time.monotonic() - reported > REPORT_SECONDS:
-            reported = time.monotonic()
-            files, kib = holds(process.pid)
-            print(f"{passed:6.0f} s {files:5} descriptors {kib:8} KiB {dict(weather.outcomes)}")
-    weather.stopped.set()
-    for worker in workers:
-        worker.join()
-    reload(process, file, 0)
-    files, kib = settled(process.pid, weather.folder)
-    print(f"began with {idle} descriptors, and {warm} KiB once warm")
-    print(f"ended with {files} descriptors and {kib} KiB, after {number} reloads")
-    print(f"clients: {dict(weather.outcomes)}")
-    for fault in weather.faults[:10]:
-        print(f"LOST: {fault}")
-    return int(bool(weather.faults) or files > idle or kib > warm * 1.1)
-
-
-def reload(process: subprocess.Popen[bytes], file: Path, number: int) -> None:
-    """Put another configuration in place, and give it a second."""
-    file.write_text(configuration(file.parent, number))
-    process.send_signal(signal.SIGHUP)
-    time.sleep(1)
-    scrape(file.parent)
+def grown(ends: list[Holding], began: Holding) -> list[str]:
+    """What one of the processes had too much of at its end."""
+    peak = most(ends)
+    return [
+        *(["descriptors leak"] if peak.descriptors > began.descriptors else []),
+        *(["stored descriptors leak"] if peak.stored > began.stored else []),
+        *(["memory grows"] if peak.kib > 1.1 * ends[0].kib else []),
+    ]
 
 
 if __name__ == "__main__":
