@@ -133,7 +133,11 @@ async def test_both_ends_see_what_they_would_see_without_a_proxy(
     async with open_pump(PumpSettings(choice)) as pump, trio.open_nursery() as nursery:
         left, client = tcp_pair()
         target, right = tcp_pair()
-        nursery.start_soon(pump.transfer, client, target, Bounds(), Meter())
+
+        async def transfer() -> None:
+            await pump.transfer(client, target, Bounds(), Meter())
+
+        nursery.start_soon(transfer)
         relayed = await play((left, right), script, last)
         nursery.cancel_scope.cancel()
     assert relayed == direct

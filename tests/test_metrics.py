@@ -36,6 +36,18 @@ class Rows:
     def downstream_bytes(self) -> int:
         return 22
 
+    def active(self) -> float:
+        return 0.0
+
+    def upstream_done(self) -> bool:
+        return False
+
+    def downstream_done(self) -> bool:
+        return False
+
+    def stop(self) -> None:
+        raise AssertionError("a scrape ends nothing")
+
 
 @pytest.fixture
 def stats() -> RouteStats:
@@ -55,7 +67,7 @@ def opened(stats: RouteStats) -> Connection:
 
 def busy(stats: RouteStats) -> None:
     """Every counter has moved."""
-    opened(stats).meter.follow(Rows())
+    opened(stats).follow(Rows())
     stats.close(opened(stats), "finished")
     stats.dial_failures["refused"] += 1
     stats.accept_errors += 3
@@ -74,7 +86,7 @@ def test_a_new_route_shows_zeros(registry: CollectorRegistry) -> None:
 def test_bytes_move_while_the_connection_runs(
     stats: RouteStats, registry: CollectorRegistry
 ) -> None:
-    opened(stats).meter.follow(Rows())
+    opened(stats).follow(Rows())
     moved = {
         direction: registry.get_sample_value(
             "vsockproxy_bytes_total", {"route": "web", "direction": direction}
@@ -90,7 +102,7 @@ def test_an_ended_connection_leaves_the_gauge_and_stays_in_the_totals(
     route = {"route": "web"}
     connection = opened(stats)
     assert registry.get_sample_value("vsockproxy_connections_active", route) == 1
-    connection.meter.settle(5, 6)
+    connection.settle(5, 6)
     stats.close(connection, "client_reset")
     assert registry.get_sample_value("vsockproxy_connections_active", route) == 0
     assert registry.get_sample_value("vsockproxy_connections_total", route) == 1

@@ -93,6 +93,7 @@ class RouteListener:
             route.holds_half_close,
             policy.connection_bandwidth,
             shared or None,
+            policy.max_lifetime,
         )
         self._relay = Relay(
             self.stats, self._gate, self._pump, bounds, target_options(route.policy), self._log
@@ -173,7 +174,7 @@ class RouteListener:
                 return error
             connection = Connection(next(self._numbers), self.route, sock.family, address)
             if self._gate.admit(client, connection):
-                relays.start_soon(self._relay.serve, client, connection)
+                relays.start_soon(self._relay.serve, client, connection, name="relay")
             else:
                 abort(client)
             if self._gate.hindrance():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import select
 import socket
+from time import monotonic
 from typing import Final
 
 import trio
@@ -126,6 +127,9 @@ class _Run:
         self.downstream = _Half(_limits(downstream, bounds.bandwidth))
         self._bounds = bounds
         self._idle = trio.CancelScope()
+        self._life = trio.CancelScope()
+        self._killed = trio.CancelScope()
+        self._active = 0.0
         self._answered = True  # the last byte went downstream, or there was none yet
         for side in (self.client, self.target):
             side.sock.setblocking(False)
@@ -136,13 +140,31 @@ class _Run:
     def downstream_bytes(self) -> int:
         return self.downstream.bytes
 
+    def active(self) -> float:
+        return self._active
+
+    def upstream_done(self) -> bool:
+        return self.upstream.done
+
+    def downstream_done(self) -> bool:
+        return self.downstream.done
+
+    def stop(self) -> None:
+        self._killed.cancel()
+
     async def until_end(self) -> EndReason:
         """Move both directions until both are done or a bound is over."""
+        if self._bounds.max_lifetime is not None:
+            self._life.deadline = trio.current_time() + self._bounds.max_lifetime
         self._touch()
-        with self._idle:
+        with self._killed, self._life, self._idle:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._move, self.upstream, self.client, self.target)
                 nursery.start_soon(self._move, self.downstream, self.target, self.client)
+        if self._killed.cancelled_caught:
+            return "killed"
+        if self._life.cancelled_caught:
+            return "max_lifetime"
         if self._idle.cancelled_caught:
             return self._bound()[1]
         return self._reason()
@@ -150,7 +172,7 @@ class _Run:
     def close(self, reason: EndReason) -> None:
         """Close both sockets, by reset towards a side that would take a cut for the end."""
         upstream_whole = self.upstream.done and not self.upstream.dropped
-        if reason in ("target_reset", "killed"):
+        if reason in ("target_reset", "killed", "max_lifetime"):
             abort(self.client.sock)
         if reason == "client_reset" and not upstream_whole:
             abort(self.target.sock)
@@ -233,6 +255,7 @@ class _Run:
         return idle, "idle_timeout"
 
     def _touch(self) -> None:
+        self._active = monotonic()
         seconds, _ = self._bound()
         if seconds is not None:
             self._idle.deadline = trio.current_time() + seconds

@@ -11,13 +11,12 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
-from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import trio
-from outcome import Value
+from outcome import Outcome, Value, capture
 
 from vsockproxy.portable import PortablePump
 from vsockproxy.route import PumpSettings
@@ -50,22 +49,28 @@ class NativePump:
         pump = _pump.ffi.new("struct vsp_pump **")
         _raise_errno(self._lib.vsp_pump_new(threads, pump))
         self._pump = pump[0]
-        self._tags = count()
-        self._waiting: dict[int, tuple[trio.lowlevel.Task, Meter]] = {}
+        self._bounds: Bounds | None = None
+        # A list and the places free in it: an idle connection costs a place, no key.
+        self._running: list[_Running | None] = []
+        self._free: list[int] = []
         self._reasons: dict[int, EndReason] = {
             self._lib.VSP_FINISHED: "finished",
             self._lib.VSP_HALF_CLOSE_TIMEOUT: "half_close_timeout",
             self._lib.VSP_IDLE_TIMEOUT: "idle_timeout",
+            self._lib.VSP_MAX_LIFETIME: "max_lifetime",
             self._lib.VSP_CLIENT_RESET: "client_reset",
             self._lib.VSP_TARGET_RESET: "target_reset",
             self._lib.VSP_CANCELLED: "killed",
         }
 
-    async def transfer(
+    def transfer(
         self, client: socket.socket, target: socket.socket, bounds: Bounds, meter: Meter
-    ) -> Transfer:
-        """See `Pump.transfer`."""
-        tag = next(self._tags)
+    ) -> Awaitable[Transfer]:
+        """See `Pump.transfer`.
+
+        No coroutine: a frame that waits is memory that each idle connection has.
+        """
+        tag = self._free.pop() if self._free else self._grow()
         try:
             _raise_errno(
                 self._lib.vsp_pump_add(
@@ -78,24 +83,30 @@ class NativePump:
                 )
             )
         except OSError:
+            self._free.append(tag)
             client.close()
             target.close()
             raise
         client.detach()
         target.detach()
-        relay = _Relay(self._lib, self._relay[0])
-        meter.follow(relay)
-        self._waiting[tag] = trio.lowlevel.current_task(), meter
-        transfer: Transfer = await trio.lowlevel.wait_task_rescheduled(relay.abort)
-        if transfer.reason == "killed":
-            await trio.lowlevel.checkpoint_if_cancelled()
-        return transfer
+        running = _Running(self._lib, self._relay[0], meter)
+        self._running[tag] = running
+        meter.follow(running)
+        return running
+
+    def _grow(self) -> int:
+        self._running.append(None)
+        return len(self._running) - 1
 
     def _policy_of(self, bounds: Bounds) -> Any:
         """The bounds for C; valid until the next call."""
         policy = self._policy
+        if bounds is self._bounds:  # as the connection before: most come by one route
+            return policy
+        self._bounds = bounds
         policy.idle_ms = _milliseconds(bounds.idle_timeout)
         policy.half_close_ms = _milliseconds(bounds.half_close_timeout)
+        policy.lifetime_ms = _milliseconds(bounds.max_lifetime)
         policy.hold = bounds.hold_half_close
         policy.rate = bounds.bandwidth or 0
         policy.upstream_limit, policy.downstream_limit = bounds.shared or self._no_limits
@@ -120,13 +131,21 @@ class NativePump:
         number = self._lib.vsp_pump_reap(self._pump, self._ends, _REAP)
         for index in range(number):
             end: End = self._ends[index]
-            transfer = Transfer(
-                end.upstream_bytes, end.downstream_bytes, self._reasons[end.reason], end.error
-            )
-            task, meter = self._waiting.pop(end.tag)
+            running = self._running[end.tag]
+            assert running is not None
+            self._running[end.tag] = None
+            self._free.append(end.tag)
             # Now and not when the task runs: the relay that the meter reads is gone.
-            meter.settle(end.upstream_bytes, end.downstream_bytes)
-            trio.lowlevel.reschedule(task, Value(transfer))
+            running.meter.settle(end.upstream_bytes, end.downstream_bytes)
+            reason = self._reasons[end.reason]
+            outcome: Outcome[Transfer]
+            if reason == "killed" and running.raise_cancel is not None:
+                outcome = capture(running.raise_cancel)
+            else:
+                outcome = Value(
+                    Transfer(end.upstream_bytes, end.downstream_bytes, reason, end.error)
+                )
+            trio.lowlevel.reschedule(running.task, outcome)
         return number
 
     async def alive(self) -> None:
@@ -138,18 +157,29 @@ class NativePump:
 
     def close(self) -> None:
         """Stop the threads; no transfer may be under way."""
-        assert not self._waiting
+        assert len(self._free) == len(self._running)
         self._lib.vsp_pump_free(self._pump)
 
 
-class _Relay:
-    """The C side of one transfer, from its start until its end is reaped."""
+class _Running:
+    """The C side of one transfer, which a task awaits, until its end is reaped.
 
-    __slots__ = ("_handle", "_lib")
+    Called, it is that task's ``abort_fn`` (`trio.lowlevel.wait_task_rescheduled`): one object
+    less than a bound method, for each idle connection.
+    """
 
-    def __init__(self, lib: Lib, handle: Any) -> None:
+    __slots__ = ("_handle", "_lib", "meter", "raise_cancel", "task")
+
+    def __init__(self, lib: Lib, handle: Any, meter: Meter) -> None:
         self._lib = lib
         self._handle = handle
+        self.meter = meter
+        self.task: trio.lowlevel.Task
+        self.raise_cancel: Callable[[], NoReturn] | None = None
+
+    def __await__(self) -> Generator[Any, Any, Transfer]:
+        self.task = trio.lowlevel.current_task()
+        return trio.lowlevel.wait_task_rescheduled(self).__await__()  # noqa: ASYNC105 - by the caller
 
     def upstream_bytes(self) -> int:
         return self._lib.vsp_relay_upstream(self._handle)
@@ -157,9 +187,22 @@ class _Relay:
     def downstream_bytes(self) -> int:
         return self._lib.vsp_relay_downstream(self._handle)
 
-    def abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        """Cancel: the C thread closes the sockets and reports the end like any other."""
+    def active(self) -> float:
+        return self._lib.vsp_relay_active(self._handle) / 1000
+
+    def upstream_done(self) -> bool:
+        return self._lib.vsp_relay_upstream_done(self._handle)
+
+    def downstream_done(self) -> bool:
+        return self._lib.vsp_relay_downstream_done(self._handle)
+
+    def stop(self) -> None:
         self._lib.vsp_relay_cancel(self._handle)
+
+    def __call__(self, raise_cancel: Callable[[], NoReturn]) -> trio.lowlevel.Abort:
+        """Cancel: the C thread closes the sockets and reports the end like any other."""
+        self.raise_cancel = raise_cancel
+        self.stop()
         return trio.lowlevel.Abort.FAILED
 
 

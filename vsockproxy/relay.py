@@ -7,6 +7,7 @@ program: whatever goes wrong in one connection stays in it.
 from __future__ import annotations
 
 import socket
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -19,8 +20,8 @@ from vsockproxy.preamble import NoHeaderError, follow_header, header_of, read_he
 from vsockproxy.proxy_protocol import build_header
 from vsockproxy.sockopt import Options
 from vsockproxy.stats import Connection, RouteStats
-from vsockproxy.transfer import ENDINGS, Bounds, Pump
-from vsockproxy.transport import abort, dial
+from vsockproxy.transfer import ENDINGS, Bounds, Pump, Transfer
+from vsockproxy.transport import abort, dial, dial_at_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +43,18 @@ class Relay:
         connection is counted under ``connection.ending``.  Raises nothing but
         `trio.Cancelled`.
         """
+        # While the bytes move, this frame and the pump's are all that waits: what an idle
+        # connection costs.
         reason = "error"
         try:
-            if connection.route.policy.max_lifetime is None:
-                reason = await self._relay(client, connection)
-            else:
-                reason = await self._relay_for_a_while(client, connection)
+            begun = await self._begin(client, connection)
+            del client  # the pump's by now
+            reason = begun if isinstance(begun, str) else (await begun).reason
+            if reason == "killed":
+                reason = connection.ending
         except Exception:
-            abort(client)
             self.log.exception("connection_failed", **connection.names())
         except BaseException:  # cancelled: alone, or in the group that a nursery makes of it
-            abort(client)
             reason = connection.ending
             raise
         finally:
@@ -60,46 +62,67 @@ class Relay:
             if connection.route.policy.access_log:
                 self._log_end(connection, reason)
 
-    async def _relay_for_a_while(self, client: socket.socket, connection: Connection) -> str:
-        lifetime = connection.route.policy.max_lifetime
-        assert lifetime is not None
-        with trio.move_on_after(lifetime):
-            return await self._relay(client, connection)
-        abort(client)
-        return "max_lifetime"
+    async def _begin(
+        self, client: socket.socket, connection: Connection
+    ) -> Awaitable[Transfer] | str:
+        """Dial and hand over to the pump: the transfer, or why there is none."""
+        try:
+            target = await self._reach(client, connection)
+            if isinstance(target, str):
+                abort(client)
+                return target
+            return self.pump.transfer(client, target, self.bounds, connection)
+        except BaseException:
+            abort(client)
+            raise
 
-    async def _relay(self, client: socket.socket, connection: Connection) -> str:
-        """Dial and transfer: how the connection ended, ``dial_<reason>`` if it never began."""
+    async def _reach(self, client: socket.socket, connection: Connection) -> socket.socket | str:
+        """The target's socket, or ``dial_<reason>`` or ``rejected_<reason>``."""
         route = connection.route
         if route.policy.accept_proxy:
             rejection = await self._identify(client, connection)
             if rejection is not None:
-                abort(client)
                 return f"rejected_{rejection}"
         started = monotonic()
         try:
-            if route.policy.send_proxy == "off":
-                target = await dial(
-                    route.target,
-                    route.policy.connect_timeout,
-                    options=self.options,
-                    assigned=connection.assign,
-                )
-            else:
-                target = await self._dial_and_tell(client, connection)
+            target = dial_at_once(route.target) if route.policy.send_proxy == "off" else None
+            if target is None:
+                target = await self._wait_for_target(client, connection)
         except DialError as error:
-            abort(client)
-            self.stats.dial_failures[error.reason] += 1
-            if error.reason == "no_descriptors":
-                self.gate.recount()
-            self.log.warning(
-                "dial_failed", **connection.names(), reason=error.reason, error=str(error)
-            )
+            self._note_failure(connection, error)
             return f"dial_{error.reason}"
+        if target is None:
+            return connection.ending
         connection.dial_seconds = monotonic() - started
         self.stats.dial_seconds.observe(connection.dial_seconds)
-        transfer = await self.pump.transfer(client, target, self.bounds, connection.meter)
-        return transfer.reason
+        return target
+
+    async def _wait_for_target(
+        self, client: socket.socket, connection: Connection
+    ) -> socket.socket | None:
+        """The target's socket, or None when somebody has ended the connection."""
+        target = None
+        with trio.CancelScope() as connection.dialling:
+            target = await self._dial(client, connection)
+        connection.dialling = None
+        return target
+
+    async def _dial(self, client: socket.socket, connection: Connection) -> socket.socket:
+        route = connection.route
+        if route.policy.send_proxy != "off":
+            return await self._dial_and_tell(client, connection)
+        return await dial(
+            route.target,
+            route.policy.connect_timeout,
+            options=self.options,
+            assigned=connection.assign,
+        )
+
+    def _note_failure(self, connection: Connection, error: DialError) -> None:
+        self.stats.dial_failures[error.reason] += 1
+        if error.reason == "no_descriptors":
+            self.gate.recount()
+        self.log.warning("dial_failed", **connection.names(), reason=error.reason, error=str(error))
 
     async def _identify(self, client: socket.socket, connection: Connection) -> Rejection | None:
         """Learn from the client's header whose connection it is; why it ends here, if it does."""
@@ -139,8 +162,8 @@ class Relay:
         self.log.info(
             "connection",
             **connection.names(),
-            upstream_bytes=connection.meter.upstream_bytes,
-            downstream_bytes=connection.meter.downstream_bytes,
+            upstream_bytes=connection.upstream_bytes,
+            downstream_bytes=connection.downstream_bytes,
             seconds=round(monotonic() - connection.opened, 6),
             dial_seconds=connection.dial_seconds and round(connection.dial_seconds, 6),
             reason=reason,

@@ -10,11 +10,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from time import monotonic, time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vsockproxy.route import Config, Route
 from vsockproxy.transfer import EndReason, Meter
 from vsockproxy.transport import peer_name
+
+if TYPE_CHECKING:
+    import trio
 
 DIAL_BOUNDS: Final = (
     0.0005,
@@ -54,7 +57,7 @@ class Histogram:
         self.sum += value
 
 
-class Connection:
+class Connection(Meter):
     """One live connection of a route: identity, age, and its byte counters.
 
     Attributes:
@@ -62,20 +65,20 @@ class Connection:
       opened: when it was accepted, in seconds of `time.monotonic`.
       dial_seconds: how long the dial took; None until the target answered.
       vmm_port: the number of a vsock-mux's OK, which is for people: VMMs differ in what it is.
-      meter: the bytes moved so far, each way.
       family, address: where the client is, or where its PROXY header says that it is.
       destination: family and address that the client wanted, where its header says so.
       source: under what it is counted, where its route bounds that (`access.Peer.source`).
       ending: what its end is called if it is cancelled; whoever cancels says so first.
+      dialling: ends the dial, while it is under way.
     """
 
     __slots__ = (
         "address",
         "destination",
         "dial_seconds",
+        "dialling",
         "ending",
         "family",
-        "meter",
         "number",
         "opened",
         "route",
@@ -84,12 +87,13 @@ class Connection:
     )
 
     def __init__(self, number: int, route: Route, family: int, address: Any) -> None:
+        super().__init__()
         self.number = number
         self.route = route
         self.opened = monotonic()
         self.dial_seconds: float | None = None
         self.vmm_port: int | None = None
-        self.meter = Meter()
+        self.dialling: trio.CancelScope | None = None
         self.ending: EndReason = "shutdown"
         self.family = family
         self.address = address
@@ -104,6 +108,20 @@ class Connection:
     def assign(self, vmm_port: int) -> None:
         """Note what the VMM called this connection."""
         self.vmm_port = vmm_port
+
+    def end(self, reason: EndReason) -> None:
+        """End it soon, under ``reason``; one that has ended stays as it is."""
+        self.ending = reason
+        if self.dialling is not None:
+            self.dialling.cancel()
+        elif self.running is not None:
+            self.running.stop()
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long ago a byte last moved, or the connection began."""
+        active = self.running.active() if self.running else 0.0
+        return max(0.0, monotonic() - max(active, self.opened))
 
     def names(self) -> dict[str, object]:
         """Who it is, as the fields of a log line."""
@@ -120,7 +138,7 @@ class Connection:
     def __repr__(self) -> str:
         return (
             f"<Connection {self} route={self.route.name!r}"
-            f" upstream={self.meter.upstream_bytes} downstream={self.meter.downstream_bytes}>"
+            f" upstream={self.upstream_bytes} downstream={self.downstream_bytes}>"
         )
 
 
@@ -188,8 +206,10 @@ class RouteStats:
         self.closed[reason] += 1
         self.connection_seconds.observe(monotonic() - connection.opened)
         upstream, downstream = self._ended_bytes
-        meter = connection.meter
-        self._ended_bytes = (upstream + meter.upstream_bytes, downstream + meter.downstream_bytes)
+        self._ended_bytes = (
+            upstream + connection.upstream_bytes,
+            downstream + connection.downstream_bytes,
+        )
 
     def _forget_source(self, source: str) -> None:
         self.sources[source] -= 1
@@ -199,12 +219,12 @@ class RouteStats:
     @property
     def upstream_bytes(self) -> int:
         """Bytes from clients to the target, those of live connections included."""
-        return self._ended_bytes[0] + sum(c.meter.upstream_bytes for c in self.live)
+        return self._ended_bytes[0] + sum(c.upstream_bytes for c in self.live)
 
     @property
     def downstream_bytes(self) -> int:
         """Bytes from the target to clients, those of live connections included."""
-        return self._ended_bytes[1] + sum(c.meter.downstream_bytes for c in self.live)
+        return self._ended_bytes[1] + sum(c.downstream_bytes for c in self.live)
 
 
 class Reloads:

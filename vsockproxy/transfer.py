@@ -6,6 +6,7 @@ Owns: the interface that every pump serves, as values and a protocol.  Knows no 
 from __future__ import annotations
 
 import socket
+from collections.abc import Awaitable
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 EndReason = Literal[
@@ -59,6 +60,7 @@ class Bounds(NamedTuple):
     while the last byte went upstream (`route.Policy.half_close`).
     ``bandwidth`` is in bytes a second, each way; ``shared`` are the limits upstream and
     downstream that the transfer has in common with others (`Pump.share`).
+    ``max_lifetime`` is in seconds, silent or not.
     """
 
     idle_timeout: float | None = None
@@ -66,10 +68,11 @@ class Bounds(NamedTuple):
     hold_half_close: bool = False
     bandwidth: int | None = None
     shared: tuple[Limit, Limit] | None = None
+    max_lifetime: float | None = None
 
 
-class Counting(Protocol):
-    """Something that knows how many bytes a running transfer has delivered."""
+class Running(Protocol):
+    """A transfer under way, as its pump knows it."""
 
     def upstream_bytes(self) -> int:
         """Bytes taken by the target's socket so far."""
@@ -79,36 +82,55 @@ class Counting(Protocol):
         """Bytes taken by the client's socket so far."""
         ...
 
+    def active(self) -> float:
+        """When a byte last moved, in seconds of `time.monotonic`; 0 before the first turn."""
+        ...
+
+    def upstream_done(self) -> bool:
+        """Whether nothing more goes upstream."""
+        ...
+
+    def downstream_done(self) -> bool:
+        """Whether nothing more goes downstream."""
+        ...
+
+    def stop(self) -> None:
+        """End it as ``killed``, soon."""
+        ...
+
 
 class Meter:
-    """The live byte counters of one transfer; they only grow, and stay when it has ended."""
+    """The live numbers of one transfer: the counters only grow, and stay when it has ended.
 
-    __slots__ = ("_downstream", "_source", "_upstream")
+    ``running`` is the transfer while there is one.
+    """
+
+    __slots__ = ("_downstream", "_upstream", "running")
 
     def __init__(self) -> None:
-        self._source: Counting | None = None
+        self.running: Running | None = None
         self._upstream = 0
         self._downstream = 0
 
-    def follow(self, source: Counting) -> None:
-        """Read ``source`` from now on; for the pump that runs the transfer."""
-        self._source = source
+    def follow(self, running: Running) -> None:
+        """Read ``running`` from now on; for the pump that runs the transfer."""
+        self.running = running
 
     def settle(self, upstream: int, downstream: int) -> None:
-        """Keep the final numbers and let go of the source."""
-        self._source = None
+        """Keep the final numbers and let go of the transfer."""
+        self.running = None
         self._upstream = upstream
         self._downstream = downstream
 
     @property
     def upstream_bytes(self) -> int:
         """Bytes taken by the target's socket so far."""
-        return self._source.upstream_bytes() if self._source else self._upstream
+        return self.running.upstream_bytes() if self.running else self._upstream
 
     @property
     def downstream_bytes(self) -> int:
         """Bytes taken by the client's socket so far."""
-        return self._source.downstream_bytes() if self._source else self._downstream
+        return self.running.downstream_bytes() if self.running else self._downstream
 
 
 class Pump(Protocol):
@@ -135,10 +157,12 @@ class Pump(Protocol):
         """Return once everything that moves bytes has shown that it goes on."""
         ...
 
-    async def transfer(
+    def transfer(
         self, client: socket.socket, target: socket.socket, bounds: Bounds, meter: Meter
-    ) -> Transfer:
+    ) -> Awaitable[Transfer]:
         """Relay between two connected stream sockets; both are closed when it returns.
+
+        It begins with the call; what is returned is to be awaited at once.
 
         They are the pump's from the call on, blocking or not.  Cancelled, it resets the
         client, closes both, settles ``meter`` and raises `trio.Cancelled`.  How a

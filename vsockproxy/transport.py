@@ -54,6 +54,7 @@ __all__ = [
     "ListeningSocket",
     "abort",
     "dial",
+    "dial_at_once",
     "listen",
     "open_vsock_listeners",
     "open_vsock_stream",
@@ -101,6 +102,28 @@ async def dial(
                 return await _open(socket.AF_UNIX, partial(connect, assigned=assigned))
     except OSError as error:
         raise dial_error(endpoint, errno_of(error)) from error
+
+
+def dial_at_once(endpoint: Dialable) -> socket.socket | None:
+    """A socket connected to ``endpoint`` where that takes no waiting; else None: see `dial`.
+
+    Only a Unix socket can have it so, for which there are no options.  Raises `DialError`.
+    """
+    if not isinstance(endpoint, UnixEndpoint):
+        return None
+    sock = None
+    try:
+        sock = new_socket(socket.AF_UNIX)
+        sock.connect(unix_address(endpoint.path))
+    except BlockingIOError:  # its backlog is full
+        assert sock is not None
+        sock.close()
+        return None
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise dial_error(endpoint, errno_of(error)) from error
+    return sock
 
 
 async def open_vsock_stream(

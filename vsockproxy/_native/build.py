@@ -15,7 +15,7 @@ ffibuilder = FFI()
 ffibuilder.cdef((_HERE / "pump.h").read_text())
 ffibuilder.set_source(
     "vsockproxy._native._pump",
-    "#include <stdint.h>\n#include <pump.h>",
+    "#include <stdbool.h>\n#include <stdint.h>\n#include <pump.h>",
     sources=[f"vsockproxy/_native/{name}.c" for name in _SOURCES],
     depends=["vsockproxy/_native/pump.h", "vsockproxy/_native/internal.h"],
     include_dirs=[str(_HERE)],

@@ -24,6 +24,8 @@
 
 #include "pump.h"
 
+#define NEVER UINT64_MAX
+
 enum {
 	CLIENT,
 	TARGET,
@@ -63,8 +65,8 @@ struct vsp_half {
 	size_t kept_end;
 	struct vsp_limit *limits[LIMITS];
 	uint64_t due_ms; /* no bandwidth is left until then; 0 where there is */
-	bool done;    /* nothing more will go this way */
-	bool dropped; /* ... and what was left was thrown away */
+	_Atomic bool done; /* nothing more will go this way */
+	bool dropped;      /* ... and what was left was thrown away */
 };
 
 struct vsp_limit {
@@ -82,7 +84,8 @@ struct vsp_relay {
 	uint64_t tag;
 	uint64_t idle_ms;
 	uint64_t half_close_ms;
-	uint64_t active_ms;  /* when a byte last moved */
+	uint64_t end_ms;     /* of its life, or NEVER */
+	_Atomic uint64_t active_ms; /* when a byte last moved */
 	ptrdiff_t timer;     /* place in the thread's heap, or NO_TIMER */
 	uint64_t deadline_ms;
 	_Atomic int references;

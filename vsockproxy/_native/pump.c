@@ -99,6 +99,7 @@ int vsp_pump_add(struct vsp_pump *pump, uint64_t tag, int client, int target,
 	relay->tag = tag;
 	relay->idle_ms = policy->idle_ms;
 	relay->half_close_ms = policy->half_close_ms;
+	relay->end_ms = policy->lifetime_ms ? policy->lifetime_ms : NEVER;
 	relay->hold = policy->hold;
 	relay->answered = true;
 	relay->timer = NO_TIMER;
@@ -120,6 +121,21 @@ uint64_t vsp_relay_upstream(const struct vsp_relay *relay)
 uint64_t vsp_relay_downstream(const struct vsp_relay *relay)
 {
 	return atomic_load_explicit(&relay->halves[DOWNSTREAM].bytes, memory_order_relaxed);
+}
+
+uint64_t vsp_relay_active(const struct vsp_relay *relay)
+{
+	return atomic_load_explicit(&relay->active_ms, memory_order_relaxed);
+}
+
+bool vsp_relay_upstream_done(const struct vsp_relay *relay)
+{
+	return atomic_load_explicit(&relay->halves[UPSTREAM].done, memory_order_relaxed);
+}
+
+bool vsp_relay_downstream_done(const struct vsp_relay *relay)
+{
+	return atomic_load_explicit(&relay->halves[DOWNSTREAM].done, memory_order_relaxed);
 }
 
 int vsp_pump_reap(struct vsp_pump *pump, struct vsp_end *ret_ends, int room)

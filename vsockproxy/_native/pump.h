@@ -18,6 +18,7 @@ enum vsp_reason {
 	VSP_FINISHED,           /* both sides said EOF, all of it delivered */
 	VSP_HALF_CLOSE_TIMEOUT, /* one said EOF, the other then nothing for too long */
 	VSP_IDLE_TIMEOUT,       /* no byte either way for too long */
+	VSP_MAX_LIFETIME,       /* it was open for as long as it may */
 	VSP_CLIENT_RESET,       /* the client went away without taking all */
 	VSP_TARGET_RESET,       /* the target went away without taking all */
 	VSP_CANCELLED           /* vsp_relay_cancel */
@@ -36,6 +37,7 @@ struct vsp_end {
 struct vsp_policy {
 	uint64_t idle_ms;       /* without a byte either way */
 	uint64_t half_close_ms; /* without a byte after one side's EOF */
+	uint64_t lifetime_ms;   /* in all */
 	uint64_t rate;          /* bytes a second, each way */
 	struct vsp_limit *upstream_limit;   /* shared with other relays; */
 	struct vsp_limit *downstream_limit; /* the relay takes references of its own */
@@ -75,6 +77,13 @@ void vsp_relay_cancel(struct vsp_relay *relay);
 /* Bytes that the target's and the client's socket have taken so far; they only grow. */
 uint64_t vsp_relay_upstream(const struct vsp_relay *relay);
 uint64_t vsp_relay_downstream(const struct vsp_relay *relay);
+
+/* When a byte last moved, in milliseconds of CLOCK_MONOTONIC; 0 before it has begun. */
+uint64_t vsp_relay_active(const struct vsp_relay *relay);
+
+/* Whether nothing more will go upstream, and downstream. */
+bool vsp_relay_upstream_done(const struct vsp_relay *relay);
+bool vsp_relay_downstream_done(const struct vsp_relay *relay);
 
 /* Write up to `room` ends to `ret_ends` and free their relays.  How many were written. */
 int vsp_pump_reap(struct vsp_pump *pump, struct vsp_end *ret_ends, int room);

@@ -16,8 +16,6 @@
 
 #include "internal.h"
 
-#define NEVER UINT64_MAX
-
 void vsp_relay_unref(struct vsp_relay *relay)
 {
 	if (atomic_fetch_sub(&relay->references, 1) != 1)
@@ -26,6 +24,12 @@ void vsp_relay_unref(struct vsp_relay *relay)
 		for (int i = 0; i < LIMITS; i++)
 			vsp_limit_unref(relay->halves[direction].limits[i]);
 	free(relay);
+}
+
+/* The bounds on silence count from now on. */
+static void relay_touch(struct vsp_relay *relay)
+{
+	atomic_store_explicit(&relay->active_ms, relay->thread->now_ms, memory_order_relaxed);
 }
 
 static int side_domain(const struct vsp_side *side)
@@ -75,7 +79,7 @@ void vsp_relay_end(struct vsp_relay *relay, enum vsp_reason reason)
 		return;
 	relay->ended = true;
 	relay->reason = reason;
-	if (reason == VSP_TARGET_RESET || reason == VSP_CANCELLED)
+	if (reason == VSP_TARGET_RESET || reason == VSP_CANCELLED || reason == VSP_MAX_LIFETIME)
 		side_abort(&relay->sides[CLIENT]);
 	if (reason == VSP_CLIENT_RESET && !upstream_whole)
 		side_abort(&relay->sides[TARGET]);
@@ -131,7 +135,7 @@ static size_t side_send(struct vsp_relay *relay, int direction, const char *data
 				to->error = errno;
 			half_drop(half);
 			half->dropped = true;
-			relay->active_ms = relay->thread->now_ms; /* the half-close begins here */
+			relay_touch(relay); /* the half-close begins here */
 			break;
 		}
 	}
@@ -139,7 +143,7 @@ static size_t side_send(struct vsp_relay *relay, int direction, const char *data
 		uint64_t bytes = atomic_load_explicit(&half->bytes, memory_order_relaxed);
 
 		atomic_store_explicit(&half->bytes, bytes + sent, memory_order_relaxed);
-		relay->active_ms = relay->thread->now_ms;
+		relay_touch(relay);
 		relay->answered = direction == DOWNSTREAM;
 	}
 	return sent;
@@ -196,7 +200,7 @@ static void half_finish(struct vsp_relay *relay, int direction)
 
 	half->done = true;
 	/* The half-close time-out counts from here, not from the last byte. */
-	relay->active_ms = relay->thread->now_ms;
+	relay_touch(relay);
 	if (relay->sides[direction].error && !side_is_whole(relay, direction)) {
 		half->dropped = true;
 		return;
@@ -302,7 +306,7 @@ static void half_give_up(struct vsp_relay *relay, int direction)
 	half_move(relay, direction);
 	if (!relay->busy && half->due_ms == 0 && !half->done) {
 		half->done = true;
-		relay->active_ms = relay->thread->now_ms;
+		relay_touch(relay);
 	}
 }
 
@@ -322,7 +326,10 @@ static uint64_t relay_bound_ms(const struct vsp_relay *relay)
 static uint64_t relay_deadline_ms(const struct vsp_relay *relay)
 {
 	uint64_t bound_ms = relay_bound_ms(relay);
-	uint64_t deadline_ms = bound_ms ? relay->active_ms + bound_ms : NEVER;
+	uint64_t deadline_ms = relay->end_ms;
+
+	if (bound_ms && vsp_relay_active(relay) + bound_ms < deadline_ms)
+		deadline_ms = vsp_relay_active(relay) + bound_ms;
 
 	for (int direction = UPSTREAM; direction <= DOWNSTREAM; direction++) {
 		const struct vsp_half *half = &relay->halves[direction];
@@ -385,7 +392,11 @@ void vsp_relay_due(struct vsp_relay *relay)
 	uint64_t bound_ms = relay_bound_ms(relay);
 	uint64_t deadline_ms;
 
-	if (bound_ms && relay->active_ms + bound_ms <= now_ms) {
+	if (relay->end_ms <= now_ms) {
+		vsp_relay_end(relay, VSP_MAX_LIFETIME);
+		return;
+	}
+	if (bound_ms && vsp_relay_active(relay) + bound_ms <= now_ms) {
 		vsp_relay_end(relay, bound_ms == relay->idle_ms ? VSP_IDLE_TIMEOUT
 								: VSP_HALF_CLOSE_TIMEOUT);
 		return;
@@ -438,7 +449,9 @@ void vsp_relay_start(struct vsp_relay *relay)
 	int error;
 
 	relay->started = true;
-	relay->active_ms = thread->now_ms;
+	relay_touch(relay);
+	if (relay->end_ms != NEVER)
+		relay->end_ms += thread->now_ms;
 	relay->next_live = thread->live;
 	if (thread->live)
 		thread->live->previous_live = relay;

@@ -1,0 +1,114 @@
+"""One connection as an operator sees it: what it does now, and its end on demand."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.fakes import hold
+from tests.routes import PATIENCE, Served, serving
+from tests.sockets import read_to_end
+from vsockproxy.endpoint import UnixEndpoint
+from vsockproxy.route import Policy, PumpChoice
+from vsockproxy.stats import Connection
+
+both_pumps = pytest.mark.parametrize("choice", ["native", "portable"])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(PATIENCE):
+        while not condition():
+            await trio.lowlevel.checkpoint()
+
+
+def only(route: Served) -> Connection:
+    [connection] = route.stats.live
+    return connection
+
+
+async def is_reset(client: trio.SocketStream) -> bool:
+    try:
+        await read_to_end(client)
+    except trio.BrokenResourceError:
+        return True
+    return False
+
+
+@both_pumps
+async def test_an_ended_connection_is_reset_and_counted_under_the_reason(
+    choice: PumpChoice,
+) -> None:
+    async with serving(Policy(), choice=choice) as route, await route.live() as client:
+        connection = only(route)
+        connection.end("killed")
+        connection.end("killed")
+        assert await is_reset(client)
+        await route.closed("killed")
+        assert not route.stats.live
+        connection.end("drained")
+        assert dict(route.stats.closed) == {"killed": 1}
+
+
+@both_pumps
+async def test_only_the_connection_that_is_meant_ends(choice: PumpChoice) -> None:
+    async with (
+        serving(Policy(), choice=choice) as route,
+        await route.live() as first,
+    ):
+        connection = only(route)
+        async with await route.live() as second:
+            connection.end("killed")
+            assert await is_reset(first)
+            await second.send_all(b"still here")
+            await second.send_eof()
+            assert await read_to_end(second) == b"still here"
+
+
+async def test_a_dial_that_waits_ends_on_demand(tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(full))
+        listener.listen(0)
+        first.connect(str(full))
+        async with serving(Policy(connect_timeout=3600.0)) as route:
+            route.listener.adopt(replace(route.listener.route, target=UnixEndpoint(str(full))))
+            async with route.connect() as client:
+                await until(lambda: bool(route.stats.live) and only(route).dialling is not None)
+                only(route).end("killed")
+                assert await is_reset(client)
+                await route.closed("killed")
+
+
+@both_pumps
+async def test_a_connection_tells_which_halves_have_ended(choice: PumpChoice) -> None:
+    async with (
+        serving(Policy(), service=hold, choice=choice) as route,
+        route.connect() as client,
+    ):
+        await until(lambda: bool(route.stats.live) and only(route).running is not None)
+        running = only(route).running
+        assert running is not None
+        assert not running.upstream_done()
+        await client.send_eof()
+        await until(running.upstream_done)
+        assert not running.downstream_done()
+
+
+@both_pumps
+async def test_silence_counts_from_the_last_byte(
+    choice: PumpChoice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(Policy(), choice=choice) as route, await route.live() as client:
+        connection = only(route)
+        assert connection.running is not None
+        last = connection.running.active()
+        assert last >= int(connection.opened)
+        monkeypatch.setattr("vsockproxy.stats.monotonic", lambda: last + 60)
+        assert connection.idle_seconds == pytest.approx(60, abs=1)
+        await client.send_eof()
+        await read_to_end(client)
