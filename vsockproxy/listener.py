@@ -18,8 +18,8 @@ from vsockproxy.admission import Admission, Gate
 from vsockproxy.errors import ListenError
 from vsockproxy.relay import Relay
 from vsockproxy.route import Route
-from vsockproxy.sockopt import target_options
 from vsockproxy.stats import Connection, RouteStats
+from vsockproxy.targets import Targets
 from vsockproxy.transfer import Bounds, EndReason, Pump
 from vsockproxy.transport import ListeningSocket, abort
 
@@ -70,6 +70,7 @@ class RouteListener:
         self._log = log
         self._pump = pump
         self._gate = Gate(stats, admission or Admission(), log)
+        self._targets = Targets(route)
         self.adopt(route)
         self.released = trio.Event()
         self._accepting = trio.CancelScope()
@@ -80,6 +81,7 @@ class RouteListener:
         self.route = route
         self.stats.route = route
         self._gate.adopt(route)
+        self._targets.adopt(route)
         for listening in self.sockets:
             self._configure(listening)
         policy = route.policy
@@ -95,9 +97,7 @@ class RouteListener:
             shared or None,
             policy.max_lifetime,
         )
-        self._relay = Relay(
-            self.stats, self._gate, self._pump, bounds, target_options(route.policy), self._log
-        )
+        self._relay = Relay(self.stats, self._gate, self._pump, bounds, self._targets, self._log)
 
     def _configure(self, listening: ListeningSocket) -> None:
         """Give a listener the policy's options; it goes on with those it had if it cannot."""

@@ -18,10 +18,10 @@ from vsockproxy.admission import Gate, Rejection
 from vsockproxy.errors import DialError
 from vsockproxy.preamble import NoHeaderError, follow_header, header_of, read_header, send_header
 from vsockproxy.proxy_protocol import build_header
-from vsockproxy.sockopt import Options
 from vsockproxy.stats import Connection, RouteStats
+from vsockproxy.targets import Targets
 from vsockproxy.transfer import ENDINGS, Bounds, Pump, Transfer
-from vsockproxy.transport import abort, dial, dial_at_once
+from vsockproxy.transport import abort
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Relay:
     gate: Gate
     pump: Pump
     bounds: Bounds
-    options: Options
+    targets: Targets
     log: Any
 
     async def serve(self, client: socket.socket, connection: Connection) -> None:
@@ -85,7 +85,7 @@ class Relay:
                 return f"rejected_{rejection}"
         started = monotonic()
         try:
-            target = dial_at_once(route.target) if route.policy.send_proxy == "off" else None
+            target = self.targets.connect_at_once() if route.policy.send_proxy == "off" else None
             if target is None:
                 target = await self._wait_for_target(client, connection)
         except DialError as error:
@@ -108,15 +108,9 @@ class Relay:
         return target
 
     async def _dial(self, client: socket.socket, connection: Connection) -> socket.socket:
-        route = connection.route
-        if route.policy.send_proxy != "off":
+        if connection.route.policy.send_proxy != "off":
             return await self._dial_and_tell(client, connection)
-        return await dial(
-            route.target,
-            route.policy.connect_timeout,
-            options=self.options,
-            assigned=connection.assign,
-        )
+        return await self.targets.connect(connection)
 
     def _note_failure(self, connection: Connection, error: DialError) -> None:
         self.stats.dial_failures[error.reason] += 1
@@ -142,10 +136,8 @@ class Relay:
         """The target, which has been told who its client is."""
         route, policy = connection.route, connection.route.policy
         assert policy.send_proxy != "off"
+        target = await self.targets.connect(connection)
         deadline = trio.current_time() + policy.connect_timeout
-        target = await dial(
-            route.target, policy.connect_timeout, options=self.options, assigned=connection.assign
-        )
         try:
             header = build_header(policy.send_proxy, header_of(connection, client))
             await send_header(target, route.target, header, deadline)
