@@ -8,7 +8,10 @@ C_FILES := $(addprefix $(NATIVE)/,pump.c thread.c relay.c timer.c limit.c)
 C_ALL := $(C_FILES) $(addprefix $(NATIVE)/,pump.h internal.h)
 C_FLAGS := -std=gnu11 -Wall -Wextra -Werror -g -O1 -fno-omit-frame-pointer -I$(NATIVE)
 
-.PHONY: venv demo test check sanitize clean
+LOAD_FILES := $(wildcard benchmarks/load/*.c)
+LOAD_FLAGS := -std=gnu11 -Wall -Wextra -Werror -O2 -g
+
+.PHONY: venv demo test check sanitize bench bench-quick clean
 
 venv: $(VENV)/installed
 
@@ -56,6 +59,17 @@ build/sanitized/compiled: venv $(C_ALL)
 		$(abspath $(BIN))/python -c "from vsockproxy._native.build import ffibuilder; ffibuilder.compile()"
 	cp -r tests pyproject.toml build/sanitized
 	touch $@
+
+# docs/benchmarks.md; one row alone: python -m benchmarks.bench --only churn --rounds 3
+bench: venv build/load
+	$(BIN)/python -m benchmarks.bench
+
+bench-quick: venv build/load
+	$(BIN)/python -m benchmarks.bench --quick
+
+build/load: $(LOAD_FILES) benchmarks/load/load.h
+	mkdir -p build
+	gcc $(LOAD_FLAGS) -o $@ $(LOAD_FILES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info $(NATIVE)/_pump.c $(NATIVE)/*.so $(NATIVE)/*.o

@@ -1,0 +1,40 @@
+/*
+ * Load for proxies, as a client and as a server, that notices a lost byte.
+ *
+ *     load serve ADDRESS                     answer requests
+ *     load run ADDRESS [OPTION...] GROUP...  ask them (see run.c)
+ *     load relay ADDRESS TARGET              a plain relay, to compare others with
+ *
+ * An address is tcp:IPV4:PORT, unix:PATH, vsock:CID:PORT, or (serve) mux:PATH.
+ */
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include "load.h"
+
+static void allow_descriptors(void)
+{
+	struct rlimit limit;
+
+	getrlimit(RLIMIT_NOFILE, &limit);
+	limit.rlim_cur = limit.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+int main(int argc, char **argv)
+{
+	const char *command = argc > 1 ? argv[1] : "";
+
+	allow_descriptors();
+	pattern_make();
+	if (strcmp(command, "serve") == 0 && argc == 3)
+		serve(argv[2]);
+	if (strcmp(command, "relay") == 0 && argc == 4)
+		relay(argv[2], argv[3]);
+	if (strcmp(command, "run") != 0 || argc < 4)
+		fail("want: serve ADDRESS | run ADDRESS [OPTION...] GROUP... | relay ADDRESS TARGET");
+	run(argv[2], argc - 3, argv + 3);
+	return 0;
+}

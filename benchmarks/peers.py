@@ -1,0 +1,148 @@
+"""The proxies that are compared: read from a file, started, stopped.
+
+Owns: `Peer`, the form of ``peers.toml``, and a proxy's process.  Knows nothing of what is
+measured.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+PATIENCE: Final = 20.0
+"""Seconds for a proxy to start or to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One table of ``peers.toml``; see there."""
+
+    name: str
+    command: str
+    version: str
+    config: str = ""
+    most: int = sys.maxsize
+
+    @property
+    def installed(self) -> bool:
+        """Whether each program of its command is there."""
+        words = _fill(self.command, {"python": sys.executable}).split()
+        programs = [words[0], *(word for word in words[1:] if word.startswith("/"))]
+        return all(shutil.which(program) for program in programs)
+
+    def version_line(self) -> str:
+        """The first line in which it tells a version."""
+        command = shlex.split(_fill(self.version, {"python": sys.executable}))
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = (done.stdout + done.stderr).splitlines()
+        return next((line.strip() for line in lines if any(c.isdigit() for c in line)), "unknown")
+
+
+def read_peers(file: Path) -> list[Peer]:
+    """All tables of a file, in its order."""
+    return [Peer(name, **table) for name, table in tomllib.loads(file.read_text()).items()]
+
+
+@contextmanager
+def running(peer: Peer, folder: Path, target: str, cpus: Sequence[int]) -> Iterator[Proxy]:
+    """A proxy of that peer in front of ``target``, on these processors, until the block ends.
+
+    Raises SystemExit with what it printed when it does not start.
+    """
+    home = folder / f"{peer.name}-{time.monotonic_ns()}"
+    home.mkdir()
+    port = _free_port()
+    words = {
+        "python": sys.executable,
+        "listen_port": str(port),
+        "target_path": target,
+        "folder": str(home),
+        "config_path": str(home / "config.toml"),
+    }
+    (home / "config.toml").write_text(_fill(peer.config, words))
+    command = shlex.split(_fill(peer.command, words))
+    with (home / "output").open("wb") as output, pinned(cpus):
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        _await_listener(process, port, home / "output")
+        yield Proxy(process.pid, port)
+    finally:
+        _stop(process)
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A running proxy: the first process of its tree, and its TCP port on 127.0.0.1."""
+
+    pid: int
+    port: int
+
+    @property
+    def address(self) -> str:
+        """For the load program."""
+        return f"tcp:127.0.0.1:{self.port}"
+
+
+@contextmanager
+def pinned(cpus: Sequence[int]) -> Iterator[None]:
+    """What is started in the block runs on these processors only; on all where none is named."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _fill(template: str, words: Mapping[str, str]) -> str:
+    """Put the words in; other braces stay, they belong to the peer's own language."""
+    for name, value in words.items():
+        template = template.replace(f"{{{name}}}", value)
+    return template
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _await_listener(process: subprocess.Popen[bytes], port: int, output: Path) -> None:
+    """Poll: a foreign program tells in no other way that it listens."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            time.sleep(0.02)
+        else:
+            return
+    raise SystemExit(f"{process.args!r} does not listen:\n{output.read_text(errors='replace')}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End its whole session: socat has a child for each connection."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            return
+        try:
+            process.wait(2)
+        except subprocess.TimeoutExpired:
+            continue
