@@ -60,12 +60,12 @@ build/sanitized/compiled: venv $(C_ALL)
 	cp -r tests pyproject.toml build/sanitized
 	touch $@
 
-# docs/benchmarks.md; one row alone: python -m benchmarks.bench --only churn --rounds 3
+# docs/benchmarks.md; one row alone: python benchmarks/bench.py --only churn --rounds 3
 bench: venv build/load
-	$(BIN)/python -m benchmarks.bench
+	$(BIN)/python benchmarks/bench.py
 
 bench-quick: venv build/load
-	$(BIN)/python -m benchmarks.bench --quick
+	$(BIN)/python benchmarks/bench.py --quick
 
 build/load: $(LOAD_FILES) benchmarks/load/load.h
 	mkdir -p build

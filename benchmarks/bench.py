@@ -1,6 +1,6 @@
 """Measure the daemon against its peers; docs/benchmarks.md says what, and how to read it.
 
-    python -m benchmarks.bench [--only churn --peers vsockproxy,haproxy --rounds 3]
+    python benchmarks/bench.py [--only churn --peers vsockproxy,haproxy --rounds 3]
 
 TCP in front, a Unix socket behind, each proxy in turn, A B A B; samples and medians go to
 build/bench/results.json.  Everything is on the loopback.  `make build/load` first.
@@ -21,11 +21,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from benchmarks import measure, traffic
-from benchmarks.measure import Place, Sample, Step
-from benchmarks.peers import Peer, read_peers
-from benchmarks.rows import ROWS, growth, idle
-from benchmarks.usage import perf_counts
+import measure
+import traffic
+from measure import Place, Sample, Step
+from peers import Peer, read_peers
+from rows import ROWS, growth, idle
+from usage import perf_counts
 
 HERE: Final = Path(__file__).parent
 RESULTS: Final = HERE.parent / "build" / "bench" / "results.json"

@@ -10,10 +10,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import traffic
-from benchmarks.peers import Peer, Proxy, running
-from benchmarks.rows import HALF_CLOSE, Row
-from benchmarks.usage import SystemCalls, Usage, memory_of, perf_counts, usage_of
+import traffic
+from peers import Peer, Proxy, running
+from rows import HALF_CLOSE, Row
+from usage import SystemCalls, Usage, memory_of, perf_counts, usage_of
 
 Sample = dict[str, float]
 """What was measured, by name; a unit is a request, or a GB (10^9 bytes) in bulk."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from benchmarks.peers import pinned
+from peers import pinned
 
 LOAD: Final = str(Path(__file__).parents[1] / "build" / "load")
 PATIENCE: Final = 60.0
