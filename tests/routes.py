@@ -16,7 +16,7 @@ from structlog.testing import CapturingLogger
 from tests.fakes import Service, echo
 from tests.sockets import read_to_end
 from vsockproxy.admission import Admission
-from vsockproxy.endpoint import ListenEndpoint, TcpEndpoint, UnixEndpoint
+from vsockproxy.endpoint import Dialable, ListenEndpoint, TcpEndpoint, UnixEndpoint
 from vsockproxy.listener import RouteListener
 from vsockproxy.pump import open_pump
 from vsockproxy.route import Limits, Policy, PumpChoice, PumpSettings, Route
@@ -103,14 +103,15 @@ async def serving(
     *,
     service: Service = echo,
     listen_at: ListenEndpoint = TcpEndpoint("127.0.0.1", 0),  # noqa: B008 - it is frozen
+    dial_to: Dialable | None = None,
     admission: Admission | None = None,
     choice: PumpChoice = "auto",
 ) -> AsyncIterator[Served]:
-    """A route from ``listen_at`` to a TCP service, while the block runs."""
+    """A route from ``listen_at`` to ``dial_to`` or else a TCP service, while the block runs."""
     async with trio.open_nursery() as nursery, open_pump(PumpSettings(choice)) as pump:
         [target] = await nursery.start(partial(trio.serve_tcp, service, 0, host="127.0.0.1"))
         endpoint = TcpEndpoint("127.0.0.1", target.socket.getsockname()[1])
-        route = Route("route", listen_at, endpoint, policy)
+        route = Route("route", listen_at, dial_to or endpoint, policy)
         sockets = listen(listen_at, policy.backlog, {}, policy)
         log = CapturingLogger()
         listener = RouteListener(

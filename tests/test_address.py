@@ -52,7 +52,7 @@ TARGETS: st.SearchStrategy[TargetEndpoint] = st.one_of(
     st.builds(TcpEndpoint, HOSTS, st.integers(1, 0xFFFF)),
     st.builds(VsockEndpoint, SPECIFIC, SPECIFIC, st.booleans()),
     UNIX,
-    st.builds(MuxEndpoint, PATHS, SPECIFIC),
+    st.builds(MuxEndpoint, PATHS, SPECIFIC, st.sampled_from(["ok", "none"])),
     st.builds(GuestEndpoint, GUESTS, SPECIFIC),
 )
 # Text that is nearly an address finds more than text from anywhere.
@@ -153,6 +153,7 @@ def test_a_target_is_read(text: str, endpoint: TargetEndpoint) -> None:
         ("vsock:3", "write vsock:CID:PORT"),
         ("vsock-mux:/run/v", "write vsock-mux:PATH:PORT"),
         ("vsock:3:80,x", "only option of a vsock address is to_host"),
+        ("vsock-mux:/v:80,handshake=ok", "only option of a vsock-mux is handshake=none"),
         ("tcp:web:http", "'http' is not a TCP port"),
         ("vsock:guest:80", "'guest' is not a vsock CID"),
         ("1.2.3:80", "'1.2.3' is not an IP address"),

@@ -105,6 +105,16 @@ def test_a_guest_is_reached_in_its_way(guest: str, target: object) -> None:
     assert route.target == target
 
 
+def test_the_handshake_is_of_the_guest_the_route_or_the_address() -> None:
+    guests = "guests: {a: {mux: /v, handshake: none}, b: {mux: /v}}\n"
+    [guest] = yaml(guests + "forward: {80: 'a:80'}").routes
+    [route] = yaml(guests + "route: [{listen: 80, target: 'b:80', handshake: none}]").routes
+    [address] = yaml("forward: {80: 'vsock-mux:/v:80,handshake=none'}").routes
+    [back] = yaml(guests + "route: [{listen: 80, target: 'a:80', handshake: ok}]").routes
+    assert guest.target == route.target == address.target == MuxEndpoint("/v", 80, "none")
+    assert back.target == MuxEndpoint("/v", 80)
+
+
 def test_to_host_is_of_the_route_or_of_the_address() -> None:
     long = yaml("route: [{listen: 80, target: '9:80', to_host: true}]")
     short = yaml("forward: {80: 'vsock:9:80,to_host'}")
@@ -319,7 +329,7 @@ WRONG_TOML = {
     ),
     "guests that cannot be reached": (
         'forward.80 = "a:80"\n[guests]\na = {cid = 3, mux = "/v"}\nb = {}\nc.unix = "/v"\n'
-        'd = {mux = "/v", to_host = true}\nany.cid = 3\n',
+        'd = {mux = "/v", to_host = true}\nany.cid = 3\ne = {cid = 3, handshake = "none"}\n',
         [
             'guests.a: has cid and mux: write one of cid = 3, mux = "PATH", unix = "PATH_{port}"',
             "guests.b: has no way to be reached:"
@@ -327,6 +337,7 @@ WRONG_TOML = {
             "guests.c.unix: '/v' has no {port}: each port is a socket",
             "guests.d.to_host: is for a guest with a cid",
             "guests.any: 'any' is a word of the address grammar: give the guest another name",
+            "guests.e.handshake: is for a guest with a mux",
         ],
     ),
     "targets that are any": (
@@ -367,6 +378,17 @@ WRONG_TOML = {
     "to_host without vsock": (
         '[[route]]\nlisten = 80\ntarget = "tcp:x:80"\nto_host = true',
         ["route[0].to_host: is for a vsock target, and 'tcp:x:80' is none"],
+    ),
+    "handshakes without a VMM": (
+        '[[route]]\nlisten = 80\ntarget = "tcp:x:80"\nhandshake = "ok"\n'
+        '[[route]]\nlisten = 81\ntarget = "3:80"\nhandshake_timeout = 1\n'
+        '[[route]]\nlisten = "vsock-mux:/v:80,handshake=none"\ntarget = 80\n',
+        [
+            "route[0].handshake: is for a VMM's socket, and 'tcp:x:80' is none",
+            "route[1].handshake_timeout: is for a VMM's socket, and vsock:3:80 is none",
+            "route[2].listen: 'vsock-mux:/v:80,handshake=none' cannot listen:"
+            " a guest's connection has no handshake anyway",
+        ],
     ),
     "wrong limits": (
         'forward.80 = "3:80"\nlimits.max_connections = 0\n[defaults]\nmax_connections = "many"\n'

@@ -58,6 +58,11 @@ def test_one_variable_has_all_short_routes() -> None:
     ]
 
 
+def test_the_handshake_is_an_option_of_its_address_and_no_route() -> None:
+    [first, _] = config(FORWARD="8080=vsock-mux:/v:80,handshake=none,8081=3:81").routes
+    assert first.target == MuxEndpoint("/v", 80, "none")
+
+
 def test_routes_can_stand_on_lines_of_their_own() -> None:
     assert config(FORWARD="\n8080=3:80\n8081=3:81,\n").routes == (
         config(FORWARD="8080=3:80,8081=3:81").routes

@@ -117,12 +117,37 @@ async def test_an_answer_that_is_not_ok_is_shown_and_bounded(tmp_path: Path, ans
 async def test_a_guest_that_does_not_answer_times_out(tmp_path: Path) -> None:
     async with mux_server(tmp_path / "v", {80: hold}, answers_nothing) as server:
         error = await fails(server.path, 80, SHORT)
-    assert (error.reason, error.errno) == ("timeout", errno.ETIMEDOUT)
+    assert (error.reason, error.errno) == ("no_answer", errno.ETIMEDOUT)
+    assert "booting" in str(error)
+
+
+async def test_the_answer_has_a_time_of_its_own(tmp_path: Path) -> None:
+    """Or a guest that is not up would keep its client for all of connect_timeout."""
+    async with mux_server(tmp_path / "v", {80: hold}, answers_nothing) as server:
+        with trio.fail_after(TIMEOUT / 2), pytest.raises(DialError) as caught:
+            await dial(MuxEndpoint(str(server.path), 80), TIMEOUT, handshake_timeout=SHORT)
+    assert caught.value.reason == "no_answer"
+
+
+async def test_the_time_for_the_answer_does_not_lengthen_the_dial(tmp_path: Path) -> None:
+    async with mux_server(tmp_path / "v", {80: hold}, answers_nothing) as server:
+        with trio.fail_after(TIMEOUT / 2), pytest.raises(DialError) as caught:
+            await dial(MuxEndpoint(str(server.path), 80), SHORT, handshake_timeout=TIMEOUT)
+    assert caught.value.reason == "no_answer"
+
+
+async def test_without_a_handshake_the_stream_begins_behind_the_request(tmp_path: Path) -> None:
+    """The guest's first bytes are the client's, even those of a line that looks like OK."""
+    async with mux_server(tmp_path / "v", {80: says(b"OK 1\nhello")}, answers()) as server:
+        endpoint = MuxEndpoint(str(server.path), 80, "none")
+        async with stream(await dial(endpoint, TIMEOUT)) as guest:
+            assert await read_to_end(guest) == b"OK 1\nhello"
+    assert server.requests == [b"CONNECT 80\n"]
 
 
 async def test_half_an_answer_times_out_like_none(tmp_path: Path) -> None:
     async with mux_server(tmp_path / "v", {80: hold}, answers(b"OK 10")) as server:
-        assert (await fails(server.path, 80, SHORT)).reason == "timeout"
+        assert (await fails(server.path, 80, SHORT)).reason == "no_answer"
 
 
 async def test_a_full_vmm_is_busy(tmp_path: Path) -> None:

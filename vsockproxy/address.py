@@ -51,6 +51,8 @@ def parse_listen(text: str) -> ListenEndpoint:
         endpoint = _parse_bare_tcp(text)
     if isinstance(endpoint, GuestEndpoint):
         raise AddressError(f"{text!r} cannot listen")
+    if isinstance(endpoint, MuxEndpoint) and endpoint.handshake == "none":
+        raise AddressError(f"{text!r} cannot listen: a guest's connection has no handshake anyway")
     return endpoint
 
 
@@ -137,10 +139,13 @@ def _parse_vsock(text: str, rest: str) -> VsockEndpoint:
 
 
 def _parse_mux(text: str, rest: str) -> MuxEndpoint:
-    path, colon, port = rest.rpartition(":")
+    path, colon, rest = rest.rpartition(":")
     if not colon:
         raise AddressError(f"{text!r} has no port: write vsock-mux:PATH:PORT")
-    return MuxEndpoint(path, _number(text, port, "vsock port"))
+    port, comma, option = rest.partition(",")
+    if comma and option != "handshake=none":
+        raise AddressError(f"{text!r}: the only option of a vsock-mux is handshake=none")
+    return MuxEndpoint(path, _number(text, port, "vsock port"), "none" if comma else "ok")
 
 
 _PREFIXES: Final[dict[str, Callable[[str, str], _Endpoint]]] = {

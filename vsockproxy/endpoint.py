@@ -48,6 +48,7 @@ KINDS: Final = ("tcp", "vsock", "unix", "vsock-mux", "fd")
 """The prefixes that say an address's kind."""
 
 Layout = Literal["linux", "darwin"]
+Handshake = Literal["ok", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +148,15 @@ class UnixEndpoint:
 class MuxEndpoint:
     """A guest's port behind a VMM's Unix socket (Firecracker, Cloud Hypervisor, ...).
 
-    As a target: connect to ``path`` and ask for ``port`` with the CONNECT handshake.
+    As a target: connect to ``path`` and ask for ``port`` with the CONNECT handshake;
+    ``handshake`` says whether the VMM answers OK, or nothing at all.
     As a listener: the guest's connections to host port ``port`` arrive, without a
     handshake, at `listen_path`.
     """
 
     path: str
     port: int
+    handshake: Handshake = "ok"
     kind: ClassVar[str] = "vsock-mux"
 
     def __post_init__(self) -> None:
@@ -169,7 +172,8 @@ class MuxEndpoint:
         return f"{self.path}_{self.port}"
 
     def __str__(self) -> str:
-        return f"vsock-mux:{self.path}:{self.port}"
+        option = "" if self.handshake == "ok" else f",handshake={self.handshake}"
+        return f"vsock-mux:{self.path}:{self.port}{option}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ Reason = Literal[
     "no_transport",  # no VM owns the CID, or no kernel transport serves its class
     "refused",  # the other side is up; nothing listens there, or its backlog is full
     "timeout",  # no answer within connect_timeout
+    "no_answer",  # a VMM took the connection, and its guest has not answered CONNECT in time
     "blocked",  # a sandbox denies the address family
     "unreachable",  # the network or the transport says there is no way
     "not_found",  # a Unix socket's path does not exist
@@ -202,7 +203,7 @@ _TABLE: Final[dict[tuple[str, str, int], tuple[Reason, str]]] = {
     ("dial", "vsock", _errno.ECONNREFUSED): ("refused", _GUEST_SILENT),
     ("dial", "vsock", _errno.EHOSTUNREACH): ("unreachable", _GUEST_SILENT),
     ("dial", "vsock", _errno.ETIMEDOUT): ("timeout", _GUEST_SILENT),
-    ("dial", "vsock-mux", _errno.ETIMEDOUT): ("timeout", _GUEST_SILENT),
+    ("dial", "vsock-mux", _errno.ETIMEDOUT): ("no_answer", _GUEST_SILENT),
     ("dial", "vsock", _errno.ENETUNREACH): (
         "unreachable",
         "the vsock transport does not carry CID {0.cid} port {0.port}"

@@ -36,6 +36,7 @@ class Policy:
 
     Attributes:
       connect_timeout: for one dial, handshake included; and for a client's PROXY header.
+      handshake_timeout: for a VMM's answer to CONNECT, within ``connect_timeout``.
       idle_timeout: no byte either way for so long ends the connection.
       half_close_timeout: after one side's EOF, no byte from the other for so long ends it.
       half_close: whether a client's FIN is passed on. ``hold`` keeps the write side open,
@@ -64,6 +65,7 @@ class Policy:
     """
 
     connect_timeout: float = 5.0
+    handshake_timeout: float | None = None
     idle_timeout: float | None = None
     half_close_timeout: float | None = 300.0
     half_close: HalfClose = "auto"

@@ -24,6 +24,7 @@ class Targets:
         """Reach the target of ``route``, as its policy says, from now on."""
         self._target = route.target
         self._timeout = route.policy.connect_timeout
+        self._handshake_timeout = route.policy.handshake_timeout
         self._options = target_options(route.policy)
 
     def connect_at_once(self) -> socket.socket | None:
@@ -36,5 +37,9 @@ class Targets:
         Raises `DialError`.
         """
         return await dial(
-            self._target, self._timeout, options=self._options, assigned=connection.assign
+            self._target,
+            self._timeout,
+            options=self._options,
+            handshake_timeout=self._handshake_timeout,
+            assigned=connection.assign,
         )

@@ -13,6 +13,7 @@ is then no checkpoint either.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
 import struct
@@ -77,13 +78,15 @@ async def dial(
     timeout: float,
     *,
     options: Options = PLAIN,
+    handshake_timeout: float | None = None,
     assigned: Callable[[int], object] | None = None,
 ) -> socket.socket:
     """A socket connected to ``endpoint``, within ``timeout`` seconds, handshake included.
 
-    ``options`` are set before it connects.  ``assigned`` is told the number of a
-    vsock-mux's OK, which is for people: its meaning differs between VMMs.  When cancelled,
-    nothing stays open.
+    ``options`` are set before it connects.  ``handshake_timeout`` bounds the time between
+    CONNECT and OK where that is less.  ``assigned`` is told the number of a vsock-mux's OK,
+    which is for people: its meaning differs between VMMs.  When cancelled, nothing stays
+    open.
 
     Raises `DialError`.
     """
@@ -98,8 +101,15 @@ async def dial(
                 connect = partial(_connect_unix, path=endpoint.path, deadline=deadline)
                 return await _open(socket.AF_UNIX, connect)
             case MuxEndpoint():
-                connect = partial(_connect_mux, endpoint=endpoint, deadline=deadline)
-                return await _open(socket.AF_UNIX, partial(connect, assigned=assigned))
+                patience = math.inf if handshake_timeout is None else handshake_timeout
+                connect = partial(
+                    _connect_mux,
+                    endpoint=endpoint,
+                    deadline=deadline,
+                    patience=patience,
+                    assigned=assigned,
+                )
+                return await _open(socket.AF_UNIX, connect)
     except OSError as error:
         raise dial_error(endpoint, errno_of(error)) from error
 
@@ -263,11 +273,15 @@ async def _connect_mux(
     sock: socket.socket,
     endpoint: MuxEndpoint,
     deadline: float,
+    patience: float,
     assigned: Callable[[int], object] | None,
 ) -> None:
     await _connect_unix(sock, endpoint.path, deadline)
     try:
-        number = await _handshake(sock, endpoint, deadline)
+        sock.send(mux.connect_request(endpoint.port))  # whole: the buffer is empty
+        if endpoint.handshake == "none":
+            return
+        number = await _read_ok(sock, endpoint, min(deadline, trio.current_time() + patience))
     except (BrokenPipeError, ConnectionResetError) as error:
         raise _mux_refused(endpoint, error.errno) from error
     except mux.MalformedLineError as error:
@@ -277,8 +291,7 @@ async def _connect_mux(
         assigned(number)
 
 
-async def _handshake(sock: socket.socket, endpoint: MuxEndpoint, deadline: float) -> int:
-    sock.send(mux.connect_request(endpoint.port))  # whole: the buffer is empty
+async def _read_ok(sock: socket.socket, endpoint: MuxEndpoint, deadline: float) -> int:
     reply = mux.LineReader()
     while not reply.done:
         await _wait(trio.lowlevel.wait_readable, sock, deadline)
@@ -293,7 +306,10 @@ async def _handshake(sock: socket.socket, endpoint: MuxEndpoint, deadline: float
 
 
 def _mux_refused(endpoint: MuxEndpoint, code: int | None) -> DialError:
-    sentence = f"nothing listens on the guest's port {endpoint.port}, or the guest is not up yet"
+    sentence = (
+        f"nothing listens on the guest's port {endpoint.port}, the guest is not up yet,"
+        " or the VMM has all the connections that it can (Firecracker and Cloud Hypervisor: 1023)"
+    )
     return DialError(endpoint, "refused", sentence, code)
 
 

@@ -35,8 +35,8 @@ _Kinds: TypeAlias = frozenset[type]
 _NAME: Final = "<NAME>"
 """In a key's path, the second of its parts: a guest's or a route's own name."""
 
-# Between routes, or the items of a list; a vsock target can end in `,to_host`.
-_SEPARATOR: Final = re.compile(r"[,\n](?!\s*to_host\s*(?:[,\n]|$))")
+# Between routes, or the items of a list; a target can end in an option of its own.
+_SEPARATOR: Final = re.compile(r"[,\n](?!\s*(?:to_host|handshake=none)\s*(?:[,\n]|$))")
 # With a zero in front it is a file's mode.
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?")
 # Kubernetes, and Docker's links, describe a service called vsockproxy, or vsockproxy-web, to

@@ -21,6 +21,7 @@ from vsockproxy.endpoint import (
     PORT_ANY,
     Dialable,
     GuestEndpoint,
+    Handshake,
     ListenEndpoint,
     MuxEndpoint,
     TcpEndpoint,
@@ -87,6 +88,7 @@ class _Entry:
     path: KeyPath
     name: str | None = None
     to_host: bool = False
+    handshake: Handshake | None = None
     long: bool = False
     own: frozenset[str] = frozenset()
 
@@ -164,6 +166,8 @@ class _Builder:
             )
         elif guest.to_host and guest.cid is None:
             self._note((*path, "to_host"), "is for a guest with a cid")
+        elif "handshake" in guest.model_fields_set and guest.mux is None:
+            self._note((*path, "handshake"), "is for a guest with a mux")
 
     def _entries(self) -> Iterator[_Entry]:
         tables = self._tables
@@ -180,6 +184,7 @@ class _Builder:
                     path,
                     table.name,
                     table.to_host,
+                    table.handshake,
                     long=True,
                     own=frozenset(table.model_fields_set),
                 )
@@ -258,12 +263,21 @@ class _Builder:
         endpoint = self._parsed(parse_target, text, path)
         if isinstance(endpoint, GuestEndpoint):
             endpoint = self._resolve(text, endpoint, path)
-        if endpoint is None or not entry.to_host:
-            return endpoint
-        if not isinstance(endpoint, VsockEndpoint):
-            self._note(entry.at("to_host"), f"is for a vsock target, and {text!r} is none")
-            return None
-        return replace(endpoint, to_host=True)
+        return endpoint and self._with_options(text, endpoint, entry)
+
+    def _with_options(self, text: str, endpoint: Dialable, entry: _Entry) -> Dialable | None:
+        """The target with what the route says of it beside its address."""
+        if entry.to_host:
+            if not isinstance(endpoint, VsockEndpoint):
+                self._note(entry.at("to_host"), f"is for a vsock target, and {text!r} is none")
+                return None
+            return replace(endpoint, to_host=True)
+        if entry.handshake is not None:
+            if not isinstance(endpoint, MuxEndpoint):
+                self._note(entry.at("handshake"), f"is for a VMM's socket, and {text!r} is none")
+                return None
+            return replace(endpoint, handshake=entry.handshake)
+        return endpoint
 
     def _resolve(self, text: str, endpoint: GuestEndpoint, path: KeyPath) -> Dialable | None:
         if ("guests",) in self._unread or self._is_unread(("guests", endpoint.guest)):
@@ -320,7 +334,7 @@ def _guest_address(guest: GuestTable, port: int) -> Dialable:
     if guest.cid is not None:
         return VsockEndpoint(guest.cid, port, guest.to_host)
     if guest.mux is not None:
-        return MuxEndpoint(guest.mux, port)
+        return MuxEndpoint(guest.mux, port, guest.handshake)
     assert guest.unix is not None
     return UnixEndpoint(guest.unix.replace(_PORT_MARK, str(port)))
 

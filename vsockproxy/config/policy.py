@@ -115,6 +115,8 @@ def _misplaced(
         yield from _all(own, _FILE_KEYS, f"is for the file of a Unix listener: {listen} has none")
     if not any(isinstance(end, TcpEndpoint | FdEndpoint) for end in ends):
         yield from _all(own, _TCP_KEYS, "is for TCP, and neither the listener nor the target is")
+    if not isinstance(target, MuxEndpoint):
+        yield from _all(own, ("handshake_timeout",), f"is for a VMM's socket, and {target} is none")
     if not any(isinstance(end, VsockEndpoint | FdEndpoint) for end in ends):
         yield from _all(
             own, _VSOCK_KEYS, "is for vsock, and neither the listener nor the target is"

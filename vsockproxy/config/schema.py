@@ -39,6 +39,7 @@ from vsockproxy.duration import (
     parse_user_timeout,
     shown,
 )
+from vsockproxy.endpoint import Handshake
 from vsockproxy.errors import AddressError
 from vsockproxy.route import (
     HalfClose,
@@ -125,6 +126,7 @@ class PolicyKeys(_Table):
     """The keys of `route.Policy`, under ``[defaults]`` and in every ``[[route]]``."""
 
     connect_timeout: Timeout = _POLICY.connect_timeout
+    handshake_timeout: Bound = _POLICY.handshake_timeout
     idle_timeout: Bound = _POLICY.idle_timeout
     half_close_timeout: Bound = _POLICY.half_close_timeout
     half_close: HalfClose = _POLICY.half_close
@@ -172,6 +174,7 @@ class RouteTable(PolicyKeys):
     listen: Address | None = None
     target: Address | None = None
     to_host: bool = False
+    handshake: Handshake | None = None
 
 
 class GuestTable(_Table):
@@ -181,6 +184,7 @@ class GuestTable(_Table):
     mux: str | None = None
     unix: str | None = None
     to_host: bool = False
+    handshake: Handshake = "ok"
 
 
 class MetricsTable(_Table):
