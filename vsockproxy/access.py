@@ -72,6 +72,9 @@ class NetworkRule:
         """Whether the client's address is in the network."""
         return peer.ip is not None and peer.ip in self.network
 
+    def __str__(self) -> str:
+        return str(self.network)
+
 
 @dataclass(frozen=True, slots=True)
 class CidRule:
@@ -85,6 +88,9 @@ class CidRule:
         """Whether the client's CID is one of them."""
         return peer.cid is not None and self.first <= peer.cid <= self.last
 
+    def __str__(self) -> str:
+        return f"{self.first}" if self.first == self.last else f"{self.first}-{self.last}"
+
 
 @dataclass(frozen=True, slots=True)
 class UserRule:
@@ -96,6 +102,9 @@ class UserRule:
     def matches(self, peer: Peer) -> bool:
         """Whether the client connected as that user."""
         return peer.uid == self.uid
+
+    def __str__(self) -> str:
+        return f"uid:{self.uid}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +118,9 @@ class GroupRule:
         """Whether the client had that group when it connected."""
         return self.gid in peer.gids
 
+    def __str__(self) -> str:
+        return f"gid:{self.gid}"
+
 
 @dataclass(frozen=True, slots=True)
 class GuestRule:
@@ -120,6 +132,9 @@ class GuestRule:
     def matches(self, _peer: Peer) -> bool:
         """Nobody, as long as the name stands for no CID."""
         return False
+
+    def __str__(self) -> str:
+        return self.guest
 
 
 Rule = NetworkRule | CidRule | UserRule | GroupRule | GuestRule
@@ -162,27 +177,34 @@ def parse_rule(text: str) -> Rule:
         return CidRule(CID_NAMES[text], CID_NAMES[text])
     if GUEST_NAME.fullmatch(text) and text not in CID_NAMES:
         return GuestRule(text)
-    return NetworkRule(_network(text))
+    network = parse_network(text)
+    if network is None:
+        raise AddressError(
+            f"{text!r} speaks of nobody: write an IP network, a CID, a guest, uid:NAME or gid:NAME"
+        )
+    return NetworkRule(network)
 
 
-def _cid_rule(text: str, first: int, last: int) -> CidRule:
-    if not first <= last < CID_ANY:
-        raise AddressError(f"{text!r} is no range of CIDs: 0 to {CID_ANY - 1}, the lower one first")
-    return CidRule(first, last)
+def parse_network(text: str) -> IPv4Network | IPv6Network | None:
+    """The network that ``text`` spells, IPv4-mapped ones as IPv4; None where it spells none.
 
-
-def _network(text: str) -> IPv4Network | IPv6Network:
+    Raises `AddressError` for an address in a network, which may mean either.
+    """
     try:
         found = ipaddress.ip_network(text, strict=False)
         if "%" in text:  # a scope is not of the address that accept gives
-            raise ValueError
+            return None
     except ValueError:
-        raise AddressError(
-            f"{text!r} speaks of nobody: write an IP network, a CID, a guest, uid:NAME or gid:NAME"
-        ) from None
+        return None
     if "/" in text and found.network_address != ipaddress.ip_address(text.partition("/")[0]):
         raise AddressError(f"{text!r} is an address in a network: write {found}")
     if isinstance(found, IPv6Network) and found.subnet_of(_MAPPED):
         below = int(found.network_address) & 0xFFFFFFFF
         return IPv4Network((below, found.prefixlen - _MAPPED.prefixlen))
     return found
+
+
+def _cid_rule(text: str, first: int, last: int) -> CidRule:
+    if not first <= last < CID_ANY:
+        raise AddressError(f"{text!r} is no range of CIDs: 0 to {CID_ANY - 1}, the lower one first")
+    return CidRule(first, last)

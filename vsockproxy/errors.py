@@ -26,6 +26,7 @@ Reason = Literal[
     "unreachable",  # the network or the transport says there is no way
     "not_found",  # a Unix socket's path does not exist
     "denied",  # file permissions, or a privileged port
+    "forbidden",  # target_allow and target_deny do not let the route go there
     "busy",  # a Unix listener's backlog is full
     "name",  # a host name does not resolve, or a guest is not known
     "protocol",  # a vsock-mux answered something that is not OK

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vsockproxy.access import Access, Rule
+from vsockproxy.destination import Destinations, Pattern
 from vsockproxy.endpoint import (
     Dialable,
     FdEndpoint,
@@ -62,6 +63,8 @@ class Policy:
       mode, owner, group: of a Unix listener's file; None is the umask's, and our own.
       send_proxy: the PROXY header that the target gets before the client's bytes.
       accept_proxy: whether each client, which `proxy_trusted` must name, sends one first.
+      target_allow, target_deny: where a TCP target may be (`destination.Destinations`);
+        ``target_allow`` None is anywhere.
     """
 
     connect_timeout: float = 5.0
@@ -94,11 +97,18 @@ class Policy:
     send_proxy: ProxyVersion = "off"
     accept_proxy: bool = False
     proxy_trusted: tuple[Rule, ...] = ()
+    target_allow: tuple[Pattern, ...] | None = None
+    target_deny: tuple[Pattern, ...] = ()
 
     @property
     def access(self) -> Access:
         """Who may connect."""
         return Access(self.allow, self.deny)
+
+    @property
+    def destinations(self) -> Destinations:
+        """Where a TCP target may be."""
+        return Destinations(self.target_allow, self.target_deny)
 
 
 @dataclass(frozen=True, slots=True)

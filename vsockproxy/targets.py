@@ -26,6 +26,7 @@ class Targets:
         self._timeout = route.policy.connect_timeout
         self._handshake_timeout = route.policy.handshake_timeout
         self._options = target_options(route.policy)
+        self._destinations = route.policy.destinations
 
     def connect_at_once(self) -> socket.socket | None:
         """A connected socket where that takes no waiting, else None; raises `DialError`."""
@@ -41,5 +42,6 @@ class Targets:
             self._timeout,
             options=self._options,
             handshake_timeout=self._handshake_timeout,
+            destinations=self._destinations,
             assigned=connection.assign,
         )

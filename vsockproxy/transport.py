@@ -26,6 +26,7 @@ import trio
 
 from vsockproxy import mux, vsock
 from vsockproxy.binding import ListeningSocket, listen
+from vsockproxy.destination import Destinations
 from vsockproxy.endpoint import (
     AF_VSOCK,
     CID_ANY,
@@ -65,6 +66,9 @@ __all__ = [
 PLAIN: Final = target_options(Policy())
 """The options of a dial for which nothing is configured."""
 
+ANYWHERE: Final = Destinations()
+"""No bound for where a target is."""
+
 _RESET_AT_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds (socket(7))
 _FIRST_RETRY: Final = 0.001  # seconds, doubled each time
 _LONGEST_RETRY: Final = 0.05
@@ -79,14 +83,16 @@ async def dial(
     *,
     options: Options = PLAIN,
     handshake_timeout: float | None = None,
+    destinations: Destinations = ANYWHERE,
     assigned: Callable[[int], object] | None = None,
 ) -> socket.socket:
     """A socket connected to ``endpoint``, within ``timeout`` seconds, handshake included.
 
     ``options`` are set before it connects.  ``handshake_timeout`` bounds the time between
-    CONNECT and OK where that is less.  ``assigned`` is told the number of a vsock-mux's OK,
-    which is for people: its meaning differs between VMMs.  When cancelled, nothing stays
-    open.
+    CONNECT and OK where that is less.  ``destinations`` bounds the addresses of a TCP
+    endpoint, those that its name resolves to included.  ``assigned`` is told the number of a
+    vsock-mux's OK, which is for people: its meaning differs between VMMs.  When cancelled,
+    nothing stays open.
 
     Raises `DialError`.
     """
@@ -94,7 +100,7 @@ async def dial(
     try:
         match endpoint:
             case TcpEndpoint():
-                return await _dial_tcp(endpoint, deadline, options)
+                return await _dial_tcp(endpoint, deadline, options, destinations)
             case VsockEndpoint():
                 return await _dial_vsock(endpoint, timeout, deadline, options)
             case UnixEndpoint():
@@ -188,8 +194,12 @@ async def _open(family: int, connect: Connect, options: Options = PLAIN) -> sock
     return sock
 
 
-async def _dial_tcp(endpoint: TcpEndpoint, deadline: float, options: Options) -> socket.socket:
+async def _dial_tcp(
+    endpoint: TcpEndpoint, deadline: float, options: Options, destinations: Destinations
+) -> socket.socket:
     addresses = literal_addresses(endpoint) or await _resolve(endpoint, deadline)
+    if destinations:
+        addresses = _admitted(endpoint, addresses, destinations)
     failure: OSError | None = None
     for position, (family, address) in enumerate(addresses):
         # An address that swallows packets must leave time for the ones behind it.
@@ -208,6 +218,18 @@ async def _dial_tcp(endpoint: TcpEndpoint, deadline: float, options: Options) ->
     reason, sentence = explain("dial", endpoint, errno_of(failure))
     sentence += f" ({len(addresses)} addresses tried)"
     raise DialError(endpoint, reason, sentence, failure.errno) from failure
+
+
+def _admitted(
+    endpoint: TcpEndpoint, addresses: list[Address], destinations: Destinations
+) -> list[Address]:
+    admitted = [one for one in addresses if destinations.admits(endpoint, one[1][0])]
+    if not admitted:
+        first, *others = (address[0] for _, address in addresses)
+        more = f" and {len(others)} more" if others else ""
+        sentence = f"target_allow and target_deny do not let it go to {first}{more}"
+        raise DialError(endpoint, "forbidden", sentence)
+    return admitted
 
 
 async def _resolve(endpoint: TcpEndpoint, deadline: float) -> list[Address]:

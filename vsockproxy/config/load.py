@@ -96,6 +96,8 @@ class _Entry:
         return (*self.path, key) if self.long else self.path
 
     def at_policy(self, key: str) -> KeyPath:
+        if key == "target":
+            return self.at(key)
         return (*self.path, key) if key in self.own else ("defaults", key)
 
 

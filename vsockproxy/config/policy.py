@@ -34,6 +34,7 @@ _CLIENTS: Final[dict[Kind, str]] = {
 _FILE_KEYS: Final = ("mode", "owner", "group")
 _TCP_KEYS: Final = ("keepalive", "user_timeout", "nodelay")
 _VSOCK_KEYS: Final = ("buffer_max", "buffer_min", "buffer_size")
+_TARGET_KEYS: Final = ("target_allow", "target_deny")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +57,13 @@ def fit_policy(
     What comes from the defaults says nothing where it does not fit; what is the route's own
     must.
     """
+    if not isinstance(target, TcpEndpoint):
+        policy = replace(policy, target_allow=None, target_deny=())
     fitted = _fit_rules(policy, own, listen, find_cid)
     fitted.complaints.extend(_misplaced(own, listen, target))
     fitted.complaints.extend(_contradictions(fitted.policy, own))
+    if isinstance(target, TcpEndpoint) and (why := policy.destinations.objection(target)):
+        fitted.complaints.append(("target", why))
     return fitted
 
 
@@ -121,6 +126,8 @@ def _misplaced(
         yield from _all(
             own, _VSOCK_KEYS, "is for vsock, and neither the listener nor the target is"
         )
+    if not isinstance(target, TcpEndpoint):
+        yield from _all(own, _TARGET_KEYS, f"is for a TCP target, and {target} is none")
 
 
 def _all(own: Collection[str], keys: tuple[str, ...], words: str) -> Iterator[tuple[str, str]]:

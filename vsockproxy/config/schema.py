@@ -8,9 +8,9 @@ guests and routes are put together in `config`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -30,6 +30,7 @@ from vsockproxy.config.amount import (
     parse_size,
 )
 from vsockproxy.config.document import Finding, KeyPath, Plain
+from vsockproxy.destination import Pattern, parse_pattern
 from vsockproxy.duration import (
     OFF,
     parse_bound,
@@ -62,7 +63,11 @@ _POLICY: Final = Policy()
 _LOG: Final = LogSettings()
 _PUMP: Final = PumpSettings()
 _INT32_MAX: Final = 0x7FFFFFFF
+_RULES: Final = '["10.0.0.0/8", "uid:1000"]'
+_PATTERNS: Final = '["10.0.0.0/8:443", "db.internal:5432"]'
 _CID_MAX: Final = 0xFFFFFFFE  # the one above is any CID, which cannot be dialled
+
+_Item = TypeVar("_Item")
 
 
 def _read_address(value: object) -> object:
@@ -74,20 +79,24 @@ def _read_address(value: object) -> object:
     return value
 
 
-def _read_rules(value: object) -> tuple[Rule, ...]:
-    """The rules of a list, or everything that is wrong with them."""
+def _read_list(value: object, parse: Callable[[object], _Item], example: str) -> tuple[_Item, ...]:
+    """The items of a list, or everything that is wrong with them."""
     if not isinstance(value, list):
-        raise ValueError(f'{shown(value)} is no list: write one, as in ["10.0.0.0/8", "uid:1000"]')
-    rules: list[Rule] = []
+        raise ValueError(f"{shown(value)} is no list: write one, as in {example}")
+    items: list[_Item] = []
     wrong: list[str] = []
     for item in value:
         try:
-            rules.append(parse_rule(_rule_text(item)))
+            items.append(parse(item))
         except AddressError as error:
             wrong.append(str(error))
     if wrong:
         raise ValueError("; ".join(wrong))
-    return tuple(rules)
+    return tuple(items)
+
+
+def _read_rules(value: object) -> tuple[Rule, ...]:
+    return _read_list(value, lambda item: parse_rule(_rule_text(item)), _RULES)
 
 
 def _rule_text(item: object) -> str:
@@ -106,6 +115,25 @@ def _read_allow(value: object) -> tuple[Rule, ...] | None:
     if not rules:
         raise ValueError('an empty list would let nobody in: write "off" for no list')
     return rules
+
+
+def _read_patterns(value: object) -> tuple[Pattern, ...]:
+    return _read_list(value, _read_pattern, _PATTERNS)
+
+
+def _read_pattern(item: object) -> Pattern:
+    if not isinstance(item, str):
+        raise AddressError(f"{shown(item)} is no pattern: write a text, as in {_PATTERNS}")
+    return parse_pattern(item)
+
+
+def _read_target_allow(value: object) -> tuple[Pattern, ...] | None:
+    if value == OFF:
+        return None
+    patterns = _read_patterns(value)
+    if not patterns:
+        raise ValueError('an empty list would let nothing be dialled: write "off" for no list')
+    return patterns
 
 
 Address = Annotated[str, BeforeValidator(_read_address)]
@@ -155,6 +183,12 @@ class PolicyKeys(_Table):
     send_proxy: ProxyVersion = _POLICY.send_proxy
     accept_proxy: bool = _POLICY.accept_proxy
     proxy_trusted: Rules = _POLICY.proxy_trusted
+    target_allow: Annotated[tuple[Pattern, ...] | None, PlainValidator(_read_target_allow)] = (
+        _POLICY.target_allow
+    )
+    target_deny: Annotated[tuple[Pattern, ...], PlainValidator(_read_patterns)] = (
+        _POLICY.target_deny
+    )
 
     def policy(self, defaults: PolicyKeys) -> Policy:
         """The policy in which the keys written here win over those written in ``defaults``."""
