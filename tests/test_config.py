@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vsockproxy.access import CidRule, UserRule, parse_rule
@@ -20,6 +20,7 @@ from vsockproxy.endpoint import (
     VsockEndpoint,
 )
 from vsockproxy.errors import ConfigError
+from vsockproxy.guest import Cid, Guest
 from vsockproxy.route import Config, Limits, LogSettings, Policy, PumpSettings, Route
 
 
@@ -45,6 +46,7 @@ def test_the_short_form_is_a_route_for_each_line() -> None:
             Route("8080", TcpEndpoint(None, 8080), VsockEndpoint(3, 80)),
             Route("0.0.0.0:8443", TcpEndpoint("0.0.0.0", 8443), VsockEndpoint(4, 443)),
         ),
+        guests=(Guest("web", Cid(4)),),
         source="x.toml",
     )
 
@@ -548,6 +550,7 @@ VALUES = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(sorted(FileTables.model_fields)), VALUES))
+@example({"defaults": {"half_close": "\ud800"}})
 def test_no_tree_is_a_crash_and_no_error_speaks_of_pydantic(tree: dict[str, object]) -> None:
     try:
         forward_config([("1", "3:1")], tree)  # type: ignore[arg-type]  # wrong on purpose

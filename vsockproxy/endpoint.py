@@ -194,10 +194,15 @@ class FdEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class GuestEndpoint:
-    """A port of a guest that the configuration names; resolved by ``[guests]``."""
+    """A port of a guest that the configuration names; its address is found at each dial.
+
+    ``over`` is what the address will be: AF_VSOCK's, or a VMM's socket's.  No part of how it
+    is written.
+    """
 
     guest: str
     port: int
+    over: Literal["vsock", "vsock-mux"] = "vsock"
     kind: ClassVar[str] = "guest"
 
     def __post_init__(self) -> None:
@@ -212,6 +217,9 @@ ListenEndpoint = TcpEndpoint | VsockEndpoint | UnixEndpoint | MuxEndpoint | FdEn
 TargetEndpoint = TcpEndpoint | VsockEndpoint | UnixEndpoint | MuxEndpoint | GuestEndpoint
 Dialable = TcpEndpoint | VsockEndpoint | UnixEndpoint | MuxEndpoint
 """A target whose guest, if it had one, has been resolved."""
+
+Target = Dialable | GuestEndpoint
+"""A route's target: `GuestEndpoint` only where an address must be found at each dial."""
 
 
 def check_guest_name(name: str) -> None:

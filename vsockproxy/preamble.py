@@ -15,7 +15,7 @@ import trio
 
 from vsockproxy import proxy_protocol
 from vsockproxy.access import ip_of
-from vsockproxy.endpoint import AF_VSOCK, Dialable
+from vsockproxy.endpoint import AF_VSOCK, Target
 from vsockproxy.errors import DialError, VsockproxyError, dial_error
 from vsockproxy.proxy_protocol import (
     Header,
@@ -66,7 +66,7 @@ def _read_some(sock: socket.socket, reader: HeaderReader) -> None:
 
 
 async def send_header(
-    sock: socket.socket, endpoint: Dialable, header: bytes, deadline: float
+    sock: socket.socket, endpoint: Target, header: bytes, deadline: float
 ) -> None:
     """Send a header to a target that has just been dialled, until ``deadline``.
 

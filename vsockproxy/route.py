@@ -14,13 +14,15 @@ from typing import Literal
 from vsockproxy.access import Access, Rule
 from vsockproxy.destination import Destinations, Pattern
 from vsockproxy.endpoint import (
-    Dialable,
     FdEndpoint,
+    GuestEndpoint,
     ListenEndpoint,
     MuxEndpoint,
+    Target,
     TcpEndpoint,
     UnixEndpoint,
 )
+from vsockproxy.guest import Guest
 
 HalfClose = Literal["auto", "forward", "hold"]
 KeepAlive = float | Literal["auto"] | None
@@ -117,14 +119,16 @@ class Route:
 
     name: str
     listen: ListenEndpoint
-    target: Dialable
+    target: Target
     policy: Policy = Policy()
 
     @property
     def holds_half_close(self) -> bool:
         """Whether a client's FIN stays here instead of going on to the target."""
         if self.policy.half_close == "auto":
-            return isinstance(self.target, MuxEndpoint)
+            return isinstance(self.target, MuxEndpoint) or (
+                isinstance(self.target, GuestEndpoint) and self.target.over == "vsock-mux"
+            )
         return self.policy.half_close == "hold"
 
 
@@ -156,13 +160,17 @@ MetricsListen = TcpEndpoint | UnixEndpoint | FdEndpoint
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything the daemon was told; ``source`` names the file, or the command line."""
+    """Everything the daemon was told; ``source`` names the file, or the command line.
+
+    ``guests`` are all of ``[guests]``, whether a route leads to them or not.
+    """
 
     routes: tuple[Route, ...]
     metrics: MetricsListen | None = None
     log: LogSettings = LogSettings()
     pump: PumpSettings = PumpSettings()
     limits: Limits = Limits()
+    guests: tuple[Guest, ...] = ()
     source: str = "command line"
 
     @property

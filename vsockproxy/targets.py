@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 
+from vsockproxy.endpoint import GuestEndpoint
 from vsockproxy.route import Route
 from vsockproxy.sockopt import target_options
 from vsockproxy.stats import Connection
@@ -37,6 +38,7 @@ class Targets:
 
         Raises `DialError`.
         """
+        assert not isinstance(self._target, GuestEndpoint)  # every way of today is static
         return await dial(
             self._target,
             self._timeout,

@@ -32,6 +32,7 @@ from vsockproxy.endpoint import (
     CID_ANY,
     Dialable,
     MuxEndpoint,
+    Target,
     TcpEndpoint,
     UnixEndpoint,
     VsockEndpoint,
@@ -120,7 +121,7 @@ async def dial(
         raise dial_error(endpoint, errno_of(error)) from error
 
 
-def dial_at_once(endpoint: Dialable) -> socket.socket | None:
+def dial_at_once(endpoint: Target) -> socket.socket | None:
     """A socket connected to ``endpoint`` where that takes no waiting; else None: see `dial`.
 
     Only a Unix socket can have it so, for which there are no options.  Raises `DialError`.

@@ -13,10 +13,11 @@ from typing import Final
 from vsockproxy.endpoint import (
     CID_ANY,
     CID_LOCAL,
-    Dialable,
     FdEndpoint,
+    GuestEndpoint,
     ListenEndpoint,
     MuxEndpoint,
+    Target,
     TcpEndpoint,
     UnixEndpoint,
     VsockEndpoint,
@@ -70,7 +71,7 @@ def listen_claims(listen: ListenEndpoint) -> tuple[Claim, ...]:
             return (("fd", name, 0),)
 
 
-def is_loop(listen: ListenEndpoint, target: Dialable) -> bool:
+def is_loop(listen: ListenEndpoint, target: Target) -> bool:
     """Whether a route from ``listen`` to ``target`` would dial itself."""
     taken = set(listen_claims(listen))
     return any(
@@ -79,7 +80,9 @@ def is_loop(listen: ListenEndpoint, target: Dialable) -> bool:
     )
 
 
-def _target_claims(target: Dialable) -> tuple[Claim, ...]:
+def _target_claims(target: Target) -> tuple[Claim, ...]:
+    if isinstance(target, GuestEndpoint):  # nobody knows before it is dialled
+        return ()
     if isinstance(target, MuxEndpoint):
         return (("unix", target.path, 0),)
     return listen_claims(target)

@@ -15,21 +15,22 @@ from typing import Final, TypeVar
 from vsockproxy.address import expand_ports, parse_listen, parse_target
 from vsockproxy.config.claims import Claims, is_loop
 from vsockproxy.config.document import Document, Finding, KeyPath, Plain, read_document, spell
+from vsockproxy.config.guests import WrongKeyError, read_guest
 from vsockproxy.config.policy import fit_policy
 from vsockproxy.config.schema import GuestTable, RouteTable, nearest, read_tables
 from vsockproxy.endpoint import (
     PORT_ANY,
-    Dialable,
     GuestEndpoint,
     Handshake,
     ListenEndpoint,
     MuxEndpoint,
+    Target,
     TcpEndpoint,
-    UnixEndpoint,
     VsockEndpoint,
     check_guest_name,
 )
 from vsockproxy.errors import AddressError, ConfigError
+from vsockproxy.guest import Cid, Guest, MuxGlob, StaticWay
 from vsockproxy.route import (
     Config,
     Limits,
@@ -42,7 +43,6 @@ from vsockproxy.route import (
 
 COMMAND_LINE: Final = "command line"
 
-_PORT_MARK: Final = "{port}"
 _LONGEST_NAME: Final = 128
 _NO_ROUTE: Final = (
     'has no route: write one under forward, as in 8080 = "3:80" (TOML) or 8080: 3:80 (YAML)'
@@ -111,11 +111,12 @@ class _Builder:
         self._unread = {finding.path for finding in self._findings}
         self._claims = Claims()
         self._names: set[str] = set()
+        self._guests: dict[str, Guest | None] = {}
 
     def config(self) -> Config:
         metrics = self._metrics()
-        for name, guest in self._tables.guests.items():
-            self._check_guest(name, guest)
+        for name, table in self._tables.guests.items():
+            self._guests[name] = self._read_guest(name, table)
         routes = tuple(route for entry in self._entries() for route in self._routes(entry))
         if not routes and not (self._findings and self._has_entries()):
             self._note((), _NO_ROUTE)
@@ -128,6 +129,7 @@ class _Builder:
             log=LogSettings(level=log.level, format=log.format),
             pump=PumpSettings(choice=pump.choice, threads=pump.threads),
             limits=Limits(self._tables.limits.max_connections),
+            guests=tuple(guest for guest in self._guests.values() if guest),
             source=self._document.source,
         )
 
@@ -150,26 +152,20 @@ class _Builder:
         self._claims.take(endpoint, spell(path))
         return endpoint
 
-    def _check_guest(self, name: str, guest: GuestTable) -> None:
+    def _read_guest(self, name: str, table: GuestTable) -> Guest | None:
+        """A guest; None if something is wrong with it, which is told here."""
         path = ("guests", name)
         try:
             check_guest_name(name)
         except AddressError as error:
             self._note(path, str(error))
         if self._is_unread(path):
-            return
-        ways = guest.model_fields_set & {"cid", "mux", "unix"}
-        if len(ways) != 1:
-            read = f"has {' and '.join(sorted(ways))}" if ways else "has no way to be reached"
-            self._note(path, f'{read}: write one of cid = 3, mux = "PATH", unix = "PATH_{{port}}"')
-        elif guest.unix is not None and _PORT_MARK not in guest.unix:
-            self._note(
-                (*path, "unix"), f"{guest.unix!r} has no {_PORT_MARK}: each port is a socket"
-            )
-        elif guest.to_host and guest.cid is None:
-            self._note((*path, "to_host"), "is for a guest with a cid")
-        elif "handshake" in guest.model_fields_set and guest.mux is None:
-            self._note((*path, "handshake"), "is for a guest with a mux")
+            return None
+        try:
+            return read_guest(name, table)
+        except WrongKeyError as error:
+            self._note((*path, error.key) if error.key else path, str(error))
+            return None
 
     def _entries(self) -> Iterator[_Entry]:
         tables = self._tables
@@ -225,7 +221,7 @@ class _Builder:
                 return
             yield Route(name, listen, target, policy)
 
-    def _policy(self, entry: _Entry, listen: ListenEndpoint, target: Dialable) -> Policy | None:
+    def _policy(self, entry: _Entry, listen: ListenEndpoint, target: Target) -> Policy | None:
         fitted = fit_policy(entry.policy, entry.own, listen, target, self._find_cid)
         for key, message in fitted.complaints:
             path = entry.at_policy(key)
@@ -235,15 +231,19 @@ class _Builder:
 
     def _find_cid(self, name: str) -> int | None:
         """The CID of a guest in a list of rules; None if the guest is wrong already."""
-        if ("guests",) in self._unread or self._is_unread(("guests", name)):
+        if self._is_wrong(name):
             return None
-        guest = self._tables.guests.get(name)
+        guest = self._guests.get(name)
         if guest is None:
-            hint = nearest(name, self._tables.guests)
+            hint = nearest(name, self._guests)
             raise AddressError(f"no guest {name!r} is under guests" + (hint and f"; {hint}"))
-        if guest.cid is None:
+        if not isinstance(guest.way, Cid):
             raise AddressError(f"the guest {name!r} has no cid: its connections come by its VMM")
-        return guest.cid
+        return guest.way.cid
+
+    def _is_wrong(self, guest: str) -> bool:
+        """Whether what is wrong with a guest is told already, where it stands."""
+        return ("guests",) in self._unread or self._is_unread(("guests", guest))
 
     def _listen(self, text: str, entry: _Entry) -> ListenEndpoint | None:
         path = entry.at("listen")
@@ -260,14 +260,14 @@ class _Builder:
         self._note(path, f"{text!r} listens on any port that is free: name one")
         return False
 
-    def _target(self, text: str, entry: _Entry) -> Dialable | None:
+    def _target(self, text: str, entry: _Entry) -> Target | None:
         path = entry.at("target")
         endpoint = self._parsed(parse_target, text, path)
         if isinstance(endpoint, GuestEndpoint):
             endpoint = self._resolve(text, endpoint, path)
         return endpoint and self._with_options(text, endpoint, entry)
 
-    def _with_options(self, text: str, endpoint: Dialable, entry: _Entry) -> Dialable | None:
+    def _with_options(self, text: str, endpoint: Target, entry: _Entry) -> Target | None:
         """The target with what the route says of it beside its address."""
         if entry.to_host:
             if not isinstance(endpoint, VsockEndpoint):
@@ -281,15 +281,18 @@ class _Builder:
             return replace(endpoint, handshake=entry.handshake)
         return endpoint
 
-    def _resolve(self, text: str, endpoint: GuestEndpoint, path: KeyPath) -> Dialable | None:
-        if ("guests",) in self._unread or self._is_unread(("guests", endpoint.guest)):
-            return None  # what is wrong with the guest is told where it stands
-        guest = self._tables.guests.get(endpoint.guest)
+    def _resolve(self, text: str, endpoint: GuestEndpoint, path: KeyPath) -> Target | None:
+        if self._is_wrong(endpoint.guest):
+            return None
+        guest = self._guests.get(endpoint.guest)
         if guest is None:
-            hint = nearest(endpoint.guest, self._tables.guests)
+            hint = nearest(endpoint.guest, self._guests)
             self._note(path, _unknown_guest(text, endpoint.guest, hint))
             return None
-        return self._parsed(lambda _: _guest_address(guest, endpoint.port), text, path)
+        way = guest.way
+        if isinstance(way, StaticWay):
+            return self._parsed(lambda _: way.address(endpoint.port), text, path)
+        return replace(endpoint, over="vsock-mux" if isinstance(way, MuxGlob) else "vsock")
 
     def _claim(
         self, entry: _Entry, text: str, listen: ListenEndpoint | None, *, spread: bool
@@ -330,15 +333,6 @@ class _Builder:
 
     def _note(self, path: KeyPath, message: str) -> None:
         self._findings.append(Finding(path, message))
-
-
-def _guest_address(guest: GuestTable, port: int) -> Dialable:
-    if guest.cid is not None:
-        return VsockEndpoint(guest.cid, port, guest.to_host)
-    if guest.mux is not None:
-        return MuxEndpoint(guest.mux, port, guest.handshake)
-    assert guest.unix is not None
-    return UnixEndpoint(guest.unix.replace(_PORT_MARK, str(port)))
 
 
 def _unknown_guest(text: str, guest: str, hint: str) -> str:

@@ -12,10 +12,11 @@ from typing import Final
 
 from vsockproxy.access import CidRule, GuestRule, Kind, Rule
 from vsockproxy.endpoint import (
-    Dialable,
     FdEndpoint,
+    GuestEndpoint,
     ListenEndpoint,
     MuxEndpoint,
+    Target,
     TcpEndpoint,
     UnixEndpoint,
     VsockEndpoint,
@@ -49,7 +50,7 @@ def fit_policy(
     policy: Policy,
     own: Collection[str],
     listen: ListenEndpoint,
-    target: Dialable,
+    target: Target,
     find_cid: FindCid,
 ) -> Fitted:
     """The policy of a route; ``own`` are the keys that stand in the route itself.
@@ -110,7 +111,7 @@ def _kind(listen: ListenEndpoint) -> Kind | None:
 
 
 def _misplaced(
-    own: Collection[str], listen: ListenEndpoint, target: Dialable
+    own: Collection[str], listen: ListenEndpoint, target: Target
 ) -> Iterator[tuple[str, str]]:
     """The route's own keys that are for other kinds of addresses."""
     ends = (listen, target)
@@ -120,14 +121,26 @@ def _misplaced(
         yield from _all(own, _FILE_KEYS, f"is for the file of a Unix listener: {listen} has none")
     if not any(isinstance(end, TcpEndpoint | FdEndpoint) for end in ends):
         yield from _all(own, _TCP_KEYS, "is for TCP, and neither the listener nor the target is")
-    if not isinstance(target, MuxEndpoint):
+    if not _may_be_mux(target):
         yield from _all(own, ("handshake_timeout",), f"is for a VMM's socket, and {target} is none")
-    if not any(isinstance(end, VsockEndpoint | FdEndpoint) for end in ends):
+    if not any(map(_may_be_vsock, ends)):
         yield from _all(
             own, _VSOCK_KEYS, "is for vsock, and neither the listener nor the target is"
         )
     if not isinstance(target, TcpEndpoint):
         yield from _all(own, _TARGET_KEYS, f"is for a TCP target, and {target} is none")
+
+
+def _may_be_mux(target: Target) -> bool:
+    if isinstance(target, GuestEndpoint):
+        return target.over == "vsock-mux"
+    return isinstance(target, MuxEndpoint)
+
+
+def _may_be_vsock(end: ListenEndpoint | Target) -> bool:
+    if isinstance(end, GuestEndpoint):
+        return end.over == "vsock"
+    return isinstance(end, VsockEndpoint | FdEndpoint)
 
 
 def _all(own: Collection[str], keys: tuple[str, ...], words: str) -> Iterator[tuple[str, str]]:

@@ -292,6 +292,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 _SENTENCES: Final = {
     "string_type": "{read} is no text: put it in quotes",
+    "string_unicode": "{read} has bytes that are no UTF-8",
     "int_type": "{read} is no whole number",
     "bool_type": "{read} is neither true nor false",
     "model_type": "{read} is no table: write keys and values below it",
