@@ -16,6 +16,10 @@ from tests.daemon import REPOSITORY, Daemon, command, daemon, environment
 from vsockproxy import __version__
 from vsockproxy.cli.program import default_file
 
+COMMANDS: Final = (
+    *("run", "forward", "demo", "check", "health", "version"),
+    *("doctor", "probe", "cid"),
+)
 REQUEST: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -80,13 +84,13 @@ def test_help_shows_examples_and_every_command() -> None:
     done = command("--help")
     assert done.returncode == 0
     assert "vsockproxy forward 8080 3:80 " in done.stdout
-    for name in ("run", "forward", "demo", "check", "health", "version"):
+    for name in COMMANDS:
         assert f"\n  {name} " in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "..." not in done.stdout.split("Commands:")[1]
 
 
-@pytest.mark.parametrize("name", ["run", "forward", "demo", "check", "health", "version"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name: str) -> None:
     done = command(name, "--help")
     assert done.returncode == 0

@@ -17,7 +17,7 @@ import math
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -86,14 +86,17 @@ async def dial(
     handshake_timeout: float | None = None,
     destinations: Destinations = ANYWHERE,
     assigned: Callable[[int], object] | None = None,
+    passed: Callable[[], object] | None = None,
 ) -> socket.socket:
     """A socket connected to ``endpoint``, within ``timeout`` seconds, handshake included.
 
     ``options`` are set before it connects.  ``handshake_timeout`` bounds the time between
+    ``options`` are set before it connects.  ``handshake_timeout`` bounds the time between
     CONNECT and OK where that is less.  ``destinations`` bounds the addresses of a TCP
     endpoint, those that its name resolves to included.  ``assigned`` is told the number of a
-    vsock-mux's OK, which is for people: its meaning differs between VMMs.  When cancelled,
-    nothing stays open.
+    vsock-mux's OK, which is for people: its meaning differs between VMMs.  ``passed`` is
+    called where one step is over and another begins: a name is resolved, a VMM's socket is
+    connected.  When cancelled, nothing stays open.
 
     Raises `DialError`.
     """
@@ -101,7 +104,8 @@ async def dial(
     try:
         match endpoint:
             case TcpEndpoint():
-                return await _dial_tcp(endpoint, deadline, options, destinations)
+                addresses = await _addresses(endpoint, deadline, destinations, passed)
+                return await _dial_tcp(endpoint, addresses, deadline, options)
             case VsockEndpoint():
                 return await _dial_vsock(endpoint, timeout, deadline, options)
             case UnixEndpoint():
@@ -115,6 +119,7 @@ async def dial(
                     deadline=deadline,
                     patience=patience,
                     assigned=assigned,
+                    passed=passed,
                 )
                 return await _open(socket.AF_UNIX, connect)
     except OSError as error:
@@ -196,11 +201,8 @@ async def _open(family: int, connect: Connect, options: Options = PLAIN) -> sock
 
 
 async def _dial_tcp(
-    endpoint: TcpEndpoint, deadline: float, options: Options, destinations: Destinations
+    endpoint: TcpEndpoint, addresses: Sequence[Address], deadline: float, options: Options
 ) -> socket.socket:
-    addresses = literal_addresses(endpoint) or await _resolve(endpoint, deadline)
-    if destinations:
-        addresses = _admitted(endpoint, addresses, destinations)
     failure: OSError | None = None
     for position, (family, address) in enumerate(addresses):
         # An address that swallows packets must leave time for the ones behind it.
@@ -231,6 +233,21 @@ def _admitted(
         sentence = f"target_allow and target_deny do not let it go to {first}{more}"
         raise DialError(endpoint, "forbidden", sentence)
     return admitted
+
+
+async def _addresses(
+    endpoint: TcpEndpoint,
+    deadline: float,
+    destinations: Destinations,
+    passed: Callable[[], object] | None,
+) -> list[Address]:
+    """Where to connect to; raises `DialError`."""
+    addresses = literal_addresses(endpoint)
+    if addresses is None:
+        addresses = await _resolve(endpoint, deadline)
+        if passed is not None:
+            passed()
+    return _admitted(endpoint, addresses, destinations) if destinations else addresses
 
 
 async def _resolve(endpoint: TcpEndpoint, deadline: float) -> list[Address]:
@@ -294,12 +311,16 @@ async def _connect_unix(sock: socket.socket, path: str, deadline: float) -> None
 
 async def _connect_mux(
     sock: socket.socket,
+    *,
     endpoint: MuxEndpoint,
     deadline: float,
     patience: float,
     assigned: Callable[[int], object] | None,
+    passed: Callable[[], object] | None,
 ) -> None:
     await _connect_unix(sock, endpoint.path, deadline)
+    if passed is not None:
+        passed()
     try:
         sock.send(mux.connect_request(endpoint.port))  # whole: the buffer is empty
         if endpoint.handshake == "none":

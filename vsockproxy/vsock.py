@@ -101,10 +101,18 @@ def local_cid(device: Path = Path("/dev/vsock")) -> int | None:
     hide it (``PrivateDevices=``): nothing of the proxy depends on it.
     """
     try:
-        cid = _local_cid_of_socket() if sys.platform == "darwin" else _local_cid_of(device)
+        cid = read_local_cid(device)
     except OSError:
         return None
     return None if cid == CID_ANY else cid
+
+
+def read_local_cid(device: Path = Path("/dev/vsock")) -> int:
+    """This machine's own CID, `CID_ANY` where no transport gives it one.
+
+    Raises OSError: ENOENT without the device, EACCES where it is root's alone.
+    """
+    return _local_cid_of_socket() if sys.platform == "darwin" else _local_cid_of(device)
 
 
 def _local_cid_of(device: Path) -> int:

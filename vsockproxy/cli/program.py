@@ -41,6 +41,8 @@ Examples:
   vsockproxy run -c vsockproxy.toml  every route of a file, until SIGTERM
   vsockproxy check vsockproxy.toml   what the file says, or all that is wrong
   vsockproxy health                  whether the daemon here is ready
+  vsockproxy doctor                  what is wrong here, and what to do
+  vsockproxy probe 3:80              whether that port of CID 3 answers
   vsockproxy demo                    try it without a VM
 
 \b
