@@ -59,10 +59,10 @@ class ListeningSocket:
     @classmethod
     def adopted(cls, sock: socket.socket, endpoint: ListenEndpoint) -> ListeningSocket:
         """A listener that another process opened at ``endpoint`` and left to this one."""
-        if isinstance(endpoint, UnixEndpoint | MuxEndpoint):
-            path = endpoint.path if isinstance(endpoint, UnixEndpoint) else endpoint.listen_path
-            with suppress(OSError):  # an abstract name, or somebody has removed the file
-                return cls(sock, endpoint, (Path(path), *_identity(Path(path))))
+        file = socket_file(endpoint)
+        if file is not None:
+            with suppress(OSError):  # somebody has removed the file
+                return cls(sock, endpoint, (file, *_identity(file)))
         return cls(sock, endpoint)
 
     def configure(self, policy: Policy) -> None:
@@ -86,6 +86,15 @@ class ListeningSocket:
                 if _identity(path) == tuple(identity):
                     path.unlink()
         self.sock.close()
+
+
+def socket_file(endpoint: ListenEndpoint) -> Path | None:
+    """The file by which clients find a listener at ``endpoint``; None where there is none."""
+    if isinstance(endpoint, MuxEndpoint):
+        return Path(endpoint.listen_path)
+    if isinstance(endpoint, UnixEndpoint) and not endpoint.path.startswith("@"):
+        return Path(endpoint.path)
+    return None
 
 
 def listen(

@@ -74,6 +74,8 @@ class RouteListener:
         self.adopt(route)
         self.released = trio.Event()
         self._accepting = trio.CancelScope()
+        self._turn = _Turn()
+        self._turn.ended.set()
         self._relaying = trio.CancelScope()
 
     def adopt(self, route: Route) -> None:
@@ -119,15 +121,20 @@ class RouteListener:
             async with trio.open_nursery() as relays:
                 try:
                     with self._accepting:
-                        async with trio.open_nursery() as acceptors:
-                            for listening in self.sockets:
-                                acceptors.start_soon(self._accept, listening.sock, relays)
+                        while True:
+                            await self._accept_everywhere(relays)
                 finally:
                     release()
                     self.released.set()
                 self._call_endings("drained")
                 self._relaying.deadline = trio.current_time() + self.route.policy.drain_timeout
         return not self._relaying.cancelled_caught
+
+    async def replace(self, sockets: Sequence[ListeningSocket]) -> None:
+        """Accept at other sockets; returns once no task waits for those from before."""
+        self.sockets = sockets
+        self._turn.scope.cancel()
+        await self._turn.ended.wait()
 
     def stop(self) -> None:
         """Accept no more; live connections have ``drain_timeout`` to end."""
@@ -141,6 +148,18 @@ class RouteListener:
     def _call_endings(self, reason: EndReason) -> None:
         for connection in self.stats.live:
             connection.ending = reason
+
+    async def _accept_everywhere(self, relays: trio.Nursery) -> None:
+        """Accept at every socket that there is, until they are replaced."""
+        turn = self._turn = _Turn()
+        try:
+            with turn.scope:
+                async with trio.open_nursery() as acceptors:
+                    for listening in self.sockets:
+                        acceptors.start_soon(self._accept, listening.sock, relays)
+                    await trio.sleep_forever()  # there may be none yet
+        finally:
+            turn.ended.set()
 
     async def _accept(self, sock: socket.socket, relays: trio.Nursery) -> None:
         troubles = 0
@@ -197,3 +216,11 @@ class RouteListener:
         if troubles:
             self._log.info("accept_recovered", route=self.route.name, failures=troubles)
         return 0
+
+
+class _Turn:
+    """The time for which a route accepts at one set of sockets."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()

@@ -7,10 +7,12 @@ manager that keeps descriptors hands it to the next process.  Accepts nothing.
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 
-from vsockproxy.binding import ListeningSocket, listen
+from vsockproxy.binding import ListeningSocket, listen, socket_file
 from vsockproxy.endpoint import FdEndpoint, ListenEndpoint
 from vsockproxy.errors import ListenError
 from vsockproxy.route import Policy
@@ -46,26 +48,41 @@ class Ports:
     def open(self, owner: str, endpoint: ListenEndpoint, policy: Policy) -> None:
         """Listen at ``endpoint``; with the sockets that were kept for it, if there are any.
 
-        Raises `ListenError` with a note that names the ``owner``.
+        A folder that is not there yet leaves it open without a socket where ``policy`` waits
+        for it: see `is_absent`.  Raises `ListenError` with a note that names the ``owner``.
         """
         kept = self._kept(endpoint)
         if kept:
             self._open[endpoint] = kept
             return
         try:
-            self._open[endpoint] = listen(endpoint, policy.backlog, self._inherited, policy)
+            self._open[endpoint] = self._listen(owner, endpoint, policy)
         except ListenError as error:
-            error.add_note(owner)
-            raise
-        if self._keep is not None and not isinstance(endpoint, FdEndpoint):
-            for index, listening in enumerate(self._open[endpoint]):
-                self._keep(store_name(endpoint, index), listening.sock)
+            if error.errno != errno.ENOENT or not policy.waits_for_folder(endpoint):
+                raise
+            self._open[endpoint] = []
+        self._store(endpoint)
+
+    def is_absent(self, endpoint: ListenEndpoint) -> bool:
+        """Whether clients do not find an open endpoint: its folder or its socket's file is gone."""
+        file = socket_file(endpoint)
+        return not self._open[endpoint] or (file is not None and not os.path.lexists(file))
+
+    def renew(self, owner: str, endpoint: ListenEndpoint, policy: Policy) -> list[ListeningSocket]:
+        """Listen at an open endpoint anew: the sockets from before, the caller's to close.
+
+        Raises `ListenError`, and then has changed nothing.
+        """
+        opened = self._listen(owner, endpoint, policy)
+        self._unstore(endpoint)
+        before, self._open[endpoint] = self._open[endpoint], opened
+        self._store(endpoint)
+        return before
 
     def close(self, endpoint: ListenEndpoint) -> None:
         """Stop listening for good: clients are refused from now on."""
-        for index, listening in enumerate(self._open.pop(endpoint)):
-            if self._forget is not None and not isinstance(endpoint, FdEndpoint):
-                self._forget(store_name(endpoint, index))
+        self._unstore(endpoint)
+        for listening in self._open.pop(endpoint):
             listening.close()
 
     def leave(self, endpoint: ListenEndpoint) -> None:
@@ -80,6 +97,25 @@ class Ports:
         """`leave` whatever is open."""
         for endpoint in list(self._open):
             self.leave(endpoint)
+
+    def _listen(
+        self, owner: str, endpoint: ListenEndpoint, policy: Policy
+    ) -> list[ListeningSocket]:
+        try:
+            return listen(endpoint, policy.backlog, self._inherited, policy)
+        except ListenError as error:
+            error.add_note(owner)
+            raise
+
+    def _store(self, endpoint: ListenEndpoint) -> None:
+        if self._keep is not None and not isinstance(endpoint, FdEndpoint):
+            for index, listening in enumerate(self._open[endpoint]):
+                self._keep(store_name(endpoint, index), listening.sock)
+
+    def _unstore(self, endpoint: ListenEndpoint) -> None:
+        if self._forget is not None and not isinstance(endpoint, FdEndpoint):
+            for index in range(len(self._open[endpoint])):
+                self._forget(store_name(endpoint, index))
 
     def _kept(self, endpoint: ListenEndpoint) -> list[ListeningSocket]:
         kept: list[ListeningSocket] = []

@@ -27,6 +27,7 @@ from vsockproxy.guest import Guest
 HalfClose = Literal["auto", "forward", "hold"]
 KeepAlive = float | Literal["auto"] | None
 OverLimit = Literal["wait", "reject"]
+MissingFolder = Literal["auto", "wait", "fail"]
 ProxyVersion = Literal["off", "v1", "v2"]
 LogFormat = Literal["auto", "human", "logfmt", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -63,6 +64,8 @@ class Policy:
       over_limit: whether clients over a limit wait in the backlog or are reset.
       allow, deny: who may connect (`access.Access`); ``allow`` None is everybody.
       mode, owner, group: of a Unix listener's file; None is the umask's, and our own.
+      missing_folder: whether a Unix listener waits for its folder or is an error; ``auto``
+        waits for that of a vsock-mux, which may come with the VMM.
       send_proxy: the PROXY header that the target gets before the client's bytes.
       accept_proxy: whether each client, which `proxy_trusted` must name, sends one first.
       target_allow, target_deny: where a TCP target may be (`destination.Destinations`);
@@ -96,6 +99,7 @@ class Policy:
     mode: int | None = None
     owner: int | None = None
     group: int | None = None
+    missing_folder: MissingFolder = "auto"
     send_proxy: ProxyVersion = "off"
     accept_proxy: bool = False
     proxy_trusted: tuple[Rule, ...] = ()
@@ -106,6 +110,12 @@ class Policy:
     def access(self) -> Access:
         """Who may connect."""
         return Access(self.allow, self.deny)
+
+    def waits_for_folder(self, listen: ListenEndpoint) -> bool:
+        """Whether a listener whose folder is not there is bound once it is."""
+        if self.missing_folder == "auto":
+            return isinstance(listen, MuxEndpoint)
+        return self.missing_folder == "wait"
 
     @property
     def destinations(self) -> Destinations:

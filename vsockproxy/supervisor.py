@@ -16,11 +16,13 @@ import trio
 
 from vsockproxy import __version__
 from vsockproxy.admission import Admission
+from vsockproxy.binding import socket_file
 from vsockproxy.endpoint import ListenEndpoint
 from vsockproxy.errors import ListenError, VsockproxyError
 from vsockproxy.listener import RouteListener
 from vsockproxy.log import get_logger
 from vsockproxy.ports import Forget, Inherited, Keep, Ports
+from vsockproxy.presence import keep_present
 from vsockproxy.pump import open_pump
 from vsockproxy.route import Config, Policy, Route
 from vsockproxy.stats import Reloads, RouteStats
@@ -226,6 +228,8 @@ class Supervisor:
         )
         self.listeners[route.listen] = listener
         self._routes.start_soon(self._serve, listener)
+        if socket_file(route.listen) is not None:
+            self._routes.start_soon(keep_present, listener, self._ports, self._log)
 
     async def _retire(self, listener: RouteListener) -> None:
         """Have a route accept no more; returns when its sockets are free for another."""

@@ -32,7 +32,7 @@ _CLIENTS: Final[dict[Kind, str]] = {
     "vsock": "CIDs",
     "unix": "users and groups",
 }
-_FILE_KEYS: Final = ("mode", "owner", "group")
+_FILE_KEYS: Final = ("mode", "owner", "group", "missing_folder")
 _TCP_KEYS: Final = ("keepalive", "user_timeout", "nodelay")
 _VSOCK_KEYS: Final = ("buffer_max", "buffer_min", "buffer_size")
 _TARGET_KEYS: Final = ("target_allow", "target_deny")

@@ -48,6 +48,7 @@ from vsockproxy.route import (
     LogFormat,
     LogLevel,
     LogSettings,
+    MissingFolder,
     OverLimit,
     Policy,
     ProxyVersion,
@@ -180,6 +181,7 @@ class PolicyKeys(_Table):
     mode: Annotated[int | None, BeforeValidator(parse_mode)] = _POLICY.mode
     owner: Annotated[int | None, BeforeValidator(parse_owner)] = _POLICY.owner
     group: Annotated[int | None, BeforeValidator(parse_group)] = _POLICY.group
+    missing_folder: MissingFolder = _POLICY.missing_folder
     send_proxy: ProxyVersion = _POLICY.send_proxy
     accept_proxy: bool = _POLICY.accept_proxy
     proxy_trusted: Rules = _POLICY.proxy_trusted
