@@ -224,7 +224,7 @@ async def test_a_guest_that_never_answers_holds_up_nobody_else(
             assert daemon.stats("silent").closed.total() == 0, "they still wait"
             for client in waiting:
                 assert await ends_by_reset(client)
-            await daemon.closed("silent", "dial_timeout", 20)
+            await daemon.closed("silent", "dial_no_answer", 20)
 
 
 async def test_a_port_that_is_taken_names_the_route_and_leaves_nothing_open(
