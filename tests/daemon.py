@@ -199,6 +199,7 @@ def environment() -> dict[str, str]:
     """This process's, with the guard and this repository, and without a configuration."""
     variables = {key: value for key, value in os.environ.items() if not _is_ours(key)}
     variables["PYTHONPATH"] = os.pathsep.join(map(str, (GUARD, REPOSITORY)))
+    variables.pop("PYTHONUNBUFFERED", None)  # it would tear lines apart on a pipe
     variables["PYTHONWARNINGS"] = "error"  # what is left open at the end is a traceback
     return variables
 

@@ -341,7 +341,7 @@ async def test_rejections_are_logged_at_a_bounded_rate() -> None:
 
 async def test_the_next_line_says_how_many_were_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = MockClock()
-    monkeypatch.setattr("vsockproxy.admission.monotonic", clock.current_time)
+    monkeypatch.setattr("vsockproxy.log.monotonic", clock.current_time)
     async with (
         serving(Policy(max_connections=1, over_limit="reject")) as route,
         await route.live(),

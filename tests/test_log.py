@@ -7,12 +7,16 @@ import os
 import pty
 import shlex
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 import structlog
+from trio.testing import MockClock
 
 from vsockproxy import log
+from vsockproxy.metrics import make_registry
 from vsockproxy.route import LogFormat, LogLevel, LogSettings
 
 HOSTILE = 'a\nlevel=error event=forged\r\n\x1b[2J\x85\u2028"\ud800=\\'
@@ -114,8 +118,10 @@ def test_values_bound_to_a_logger_are_in_each_event() -> None:
 
 def test_on_a_terminal_the_lines_are_for_people() -> None:
     master, slave = pty.openpty()
-    with os.fdopen(slave, "w", encoding="utf-8") as terminal:
-        log.configure(LogSettings(), terminal)
+    with (
+        os.fdopen(slave, "w", encoding="utf-8") as terminal,
+        closing(log.configure(LogSettings(), terminal)),
+    ):
         log.get_logger().warning("dial_failed", route="web")
         line = os.read(master, 4096).decode()
     os.close(master)
@@ -123,18 +129,88 @@ def test_on_a_terminal_the_lines_are_for_people() -> None:
     assert "level=" not in line
 
 
-def test_a_full_disk_loses_lines_and_nothing_else() -> None:
+def test_a_full_disk_loses_lines_which_are_counted_in_a_metric() -> None:
     with Path("/dev/full").open("w", encoding="utf-8") as full:
-        log.configure(LogSettings(), full)
+        output = log.configure(LogSettings(), full)
         log.get_logger().info("ready")
+        output.close()
+        assert output.lost == log.lines_lost() == 1
+    registry = make_registry(list, "1", "native")
+    assert registry.get_sample_value("vsockproxy_log_lines_lost_total") == 1
 
 
-def test_a_closed_pipe_loses_lines_and_nothing_else() -> None:
+def test_the_log_says_how_much_is_missing_when_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vsockproxy.lines.MOST", 100_000)
     reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "w", encoding="utf-8") as pipe:
-        log.configure(LogSettings(), pipe)
+    with (
+        os.fdopen(writer, "w", encoding="utf-8") as pipe,
+        os.fdopen(reader, encoding="utf-8") as read,
+        closing(log.configure(LogSettings(), pipe)) as output,
+    ):
+        while not output.lost:
+            log.get_logger().info("connection")
+        told = next(line for line in read if "event=log_lines_lost" in line)
+        assert "level=warning" in told
+        assert "lines=1" in told
+
+
+@pytest.mark.parametrize("form", ["logfmt", "json", "human"])
+def test_in_the_journal_each_line_begins_with_its_priority(form: LogFormat) -> None:
+    reader, writer = os.pipe()
+    status = os.fstat(writer)
+    environ = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+    with os.fdopen(reader, encoding="utf-8") as read:
+        with os.fdopen(writer, "w", encoding="utf-8") as pipe:
+            output = log.configure(LogSettings("debug", form), pipe, environ)
+            logger = log.get_logger()
+            for level in ("debug", "info", "warning", "error"):
+                getattr(logger, level)(level)
+            try:
+                raise ValueError
+            except ValueError:
+                logger.exception("connection_failed")
+            output.close()
+        lines = read.readlines()
+    assert [line[:3] for line in lines[:4]] == ["<7>", "<6>", "<4>", "<3>"]
+    assert {line[:3] for line in lines[4:]} == {"<3>"}
+
+
+def test_a_journal_that_is_somebody_elses_gets_no_priorities(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("w", encoding="utf-8") as file:
+        output = log.configure(LogSettings(), file, {"JOURNAL_STREAM": "8:4711"})
         log.get_logger().info("ready")
+        output.close()
+    assert path.read_text().startswith("time=")
+
+
+# ---- floods ----
+
+
+def test_a_flood_is_one_line_in_ten_seconds_which_says_how_many_were_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = MockClock()
+    monkeypatch.setattr(log, "monotonic", clock.current_time)
+    with structlog.testing.capture_logs() as written:
+        throttle = log.Throttle(log.get_logger())
+        for seconds in (0, 1, 8, 2):
+            clock.jump(seconds)
+            for number in range(3):
+                throttle.warning("dial_failed", partial(dict, number=number), reason="refused")
+    assert [(line["number"], line["left_out"]) for line in written] == [(0, 0), (0, 8)]
+
+
+def test_each_event_and_reason_has_a_line_of_its_own() -> None:
+    with structlog.testing.capture_logs() as written:
+        throttle = log.Throttle(log.get_logger())
+        for event in ("dial_failed", "rejected", "dial_failed"):
+            for reason in ("refused", "timeout"):
+                throttle.warning(event, dict, reason=reason, error="no")
+    assert len(written) == 4
+
+
+# ---- libraries ----
 
 
 def test_what_a_library_logs_becomes_one_line_of_the_same_form() -> None:

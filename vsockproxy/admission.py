@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, Final, Literal
 
@@ -20,6 +20,7 @@ import trio
 
 from vsockproxy import descriptors
 from vsockproxy.access import Access, Peer, matches_any
+from vsockproxy.log import Throttle
 from vsockproxy.peer import peer_at, peer_of
 from vsockproxy.route import Limits, Policy, Route
 from vsockproxy.stats import Connection, RouteStats
@@ -55,7 +56,6 @@ REASONS: Final[Mapping[str, str]] = {
 """What a `Hindrance` or a `Rejection` means, for the log."""
 
 _LOOK_AGAIN: Final = 1.0  # seconds; what frees a descriptor is not always a connection
-_LOG_PAUSE: Final = 10.0  # seconds between two lines of one route with one reason
 _EACH: Final = 2  # descriptors of a connection
 
 
@@ -127,9 +127,8 @@ class Gate:
     def __init__(self, stats: RouteStats, admission: Admission, log: Any) -> None:
         self._stats = stats
         self._shared = admission
-        self._log = log
+        self._log = Throttle(log)
         self._waiting = trio.lowlevel.ParkingLot()
-        self._notes: dict[tuple[str, str], _Note] = {}
         self._rate: tuple[float | None, int | None] = (None, None)
         self._bucket: _Bucket | None = None
 
@@ -185,7 +184,7 @@ class Gate:
         """Wait until a client may be accepted."""
         while reason := self.hindrance():
             self._stats.waits[reason] += 1
-            self._write("clients_wait", reason, {"route": self._stats.route.name})
+            self._write("clients_wait", reason, lambda: {"route": self._stats.route.name})
             self.pass_on()  # what woke us, and is no use here, is of use to somebody else
             own = reason in ("max_connections", "connection_rate")
             lot = self._waiting if own else self._shared.waiting
@@ -247,7 +246,7 @@ class Gate:
     def reject(self, connection: Connection, reason: Rejection) -> None:
         """Count a client that is turned away; log it, unless there are too many."""
         self._stats.rejected[reason] += 1
-        self._write("rejected", reason, connection.names())
+        self._write("rejected", reason, connection.names)
 
     def _refusal(self, client: socket.socket, connection: Connection) -> Rejection | None:
         policy = self._policy
@@ -269,12 +268,10 @@ class Gate:
             self._stats.count_source(connection, source)
         return None
 
-    def _write(self, event: str, reason: str, names: dict[str, object]) -> None:
-        """Log at most one line a second for each reason; it says how many were left out."""
-        note = self._notes.setdefault((event, reason), _Note())
-        if note.is_due():
-            why = REASONS[reason]
-            self._log.warning(event, **names, reason=reason, why=why, left_out=note.take())
+    def _write(
+        self, event: str, reason: Hindrance | Rejection, names: Callable[[], Mapping[str, object]]
+    ) -> None:
+        self._log.warning(event, names, reason=reason, why=REASONS[reason])
 
 
 class _Bucket:
@@ -295,22 +292,3 @@ class _Bucket:
 
     def take(self) -> None:
         self._level -= 1.0
-
-
-class _Note:
-    """When a line may be written again, and how many were not since the last one."""
-
-    def __init__(self) -> None:
-        self._next = -math.inf
-        self._left_out = 0
-
-    def is_due(self) -> bool:
-        if monotonic() >= self._next:
-            return True
-        self._left_out += 1
-        return False
-
-    def take(self) -> int:
-        left_out, self._left_out = self._left_out, 0
-        self._next = monotonic() + _LOG_PAUSE
-        return left_out

@@ -16,6 +16,7 @@ import trio
 
 from vsockproxy.admission import Admission, Gate
 from vsockproxy.errors import ListenError
+from vsockproxy.log import Throttle
 from vsockproxy.relay import Relay
 from vsockproxy.route import Route
 from vsockproxy.stats import Connection, RouteStats
@@ -68,6 +69,7 @@ class RouteListener:
         self.stats = stats
         self._numbers = numbers
         self._log = log
+        self._failures = Throttle(log)
         self._pump = pump
         self._gate = Gate(stats, admission or Admission(), log)
         self._targets = Targets(route)
@@ -99,7 +101,9 @@ class RouteListener:
             shared or None,
             policy.max_lifetime,
         )
-        self._relay = Relay(self.stats, self._gate, self._pump, bounds, self._targets, self._log)
+        self._relay = Relay(
+            self.stats, self._gate, self._pump, bounds, self._targets, self._log, self._failures
+        )
 
     def _configure(self, listening: ListeningSocket) -> None:
         """Give a listener the policy's options; it goes on with those it had if it cannot."""

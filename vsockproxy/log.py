@@ -2,8 +2,8 @@
 
 Only a traceback on a terminal, which is a bug of ours, has more than one line.
 
-Owns: the set-up of structlog, the escaping of values, and the bridge that brings the
-libraries' own `logging` records into the same lines.  Knows no event: those who log say
+Owns: the set-up of structlog, the bound of what repeats itself, and the bridge that brings
+the libraries' own `logging` records into the same lines.  Knows no event: those who log say
 what happened, in these words:
 
 | event | says | keys |
@@ -18,52 +18,66 @@ what happened, in these words:
 | ``surplus_socket`` | a socket was handed in that no route uses | name, remedy |
 | ``connection`` | a connection has ended (the access line) | number, route, client, target, \
 upstream_bytes, downstream_bytes, seconds, dial_seconds, reason, why, vmm_port |
-| ``dial_failed`` | a target could not be reached | number, route, client, target, reason, error |
+| ``dial_failed`` | targets could not be reached | number, route, client, target, reason, error, \
+left_out |
 | ``connection_failed`` | a bug ended a connection | number, route, client, target, exception |
 | ``rejected`` | clients were turned away | number, route, client, target, reason, why, left_out |
 | ``clients_wait`` | clients wait in the backlog | route, reason, why, left_out |
 | ``listener_kept`` | a listener could not take new options | route, error |
 | ``accept_failed`` | clients wait: accept(2) fails | route, error, remedy |
 | ``accept_recovered`` | clients are accepted again | route, failures |
-| ``http_failed`` | a request on the metrics listener broke the HTTP library | error |
+| ``http_failed`` | requests on the metrics listener broke the HTTP library | error, left_out |
 | ``draining`` | told to stop: live connections may end | connections |
 | ``ending`` | told again: live connections are ended | connections |
 | ``stopped`` | the last line | drained |
+| ``log_lines_lost`` | this log goes on: its reader was too slow, or its disk full | lines |
 | ``library`` | a library's own warning | logger, message |
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
-from collections.abc import Callable, MutableMapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import Any, Final, TextIO
 
 import structlog
-from structlog.typing import FilteringBoundLogger, Processor
+from structlog.typing import FilteringBoundLogger
 
+from vsockproxy import rendering
+from vsockproxy.lines import LineWriter
 from vsockproxy.route import LogSettings
+from vsockproxy.systemd import is_journal
 
-_Event = MutableMapping[str, Any]
+_PAUSE: Final = 10.0  # seconds between two lines of a `Throttle` that say the same
 
 
-def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
+def configure(
+    settings: LogSettings,
+    stream: TextIO | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Output:
     """Send every event of this process to ``stream``, standard error by default.
 
-    A line that cannot be written (a full disk, a closed pipe) is lost: the daemon goes
-    on.  Loggers that have logged before keep what was configured then.
+    A line that cannot be written (a full disk, a closed pipe, a reader that does not read)
+    is lost and counted: the daemon goes on.  Loggers that have logged before keep what was
+    configured then.  Close the `Output` before the stream.
     """
-    stream = sys.stderr if stream is None else stream
+    output = Output(sys.stderr if stream is None else stream)
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     structlog.configure(
-        processors=_processors(settings, is_terminal=stream.isatty()),
+        processors=rendering.processors(
+            settings.format, is_terminal=output.is_terminal, in_journal=output.is_journal(environ)
+        ),
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda *_: _Lines(stream),
+        logger_factory=output,
         cache_logger_on_first_use=True,
     )
     _bridge_libraries()
+    return output
 
 
 def get_logger(**values: object) -> FilteringBoundLogger:
@@ -72,87 +86,85 @@ def get_logger(**values: object) -> FilteringBoundLogger:
     return logger
 
 
-class _Lines:
-    """Writes each line with one system call, so that lines of two processes do not mix."""
+def lines_lost() -> int:
+    """How many lines could not be written since `configure`."""
+    output = structlog.get_config()["logger_factory"]
+    return output.lost if isinstance(output, Output) else 0
+
+
+class Output:
+    """Where the lines go; structlog takes it for its logger and for what makes loggers."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._write = _writer(stream)
+        # Past the stream's buffer: what a full disk refused would be written again at exit,
+        # fail again, and turn the exit status into 120.
+        self._writer: LineWriter | None = None
+        self._put: Callable[[str], object] = stream.write
+        self._descriptor: int | None = None
+        self.is_terminal = stream.isatty()
+        try:
+            self._descriptor = stream.fileno()
+        except OSError:  # io.UnsupportedOperation: a stream in memory
+            return
+        self._writer = LineWriter(self._descriptor, _tell_of_lost)
+        self._put = self._writer.put
+
+    @property
+    def lost(self) -> int:
+        """How many lines could not be written."""
+        return self._writer.lost if self._writer else 0
+
+    def is_journal(self, environ: Mapping[str, str]) -> bool:
+        """Whether systemd's journal reads the lines."""
+        return self._descriptor is not None and is_journal(self._descriptor, environ)
+
+    def close(self) -> None:
+        """Write what waits, for a second at most; nothing is logged after that."""
+        if self._writer:
+            self._writer.close()
+
+    def __call__(self, *_: object) -> Output:
+        """The logger that structlog wants made: this."""
+        return self
 
     def msg(self, line: str) -> None:
-        with suppress(OSError):
-            self._write(line + "\n")
+        """Have a line written; never waits, never raises."""
+        self._put(line + "\n")
 
     debug = info = warning = error = critical = msg
 
 
-def _writer(stream: TextIO) -> Callable[[str], object]:
-    # Past the stream's buffer: what a full disk refused would be written again at exit,
-    # fail again, and turn the exit status into 120.
-    try:
-        descriptor = stream.fileno()
-    except OSError:  # io.UnsupportedOperation: a stream in memory
-        return stream.write
-    return lambda text: os.write(descriptor, text.encode(errors="backslashreplace"))
+def _tell_of_lost(lines: int) -> None:
+    get_logger().warning("log_lines_lost", lines=lines)
 
 
-def _processors(settings: LogSettings, *, is_terminal: bool) -> list[Processor]:
-    human = settings.format == "human" or (settings.format == "auto" and is_terminal)
-    return [
-        structlog.processors.add_log_level,
-        _time_stamper(human=human),
-        structlog.processors.format_exc_info,
-        _printable if not human else _printable_with_traceback,
-        _renderer(settings, human=human, colors=is_terminal),
-    ]
+class Throttle:
+    """Warnings that may come in floods: each is written once in ten seconds.
 
-
-def _time_stamper(*, human: bool) -> Processor:
-    if human:
-        return structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False, key="time")
-    return structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
-
-
-def _renderer(settings: LogSettings, *, human: bool, colors: bool) -> Processor:
-    if human:
-        return structlog.dev.ConsoleRenderer(colors=colors, timestamp_key="time", sort_keys=False)
-    order = ("time", "level", "event")
-    if settings.format == "json":
-        return lambda logger, method, event: _to_json(
-            logger, method, {**{key: event[key] for key in order}, **event}
-        )
-    return structlog.processors.LogfmtRenderer(key_order=order, bool_as_flag=False)
-
-
-_to_json: Final = structlog.processors.JSONRenderer()
-
-
-def _printable(_logger: object, _method: str, event: _Event) -> _Event:
-    """Every value as a number, a truth value or a text without control characters.
-
-    What a peer says can neither begin a line of its own nor steer a terminal.
+    What tells one from another is its event and its ``reason``; the next line of the same
+    says how many were ``left_out``.
     """
-    for key, value in event.items():
-        if value is not None and not isinstance(value, int | float):
-            event[key] = escape(str(value))
-    return event
 
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self._notes: dict[tuple[str, str], tuple[float, int]] = {}
 
-def _printable_with_traceback(logger: object, method: str, event: _Event) -> _Event:
-    """The same for people, who read a traceback in lines."""
-    lines = [escape(line) for line in event.get("exception", "").split("\n")]
-    event = _printable(logger, method, event)
-    if "exception" in event:
-        event["exception"] = "\n".join(lines)
-    return event
-
-
-def escape(text: str) -> str:
-    r"""``text`` with what is not printable as Python spells it: ``\n``, ``\x1b``."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
+    def warning(
+        self,
+        event: str,
+        names: Callable[[], Mapping[str, object]],
+        *,
+        reason: str,
+        **values: object,
+    ) -> None:
+        """Log a warning or leave it out; ``names``, which costs, is called for those logged."""
+        due, left_out = self._notes.get((event, reason), (-math.inf, 0))
+        now = monotonic()
+        if now < due:
+            self._notes[event, reason] = due, left_out + 1
+        else:
+            self._notes[event, reason] = now + _PAUSE, 0
+            self._log.warning(event, **names(), reason=reason, **values, left_out=left_out)
 
 
 class _Bridge(logging.Handler):

@@ -29,6 +29,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from vsockproxy.admission import Admission
+from vsockproxy.log import lines_lost
 from vsockproxy.stats import Histogram, Reloads, RouteStats
 
 Stats = Callable[[], Iterable[RouteStats]]
@@ -78,6 +79,7 @@ class MetricsCollector(Collector):
         """The metrics as they are now."""
         families = _Families()
         families.build.add_metric([], self._build)
+        families.lines_lost.add_metric([], lines_lost())
         if self._admission is not None:
             families.add_admission(self._admission)
         if self._reloads is not None:
@@ -105,6 +107,9 @@ class _Families:
         )
         self.config = InfoMetricFamily(
             "vsockproxy_config", "The running configuration: a hash of what it says."
+        )
+        self.lines_lost = CounterMetricFamily(
+            "vsockproxy_log_lines_lost", "Lines of the log that could not be written."
         )
         self.route = InfoMetricFamily(
             "vsockproxy_route", "A route: its listener and its target.", labels=["route"]

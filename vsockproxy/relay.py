@@ -16,6 +16,7 @@ import trio
 
 from vsockproxy.admission import Gate, Rejection
 from vsockproxy.errors import DialError
+from vsockproxy.log import Throttle
 from vsockproxy.preamble import NoHeaderError, follow_header, header_of, read_header, send_header
 from vsockproxy.proxy_protocol import build_header
 from vsockproxy.stats import Connection, RouteStats
@@ -34,6 +35,7 @@ class Relay:
     bounds: Bounds
     targets: Targets
     log: Any
+    failures: Throttle
 
     async def serve(self, client: socket.socket, connection: Connection) -> None:
         """Serve one client that the gate has admitted; owns ``client`` from the call on.
@@ -116,7 +118,9 @@ class Relay:
         self.stats.dial_failures[error.reason] += 1
         if error.reason == "no_descriptors":
             self.gate.recount()
-        self.log.warning("dial_failed", **connection.names(), reason=error.reason, error=str(error))
+        self.failures.warning(
+            "dial_failed", connection.names, reason=error.reason, error=str(error)
+        )
 
     async def _identify(self, client: socket.socket, connection: Connection) -> Rejection | None:
         """Learn from the client's header whose connection it is; why it ends here, if it does."""

@@ -1,8 +1,8 @@
 """systemd's side of the process: the sockets it hands in and keeps, and what it is told.
 
-Owns: the protocols of sd_listen_fds_with_names(3) and sd_notify(3), and the names of the
-sockets in the file descriptor store.  Its own code, since it is a few variables and one
-datagram a message; knows nothing of routes or trio.
+Owns: the protocols of sd_listen_fds_with_names(3) and sd_notify(3), whether the journal
+listens, and the names of the sockets in the file descriptor store.  Its own code, since it
+is a few variables and one datagram a message; knows nothing of routes or trio.
 """
 
 from __future__ import annotations
@@ -47,6 +47,12 @@ def inherited_sockets(environ: Mapping[str, str], pid: int) -> dict[str, list[so
         if sock is not None:
             sockets.setdefault(name, []).append(sock)
     return sockets
+
+
+def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
+    """Whether the journal reads what is written there: ``JOURNAL_STREAM``, systemd.exec(5)."""
+    status = os.fstat(descriptor)
+    return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def _count(text: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import resource
 import socket
 import subprocess
@@ -147,6 +149,39 @@ async def test_a_full_descriptor_table_is_told_counted_and_got_over(
             assert await running.stop() == 0
             assert not any("accept_failed" in line for line in running.lines)
             assert not any("dial_failed" in line for line in running.lines)
+
+
+async def test_a_log_that_nobody_reads_holds_up_no_relay(tmp_path: Path, echo_port: int) -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    with (
+        os.fdopen(reader, "rb") as log,
+        os.fdopen(writer, "wb") as pipe,
+        socket.create_server(("127.0.0.1", 0), backlog=200) as front,
+    ):
+        port = front.getsockname()[1]
+        file = tmp_path / "config.toml"
+        file.write_text(f'[forward]\n"fd:front" = "127.0.0.1:{echo_port}"\n')
+        async with daemon("run", "-c", file, sockets={"front": front}, log=writer) as running:
+            for _ in range(100):  # the pipe has room for some twenty access lines
+                assert await answers(port)
+            assert await running.stop() == 0
+        pipe.close()
+        assert log.readline().startswith(b"time=")
+
+
+async def test_a_dead_target_is_told_once_however_many_come(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as front:
+        file = tmp_path / "config.toml"
+        file.write_text(f'[forward]\n"fd:front" = "unix:{tmp_path}/dead"\n')
+        async with daemon("run", "-c", file, sockets={"front": front}) as running:
+            for number in range(1, 11):
+                with socket.create_connection(front.getsockname()):
+                    await running.wait_for("connection", number=number, reason="dial_not_found")
+            told = await running.wait_for("dial_failed", reason="not_found")
+            assert (told["number"], told["left_out"]) == ("1", "0")
+            assert await running.stop() == 0
+            assert sum("event=dial_failed" in line for line in running.lines) == 1
 
 
 def _leave_descriptors(pid: int, number: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, closing, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -150,13 +150,13 @@ def _serve(
     from vsockproxy.log import configure  # noqa: PLC0415 - at its use
     from vsockproxy.process import supervise  # noqa: PLC0415 - at its use
 
-    configure(config.log)
     failures: list[str] = []
     drained = False
-    try:
-        drained = trio.run(supervise, config, beside or nullcontext(), ready, load)
-    except* (VsockproxyError, OSError, ImportError) as group:
-        failures = sentences(group)
+    with closing(configure(config.log)):
+        try:
+            drained = trio.run(supervise, config, beside or nullcontext(), ready, load)
+        except* (VsockproxyError, OSError, ImportError) as group:
+            failures = sentences(group)
     if failures:
         fail(*failures, hint)
     raise typer.Exit(0 if drained else FAILED)
