@@ -16,7 +16,7 @@ import trio
 from prometheus_client import CollectorRegistry, Gauge
 
 from tests.daemon import environment
-from vsockproxy.admin import serve_metrics
+from vsockproxy.admin.observe import serve_metrics
 from vsockproxy.transport import abort
 
 REQUEST: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -208,6 +208,9 @@ async def test_a_client_that_resets_in_mid_answer_harms_nobody(tcp: socket.socke
 
 
 def test_importing_the_module_costs_neither_hypercorn_nor_starlette() -> None:
-    code = "import sys, vsockproxy.admin; print({'hypercorn', 'starlette'} & set(sys.modules))"
+    code = (
+        "import sys, vsockproxy.admin.observe, vsockproxy.admin.control;"
+        "print({'hypercorn', 'pydantic', 'starlette'} & set(sys.modules))"
+    )
     process = [sys.executable, "-c", code]
     assert subprocess.check_output(process, env=environment(), text=True) == "set()\n"

@@ -1,10 +1,12 @@
 """The embedded guest: Firecracker's side of the handshake, and HTTP behind it."""
 
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -169,8 +171,8 @@ def test_the_greeting_says_what_to_type(listen: str, line: str) -> None:
     config = forward_config(
         [(listen, "vsock-mux:/guest:80")], {"metrics": {"listen": "127.0.0.1:9490"}}
     )
-    assert f"    {line}\n" in demo.greeting(config)
-    assert "    curl http://127.0.0.1:9490/metrics\n" in demo.greeting(config)
+    assert f"    {line}\n" in demo.greeting(config, {})
+    assert "    curl http://127.0.0.1:9490/metrics\n" in demo.greeting(config, {})
 
 
 # --- the command --------------------------------------------------------------------------
@@ -184,8 +186,12 @@ async def test_the_demo_answers_counts_and_ends_at_ctrl_c(tmp_path: Path) -> Non
         f'[forward]\n"unix:{web}" = "vsock-mux:{guest}:80"\n'
         f'[defaults]\nhalf_close = "forward"\n[metrics]\nlisten = "unix:{metrics}"\n'
     )
-    async with daemon("demo", "--config", file) as running:
+    runtime = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    async with daemon("demo", "--config", file, environ=runtime) as running:
         await running.wait_for_output("Ctrl-C ends it.")
+        assert "    vsockproxy status\n" in running.output
+        status = await trio.to_thread.run_sync(partial(command, "status", environ=runtime))
+        assert f"unix:{web}" in status.stdout
         page = await get(web, "/")
         await running.wait_for("connection", reason="finished")
         text = await get(metrics, "/metrics")
@@ -195,7 +201,9 @@ async def test_the_demo_answers_counts_and_ends_at_ctrl_c(tmp_path: Path) -> Non
     counted = f'vsockproxy_bytes_total{{direction="downstream",route="unix:{web}"}} '
     assert float(text.split(counted)[1].split()[0]) > len(page)
     assert f"curl --unix-socket {web} http://localhost/" in running.output
-    assert list(await trio.Path(tmp_path).iterdir()) == [trio.Path(file)]
+    left = sorted(path.name for path in await trio.Path(tmp_path).iterdir())
+    assert left == ["demo.toml", "vsockproxy"]
+    assert list(await trio.Path(tmp_path, "vsockproxy").iterdir()) == []
 
 
 async def get(path: Path, target: str) -> str:
@@ -204,10 +212,27 @@ async def get(path: Path, target: str) -> str:
         return (await client.get(f"http://localhost{target}")).text
 
 
-def test_a_port_that_is_taken_is_said_with_the_way_out() -> None:
+async def test_a_second_demo_has_its_socket_elsewhere_and_says_where(tmp_path: Path) -> None:
+    runtime = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    for name in ("first", "other"):
+        route = f'forward."unix:{tmp_path}/{name}" = "vsock-mux:{tmp_path}/{name}-guest:80"'
+        (tmp_path / f"{name}.toml").write_text(route)
+    async with daemon("demo", "--config", tmp_path / "first.toml", environ=runtime) as first:
+        await first.wait_for_output("Ctrl-C ends it.")
+        async with daemon("demo", "--config", tmp_path / "other.toml", environ=runtime) as other:
+            await other.wait_for_output("Ctrl-C ends it.")
+            [place] = re.findall(r"vsockproxy status --socket (\S+)\n", other.output)
+            asked = partial(command, "status", "--socket", place)
+            status = await trio.to_thread.run_sync(asked)
+            assert f"unix:{tmp_path}/other" in status.stdout
+            await other.stop()
+        await first.stop()
+
+
+def test_a_port_that_is_taken_is_said_with_the_way_out(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = command("demo", "--port", str(port))
+        done = command("demo", "--port", str(port), environ={"XDG_RUNTIME_DIR": str(tmp_path)})
     assert done.returncode == 1
     assert f"route {port}: cannot listen" in done.stderr
     assert "vsockproxy demo --port N --metrics-port M" in done.stderr

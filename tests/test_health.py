@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from tests.daemon import command, daemon, environment
 from tests.fakes import dead_unix_socket, says, unix_listener, unused_tcp_port
 from vsockproxy import health
-from vsockproxy.admin import serve_metrics
+from vsockproxy.admin.observe import serve_metrics
 from vsockproxy.config.environment import variables
 from vsockproxy.health import UnhealthyError, ask, ask_url, metrics_listen
 

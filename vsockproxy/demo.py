@@ -7,8 +7,10 @@ the ordinary one.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from itertools import count
@@ -19,6 +21,7 @@ import h11
 import trio
 
 from vsockproxy import mux
+from vsockproxy.admin.place import NAME, is_live, make_private, of_user
 from vsockproxy.binding import listen
 from vsockproxy.config.load import forward_config
 from vsockproxy.endpoint import ListenEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint
@@ -179,12 +182,35 @@ async def _send(
     await stream.send_all(b"".join(connection.send(part) or b"" for part in parts))
 
 
-def greeting(config: Config) -> str:
+def with_admin(config: Config, environ: Mapping[str, str], folder: Path) -> Config:
+    """The configuration with an operator's socket, unless it says something of it itself.
+
+    It is where the commands look for a daemon that a user runs by hand; another demo that
+    is there already leaves ``folder``, which they are to be told of.
+    """
+    if config.admin.socket != "auto":
+        return config
+    place = of_user(environ, os.getuid())
+    try:
+        make_private(place.parent)
+    except OSError:
+        place = folder / NAME
+    if is_live(place):
+        place = folder / NAME
+    return replace(config, admin=replace(config.admin, socket=UnixEndpoint(str(place))))
+
+
+def greeting(config: Config, environ: Mapping[str, str]) -> str:
     """What to type now that the demo runs."""
     lines = ["An embedded guest answers behind the proxy. In another terminal:", ""]
     lines += [f"    curl {_url(route.listen)}/" for route in config.routes]
     if config.metrics is not None:
         lines.append(f"    curl {_url(config.metrics)}/metrics")
+    if config.admin.listen is not None:
+        place = config.admin.listen.path
+        usual = place == str(of_user(environ, os.getuid()))
+        option = "" if usual else f" --socket {place}"
+        lines += [f"    vsockproxy {word}{option}" for word in ("status", "connections")]
     return "\n".join([*lines, "", "Ctrl-C ends it."])
 
 

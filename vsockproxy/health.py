@@ -8,7 +8,6 @@ has said already.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from vsockproxy.address import parse_listen
+from vsockproxy.admin.client import UnixConnection
 from vsockproxy.config.document import read_document
 from vsockproxy.endpoint import TcpEndpoint, UnixEndpoint
 from vsockproxy.errors import VsockproxyError
@@ -59,7 +59,7 @@ def ask(listen: str, timeout: float) -> str:
         assert host is not None
         return _answer(HTTPConnection(host, endpoint.port, timeout=timeout), READY, listen)
     if isinstance(endpoint, UnixEndpoint):
-        return _answer(_UnixConnection(endpoint.path, timeout), READY, listen)
+        return _answer(UnixConnection(endpoint.path, timeout), READY, listen)
     raise UnhealthyError(f"{listen} cannot be asked: say with --url where it is")
 
 
@@ -74,19 +74,6 @@ def ask_url(url: str, timeout: float) -> str:
         raise UnhealthyError(f"{url} is no URL to ask: write http://HOST:PORT")
     path = parts.path if parts.path not in ("", "/") else READY
     return _answer(HTTPConnection(host, port, timeout=timeout), path, url)
-
-
-class _UnixConnection(HTTPConnection):
-    """HTTP over a Unix socket; ``@`` is Linux's abstract namespace."""
-
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = f"\0{path[1:]}" if path.startswith("@") else path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 def _answer(connection: HTTPConnection, path: str, where: str) -> str:

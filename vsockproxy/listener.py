@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import trio
 
-from vsockproxy.admission import Admission, Gate
+from vsockproxy.admission import Admission, Gate, Hindrance
 from vsockproxy.errors import ListenError
 from vsockproxy.log import Throttle
 from vsockproxy.relay import Relay
@@ -79,6 +79,8 @@ class RouteListener:
         self._turn = _Turn()
         self._turn.ended.set()
         self._relaying = trio.CancelScope()
+        self._resumed: trio.Event | None = None
+        self._is_stopping = False
 
     def adopt(self, route: Route) -> None:
         """Treat new connections as ``route`` says; live ones end as they began."""
@@ -130,8 +132,8 @@ class RouteListener:
                 finally:
                     release()
                     self.released.set()
-                self._call_endings("drained")
-                self._relaying.deadline = trio.current_time() + self.route.policy.drain_timeout
+                if self._is_stopping:
+                    self._bound_the_rest()
         return not self._relaying.cancelled_caught
 
     async def replace(self, sockets: Sequence[ListeningSocket]) -> None:
@@ -140,14 +142,45 @@ class RouteListener:
         self._turn.scope.cancel()
         await self._turn.ended.wait()
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether clients wait in the backlog because somebody wants it so."""
+        return self._resumed is not None
+
+    def hindrance(self) -> Hindrance | None:
+        """The limit that keeps clients in the backlog now, if one does."""
+        return self._gate.hindrance()
+
+    def pause(self) -> None:
+        """Accept no more until `resume`: clients wait in the backlog, live ones go on."""
+        self._resumed = self._resumed or trio.Event()
+
+    def resume(self) -> None:
+        """Accept again."""
+        if self._resumed is not None:
+            self._resumed.set()
+            self._resumed = None
+
+    def retire(self) -> None:
+        """Accept no more; live connections end by themselves, or by a later `stop`."""
+        self._accepting.cancel()
+
     def stop(self) -> None:
         """Accept no more; live connections have ``drain_timeout`` to end."""
-        self._accepting.cancel()
+        if not self._is_stopping:
+            self._is_stopping = True
+            self._accepting.cancel()
+            if self.released.is_set():
+                self._bound_the_rest()
 
     def end(self) -> None:
         """Accept no more and end every connection now."""
         self._call_endings("shutdown")
         self._relaying.cancel()
+
+    def _bound_the_rest(self) -> None:
+        self._call_endings("drained")
+        self._relaying.deadline = trio.current_time() + self.route.policy.drain_timeout
 
     def _call_endings(self, reason: EndReason) -> None:
         for connection in self.stats.live:
@@ -171,6 +204,10 @@ class RouteListener:
             await trio.lowlevel.wait_readable(sock)
             if self._gate.hindrance():
                 await self._gate.opened()
+            if self._resumed is not None:
+                self._gate.pass_on()
+                await self._resumed.wait()
+                continue
             error = self._accept_batch(sock, relays)
             self._gate.pass_on()
             if error is None:

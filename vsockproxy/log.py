@@ -24,6 +24,9 @@ left_out |
 | ``rejected`` | clients were turned away | number, route, client, target, reason, why, left_out |
 | ``clients_wait`` | clients wait in the backlog | route, reason, why, left_out |
 | ``listener_kept`` | a listener could not take new options | route, error |
+| ``paused``, ``resumed`` | an operator has a route's clients wait, or come in again | route |
+| ``route_drains`` | an operator closed a route's listener | route, connections |
+| ``http_off`` | a server beside the routes could not run | server, error, remedy |
 | ``accept_failed`` | clients wait: accept(2) fails | route, error, remedy |
 | ``accept_recovered`` | clients are accepted again | route, failures |
 | ``http_failed`` | requests on the metrics listener broke the HTTP library | error, left_out |

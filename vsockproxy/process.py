@@ -11,14 +11,17 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack
+from dataclasses import replace
 from itertools import chain, count
 from typing import Any, Final
 
 import trio
 
+from vsockproxy.admin.place import of_service
 from vsockproxy.descriptors import raise_limit
 from vsockproxy.endpoint import FdEndpoint, ListenEndpoint
 from vsockproxy.errors import VsockproxyError
+from vsockproxy.events import Recorder
 from vsockproxy.log import get_logger
 from vsockproxy.route import Config
 from vsockproxy.supervisor import Supervisor
@@ -51,15 +54,16 @@ async def supervise(
         for sock in chain.from_iterable(inherited.values()):
             stack.enter_context(sock)
         supervisor = Supervisor(
-            config,
+            _placed(config),
             inherited=inherited,
             keep=notifier.fd_store if notifier.active else None,
             forget=notifier.fd_remove if notifier.active else None,
         )
-        service = _Service(supervisor, notifier, inherited)
+        service = _Service(supervisor, notifier, inherited, load)
+        reload = None if load is None else service.reload_as_asked
 
         async def serve(*, task_status: trio.TaskStatus[None]) -> None:
-            drained.append(await supervisor.run(task_status=task_status))
+            drained.append(await supervisor.run(reload=reload, task_status=task_status))
             nursery.cancel_scope.cancel()
 
         async with beside, trio.open_nursery() as nursery:
@@ -70,7 +74,8 @@ async def supervise(
             service.start()
             ready()
             if load is not None:
-                nursery.start_soon(service.reload_at, hangups, load)
+                nursery.start_soon(service.reload_at, hangups)
+                nursery.start_soon(service.reload_for_those_who_ask)
             if notifier.active:
                 nursery.start_soon(service.beat)
     return drained == [True]
@@ -80,12 +85,18 @@ class _Service:
     """The supervisor as systemd sees it: its states, its status, its life signs."""
 
     def __init__(
-        self, supervisor: Supervisor, notifier: Notifier, inherited: dict[str, list[socket.socket]]
+        self,
+        supervisor: Supervisor,
+        notifier: Notifier,
+        inherited: dict[str, list[socket.socket]],
+        load: Callable[[], Config] | None,
     ) -> None:
         self._supervisor = supervisor
         self._notifier = notifier
         self._inherited = inherited
-        self._log: Any = get_logger()
+        self._load = load
+        self._asks, self._asked = trio.open_memory_channel[_Asked](0)
+        self._log: Any = Recorder(get_logger(), supervisor.events)
         self._period = min(_BEAT, (notifier.watchdog_seconds or 2 * _BEAT) / 2)
         self._trouble = ""
         self._status = ""
@@ -110,26 +121,49 @@ class _Service:
             self._supervisor.stop()
             self._tell_status()
 
-    async def reload_at(self, signals: AsyncIterator[int], load: Callable[[], Config]) -> None:
+    async def reload_at(self, signals: AsyncIterator[int]) -> None:
         """Take over what ``load`` gives at each signal, until a stop; or log why not."""
         async for _ in signals:
-            if self._drained_by is None:
-                self._notifier.reloading()
-                await self._reload(load)
-                self._tell_status()
-            if self._drained_by is None:  # still
-                self._notifier.ready()
+            await self._reload()
 
-    async def _reload(self, load: Callable[[], Config]) -> None:
+    async def reload_as_asked(self) -> list[str]:
+        """The same for one who waits for it, and may go away meanwhile: what is wrong."""
+        asked = _Asked()
+        await self._asks.send(asked)
+        await asked.done.wait()
+        return asked.problems
+
+    async def reload_for_those_who_ask(self) -> None:
+        """Serve `reload_as_asked`, until cancelled."""
+        async for asked in self._asked:
+            asked.problems = await self._reload()
+            asked.done.set()
+
+    async def _reload(self) -> list[str]:
+        """Reload as systemd wants to see it, unless the daemon stops: what is wrong."""
+        problems = ["the daemon drains: it takes no other configuration"]
+        if self._drained_by is None:
+            self._notifier.reloading()
+            problems = await self._take_over()
+            self._tell_status()
+        if self._drained_by is None:  # still
+            self._notifier.ready()
+        return problems
+
+    async def _take_over(self) -> list[str]:
+        load = self._load
+        assert load is not None
         try:
-            await self._supervisor.reload(load)
+            await self._supervisor.reload(lambda: _placed(load()))
         except VsockproxyError as error:
             self._trouble = "the last reload failed, see the log; "
-            for problem in _problems(error):
+            problems = _problems(error)
+            for problem in problems:
                 self._log.error("reload_failed", problem=problem)
-        else:
-            self._trouble = ""
-            self._warn_of_surplus()
+            return problems
+        self._trouble = ""
+        self._warn_of_surplus()
+        return []
 
     async def beat(self) -> None:
         """Give systemd life signs and the status, until cancelled."""
@@ -193,6 +227,21 @@ class _Service:
         yield from (route.listen for route in config.routes)
         if config.metrics is not None:
             yield config.metrics
+        if config.admin.listen is not None:
+            yield config.admin.listen
+
+
+def _placed(config: Config) -> Config:
+    """The configuration with the operator's socket where the service manager wants it."""
+    return replace(config, admin=of_service(config.admin, os.environ))
+
+
+class _Asked:
+    """A reload that somebody waits for."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.done = trio.Event()
 
 
 def _count(number: int, noun: str) -> str:

@@ -115,7 +115,7 @@ class Relay:
         return await self.targets.connect(connection)
 
     def _note_failure(self, connection: Connection, error: DialError) -> None:
-        self.stats.dial_failures[error.reason] += 1
+        self.stats.dial_failed(error.reason, str(error))
         if error.reason == "no_descriptors":
             self.gate.recount()
         self.failures.warning(

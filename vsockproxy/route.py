@@ -165,6 +165,24 @@ class Limits:
     max_connections: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class AdminSettings:
+    """Where the daemon is asked and steered, and who may: a Unix socket's file.
+
+    ``socket`` ``auto`` is the service manager's folder, if there is one; None is nowhere.
+    ``group`` None is our own.
+    """
+
+    socket: UnixEndpoint | Literal["auto"] | None = "auto"
+    mode: int = 0o600
+    group: int | None = None
+
+    @property
+    def listen(self) -> UnixEndpoint | None:
+        """The socket, where it is known."""
+        return self.socket if isinstance(self.socket, UnixEndpoint) else None
+
+
 MetricsListen = TcpEndpoint | UnixEndpoint | FdEndpoint
 
 
@@ -181,6 +199,7 @@ class Config:
     pump: PumpSettings = PumpSettings()
     limits: Limits = Limits()
     guests: tuple[Guest, ...] = ()
+    admin: AdminSettings = AdminSettings()
     source: str = "command line"
 
     @property

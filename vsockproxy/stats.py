@@ -10,8 +10,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from vsockproxy.endpoint import AF_VSOCK, MuxEndpoint, VsockEndpoint
 from vsockproxy.route import Config, Route
 from vsockproxy.transfer import EndReason, Meter
 from vsockproxy.transport import peer_name
@@ -123,6 +124,31 @@ class Connection(Meter):
         active = self.running.active() if self.running else 0.0
         return max(0.0, monotonic() - max(active, self.opened))
 
+    @property
+    def halves(self) -> tuple[bool, bool]:
+        """Whether the way upstream has ended, and the way downstream."""
+        if self.running is None:
+            return False, False
+        return self.running.upstream_done(), self.running.downstream_done()
+
+    @property
+    def destination_port(self) -> int | None:
+        """The vsock port that was asked for: the listener's, else the target's; or None."""
+        for endpoint in (self.route.listen, self.route.target):
+            if isinstance(endpoint, VsockEndpoint | MuxEndpoint):
+                return endpoint.port
+        return None
+
+    @property
+    def source_port(self) -> int | None:
+        """The vsock port of the side that opened it: the client's, else what a VMM called ours.
+
+        None where no side is vsock, or nobody tells.
+        """
+        if self.family == AF_VSOCK:
+            return int(self.address[1])
+        return self.vmm_port
+
     def names(self) -> dict[str, object]:
         """Who it is, as the fields of a log line."""
         return {
@@ -142,6 +168,14 @@ class Connection(Meter):
         )
 
 
+class LastError(NamedTuple):
+    """The last dial that failed: when (seconds of the epoch), its reason, and its sentence."""
+
+    time: float
+    reason: str
+    message: str
+
+
 class RouteStats:
     """The counters of one route since the daemon started.
 
@@ -154,6 +188,7 @@ class RouteStats:
       rejected: how many clients were turned away, by `admission.Rejection`.
       waits: how often accepting paused, by `admission.Hindrance`.
       sources: how many of ``live`` have each `Connection.source`.
+      last_error: the last dial that failed.
     """
 
     __slots__ = (
@@ -164,6 +199,7 @@ class RouteStats:
         "connections",
         "dial_failures",
         "dial_seconds",
+        "last_error",
         "live",
         "rejected",
         "route",
@@ -181,9 +217,15 @@ class RouteStats:
         self.rejected: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self.sources: dict[str, int] = {}
+        self.last_error: LastError | None = None
         self.dial_seconds = Histogram(DIAL_BOUNDS)
         self.connection_seconds = Histogram(CONNECTION_BOUNDS)
         self._ended_bytes = (0, 0)
+
+    def dial_failed(self, reason: str, message: str) -> None:
+        """Count a dial that failed, and keep its sentence."""
+        self.dial_failures[reason] += 1
+        self.last_error = LastError(time(), reason, message)
 
     def open(self, connection: Connection) -> None:
         """Count a connection that was accepted."""

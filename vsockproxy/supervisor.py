@@ -7,28 +7,32 @@ that cannot have them leaves nothing behind, and a reload that fails changes not
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import count
-from typing import Any, Final
+from time import time
+from typing import Any
 
 import trio
 
-from vsockproxy import __version__
+from vsockproxy.admin.daemon import RouteState
 from vsockproxy.admission import Admission
 from vsockproxy.binding import socket_file
 from vsockproxy.endpoint import ListenEndpoint
 from vsockproxy.errors import ListenError, VsockproxyError
+from vsockproxy.events import Events, Recorder
 from vsockproxy.listener import RouteListener
 from vsockproxy.log import get_logger
 from vsockproxy.ports import Forget, Inherited, Keep, Ports
 from vsockproxy.presence import keep_present
 from vsockproxy.pump import open_pump
 from vsockproxy.route import Config, Policy, Route
+from vsockproxy.services import Services, wanted_by
 from vsockproxy.stats import Reloads, RouteStats
 from vsockproxy.transfer import Pump
 
-_METRICS_BACKLOG: Final = 128  # scrapers are few
+Reload = Callable[[], Awaitable[list[str]]]
+"""Reads the configuration again; what is wrong with it, if it is not taken."""
 
 
 class Supervisor:
@@ -38,6 +42,8 @@ class Supervisor:
       config: what runs now.
       listeners: the routes that accept, by the endpoint they listen at.
       reloads: how reloading went so far.
+      started: when it was made, in seconds of the epoch.
+      events: the last failures and changes.
     """
 
     def __init__(
@@ -53,15 +59,19 @@ class Supervisor:
         With ``keep`` and ``forget`` listening sockets outlive this process: see `Ports`.
         """
         self.config = config
+        self.started = time()
+        self.events = Events()
         self.listeners: dict[ListenEndpoint, RouteListener] = {}
         self.reloads = Reloads(config)
         self.admission = Admission(config.limits)
         self._ports = Ports(inherited or {}, keep=keep, forget=forget)
         self._draining: set[RouteListener] = set()
         self._stats: dict[str, RouteStats] = {}
-        self._metrics: _Server | None = None
+        self._drained: dict[str, ListenEndpoint] = {}  # by an operator, and where they listened
         self._numbers = count(1)
-        self._log: Any = get_logger()
+        self._log: Any = Recorder(get_logger(), self.events)
+        self._beside = Services(self, self._ports, self._let_go, self._log)
+        self._reload: Reload | None = None
         self._pump: Pump
         self._routes: trio.Nursery
         self._services: trio.Nursery
@@ -70,13 +80,19 @@ class Supervisor:
         self._stops = 0
         self._cut = False
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> bool:
+    async def run(
+        self,
+        *,
+        reload: Reload | None = None,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> bool:
         """Serve until `stop`; True when every connection ended by itself.
 
-        ``task_status`` is started when every listener, the metrics one included, is
-        bound.  Raises `ListenError`, naming the route, when one cannot be; nothing stays
-        open then.
+        ``reload`` is what an operator asks for; it calls `reload`.  ``task_status`` is started
+        when every listener, those for HTTP included, is bound.  Raises `ListenError`, naming
+        the route, when one cannot be; nothing stays open then.
         """
+        self._reload = reload
         async with open_pump(self.config.pump) as self._pump:
             self._log.info("pump", pump=self._pump.name, why=self._pump.why)
             self._open(self.config)
@@ -145,16 +161,77 @@ class Supervisor:
         """The counters of every route, those that still drain included."""
         return list(self._stats.values())
 
+    # ---- steering ----
+
+    @property
+    def pump_name(self) -> str:
+        """What moves the bytes."""
+        return self._pump.name
+
+    def state_of(self, stats: RouteStats) -> RouteState:
+        """What a route does now."""
+        listener = self.listeners.get(stats.route.listen)
+        if listener is None or listener.stats is not stats or self._stops:
+            return "draining" if stats.live else "drained"
+        if listener.is_paused:
+            return "paused"
+        return "waiting" if listener.hindrance() else "listening"
+
+    def pause(self, name: str) -> None:
+        """Have a route's clients wait in the backlog until `resume`; a drained one stays so."""
+        if listener := self._listener(name):
+            listener.pause()
+            self._log.info("paused", route=name)
+
+    async def drain(self, name: str) -> None:
+        """Close a route's listener until `resume`; its connections end by themselves."""
+        if listener := self._listener(name):
+            self._drained[name] = listener.route.listen
+            self._log.info("route_drains", route=name, connections=len(listener.stats.live))
+            await self._retire(listener, listener.retire)
+
+    def resume(self, name: str) -> None:
+        """Have a route accept again; raises `ListenError`, and then a drained one stays so."""
+        if listener := self._listener(name):
+            listener.resume()
+        elif name in self._drained and not self._stops:
+            endpoint = self._drained.pop(name)
+            try:
+                self._open(self.config)
+            except ListenError:
+                self._drained[name] = endpoint
+                raise
+            self._start(next(route for route in self.config.routes if route.name == name))
+        self._log.info("resumed", route=name)
+
+    async def reload_as_asked(self) -> list[str]:
+        """Reload as a signal does; what is wrong, if the configuration is not taken."""
+        if self._reload is None:
+            return ["this daemon was started without a configuration that could be read again"]
+        return await self._reload()
+
+    def _listener(self, name: str) -> RouteListener | None:
+        return next((one for one in self.listeners.values() if one.route.name == name), None)
+
+    def _is_drained(self, route: Route) -> bool:
+        return self._drained.get(route.name) == route.listen
+
     # ---- listening ----
+
+    def _wanted(self, config: Config) -> dict[ListenEndpoint, tuple[str, Policy]]:
+        """Where to listen, each with who does and how."""
+        wanted: dict[ListenEndpoint, tuple[str, Policy]] = {
+            route.listen: (f"route {route.name}", route.policy)
+            for route in config.routes
+            if not self._is_drained(route)
+        }
+        return wanted | wanted_by(config)
 
     def _open(self, config: Config) -> list[ListenEndpoint]:
         """Bind what ``config`` wants and is not open yet: those. On an error, nothing of it."""
-        wanted = [(f"route {r.name}", r.listen, r.policy) for r in config.routes]
-        if config.metrics is not None:
-            wanted.append(("metrics", config.metrics, Policy(backlog=_METRICS_BACKLOG)))
         opened: list[ListenEndpoint] = []
         try:
-            for owner, endpoint, policy in wanted:
+            for endpoint, (owner, policy) in self._wanted(config).items():
                 if endpoint not in self._ports:
                     self._ports.open(owner, endpoint, policy)
                     opened.append(endpoint)
@@ -181,7 +258,7 @@ class Supervisor:
         """Close a listener that nobody waits for any more, unless it has a next user."""
         if self._stops:
             self._ports.leave(endpoint)
-        elif endpoint not in {self.config.metrics, *(r.listen for r in self.config.routes)}:
+        elif endpoint not in self._wanted(self.config):
             self._ports.close(endpoint)
 
     # ---- serving ----
@@ -194,6 +271,7 @@ class Supervisor:
         if self._stops:
             return False
         self.config = config
+        self._drained = {r.name: r.listen for r in config.routes if self._is_drained(r)}
         self.admission.adopt(config.limits)
         routes = {route.listen: route for route in config.routes}
         for endpoint, listener in list(self.listeners.items()):
@@ -201,18 +279,17 @@ class Supervisor:
             if route is not None and route.name == listener.route.name:
                 listener.adopt(route)
             else:
-                await self._retire(listener)
-        if self._metrics is not None and self._metrics.endpoint != config.metrics:
-            await self._metrics.stop()
-            self._metrics = None
+                await self._retire(listener, listener.stop)
+        await self._beside.stop_others(config)
         if self._stops:
             return False
         for route in config.routes:
-            if route.listen not in self.listeners:
+            if self._is_drained(route):
+                self._stats[route.name].route = route
+            elif route.listen not in self.listeners:
                 self._start(route)
-        if self._metrics is None and config.metrics is not None:
-            self._metrics = _Server(config.metrics)
-            await self._services.start(self._serve_metrics, self._metrics)
+        self._forget_stats()
+        await self._beside.start(config, self._services)
         return True
 
     def _start(self, route: Route) -> None:
@@ -231,11 +308,11 @@ class Supervisor:
         if socket_file(route.listen) is not None:
             self._routes.start_soon(keep_present, listener, self._ports, self._log)
 
-    async def _retire(self, listener: RouteListener) -> None:
+    async def _retire(self, listener: RouteListener, leave: Callable[[], None]) -> None:
         """Have a route accept no more; returns when its sockets are free for another."""
         del self.listeners[listener.route.listen]
         self._draining.add(listener)
-        listener.stop()
+        leave()
         await listener.released.wait()
 
     async def _serve(self, listener: RouteListener) -> None:
@@ -243,14 +320,13 @@ class Supervisor:
         if self._stops:
             self._cut = self._cut or not drained
         if listener in self._draining:
-            self._forget(listener)
+            self._draining.remove(listener)
+            self._forget_stats()
 
-    def _forget(self, listener: RouteListener) -> None:
-        """Drop a retired route, and its counters unless a route of its name goes on."""
-        self._draining.remove(listener)
-        name = listener.route.name
+    def _forget_stats(self) -> None:
+        """Drop the counters of names that no route has any more."""
         users = [*(other.route for other in self._all_listeners()), *self.config.routes]
-        if not any(name == route.name for route in users):
+        for name in self._stats.keys() - {route.name for route in users}:
             del self._stats[name]
 
     def _tell_listeners(self) -> None:
@@ -262,34 +338,3 @@ class Supervisor:
 
     def _all_listeners(self) -> list[RouteListener]:
         return [*self.listeners.values(), *self._draining]
-
-    async def _serve_metrics(self, server: _Server, *, task_status: trio.TaskStatus[None]) -> None:
-        # Imported here: a daemon without a metrics endpoint needs neither.
-        from vsockproxy.admin import serve_metrics  # noqa: PLC0415 - see above
-        from vsockproxy.metrics import make_registry  # noqa: PLC0415 - see above
-
-        registry = make_registry(
-            self.stats, __version__, self._pump.name, self.admission, self.reloads
-        )
-        sockets = [listening.sock for listening in self._ports[server.endpoint]]
-        try:
-            with server.scope:
-                await serve_metrics(
-                    sockets, registry, readiness=self.lacking, task_status=task_status
-                )
-        finally:
-            self._let_go(server.endpoint)
-            server.ended.set()
-
-
-class _Server:
-    """A server that runs beside the routes, and how to end it."""
-
-    def __init__(self, endpoint: ListenEndpoint) -> None:
-        self.endpoint = endpoint
-        self.scope = trio.CancelScope()
-        self.ended = trio.Event()
-
-    async def stop(self) -> None:
-        self.scope.cancel()
-        await self.ended.wait()

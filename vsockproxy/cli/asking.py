@@ -17,7 +17,7 @@ from vsockproxy.errors import VsockproxyError
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command(short_help="Show the routes of a file, or all that is wrong in it.")(check)
+    app.command(short_help="Show a file's routes, or all that is wrong in it.")(check)
     app.command(short_help="Show the version, and which pump runs and why.")(version)
     app.command(short_help="Ask the running daemon whether it is ready.")(health)
 

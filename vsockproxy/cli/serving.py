@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, closing, nullcontext
 from pathlib import Path
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command()(run)
-    app.command()(forward)
-    app.command()(demo)
+    app.command(short_help="Run the daemon, by a file or $VSOCKPROXY_FORWARD.")(run)
+    app.command(short_help="Relay from each LISTEN to its TARGET, without a file.")(forward)
+    app.command(short_help="Run the daemon with an embedded guest: try it, no VM.")(demo)
 
 
 def run(config: ConfigOption = None) -> None:
@@ -124,10 +125,11 @@ def demo(
             if config
             else read(lambda: embedded.demo_config(mux, port or 8080, metrics_port or 9490))
         )
+        built = embedded.with_admin(built, os.environ, Path(folder))
         _serve(
             built,
             beside=embedded.embedded_guests(built),
-            ready=lambda: typer.echo(embedded.greeting(built)),
+            ready=lambda: typer.echo(embedded.greeting(built, os.environ)),
             hint=(
                 f"other ports and paths: edit {config}"
                 if config

@@ -25,7 +25,10 @@ from vsockproxy.route import Config
 
 PREFIX: Final = "VSOCKPROXY_"
 FILE: Final = "VSOCKPROXY_CONFIG"
-"""Names a file; the one variable that is no setting."""
+"""Names a file, and is no setting."""
+
+ADMIN: Final = "VSOCKPROXY_ADMIN"
+"""Names the socket of a running daemon, for those who ask it: no setting either."""
 
 SOURCE: Final = "environment"
 
@@ -55,7 +58,7 @@ def settings(environ: Mapping[str, str]) -> dict[str, str]:
         name: text
         for name, text in sorted(environ.items())
         if name.startswith(PREFIX)
-        and name != FILE
+        and name not in (FILE, ADMIN)
         and text.strip()
         and not _is_of_a_service(name, text)
     }

@@ -18,6 +18,7 @@ from vsockproxy.config.document import Document, Finding, KeyPath, Plain, read_d
 from vsockproxy.config.guests import WrongKeyError, read_guest
 from vsockproxy.config.policy import fit_policy
 from vsockproxy.config.schema import GuestTable, RouteTable, nearest, read_tables
+from vsockproxy.duration import AUTO, OFF
 from vsockproxy.endpoint import (
     PORT_ANY,
     GuestEndpoint,
@@ -26,12 +27,14 @@ from vsockproxy.endpoint import (
     MuxEndpoint,
     Target,
     TcpEndpoint,
+    UnixEndpoint,
     VsockEndpoint,
     check_guest_name,
 )
 from vsockproxy.errors import AddressError, ConfigError
 from vsockproxy.guest import Cid, Guest, MuxGlob, StaticWay
 from vsockproxy.route import (
+    AdminSettings,
     Config,
     Limits,
     LogSettings,
@@ -43,6 +46,7 @@ from vsockproxy.route import (
 
 COMMAND_LINE: Final = "command line"
 
+_ADMIN: Final = AdminSettings()
 _LONGEST_NAME: Final = 128
 _NO_ROUTE: Final = (
     'has no route: write one under forward, as in 8080 = "3:80" (TOML) or 8080: 3:80 (YAML)'
@@ -115,6 +119,7 @@ class _Builder:
 
     def config(self) -> Config:
         metrics = self._metrics()
+        admin = self._admin()
         for name, table in self._tables.guests.items():
             self._guests[name] = self._read_guest(name, table)
         routes = tuple(route for entry in self._entries() for route in self._routes(entry))
@@ -130,6 +135,7 @@ class _Builder:
             pump=PumpSettings(choice=pump.choice, threads=pump.threads),
             limits=Limits(self._tables.limits.max_connections),
             guests=tuple(guest for guest in self._guests.values() if guest),
+            admin=admin,
             source=self._document.source,
         )
 
@@ -151,6 +157,22 @@ class _Builder:
         self._check_listen(text, endpoint, path)
         self._claims.take(endpoint, spell(path))
         return endpoint
+
+    def _admin(self) -> AdminSettings:
+        path = ("admin", "socket")
+        table = self._tables.admin
+        mode = _ADMIN.mode if table.mode is None else table.mode
+        if table.socket in (AUTO, OFF):
+            return AdminSettings(AUTO if table.socket == AUTO else None, mode, table.group)
+        endpoint = self._parsed(UnixEndpoint, table.socket.removeprefix("unix:"), path)
+        if endpoint is None:
+            return _ADMIN
+        if endpoint.path.startswith("@"):
+            self._note(path, f"{table.socket!r} is no file, so everybody could steer: name one")
+            return _ADMIN
+        if owner := self._claims.take(endpoint, spell(path)):
+            self._note(path, f"{table.socket!r} is taken already, by {owner}")
+        return AdminSettings(endpoint, mode, table.group)
 
     def _read_guest(self, name: str, table: GuestTable) -> Guest | None:
         """A guest; None if something is wrong with it, which is told here."""

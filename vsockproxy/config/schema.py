@@ -32,6 +32,7 @@ from vsockproxy.config.amount import (
 from vsockproxy.config.document import Finding, KeyPath, Plain
 from vsockproxy.destination import Pattern, parse_pattern
 from vsockproxy.duration import (
+    AUTO,
     OFF,
     parse_bound,
     parse_duration,
@@ -43,6 +44,7 @@ from vsockproxy.duration import (
 from vsockproxy.endpoint import Handshake
 from vsockproxy.errors import AddressError
 from vsockproxy.route import (
+    AdminSettings,
     HalfClose,
     KeepAlive,
     LogFormat,
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
 _POLICY: Final = Policy()
 _LOG: Final = LogSettings()
 _PUMP: Final = PumpSettings()
+_ADMIN: Final = AdminSettings()
 _INT32_MAX: Final = 0x7FFFFFFF
 _RULES: Final = '["10.0.0.0/8", "uid:1000"]'
 _PATTERNS: Final = '["10.0.0.0/8:443", "db.internal:5432"]'
@@ -229,6 +232,14 @@ class MetricsTable(_Table):
     listen: Address | None = None
 
 
+class AdminTable(_Table):
+    """``[admin]``."""
+
+    socket: str = AUTO
+    mode: Annotated[int | None, BeforeValidator(parse_mode)] = _ADMIN.mode
+    group: Annotated[int | None, BeforeValidator(parse_group)] = _ADMIN.group
+
+
 class LogTable(_Table):
     """``[log]``."""
 
@@ -258,6 +269,7 @@ class FileTables(_Table):
     defaults: PolicyKeys = PolicyKeys()
     limits: LimitsTable = LimitsTable()
     metrics: MetricsTable = MetricsTable()
+    admin: AdminTable = AdminTable()
     log: LogTable = LogTable()
     pump: PumpTable = PumpTable()
 
@@ -268,6 +280,7 @@ TABLES: Final[dict[str, type[BaseModel]]] = {
     "defaults": PolicyKeys,
     "limits": LimitsTable,
     "metrics": MetricsTable,
+    "admin": AdminTable,
     "log": LogTable,
     "pump": PumpTable,
 }

@@ -1,0 +1,62 @@
+"""What the API asks of the daemon, so that it need not know the supervisor.
+
+Owns: the interface alone.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from vsockproxy.admission import Admission
+from vsockproxy.endpoint import ListenEndpoint
+from vsockproxy.events import Events
+from vsockproxy.listener import RouteListener
+from vsockproxy.route import Config
+from vsockproxy.stats import Reloads, RouteStats
+
+RouteState = Literal["listening", "waiting", "paused", "draining", "drained"]
+
+
+class Daemon(Protocol):
+    """A daemon that runs; everything is called in the thread of its event loop."""
+
+    config: Config
+    listeners: dict[ListenEndpoint, RouteListener]
+    reloads: Reloads
+    admission: Admission
+    events: Events
+    started: float
+    """In seconds of the epoch."""
+
+    @property
+    def pump_name(self) -> str:
+        """What moves the bytes."""
+        ...
+
+    def stats(self) -> list[RouteStats]:
+        """The counters of every route, those that still drain included."""
+        ...
+
+    def lacking(self) -> list[str]:
+        """What keeps it from being ready, in words."""
+        ...
+
+    def state_of(self, stats: RouteStats) -> RouteState:
+        """What a route does now."""
+        ...
+
+    def pause(self, name: str) -> None:
+        """Have a route accept no more for now."""
+        ...
+
+    async def drain(self, name: str) -> None:
+        """Close a route's listener; its connections go on."""
+        ...
+
+    def resume(self, name: str) -> None:
+        """Have a route accept again; raises `ListenError`."""
+        ...
+
+    async def reload_as_asked(self) -> list[str]:
+        """Reload as SIGHUP does; what is wrong, if the configuration is not taken."""
+        ...
