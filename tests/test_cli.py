@@ -11,9 +11,12 @@ from typing import Final
 
 import pytest
 import trio
+from typer.testing import CliRunner
 
 from tests.daemon import REPOSITORY, Daemon, command, daemon, environment
+from tests.fakes import as_ordinary_user, open_folder
 from vsockproxy import __version__
+from vsockproxy.cli import app
 from vsockproxy.cli.program import default_file
 
 COMMANDS: Final = (
@@ -133,7 +136,7 @@ def test_completion_knows_the_commands(shell: str) -> None:
         (),
         ("frobnicate",),
         ("run", "--frobnicate"),
-        ("check",),
+        ("check", "--frobnicate"),
         ("forward",),
         ("forward", "8080"),
         ("forward", "8080", "3:80", "8081"),
@@ -274,6 +277,29 @@ def test_run_without_a_file_names_every_place_it_looked_at() -> None:
         assert place in done.stderr
 
 
+def test_check_without_a_file_takes_what_run_takes(write: Write) -> None:
+    named = command("check", environ={"VSOCKPROXY_CONFIG": str(write())})
+    asked = command("check", "-c", write())
+    assert named.stdout == asked.stdout == command("check", write()).stdout
+    settings = command("check", environ={"VSOCKPROXY_FORWARD": "8080=3:80"})
+    assert "vsock:3:80" in settings.stdout
+    assert command("check").stderr == command("run").stderr
+
+
+def test_a_file_that_may_not_be_read_says_what_to_do() -> None:
+    with open_folder() as folder:
+        file = folder / "x.toml"
+        file.touch()
+        for arguments in (("check", str(file)), ("run", "-c", str(file))):
+            file.chmod(0o644)
+            CliRunner().invoke(app, arguments)  # what it imports an ordinary user may not read
+            file.chmod(0o000)
+            with as_ordinary_user():
+                done = CliRunner().invoke(app, arguments)
+            assert done.exit_code == 2
+            assert "x.toml: this user may not read it: check its mode" in done.stderr
+
+
 def test_the_first_place_with_a_file_is_taken(tmp_path: Path) -> None:
     toml, yaml = tmp_path / "config.toml", tmp_path / "config.yaml"
     yaml.touch()
@@ -383,6 +409,21 @@ async def test_forward_relays_without_a_file(tcp: socket.socket, target: socket.
         await running.wait_for("connection")
         assert await running.stop() == 0
         await running.wait_for("listening", owner="route fd:web")
+
+
+async def test_forward_takes_relative_paths_from_the_shells_folder_on(
+    tcp: socket.socket, target: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ("forward", "fd:web", "unix:target", "--metrics", "unix:metrics")
+    async with daemon(*arguments, sockets={"web": tcp}) as running:
+        client, server = await started(running, tcp, target)
+        await client.aclose()
+        await server.aclose()
+        end = await running.wait_for("connection")
+        assert end["target"] == f"unix:{tmp_path}/target"
+        assert (tmp_path / "metrics").is_socket()
+        assert await running.stop() == 0
 
 
 @pytest.mark.parametrize("listener", ["route", "metrics"])

@@ -227,6 +227,7 @@ def test_a_wrong_command_line_has_no_key_paths() -> None:
 
 
 NO_ROUTE = 'has no route: write one under forward, as in 8080 = "3:80" (TOML) or 8080: 3:80 (YAML)'
+RELATIVE = "is relative, and a daemon's working directory is /: write the whole path"
 DURATION = 'is no duration: write seconds, or a text such as "250ms", "30s", "5m"'
 
 WRONG_TOML = {
@@ -309,6 +310,16 @@ WRONG_TOML = {
             " write as many on both sides",
             "forward.\"70\": '3:70-71' is 2 ports and '70' is 1 port: write as many on both sides",
             "forward.\"9-8\": the port range of '9-8' runs backwards: write the lower port first",
+        ],
+    ),
+    "relative paths": (
+        'metrics.listen = "unix:m"\nguests.g.mux = "v.sock"\n'
+        '[forward]\n80 = "unix:run/a"\n"vsock-mux:v:81" = "3:81"\n82 = "g:82"\n',
+        [
+            f"metrics.listen: 'm' {RELATIVE}",
+            f"guests.g.mux: 'v.sock' {RELATIVE}",
+            f"forward.\"80\": 'run/a' {RELATIVE}",
+            f"forward.\"vsock-mux:v:81\": 'v' {RELATIVE}",
         ],
     ),
     "doubled names": (
@@ -477,7 +488,24 @@ WRONG_TOML = {
     ),
 }  # fmt: skip
 
+FORM = (
+    'write each route on a line of its own, as in 8080 = "3:80" (TOML) or 8080: 3:80'
+    " (YAML: indented, a space after the colon, and no - in front)"
+)
+
 WRONG_YAML = {
+    "a list of routes": (
+        "forward:\n  - 8080: 3:80\n  - 8081: 3:81\n",
+        [f"1:1: forward: a list is no table: {FORM}"],
+    ),
+    "no space after the colon": (
+        "forward:\n  8080:3:80\n",
+        [f"1:1: forward: '8080:3:80' is no table: {FORM}"],
+    ),
+    "a route outside forward": (
+        "8080: 3:80",
+        [NO_ROUTE, '1:1: "8080": unknown key: a route stands under forward'],
+    ),
     "places": (
         "forward:\n  8080: 3:80\n  8080: 3:81\n  on: yes\n  9090:\nroute:\n  - listen: 81\n"
         "    target: 3:80\n    backlog: 1.5\n  - 5\n  - lisen: 82\n    target: 3:80\n",
@@ -494,7 +522,7 @@ WRONG_YAML = {
     ),
     "nothing but a list": (
         "- 8080: 3:80",
-        ["1:1: is no table: write keys and values, as in 8080: 3:80"],
+        ["1:1: is no table: write `forward:`, and below it, indented, `8080: 3:80`"],
     ),
     "an alias": (
         "forward: &f {80: 3:80}\nroute: *f",

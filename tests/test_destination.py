@@ -273,6 +273,9 @@ async def test_a_client_whose_target_is_forbidden_is_reset_counted_and_logged() 
         assert route.stats.dial_failures == {"forbidden": 1}
         [line] = route.events("dial_failed")
         assert line["reason"] == "forbidden"
+        [end] = route.events("connection")
+        assert end["reason"] == "dial_forbidden"
+        assert "dial_seconds" not in end, "it is not known"
 
 
 async def test_a_target_that_is_told_of_its_client_is_bounded_as_well() -> None:

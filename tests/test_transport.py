@@ -38,7 +38,7 @@ from vsockproxy.endpoint import (
 )
 from vsockproxy.errors import DialError
 from vsockproxy.sockaddr import new_socket
-from vsockproxy.transport import abort, dial, peer_name
+from vsockproxy.transport import abort, dial, dial_at_once, peer_name
 
 TIMEOUT = 20.0
 SHORT = 0.05
@@ -270,6 +270,16 @@ async def test_cancelling_the_wait_for_a_full_backlog_leaks_nothing(tmp_path: Pa
 @pytest.mark.parametrize("kind", ["unix", "vsock-mux"])
 async def test_a_path_that_is_not_there_is_not_found(tmp_path: Path, kind: str) -> None:
     assert (await fails(target(kind, tmp_path / "none"))).reason == "not_found"
+
+
+@pytest.mark.parametrize("kind", ["unix", "vsock-mux"])
+async def test_a_path_of_something_else_is_said_to_be_no_socket(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "file").touch()
+    error = await fails(target(kind, tmp_path / "file"))
+    assert (error.reason, error.errno) == ("refused", errno.ECONNREFUSED)
+    assert "is not a socket" in str(error)
+    with pytest.raises(DialError, match="is not a socket"):
+        dial_at_once(UnixEndpoint(str(tmp_path)))
 
 
 @pytest.mark.parametrize("kind", ["unix", "vsock-mux"])

@@ -24,6 +24,7 @@ from vsockproxy.endpoint import (
     CID_ANY,
     CID_NAMES,
     GUEST_NAME,
+    KINDS,
     PORT_ANY,
     FdEndpoint,
     GuestEndpoint,
@@ -39,6 +40,10 @@ from vsockproxy.errors import AddressError
 _RANGE: Final = re.compile(
     r"(?P<head>(?:.*:)?)(?P<first>[0-9]{1,10})-(?P<last>[0-9]{1,10})", re.DOTALL
 )
+_PORTS: Final = re.compile(r"[0-9]+(-[0-9]*)?")
+_RANGE_EXAMPLE: Final = "a range is spelt 8000-8010"
+_WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_IPV6: Final = re.compile(r"[0-9A-Fa-f:.]*(%.*)?")
 
 
 def parse_listen(text: str) -> ListenEndpoint:
@@ -46,9 +51,7 @@ def parse_listen(text: str) -> ListenEndpoint:
 
     Raises `AddressError` with what was read and what is wanted.
     """
-    endpoint = _parse_prefixed(text)
-    if endpoint is None:
-        endpoint = _parse_bare_tcp(text)
+    endpoint = _parse_prefixed(text) or _parse_bare(_parse_bare_tcp, text)
     if isinstance(endpoint, GuestEndpoint):
         raise AddressError(f"{text!r} cannot listen")
     if isinstance(endpoint, MuxEndpoint) and endpoint.handshake == "none":
@@ -64,9 +67,7 @@ def parse_target(text: str) -> TargetEndpoint:
 
     Raises `AddressError` with what was read and what is wanted.
     """
-    endpoint = _parse_prefixed(text)
-    if endpoint is None:
-        endpoint = _parse_bare_target(text)
+    endpoint = _parse_prefixed(text) or _parse_bare(_parse_bare_target, text)
     if isinstance(endpoint, FdEndpoint):
         raise AddressError(f"{text!r} cannot be a target: an inherited socket only listens")
     if isinstance(endpoint, VsockEndpoint) and endpoint.cid == CID_ANY:
@@ -113,12 +114,16 @@ def _parse_tcp(text: str, rest: str) -> TcpEndpoint:
     if rest.isdecimal():
         return TcpEndpoint(None, _number(text, rest, "TCP port"))
     host, colon, port = rest.rpartition(":")
+    if not colon and _PORTS.fullmatch(rest):
+        raise AddressError(f"{text!r} is not a TCP port; {_RANGE_EXAMPLE}")
     if not colon:
         raise AddressError(f"{text!r} has no port: write HOST:PORT")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
         if ":" not in host:
             raise AddressError(f"{text!r}: only an IPv6 address stands in brackets")
+    elif ":" in host and not _IPV6.fullmatch(host):
+        raise AddressError(f"{text!r}: {host!r} is no host: write tcp:HOST:PORT")
     elif ":" in host:
         raise AddressError(f"{text!r}: an IPv6 address stands in brackets: [{host}]:{port}")
     return TcpEndpoint(host, _number(text, port, "TCP port"))
@@ -157,6 +162,32 @@ _PREFIXES: Final[dict[str, Callable[[str, str], _Endpoint]]] = {
 }
 
 
+def _parse_bare(parse: Callable[[str], _Endpoint], text: str) -> _Endpoint:
+    """What ``parse`` makes of a text that says no kind; if nothing, perhaps it meant to."""
+    try:
+        return parse(text)
+    except AddressError:
+        if "://" in text:
+            raise AddressError(f"{text!r} is a URL: write tcp:HOST:PORT") from None
+        kind = text.partition(":")[0]
+        meant = _misspelt(kind) if kind != text else None
+        if meant is None:
+            raise
+        sentence = f"{text!r}: {kind!r} is no kind of address: did you mean {meant}:?"
+        raise AddressError(sentence) from None
+
+
+def _misspelt(kind: str) -> str | None:
+    """The kind of address that looks most like a word; None for what may be an IPv6 address."""
+    from difflib import get_close_matches  # noqa: PLC0415 - for those who err only
+
+    if not _WORD.fullmatch(kind) or _IPV6.fullmatch(kind):
+        return None
+    known = {**dict(zip(KINDS, KINDS, strict=True)), "mux": "vsock-mux"}
+    close = get_close_matches(kind.lower(), known, n=1)
+    return known[close[0]] if close else None
+
+
 def _parse_bare_tcp(text: str) -> TcpEndpoint:
     """``PORT`` or ``HOST:PORT`` where nothing else can be meant."""
     host, colon, _ = text.rpartition(":")
@@ -170,7 +201,7 @@ def _parse_bare_tcp(text: str) -> TcpEndpoint:
 def _parse_bare_target(text: str) -> TargetEndpoint:
     head, colon, port = text.rpartition(":")
     if not colon:
-        if text.isdecimal():
+        if _PORTS.fullmatch(text):
             return TcpEndpoint(None, _number(text, text, "TCP port"))
         raise AddressError(f"{text!r} is no target: write CID:PORT, GUEST:PORT or tcp:HOST:PORT")
     if head.isdecimal() or head in CID_NAMES:
@@ -188,5 +219,6 @@ def _parse_bare_target(text: str) -> TargetEndpoint:
 def _number(text: str, digits: str, what: str) -> int:
     # str.isdecimal and int() take the digits of every script; an address has ASCII ones.
     if not (digits.isascii() and digits.isdecimal()) or len(digits) > 10:
-        raise AddressError(f"{text!r}: {digits!r} is not a {what}")
+        hint = f"; {_RANGE_EXAMPLE}" if "-" in digits else ""
+        raise AddressError(f"{text!r}: {digits!r} is not a {what}{hint}")
     return int(digits)

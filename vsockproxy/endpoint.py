@@ -234,6 +234,14 @@ def check_guest_name(name: str) -> None:
         )
 
 
+def check_absolute(path: str) -> None:
+    """Raise `AddressError` unless a socket's path says by itself where it is."""
+    if not path.startswith(("/", "@")):
+        raise AddressError(
+            f"{path!r} is relative, and a daemon's working directory is /: write the whole path"
+        )
+
+
 def port_to_service_guid(port: int) -> uuid.UUID:
     """The Hyper-V service GUID under which a Linux guest's vsock port appears.
 

@@ -153,6 +153,8 @@ class Relay:
     def _log_end(self, connection: Connection, reason: str) -> None:
         """The access line: one for every connection, at its end."""
         words: dict[str, object] = {"why": ENDINGS[reason]} if reason in ENDINGS else {}
+        if connection.dial_seconds is not None:
+            words["dial_seconds"] = round(connection.dial_seconds, 6)
         if connection.vmm_port is not None:
             words["vmm_port"] = connection.vmm_port
         self.log.info(
@@ -161,7 +163,6 @@ class Relay:
             upstream_bytes=connection.upstream_bytes,
             downstream_bytes=connection.downstream_bytes,
             seconds=round(monotonic() - connection.opened, 6),
-            dial_seconds=connection.dial_seconds and round(connection.dial_seconds, 6),
             reason=reason,
             **words,
         )

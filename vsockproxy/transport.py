@@ -20,6 +20,7 @@ import struct
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import trio
@@ -123,7 +124,7 @@ async def dial(
                 )
                 return await _open(socket.AF_UNIX, connect)
     except OSError as error:
-        raise dial_error(endpoint, errno_of(error)) from error
+        raise _failed(endpoint, error) from error
 
 
 def dial_at_once(endpoint: Target) -> socket.socket | None:
@@ -144,8 +145,18 @@ def dial_at_once(endpoint: Target) -> socket.socket | None:
     except OSError as error:
         if sock is not None:
             sock.close()
-        raise dial_error(endpoint, errno_of(error)) from error
+        raise _failed(endpoint, error) from error
     return sock
+
+
+def _failed(endpoint: Target, error: OSError) -> DialError:
+    # connect(2) says of every file but a socket what it says of one that nobody listens at.
+    if isinstance(endpoint, UnixEndpoint | MuxEndpoint) and error.errno == errno.ECONNREFUSED:
+        path = Path(endpoint.path)
+        if path.exists() and not path.is_socket():
+            sentence = "something that is not a socket is there: is the path right?"
+            return DialError(endpoint, "refused", sentence, error.errno)
+    return dial_error(endpoint, errno_of(error))
 
 
 async def open_vsock_stream(

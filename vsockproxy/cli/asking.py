@@ -11,7 +11,14 @@ from typing import Annotated
 import typer
 
 from vsockproxy import __version__
-from vsockproxy.cli.program import ConfigOption, default_file, fail, load
+from vsockproxy.cli.program import (
+    ConfigOption,
+    default_file,
+    fail,
+    load,
+    read,
+    source_of,
+)
 from vsockproxy.errors import VsockproxyError
 
 
@@ -23,15 +30,21 @@ def add_to(app: typer.Typer) -> None:
 
 
 def check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML or YAML.")],
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="TOML or YAML; else what run takes.", readable=False),
+    ] = None,
+    *,
+    config: ConfigOption = None,
 ) -> None:
     """Show the routes of a configuration file, or all that is wrong in it.
 
-    Nothing is opened. The exit status is 2 when something is wrong.
+    Without FILE it is the configuration that run would take. Nothing is
+    opened. The exit status is 2 when something is wrong.
     """
     from vsockproxy.listing import print_routes  # noqa: PLC0415 - at its use
 
-    print_routes(load(file), sys.stdout)
+    print_routes(load(file) if file else read(source_of(config or default_file())), sys.stdout)
 
 
 def version() -> None:

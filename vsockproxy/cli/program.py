@@ -70,6 +70,7 @@ ConfigOption = Annotated[
         envvar="VSOCKPROXY_CONFIG",
         metavar="FILE",
         help="TOML or YAML; else /etc/vsockproxy/config.toml or .yaml.",
+        readable=False,  # what to do about it is said when the file is read
     ),
 ]
 

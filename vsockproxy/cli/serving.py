@@ -84,12 +84,21 @@ def forward(
         connect_timeout=connect_timeout, idle_timeout=idle_timeout, half_close=half_close
     )
     tables = _written(
-        metrics=_written(listen=metrics),
+        metrics=_written(listen=metrics and _from_here(metrics)),
         defaults=policy,
         log=_written(level=log_level, format=log_format),
     )
-    pairs = list(zip(addresses[::2], addresses[1::2], strict=True))
+    absolute = [_from_here(address) for address in addresses]
+    pairs = list(zip(absolute[::2], absolute[1::2], strict=True))
     _serve(read(lambda: forward_config(pairs, tables)))
+
+
+def _from_here(address: str) -> str:
+    """The address, with the path of a socket from the shell's folder on made a whole one."""
+    kind, _, path = address.partition(":")
+    if kind in ("unix", "vsock-mux") and path and path[0] not in "/@":
+        return f"{kind}:{Path.cwd() / path}"
+    return address
 
 
 def _written(**keys: Plain | None) -> dict[str, Plain]:

@@ -35,6 +35,8 @@ _MAX_DOTS: Final = 1000
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _TOML_PLACE: Final = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.S)
+_TOML_NAME: Final = re.compile(r"Cannot (declare|mutate immutable namespace) \((.*)\)(?: twice)?")
+_TOML_KEY: Final = re.compile(r"""\s*((?:"[^"]*"|'[^']*'|[A-Za-z0-9_.-])+)\s*=""")
 # A %YAML 1.1 line would bring back what this module keeps out: 3:22 as 202, `on` as true.
 _DIRECTIVE: Final = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)*%(?!YAML 1\.2\s)")
 _YAML_TAG: Final = "tag:yaml.org,2002:"
@@ -161,20 +163,24 @@ def _parse_toml(text: str, source: str) -> Document:
         match = _TOML_PLACE.fullmatch(str(error))
         reason = match[1] if match else str(error)
         place = (int(match[2]), int(match[3])) if match and match[2] else _end_of(text)
-        raise _wrong(source, _toml_words(reason), *place) from error
+        raise _wrong(source, _toml_words(reason, text.split("\n")[place[0] - 1]), *place) from error
     except ValueError as error:  # of int()
         raise _wrong(source, "a number in it has too many digits") from error
 
 
-def _toml_words(reason: str) -> str:
-    if match := re.fullmatch(r"Cannot declare \((.*)\) twice", reason):
-        name = spell(tuple(re.findall(r"'([^']*)'", match[1])))
-        return f"the table [{name}] stands twice in the file"
+def _toml_words(reason: str, line: str) -> str:
+    if match := _TOML_NAME.fullmatch(reason):
+        name = spell(tuple(re.findall(r"'([^']*)'", match[2])))
+        what = f"the table [{name}]" if match[1] == "declare" else f"the key {name}"
+        return f"{what} stands twice in the file"
+    if reason == "Cannot overwrite a value":
+        key = _TOML_KEY.match(line)  # none on the last line of a value that has several
+        what = f"the key {key[1]}, or a part of it," if key else "this key, or a part of it,"
+        return f"{what} stands twice in the file"
     return _TOML_WORDS.get(reason) or f"not valid TOML: {reason[:1].lower()}{reason[1:]}"
 
 
 _TOML_WORDS: Final = {
-    "Cannot overwrite a value": "this key, or a part of it, stands twice in the file",
     "Expected '=' after a key in a key/value pair": (
         'no = after the key: an address as a key stands in quotes, as in "127.0.0.1:8080" = "3:80"'
     ),
@@ -261,7 +267,9 @@ class _YamlTree:
         tree = {} if root is None else self._value(root, ())
         if not isinstance(tree, dict):
             if not self._findings:
-                self._note(root, (), "is no table: write keys and values, as in 8080: 3:80")
+                self._note(
+                    root, (), "is no table: write `forward:`, and below it, indented, `8080: 3:80`"
+                )
             tree = {}
         return Document(source, tree, self._places, tuple(self._findings))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from vsockproxy.config.schema import GuestTable
+from vsockproxy.endpoint import check_absolute
 from vsockproxy.errors import AddressError
 from vsockproxy.guest import PORT_MARK, Cid, Guest, Mux, UnixSockets
 
@@ -36,7 +37,16 @@ def read_guest(name: str, table: GuestTable) -> Guest:
         raise WrongKeyError("to_host", "is for a guest with a cid")
     if "handshake" in table.model_fields_set and table.mux is None:
         raise WrongKeyError("handshake", "is for a guest with a mux")
+    for key in ("mux", "unix"):
+        _check_absolute(key, getattr(table, key))
     return Guest(name, _way(table))
+
+
+def _check_absolute(key: str, path: str | None) -> None:
+    try:
+        check_absolute(path or "/")
+    except AddressError as error:
+        raise WrongKeyError(key, str(error)) from error
 
 
 def _way(table: GuestTable) -> Cid | Mux | UnixSockets:

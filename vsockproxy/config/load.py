@@ -29,6 +29,7 @@ from vsockproxy.endpoint import (
     TcpEndpoint,
     UnixEndpoint,
     VsockEndpoint,
+    check_absolute,
     check_guest_name,
 )
 from vsockproxy.errors import AddressError, ConfigError
@@ -344,10 +345,13 @@ class _Builder:
         self, parse: Callable[[str], _Endpoint], text: str, path: KeyPath
     ) -> _Endpoint | None:
         try:
-            return parse(text)
+            parsed = parse(text)
+            if isinstance(parsed, UnixEndpoint | MuxEndpoint):
+                check_absolute(parsed.path)
         except AddressError as error:
             self._note(path, str(error))
             return None
+        return parsed
 
     def _is_unread(self, path: KeyPath) -> bool:
         """Whether something was found at a key or below it."""

@@ -8,6 +8,7 @@ guests and routes are put together in `config`.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
@@ -324,11 +325,21 @@ _SENTENCES: Final = {
 def _sentence(detail: ErrorDetails) -> str:
     if detail["type"] == "extra_forbidden":
         return _unknown_key(detail["loc"])
+    if detail["type"] == "dict_type" and detail["loc"] == ("forward",):
+        return f"{shown(detail['input'])} is no table: {_SHORT_FORM}"
     sentence = _SENTENCES.get(detail["type"], "{read} cannot stand here")
     return sentence.format(read=shown(detail["input"]), **detail.get("ctx", {}))
 
 
+_SHORT_FORM: Final = (
+    'write each route on a line of its own, as in 8080 = "3:80" (TOML) or 8080: 3:80'
+    " (YAML: indented, a space after the colon, and no - in front)"
+)
+
+
 def _unknown_key(path: KeyPath) -> str:
+    if len(path) == 1 and re.match(r"[0-9]|.*:", str(path[0])):
+        return "unknown key: a route stands under forward"
     model = FileTables if len(path) == 1 else TABLES[str(path[0])]
     known = list(model.model_fields)
     return "unknown key: " + (nearest(str(path[-1]), known) or f"there are {', '.join(known)}")
