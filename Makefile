@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := vsockproxy/_native
-C_FILES := $(addprefix $(NATIVE)/,pump.c thread.c relay.c timer.c limit.c)
+C_FILES := $(addprefix $(NATIVE)/,pump.c thread.c relay.c half.c pipe.c timer.c limit.c)
 C_ALL := $(C_FILES) $(addprefix $(NATIVE)/,pump.h internal.h)
 C_FLAGS := -std=gnu11 -Wall -Wextra -Werror -g -O1 -fno-omit-frame-pointer -I$(NATIVE)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from cffi import FFI
 
 _HERE = Path(__file__).parent
-_SOURCES = ("pump", "thread", "relay", "timer", "limit")
+_SOURCES = ("pump", "thread", "relay", "half", "pipe", "timer", "limit")
 
 ffibuilder = FFI()
 ffibuilder.cdef((_HERE / "pump.h").read_text())

@@ -4,8 +4,8 @@
  * Each thread owns an epoll set, a scratch buffer and the relays that were given to it; a
  * relay never changes its thread.  Sockets are watched edge-triggered and registered once:
  * what an edge said is remembered in `struct vsp_side` and forgotten when the kernel answers
- * EAGAIN.  Bytes go through the thread's scratch buffer; what the receiving socket did not
- * take is kept in a buffer of its own until it does, so an idle relay owns none.
+ * EAGAIN.  Bytes go through the thread's scratch buffer, or a pipe where a stream is long; what
+ * the receiving socket did not take is kept until it does, so an idle relay owns neither.
  *
  * Two lists cross threads, each under its mutex: a thread's inbox (relays to start or to
  * cancel) and the pump's ended relays.  A relay is freed by whoever drops the last of its
@@ -44,6 +44,10 @@ enum {
 	NO_TIMER = -1,
 	LIMITS = 2,                /* of one direction: the connection's own, and a shared one */
 	THROTTLED_MS = 20,         /* how often a throttled direction looks for bandwidth */
+	LONG_READ = 32 * 1024,     /* a read of so much is of a stream, ... */
+	STREAK = 4,                /* ... and after so many in a row it is spliced */
+	PIPES = 64,                /* a thread's */
+	SPARE_MS = 1000,           /* until pipes that nobody uses are closed */
 };
 
 /* One socket of a relay, and what its edges have said. */
@@ -51,20 +55,43 @@ struct vsp_side {
 	struct vsp_relay *relay;
 	int fd;
 	int error;      /* the errno that ended it, or 0 */
+	short domain;   /* AF_INET... */
+	bool sendable;  /* EPOLLOUT is asked for: see side_watch */
+	bool urgent;    /* it has, or had, urgent data, which ends reads early */
 	bool readable;  /* recv may have something */
 	bool writable;  /* send may take something */
 	bool fin;       /* the peer's EOF is on its way, or read */
 	bool gone;      /* the peer has closed: it takes nothing any more */
 };
 
+/* Bytes that the receiving socket has not taken yet. */
+struct vsp_kept {
+	size_t start;
+	size_t end;
+	char data[];
+};
+
+/* A pipe in use, or in its thread's list. */
+struct vsp_pipe {
+	int in;
+	int out;
+	size_t level; /* bytes that are in it */
+	struct vsp_pipe *next;
+};
+
+/* What holds one direction back; where nothing does, there is none. */
+struct vsp_throttle {
+	struct vsp_limit *limits[LIMITS];
+	uint64_t due_ms; /* no bandwidth is left until then; 0 where there is */
+};
+
 /* One direction of a relay. */
 struct vsp_half {
 	_Atomic uint64_t bytes; /* taken by the receiving socket */
-	char *kept;             /* not yet taken, or NULL */
-	size_t kept_start;
-	size_t kept_end;
-	struct vsp_limit *limits[LIMITS];
-	uint64_t due_ms; /* no bandwidth is left until then; 0 where there is */
+	struct vsp_kept *kept;         /* or NULL */
+	struct vsp_pipe *pipe;         /* while its stream is long, or NULL */
+	struct vsp_throttle *throttle; /* or NULL */
+	unsigned char streak;          /* long reads in a row, up to STREAK */
 	_Atomic bool done; /* nothing more will go this way */
 	bool dropped;      /* ... and what was left was thrown away */
 };
@@ -111,6 +138,8 @@ struct vsp_thread {
 	int epoll;
 	int wake; /* eventfd: the inbox has something */
 	char *scratch;
+	struct vsp_pipe *pipes;      /* those that nobody uses */
+	unsigned pipe_count;         /* with those in use */
 	uint64_t now_ms;
 	_Atomic size_t load;         /* relays given to this thread and not ended */
 	_Atomic unsigned asked;      /* vsp_pump_ask's calls */
@@ -136,6 +165,30 @@ struct vsp_pump {
 	struct vsp_thread threads[];
 };
 
+/* half.c: how one direction of a relay moves, always in its thread */
+
+/* Move one direction until a side would block, its budget is used, or it is done. */
+void vsp_half_move(struct vsp_relay *relay, int direction);
+/* The receiving side is gone: let a send find that out, or end a direction with no news. */
+void vsp_half_give_up(struct vsp_relay *relay, int direction);
+/* Throw away what is under way; nothing more will go. */
+void vsp_half_drop(struct vsp_relay *relay, int direction);
+/*
+ * Whether the side's stream is all there although it ends with an error.  A FIN that came
+ * before a reset says so.  A Unix peer's close loses nothing that it wrote: ECONNRESET only
+ * says that it left something unread, which does not make a client's upload incomplete.
+ */
+bool vsp_side_is_whole(const struct vsp_relay *relay, int which);
+
+/* pipe.c */
+
+/* An empty pipe, or NULL when there are enough of them. */
+struct vsp_pipe *vsp_pipe_take(struct vsp_thread *thread);
+/* Give a pipe back, empty or not. */
+void vsp_pipe_give(struct vsp_thread *thread, struct vsp_pipe *pipe);
+/* Close those that nobody uses. */
+void vsp_pipes_free(struct vsp_thread *thread);
+
 /* relay.c: what happens to one relay, always in its thread */
 
 /* Begin to relay; may end at once. */
@@ -148,6 +201,15 @@ void vsp_relay_turn(struct vsp_relay *relay);
 void vsp_relay_due(struct vsp_relay *relay);
 /* Close both sockets; the thread tells the caller at the end of its turn.  Once is enough. */
 void vsp_relay_end(struct vsp_relay *relay, enum vsp_reason reason);
+/*
+ * Have the thread told of edges.  That a side takes bytes again is asked for only while it
+ * does not: a Unix socket says so whenever its peer reads, which nobody wants to hear.
+ */
+void vsp_side_watch(struct vsp_thread *thread, struct vsp_side *side);
+/* The bounds on silence count from now on. */
+void vsp_relay_touch(struct vsp_relay *relay);
+/* Have the relay go on in the thread's next turn, after others had theirs. */
+void vsp_relay_be_busy(struct vsp_relay *relay);
 /* Give back one reference, from any thread. */
 void vsp_relay_unref(struct vsp_relay *relay);
 
@@ -166,8 +228,15 @@ struct vsp_relay *vsp_timer_due(const struct vsp_thread *thread);
 /* How much of `want` may go now, possibly 0; and give back what did not. */
 size_t vsp_limit_take(struct vsp_limit *limit, size_t want, uint64_t now_ms);
 void vsp_limit_return(struct vsp_limit *limit, size_t unused);
-/* Another reference to the limit; NULL gives NULL. */
-struct vsp_limit *vsp_limit_ref(struct vsp_limit *limit);
+/*
+ * What holds one direction back: a limit of its own of `rate` bytes a second, and one that it
+ * shares; 0 and NULL are none.  0 and *ret, NULL where nothing does; or -ENOMEM.
+ */
+int vsp_throttle_new(uint64_t rate, struct vsp_limit *shared, struct vsp_throttle **ret);
+/* NULL is fine. */
+void vsp_throttle_free(struct vsp_throttle *throttle);
+/* When there is bandwidth again; 0 when there is now. */
+uint64_t vsp_half_due(const struct vsp_half *half);
 
 /* thread.c: what wakes a thread, and what it does then */
 

@@ -5,6 +5,7 @@
  * often it is asked.
  */
 
+#include <errno.h>
 #include <stdlib.h>
 
 #include "internal.h"
@@ -52,13 +53,6 @@ void vsp_limit_return(struct vsp_limit *limit, size_t unused)
 	pthread_mutex_unlock(&limit->mutex);
 }
 
-struct vsp_limit *vsp_limit_ref(struct vsp_limit *limit)
-{
-	if (limit)
-		atomic_fetch_add(&limit->references, 1);
-	return limit;
-}
-
 struct vsp_limit *vsp_limit_new(uint64_t rate)
 {
 	struct vsp_limit *limit = calloc(1, sizeof(*limit));
@@ -77,4 +71,42 @@ void vsp_limit_unref(struct vsp_limit *limit)
 		return;
 	pthread_mutex_destroy(&limit->mutex);
 	free(limit);
+}
+
+int vsp_throttle_new(uint64_t rate, struct vsp_limit *shared, struct vsp_throttle **ret)
+{
+	struct vsp_throttle *throttle;
+
+	*ret = NULL;
+	if (rate == 0 && !shared)
+		return 0;
+	throttle = calloc(1, sizeof(*throttle));
+	if (!throttle)
+		return -ENOMEM;
+	if (rate) {
+		throttle->limits[0] = vsp_limit_new(rate);
+		if (!throttle->limits[0]) {
+			free(throttle);
+			return -ENOMEM;
+		}
+	}
+	if (shared)
+		atomic_fetch_add(&shared->references, 1);
+	throttle->limits[1] = shared;
+	*ret = throttle;
+	return 0;
+}
+
+void vsp_throttle_free(struct vsp_throttle *throttle)
+{
+	if (!throttle)
+		return;
+	for (int i = 0; i < LIMITS; i++)
+		vsp_limit_unref(throttle->limits[i]);
+	free(throttle);
+}
+
+uint64_t vsp_half_due(const struct vsp_half *half)
+{
+	return half->throttle ? half->throttle->due_ms : 0;
 }

@@ -57,21 +57,6 @@ int vsp_pump_fd(const struct vsp_pump *pump)
 	return pump->done;
 }
 
-/* 0 or -ENOMEM. */
-static int relay_limit(struct vsp_relay *relay, const struct vsp_policy *policy)
-{
-	relay->halves[UPSTREAM].limits[1] = vsp_limit_ref(policy->upstream_limit);
-	relay->halves[DOWNSTREAM].limits[1] = vsp_limit_ref(policy->downstream_limit);
-	if (policy->rate == 0)
-		return 0;
-	for (int direction = UPSTREAM; direction <= DOWNSTREAM; direction++) {
-		relay->halves[direction].limits[0] = vsp_limit_new(policy->rate);
-		if (!relay->halves[direction].limits[0])
-			return -ENOMEM;
-	}
-	return 0;
-}
-
 int vsp_pump_add(struct vsp_pump *pump, uint64_t tag, int client, int target,
 		 const struct vsp_policy *policy, struct vsp_relay **ret)
 {
@@ -81,7 +66,10 @@ int vsp_pump_add(struct vsp_pump *pump, uint64_t tag, int client, int target,
 	if (!relay)
 		return -ENOMEM;
 	atomic_init(&relay->references, 1);
-	if (relay_limit(relay, policy) < 0) {
+	if (vsp_throttle_new(policy->rate, policy->upstream_limit,
+			     &relay->halves[UPSTREAM].throttle) < 0 ||
+	    vsp_throttle_new(policy->rate, policy->downstream_limit,
+			     &relay->halves[DOWNSTREAM].throttle) < 0) {
 		vsp_relay_unref(relay);
 		return -ENOMEM;
 	}
@@ -92,7 +80,8 @@ int vsp_pump_add(struct vsp_pump *pump, uint64_t tag, int client, int target,
 	for (int which = CLIENT; which <= TARGET; which++) {
 		relay->sides[which].relay = relay;
 		relay->sides[which].fd = which == CLIENT ? client : target;
-		relay->sides[which].readable = true;
+		/* A request is often here already; of an answer an edge will tell. */
+		relay->sides[which].readable = which == CLIENT;
 		relay->sides[which].writable = true;
 	}
 	relay->thread = thread;

@@ -137,16 +137,18 @@ static void ends_publish(struct vsp_thread *thread)
 /* How long to sleep, for epoll_wait: -1 for until something happens. */
 static int sleep_ms(const struct vsp_thread *thread)
 {
+	/* Pipes that nobody uses are kept for a quiet second. */
+	uint64_t longest = thread->pipes ? SPARE_MS : INT_MAX;
 	uint64_t due_ms;
 
 	if (thread->busy)
 		return 0;
 	if (thread->timer_count == 0)
-		return -1;
+		return thread->pipes ? SPARE_MS : -1;
 	due_ms = thread->timers[0]->deadline_ms;
 	if (due_ms <= thread->now_ms)
 		return 0;
-	return due_ms - thread->now_ms < INT_MAX ? (int)(due_ms - thread->now_ms) : INT_MAX;
+	return due_ms - thread->now_ms < longest ? (int)(due_ms - thread->now_ms) : (int)longest;
 }
 
 static void *thread_main(void *argument)
@@ -159,6 +161,8 @@ static void *thread_main(void *argument)
 		int count = epoll_wait(thread->epoll, events, EVENTS, sleep_ms(thread));
 
 		thread->now_ms = clock_ms();
+		if (count == 0 && !thread->busy)
+			vsp_pipes_free(thread);
 		busy_serve(thread);
 		for (int i = 0; i < count; i++) {
 			if (events[i].data.ptr)
@@ -182,6 +186,7 @@ static void thread_release(struct vsp_thread *thread)
 		close(thread->wake);
 	if (thread->epoll >= 0)
 		close(thread->epoll);
+	vsp_pipes_free(thread);
 	free(thread->scratch);
 	free(thread->timers);
 	pthread_mutex_destroy(&thread->mutex);
