@@ -10,6 +10,7 @@ FROM ${BUILD_IMAGE} AS build
 WORKDIR /build
 COPY pyproject.toml setup.py README.md LICENSE ./source/
 COPY vsockproxy ./source/vsockproxy
+COPY man ./source/man
 # pip stays in the build's environment; the one that is copied has no installer in it.
 # The last line fails the build where the pump was not compiled.
 RUN python3 -m venv tools \

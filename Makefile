@@ -33,6 +33,10 @@ check: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The pages are committed; a test says when they are behind what they are made from.
+man: venv
+	$(BIN)/python -m man.generate
+
 # The C driver under ASan, UBSan, LSan and TSan, then the conformance suite under ASan and UBSan.
 sanitize: venv build/driver-address build/driver-thread build/sanitized/compiled
 	build/driver-address

@@ -108,10 +108,14 @@ def _written(**keys: Plain | None) -> dict[str, Plain]:
 
 def demo(
     port: Annotated[
-        int | None, typer.Option(help="The TCP port that leads to the guest, 8080 if not given.")
+        int | None,
+        typer.Option(
+            metavar="PORT", help="The TCP port that leads to the guest, 8080 if not given."
+        ),
     ] = None,
     metrics_port: Annotated[
-        int | None, typer.Option(help="The TCP port of /metrics, 9490 if not given.")
+        int | None,
+        typer.Option(metavar="PORT", help="The TCP port of /metrics, 9490 if not given."),
     ] = None,
     config: Annotated[
         Path | None,
