@@ -107,7 +107,7 @@ def _is_argument(parameter: Any) -> bool:
 
 
 def _written(parameter: Any, names: list[str]) -> str:
-    value = parameter.metavar or ""  # only a flag takes none
+    value = parameter.metavar or str(parameter.name).upper()
     if _is_argument(parameter):
         return roff.italic(value)
     spelt = ", ".join(map(roff.bold, names))

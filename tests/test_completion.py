@@ -1,0 +1,52 @@
+"""Completion as the shells themselves do it, with the script that the program prints."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.daemon import PATIENCE, environment
+
+# What bash does when the Tab key is pressed: complete(1) names the function.
+BASH: Final = """\
+eval "$(vsockproxy --show-completion bash)"
+COMP_WORDS=(vsockproxy {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+_vsockproxy_completion vsockproxy
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+FISH: Final = """\
+vsockproxy --show-completion fish | source
+complete -C 'vsockproxy {words}' | string split -f 1 \\t
+"""
+
+
+def completed(shell: str, script: str, tmp_path: Path) -> list[str]:
+    if not shutil.which(shell):
+        pytest.skip(f"apt install {shell}")
+    program = tmp_path / "vsockproxy"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m vsockproxy "$@"\n')
+    program.chmod(0o755)
+    options = ["--norc"] if shell == "bash" else ["--no-config"]
+    done = subprocess.run(
+        [shell, *options, "-c", script],
+        env={
+            **environment(),
+            "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+            "HOME": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    return [line.strip() for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(("shell", "script"), [("bash", BASH), ("fish", FISH)])
+def test_a_command_and_its_options_are_completed(shell: str, script: str, tmp_path: Path) -> None:
+    assert completed(shell, script.format(words="doc"), tmp_path) == ["doctor"]
+    assert "--root" in completed(shell, script.format(words="doctor --"), tmp_path)
