@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import example, given
@@ -14,14 +15,17 @@ from vsockproxy.config.schema import FileTables, RouteTable
 from vsockproxy.endpoint import (
     CID_ANY,
     FdEndpoint,
+    GuestEndpoint,
     MuxEndpoint,
     TcpEndpoint,
     UnixEndpoint,
     VsockEndpoint,
 )
 from vsockproxy.errors import ConfigError
-from vsockproxy.guest import Cid, Guest
+from vsockproxy.guest import Cid, CidFile, Command, DynamicWay, Guest, MuxGlob
 from vsockproxy.route import Config, Limits, LogSettings, Policy, PumpSettings, Route
+
+WAYS = "cid, mux, unix, file, command, as in cid = 3"
 
 
 def toml(text: str) -> Config:
@@ -115,6 +119,31 @@ def test_the_handshake_is_of_the_guest_the_route_or_the_address() -> None:
     [back] = yaml(guests + "route: [{listen: 80, target: 'a:80', handshake: ok}]").routes
     assert guest.target == route.target == address.target == MuxEndpoint("/v", 80, "none")
     assert back.target == MuxEndpoint("/v", 80)
+
+
+@pytest.mark.parametrize(
+    ("table", "way", "over"),
+    [
+        ('{mux: "/run/*/v.sock"}', MuxGlob("/run/*/v.sock"), "vsock-mux"),
+        ('{mux: "/run/v?", handshake: none}', MuxGlob("/run/v?", "none"), "vsock-mux"),
+        ("{file: /run/web.cid}", CidFile("/run/web.cid"), "vsock"),
+        ("{command: [/bin/cid-of, web]}", Command(("/bin/cid-of", "web")), "vsock"),
+    ],
+)
+def test_a_guest_that_must_be_looked_for_stays_the_target_by_its_name(
+    table: str, way: DynamicWay, over: Literal["vsock", "vsock-mux"]
+) -> None:
+    config = yaml(f"{{forward: {{80: 'g:80'}}, guests: {{g: {table}}}}}")
+    assert config.routes[0].target == GuestEndpoint("g", 80, over)
+    assert config.routes[0].holds_half_close == (over == "vsock-mux")
+    assert config.guests == (Guest("g", way),)
+    again = toml(f'forward.80 = "g:80"\nguests.g = {{ {way} }}')
+    assert again.guests == config.guests
+
+
+def test_a_cid_that_is_found_can_go_by_the_hypervisor() -> None:
+    config = toml('forward.80 = "g:80"\nguests.g = {file = "/f", to_host = true}')
+    assert config.guests == (Guest("g", CidFile("/f"), to_host=True),)
 
 
 def test_to_host_is_of_the_route_or_of_the_address() -> None:
@@ -344,13 +373,42 @@ WRONG_TOML = {
         'forward.80 = "a:80"\n[guests]\na = {cid = 3, mux = "/v"}\nb = {}\nc.unix = "/v"\n'
         'd = {mux = "/v", to_host = true}\nany.cid = 3\ne = {cid = 3, handshake = "none"}\n',
         [
-            'guests.a: has cid and mux: write one of cid = 3, mux = "PATH", unix = "PATH_{port}"',
-            "guests.b: has no way to be reached:"
-            ' write one of cid = 3, mux = "PATH", unix = "PATH_{port}"',
+            f"guests.a: has cid and mux: write one of {WAYS}",
+            f"guests.b: has no way to be reached: write one of {WAYS}",
             "guests.c.unix: '/v' has no {port}: each port is a socket",
-            "guests.d.to_host: is for a guest with a cid",
+            "guests.d.to_host: is for a guest with a CID, and this one has a socket",
             "guests.any: 'any' is a word of the address grammar: give the guest another name",
             "guests.e.handshake: is for a guest with a mux",
+        ],
+    ),
+    "guests that say nothing": (
+        'forward.80 = "a:80"\n[guests]\na.file = ""\nb.command = "cid"\nc.command = ["cid"]\n'
+        'd.command = ["/c", 3]\ne = {file = "/f", handshake = "none"}\nf.command = ["/c\\u0000"]\n'
+        'g.mux = " "',
+        [
+            "guests.a.file: '' says nothing that could be looked for",
+            "guests.b.command: 'cid' is no command: write a list of texts,"
+            ' as in ["/usr/bin/cid-of", "web"]',
+            "guests.c.command: 'cid' is no path in full: no shell looks for the program",
+            "guests.d.command: a list is no command: write a list of texts,"
+            ' as in ["/usr/bin/cid-of", "web"]',
+            "guests.e.handshake: is for a guest with a mux",
+            "guests.f.command: a NUL cannot be said to a program",
+            "guests.g.mux: ' ' says nothing that could be looked for",
+        ],
+    ),
+    "routes to guests that are found at each dial": (
+        'guests.web.file = "/f"\nguests.vm.mux = "/run/*/v.sock"\n'
+        '[[route]]\nlisten = 80\ntarget = "web:80"\nto_host = true\nhandshake_timeout = "1s"\n'
+        '[[route]]\nlisten = 81\ntarget = "vm:80"\nhandshake = "none"\nbuffer_size = 4096\n'
+        '[[route]]\nlisten = "vsock::82"\ntarget = "vm:80"\nallow = ["web"]',
+        [
+            "route[0].to_host: stands under guests.web, which is found at each dial",
+            "route[0].handshake_timeout: is for a VMM's socket, and web:80 is none",
+            "route[1].handshake: stands under guests.vm, which is found at each dial",
+            "route[1].buffer_size: is for vsock, and neither the listener nor the target is",
+            "route[2].allow: the CID of the guest 'web' is found at each dial, and rules want one"
+            " that stays: give the VM a fixed one, and write its number here",
         ],
     ),
     "targets that are any": (

@@ -14,6 +14,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from vsockproxy.admission import REASONS, Admission, Hindrance, Rejection
 from vsockproxy.endpoint import TcpEndpoint, VsockEndpoint
 from vsockproxy.errors import Reason
+from vsockproxy.guest import Cid, CidFile, Guest
+from vsockproxy.guests.directory import Guests
 from vsockproxy.metrics import MetricsCollector, make_registry
 from vsockproxy.route import Config, Limits, Policy, Route
 from vsockproxy.stats import CONNECTION_BOUNDS, DIAL_BOUNDS, Connection, Reloads, RouteStats
@@ -196,7 +198,9 @@ def exposed(stats: RouteStats) -> Iterator[tuple[str, str, frozenset[str]]]:
     busy(stats)
     admission = Admission(Limits(max_connections=9))
     reloads = Reloads(Config((ROUTE,)))
-    collector = MetricsCollector(lambda: [stats], "1", "native", admission, reloads)
+    guests = Guests([Guest("web", CidFile("/run/web.cid"))])
+    guests.records()[0].found = Cid(3)
+    collector = MetricsCollector(lambda: [stats], "1", "native", admission, reloads, guests=guests)
     for family in collector.collect():
         labels = frozenset(label for sample in family.samples for label in sample.labels)
         suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")

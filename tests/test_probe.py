@@ -26,8 +26,17 @@ from tests.fakes import (
 )
 from tests.sockets import no_descriptor_left_over
 from vsockproxy import errors
-from vsockproxy.endpoint import Dialable, MuxEndpoint, TcpEndpoint, UnixEndpoint, VsockEndpoint
+from vsockproxy.endpoint import (
+    Dialable,
+    GuestEndpoint,
+    MuxEndpoint,
+    TcpEndpoint,
+    UnixEndpoint,
+    VsockEndpoint,
+)
 from vsockproxy.errors import DialError
+from vsockproxy.guest import Guest, MuxGlob
+from vsockproxy.guests.directory import Guests
 from vsockproxy.probe import Probe, describe, probe, spell_seconds, wait_for
 from vsockproxy.remedy import remedy
 
@@ -246,3 +255,18 @@ def test_a_wrong_probe_is_status_2_and_quoted(arguments: tuple[str, ...], quoted
     done = command("probe", *arguments)
     assert done.returncode == 2
     assert quoted in done.stderr
+
+
+async def test_a_guest_is_looked_for_in_a_step_of_its_own(tmp_path: Path) -> None:
+    guests = Guests([Guest("vm", MuxGlob(f"{tmp_path}/*.vm"))])
+    target = GuestEndpoint("vm", 80, "vsock-mux")
+    lost = await probe(target, TIMEOUT, guests=guests)
+    guests.forget("vm")
+    async with mux_server(tmp_path / "1.vm", {80: hold}):
+        found = await probe(target, TIMEOUT, guests=guests, look=SHORT)
+    assert steps(lost) == ["guest"]
+    assert (lost.reached, lost.target) == (False, target)
+    assert "no socket matches" in lost.what
+    assert "vsockproxy guests" in lost.remedy
+    assert steps(found) == ["guest", "connect", "handshake"]
+    assert (found.reached, str(found.target)) == (True, f"vsock-mux:{tmp_path}/1.vm:80")

@@ -28,7 +28,8 @@ Reason = Literal[
     "denied",  # file permissions, or a privileged port
     "forbidden",  # target_allow and target_deny do not let the route go there
     "busy",  # a Unix listener's backlog is full
-    "name",  # a host name does not resolve, or a guest is not known
+    "name",  # a host name does not resolve
+    "guest",  # a guest of [guests] was not found: its VM does not run, or nobody could say
     "protocol",  # a vsock-mux answered something that is not OK
     "in_use",  # listening: somebody has the address
     "not_local",  # listening: the address is not this machine's

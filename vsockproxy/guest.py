@@ -1,12 +1,13 @@
 """The ways to a guest, as values: what ``[guests]`` says about one VM.
 
 Owns: one type for each way.  The static ways (`Cid`, `Mux`, `UnixSockets`) have an address
-for every port; the others say where to ask for one of those, at each dial.  Asks nothing
-itself: `guests` does.
+for every port; the others say where to ask for one of those, at each dial.  ``str`` of one is
+how a file has it.  Asks nothing itself: `guests` does.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +28,9 @@ class Cid:
         """A port of the guest."""
         return VsockEndpoint(self.cid, port, self.to_host)
 
+    def __str__(self) -> str:
+        return _written(cid=self.cid, to_host=self.to_host or None)
+
 
 @dataclass(frozen=True, slots=True)
 class Mux:
@@ -39,6 +43,9 @@ class Mux:
         """A port of the guest; raises `AddressError` where the path is no socket's."""
         return MuxEndpoint(self.path, port, self.handshake)
 
+    def __str__(self) -> str:
+        return _written(mux=self.path, handshake=None if self.handshake == "ok" else self.handshake)
+
 
 @dataclass(frozen=True, slots=True)
 class UnixSockets:
@@ -50,6 +57,9 @@ class UnixSockets:
         """A port of the guest; raises `AddressError` where the path is no socket's."""
         return UnixEndpoint(self.path.replace(PORT_MARK, str(port)))
 
+    def __str__(self) -> str:
+        return _written(unix=self.path)
+
 
 @dataclass(frozen=True, slots=True)
 class MuxGlob:
@@ -57,6 +67,11 @@ class MuxGlob:
 
     pattern: str
     handshake: Handshake = "ok"
+
+    def __str__(self) -> str:
+        return _written(
+            mux=self.pattern, handshake=None if self.handshake == "ok" else self.handshake
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +81,18 @@ class Libvirt:
     domain: str
     uri: str = LIBVIRT_URI
 
+    def __str__(self) -> str:
+        return _written(libvirt=self.domain, uri=None if self.uri == LIBVIRT_URI else self.uri)
+
 
 @dataclass(frozen=True, slots=True)
 class Qmp:
     """The CID of the vhost-vsock device that QEMU's monitor at ``path`` speaks of."""
 
     path: str
+
+    def __str__(self) -> str:
+        return _written(qmp=self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +101,18 @@ class Machine:
 
     name: str
 
+    def __str__(self) -> str:
+        return _written(machine=self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Incus:
     """The CID of an Incus or LXD virtual machine."""
 
     name: str
+
+    def __str__(self) -> str:
+        return _written(incus=self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +121,9 @@ class CidFile:
 
     path: str
 
+    def __str__(self) -> str:
+        return _written(file=self.path)
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -101,11 +131,14 @@ class Command:
 
     argv: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return _written(command=self.argv)
+
 
 StaticWay = Cid | Mux | UnixSockets
 """A way that has an address for every port."""
 
-DynamicWay = MuxGlob | Libvirt | Qmp | Machine | Incus | CidFile | Command
+DynamicWay = MuxGlob | CidFile | Command
 """A way that is found out at each dial."""
 
 
@@ -116,3 +149,12 @@ class Guest:
     name: str
     way: StaticWay | DynamicWay
     to_host: bool = False
+
+
+def _written(**keys: object) -> str:
+    """The keys of a TOML table: JSON's texts, numbers and lists are TOML's."""
+    return ", ".join(
+        f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        for key, value in keys.items()
+        if value is not None
+    )

@@ -16,6 +16,7 @@ import trio
 
 from vsockproxy.admission import Admission, Gate, Hindrance
 from vsockproxy.errors import ListenError
+from vsockproxy.guests.directory import Guests
 from vsockproxy.log import Throttle
 from vsockproxy.relay import Relay
 from vsockproxy.route import Route
@@ -58,11 +59,12 @@ class RouteListener:
         numbers: Iterator[int],
         log: Any,
         admission: Admission | None = None,
+        guests: Guests | None = None,
     ) -> None:
         """Borrow ``sockets``, which listen already; ``numbers`` names connections.
 
         ``stats`` outlive it where a reload gives the route another listener.  ``admission``
-        is what all routes share; without one, this route shares with nobody.
+        and ``guests`` are what all routes share; without them, this route shares with nobody.
         """
         self.route = route
         self.sockets = sockets
@@ -72,7 +74,7 @@ class RouteListener:
         self._failures = Throttle(log)
         self._pump = pump
         self._gate = Gate(stats, admission or Admission(), log)
-        self._targets = Targets(route)
+        self._targets = Targets(route, guests or Guests())
         self.adopt(route)
         self.released = trio.Event()
         self._accepting = trio.CancelScope()

@@ -16,6 +16,8 @@ what happened, in these words:
 | ``needs_restart`` | a reload changed what a running daemon cannot change | settings |
 | ``not_alive`` | a pump thread does not answer the watchdog | remedy |
 | ``surplus_socket`` | a socket was handed in that no route uses | name, remedy |
+| ``guest_found`` | where a guest is, once it is asked for or has changed | guest, at |
+| ``guest_lost`` | where a guest is could not be found out | guest, error |
 | ``connection`` | a connection has ended (the access line) | number, route, client, target, \
 upstream_bytes, downstream_bytes, seconds, dial_seconds, reason, why, vmm_port |
 | ``dial_failed`` | targets could not be reached | number, route, client, target, reason, error, \

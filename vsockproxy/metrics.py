@@ -29,6 +29,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from vsockproxy.admission import Admission
+from vsockproxy.guest import Cid
+from vsockproxy.guests.directory import GuestRecord, Guests
 from vsockproxy.log import lines_lost
 from vsockproxy.stats import Histogram, Reloads, RouteStats
 
@@ -41,14 +43,17 @@ def make_registry(
     pump: str,
     admission: Admission | None = None,
     reloads: Reloads | None = None,
+    *,
+    guests: Guests | None = None,
 ) -> CollectorRegistry:
     """A registry of its own with the routes', the process's and the interpreter's metrics.
 
     ``stats`` is called at each scrape; ``pump`` is the running pump's name; ``admission`` is
-    what all routes share; ``reloads`` is how the configuration came to be what it is.
+    what all routes share; ``reloads`` is how the configuration came to be what it is;
+    ``guests`` are those that are found out at each dial.
     """
     registry = CollectorRegistry()
-    registry.register(MetricsCollector(stats, version, pump, admission, reloads))
+    registry.register(MetricsCollector(stats, version, pump, admission, reloads, guests=guests))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
@@ -65,10 +70,13 @@ class MetricsCollector(Collector):
         pump: str,
         admission: Admission | None = None,
         reloads: Reloads | None = None,
+        *,
+        guests: Guests | None = None,
     ) -> None:
         self._stats = stats
         self._admission = admission
         self._reloads = reloads
+        self._guests = guests or Guests()
         self._build = {"version": version, "pump": pump}
 
     def describe(self) -> Iterable[Metric]:
@@ -84,6 +92,8 @@ class MetricsCollector(Collector):
             families.add_admission(self._admission)
         if self._reloads is not None:
             families.add_reloads(self._reloads)
+        for record in self._guests.records():
+            families.add_guest(record)
         for stats in self._stats():
             families.add(stats)
         yield from families.all()
@@ -157,6 +167,16 @@ class _Families:
             "vsockproxy_total_connections_limit",
             "How many connections all routes together may have, where there is a limit.",
         )
+        self.guest_resolutions = CounterMetricFamily(
+            "vsockproxy_guest_resolutions",
+            "How often it was asked where a guest is, by whether that was found out.",
+            labels=["guest", "result"],
+        )
+        self.guest_cid = GaugeMetricFamily(
+            "vsockproxy_guest_cid",
+            "The CID that a guest was found to have, while it is found.",
+            labels=["guest"],
+        )
         self.descriptors_free = GaugeMetricFamily(
             "vsockproxy_descriptors_free",
             "File descriptors that connections may still take.",
@@ -179,6 +199,12 @@ class _Families:
         self.descriptors_free.add_metric([], admission.descriptors_free())
         if admission.limits.max_connections is not None:
             self.total_limit.add_metric([], admission.limits.max_connections)
+
+    def add_guest(self, record: GuestRecord) -> None:
+        for result, number in record.results.items():
+            self.guest_resolutions.add_metric([record.guest.name, result], number)
+        if isinstance(record.found, Cid):
+            self.guest_cid.add_metric([record.guest.name], record.found.cid)
 
     def add_reloads(self, reloads: Reloads) -> None:
         for result, number in reloads.results.items():

@@ -13,8 +13,16 @@ from typing import Any, Final
 
 import trio
 
-from vsockproxy.endpoint import Dialable, MuxEndpoint, TcpEndpoint, UnixEndpoint
+from vsockproxy.endpoint import (
+    Dialable,
+    GuestEndpoint,
+    MuxEndpoint,
+    Target,
+    TcpEndpoint,
+    UnixEndpoint,
+)
 from vsockproxy.errors import DialError
+from vsockproxy.guests.directory import Guests
 from vsockproxy.remedy import TEMPORARY, remedy
 from vsockproxy.route import Policy
 from vsockproxy.sockaddr import literal_addresses
@@ -46,10 +54,10 @@ class Probe:
     """What came of a dial: how it went, and why it failed if it did.
 
     ``said`` and ``ended`` are what the target did in the first moment of the connection;
-    ``number`` is that of a VMM's OK.
+    ``number`` is that of a VMM's OK.  ``target`` is where a guest was found, once it was.
     """
 
-    target: Dialable
+    target: Target
     steps: list[Step] = field(default_factory=list)
     failure: DialError | None = None
     number: int | None = None
@@ -105,23 +113,26 @@ class Probe:
 
 
 async def probe(
-    target: Dialable,
+    target: Target,
     timeout: float,
     *,
+    guests: Guests | None = None,
     policy: Policy = _PLAIN,
     send: bytes = b"",
     look: float = LOOK,
 ) -> Probe:
     """Dial once, within ``timeout`` seconds, and see what the target does then.
 
-    ``policy`` is that of the route whose target it is, its connect_timeout apart.
+    ``guests`` know where the target is if it is a guest's.  ``policy`` is that of the route
+    whose target it is, its connect_timeout apart.
     With ``send`` it gets these bytes and as long again to answer; without, the connection
     is watched for ``look`` seconds.  Never raises but when cancelled, and closes the
     connection.
     """
     result = Probe(target)
-    names = _steps(target)
+    names = iter(("guest",))
     since = trio.current_time()
+    deadline = since + timeout
 
     def passed() -> None:
         nonlocal since
@@ -133,9 +144,13 @@ async def probe(
         result.number = number
 
     try:
+        if isinstance(target, GuestEndpoint):
+            target = result.target = await (guests or Guests()).resolve(target, deadline)
+            passed()
+        names = _steps(target)
         sock = await dial(
             target,
-            timeout,
+            deadline - trio.current_time(),
             options=target_options(policy),
             handshake_timeout=policy.handshake_timeout,
             destinations=policy.destinations,
@@ -238,7 +253,7 @@ async def _watch(
     return False
 
 
-def _closed(target: Dialable) -> str:
+def _closed(target: Target) -> str:
     if isinstance(target, UnixEndpoint | MuxEndpoint):
         return (
             "start the service in the guest that this socket leads to (the VMM takes every"

@@ -12,7 +12,17 @@ from typing import Final
 from vsockproxy.errors import DialError
 
 TEMPORARY: Final = frozenset(
-    {"no_transport", "refused", "timeout", "no_answer", "unreachable", "not_found", "busy", "name"}
+    {
+        "no_transport",
+        "refused",
+        "timeout",
+        "no_answer",
+        "unreachable",
+        "not_found",
+        "busy",
+        "name",
+        "guest",
+    }
 )
 """The reasons that a guest which is booting can give, so that waiting is worth it."""
 
@@ -59,6 +69,10 @@ _TABLE: Final[dict[tuple[str, str, int | None], str]] = {
         "tcp",
         None,
     ): "start the service on port {0.port} there (ss -lntp on that machine)",
+    ("guest", "", None): (
+        "start the VM, or correct its table under guests: `vsockproxy guests` shows what each of"
+        " them finds, and the VMs of this machine"
+    ),
     ("timeout", "vsock", None): (
         "wait for its boot (--wait 60s) and look at its console; in the guest:"
         " modprobe vmw_vsock_virtio_transport"

@@ -111,7 +111,12 @@ class Services:
 
         daemon = self._daemon
         return make_registry(
-            daemon.stats, __version__, daemon.pump_name, daemon.admission, daemon.reloads
+            daemon.stats,
+            __version__,
+            daemon.pump_name,
+            daemon.admission,
+            daemon.reloads,
+            guests=daemon.guests,
         )
 
 

@@ -21,6 +21,7 @@ from vsockproxy.binding import socket_file
 from vsockproxy.endpoint import ListenEndpoint
 from vsockproxy.errors import ListenError, VsockproxyError
 from vsockproxy.events import Events, Recorder
+from vsockproxy.guests.directory import Guests
 from vsockproxy.listener import RouteListener
 from vsockproxy.log import get_logger
 from vsockproxy.ports import Forget, Inherited, Keep, Ports
@@ -70,6 +71,7 @@ class Supervisor:
         self._drained: dict[str, ListenEndpoint] = {}  # by an operator, and where they listened
         self._numbers = count(1)
         self._log: Any = Recorder(get_logger(), self.events)
+        self.guests = Guests(config.guests, log=self._log)
         self._beside = Services(self, self._ports, self._let_go, self._log)
         self._reload: Reload | None = None
         self._pump: Pump
@@ -273,6 +275,7 @@ class Supervisor:
         self.config = config
         self._drained = {r.name: r.listen for r in config.routes if self._is_drained(r)}
         self.admission.adopt(config.limits)
+        self.guests.adopt(config.guests)
         routes = {route.listen: route for route in config.routes}
         for endpoint, listener in list(self.listeners.items()):
             route = routes.get(endpoint)
@@ -302,6 +305,7 @@ class Supervisor:
             numbers=self._numbers,
             log=self._log,
             admission=self.admission,
+            guests=self.guests,
         )
         self.listeners[route.listen] = listener
         self._routes.start_soon(self._serve, listener)

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import socket
 
-from vsockproxy.endpoint import GuestEndpoint
+import trio
+
+from vsockproxy.endpoint import Dialable, GuestEndpoint
+from vsockproxy.errors import DialError
+from vsockproxy.guests.directory import Guests
 from vsockproxy.route import Route
 from vsockproxy.sockopt import target_options
 from vsockproxy.stats import Connection
@@ -18,7 +22,8 @@ from vsockproxy.transport import dial, dial_at_once
 class Targets:
     """The way to one route's target; `adopt` follows a reload."""
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: Route, guests: Guests) -> None:
+        self._guests = guests
         self.adopt(route)
 
     def adopt(self, route: Route) -> None:
@@ -38,10 +43,31 @@ class Targets:
 
         Raises `DialError`.
         """
-        assert not isinstance(self._target, GuestEndpoint)  # every way of today is static
+        if isinstance(self._target, GuestEndpoint):
+            return await self._connect_guest(self._target, connection)
+        return await self._dial(self._target, self._timeout, connection)
+
+    async def _connect_guest(self, target: GuestEndpoint, connection: Connection) -> socket.socket:
+        """Dial where the guest is; once more where it turns out to have moved."""
+        deadline = trio.current_time() + self._timeout
+        address = await self._guests.resolve(target, deadline)
+        try:
+            return await self._dial(address, deadline - trio.current_time(), connection)
+        except DialError:
+            self._guests.forget(target.guest)
+            if trio.current_time() >= deadline:
+                raise
+            moved = await self._guests.resolve(target, deadline)
+            if moved == address:
+                raise
+        return await self._dial(moved, deadline - trio.current_time(), connection)
+
+    async def _dial(
+        self, address: Dialable, timeout: float, connection: Connection
+    ) -> socket.socket:
         return await dial(
-            self._target,
-            self._timeout,
+            address,
+            timeout,
             options=self._options,
             handshake_timeout=self._handshake_timeout,
             destinations=self._destinations,

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from vsockproxy.admission import Admission
 from vsockproxy.endpoint import ListenEndpoint
 from vsockproxy.events import Events
+from vsockproxy.guests.directory import Guests
 from vsockproxy.listener import RouteListener
 from vsockproxy.route import Config
 from vsockproxy.stats import Reloads, RouteStats
@@ -25,6 +26,7 @@ class Daemon(Protocol):
     reloads: Reloads
     admission: Admission
     events: Events
+    guests: Guests
     started: float
     """In seconds of the epoch."""
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from vsockproxy.errors import ConfigError, VsockproxyError
 
 if TYPE_CHECKING:
     from vsockproxy.doctor.finding import Finding
-    from vsockproxy.endpoint import Dialable
+    from vsockproxy.endpoint import Target
+    from vsockproxy.guest import Guest
     from vsockproxy.probe import Probe
     from vsockproxy.route import Config
 
@@ -62,11 +63,11 @@ def probe(
 
     from vsockproxy.probe import describe  # noqa: PLC0415 - at its use
 
-    endpoint = _or_wrong(lambda: _read_target(target, config))
+    endpoint, guests = _or_wrong(lambda: _read_target(target, config))
     seconds = _or_wrong(lambda: _seconds("--timeout", timeout))
     patience = _or_wrong(lambda: _seconds("--wait", wait)) if wait else None
     text = _or_wrong(lambda: _unescaped(send))
-    result = trio.run(_probe, endpoint, seconds, patience, text)
+    result = trio.run(_probe, endpoint, guests, seconds, patience, text)
     if as_json:
         typer.echo(json.dumps(result.as_json()))
     else:
@@ -75,10 +76,13 @@ def probe(
     raise typer.Exit(0 if result.reached else FAILED)
 
 
-async def _probe(target: Dialable, timeout: float, patience: float | None, send: bytes) -> Probe:
+async def _probe(
+    target: Target, guests: Sequence[Guest], timeout: float, patience: float | None, send: bytes
+) -> Probe:
     from vsockproxy import probe as dialling  # noqa: PLC0415 - at its use
+    from vsockproxy.guests.directory import Guests  # noqa: PLC0415 - at its use
 
-    attempt = partial(dialling.probe, target, timeout, send=send)
+    attempt = partial(dialling.probe, target, timeout, guests=Guests(guests), send=send)
     if patience is None:
         return await attempt()
     with _progress() as tell:
@@ -97,14 +101,14 @@ def _progress() -> Iterator[Callable[[Probe, float], None]]:
         yield lambda result, left: status.update(f"{left:.0f} s left: {result.what}")
 
 
-def _read_target(text: str, file: Path | None) -> Dialable:
-    """The address that a text means; a guest's name is one of the configuration."""
+def _read_target(text: str, file: Path | None) -> tuple[Target, Sequence[Guest]]:
+    """The address that a text means, and where to ask if that is a guest of a configuration."""
     from vsockproxy.address import parse_target  # noqa: PLC0415 - at its use
     from vsockproxy.endpoint import GuestEndpoint  # noqa: PLC0415 - at its use
 
     endpoint = parse_target(text)
     if not isinstance(endpoint, GuestEndpoint):
-        return endpoint
+        return endpoint, ()
     file = file or default_file()
     if file is None:
         raise VsockproxyError(
@@ -114,15 +118,13 @@ def _read_target(text: str, file: Path | None) -> Dialable:
     return _guest_address(text, file)
 
 
-def _guest_address(text: str, file: Path) -> Dialable:
+def _guest_address(text: str, file: Path) -> tuple[Target, Sequence[Guest]]:
     from vsockproxy.config.document import read_document  # noqa: PLC0415 - at its use
     from vsockproxy.config.load import forward_config  # noqa: PLC0415 - at its use
-    from vsockproxy.endpoint import GuestEndpoint  # noqa: PLC0415 - at its use
 
     guests = read_document(file).tree.get("guests", {})
-    target = forward_config([("unix:@probe", text)], {"guests": guests}).routes[0].target
-    assert not isinstance(target, GuestEndpoint)  # every way of today is static
-    return target
+    config = forward_config([("unix:@probe", text)], {"guests": guests})
+    return config.routes[0].target, config.guests
 
 
 def _seconds(option: str, text: str) -> float:

@@ -6,15 +6,32 @@ table stands.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from vsockproxy.config.schema import GuestTable
 from vsockproxy.endpoint import check_absolute
 from vsockproxy.errors import AddressError
-from vsockproxy.guest import PORT_MARK, Cid, Guest, Mux, UnixSockets
+from vsockproxy.guest import (
+    PORT_MARK,
+    Cid,
+    CidFile,
+    Command,
+    DynamicWay,
+    Guest,
+    Mux,
+    MuxGlob,
+    StaticWay,
+    UnixSockets,
+)
 
-_WAYS: Final = ("cid", "mux", "unix")
-_WANTED: Final = f'write one of cid = 3, mux = "PATH", unix = "PATH_{PORT_MARK}"'
+_WAYS: Final = ("cid", "mux", "unix", "file", "command")
+_OVER_VSOCK: Final = frozenset(_WAYS) - {"mux", "unix"}
+_WITH: Final = {"to_host": _OVER_VSOCK, "handshake": {"mux"}}
+_WITHOUT_CID: Final = "is for a guest with a CID, and this one has a socket"
+_MISPLACED: Final = {"to_host": _WITHOUT_CID, "handshake": "is for a guest with a mux"}
+_PATHS: Final = frozenset({"mux", "unix", "file"})
+_PATTERN: Final = re.compile(r"[*?\[]")
 
 
 class WrongKeyError(AddressError):
@@ -27,32 +44,44 @@ class WrongKeyError(AddressError):
 
 def read_guest(name: str, table: GuestTable) -> Guest:
     """The guest that a table describes; raises `WrongKeyError`."""
-    ways = [key for key in _WAYS if key in table.model_fields_set]
+    written = table.model_fields_set
+    ways = [key for key in _WAYS if key in written]
     if len(ways) != 1:
         read = f"has {' and '.join(ways)}" if ways else "has no way to be reached"
-        raise WrongKeyError("", f"{read}: {_WANTED}")
-    if table.unix is not None and PORT_MARK not in table.unix:
-        raise WrongKeyError("unix", f"{table.unix!r} has no {PORT_MARK}: each port is a socket")
-    if table.to_host and table.cid is None:
-        raise WrongKeyError("to_host", "is for a guest with a cid")
-    if "handshake" in table.model_fields_set and table.mux is None:
-        raise WrongKeyError("handshake", "is for a guest with a mux")
-    for key in ("mux", "unix"):
-        _check_absolute(key, getattr(table, key))
-    return Guest(name, _way(table))
+        raise WrongKeyError("", f"{read}: write one of {', '.join(_WAYS)}, as in cid = 3")
+    [key] = ways
+    for other, companions in _WITH.items():
+        if other in written and key not in companions:
+            raise WrongKeyError(other, _MISPLACED[other])
+    _check_text(key, getattr(table, key))
+    way = _way(table, key)
+    return Guest(name, way, table.to_host and not isinstance(way, StaticWay))
 
 
-def _check_absolute(key: str, path: str | None) -> None:
-    try:
-        check_absolute(path or "/")
-    except AddressError as error:
-        raise WrongKeyError(key, str(error)) from error
+def _check_text(key: str, value: object) -> None:
+    if isinstance(value, str) and (not value.strip() or "\0" in value):
+        raise WrongKeyError(key, f"{value!r} says nothing that could be looked for")
+    if key == "unix" and PORT_MARK not in str(value):
+        raise WrongKeyError(key, f"{value!r} has no {PORT_MARK}: each port is a socket")
+    if key in _PATHS:
+        try:
+            check_absolute(str(value))
+        except AddressError as error:
+            raise WrongKeyError(key, str(error)) from error
 
 
-def _way(table: GuestTable) -> Cid | Mux | UnixSockets:
-    if table.cid is not None:
-        return Cid(table.cid, table.to_host)
-    if table.mux is not None:
-        return Mux(table.mux, table.handshake)
-    assert table.unix is not None
-    return UnixSockets(table.unix)
+def _way(table: GuestTable, key: str) -> StaticWay | DynamicWay:
+    value = getattr(table, key)
+    match key:
+        case "cid":
+            return Cid(value, table.to_host)
+        case "mux" if _PATTERN.search(value):
+            return MuxGlob(value, table.handshake)
+        case "mux":
+            return Mux(value, table.handshake)
+        case "unix":
+            return UnixSockets(value)
+        case "file":
+            return CidFile(value)
+        case _:
+            return Command(value)

@@ -33,7 +33,7 @@ from vsockproxy.endpoint import (
     check_guest_name,
 )
 from vsockproxy.errors import AddressError, ConfigError
-from vsockproxy.guest import Cid, Guest, MuxGlob, StaticWay
+from vsockproxy.guest import Cid, Guest, Mux, MuxGlob, StaticWay, UnixSockets
 from vsockproxy.route import (
     AdminSettings,
     Config,
@@ -260,8 +260,13 @@ class _Builder:
         if guest is None:
             hint = nearest(name, self._guests)
             raise AddressError(f"no guest {name!r} is under guests" + (hint and f"; {hint}"))
-        if not isinstance(guest.way, Cid):
+        if isinstance(guest.way, Mux | MuxGlob | UnixSockets):
             raise AddressError(f"the guest {name!r} has no cid: its connections come by its VMM")
+        if not isinstance(guest.way, Cid):
+            raise AddressError(
+                f"the CID of the guest {name!r} is found at each dial, and rules want one that"
+                " stays: give the VM a fixed one, and write its number here"
+            )
         return guest.way.cid
 
     def _is_wrong(self, guest: str) -> bool:
@@ -292,6 +297,11 @@ class _Builder:
 
     def _with_options(self, text: str, endpoint: Target, entry: _Entry) -> Target | None:
         """The target with what the route says of it beside its address."""
+        if isinstance(endpoint, GuestEndpoint):
+            for key in sorted({"to_host", "handshake"} & entry.own):
+                sentence = f"stands under guests.{endpoint.guest}, which is found at each dial"
+                self._note(entry.at(key), sentence)
+            return endpoint
         if entry.to_host:
             if not isinstance(endpoint, VsockEndpoint):
                 self._note(entry.at("to_host"), f"is for a vsock target, and {text!r} is none")

@@ -141,6 +141,19 @@ def _read_target_allow(value: object) -> tuple[Pattern, ...] | None:
     return patterns
 
 
+def _read_command(value: object) -> tuple[str, ...]:
+    """A program and its arguments; no shell will look at them."""
+    if not (isinstance(value, list) and value and all(isinstance(item, str) for item in value)):
+        raise ValueError(
+            f'{shown(value)} is no command: write a list of texts, as in ["/usr/bin/cid-of", "web"]'
+        )
+    if not value[0].startswith("/"):
+        raise ValueError(f"{value[0]!r} is no path in full: no shell looks for the program")
+    if any("\0" in item for item in value):
+        raise ValueError("a NUL cannot be said to a program")
+    return tuple(value)
+
+
 Address = Annotated[str, BeforeValidator(_read_address)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Timeout = Annotated[float, BeforeValidator(parse_timeout)]
@@ -218,11 +231,13 @@ class RouteTable(PolicyKeys):
 
 
 class GuestTable(_Table):
-    """One guest of ``[guests]``; exactly one of the first three is written."""
+    """One guest of ``[guests]``; its one way is written, and what goes with that."""
 
     cid: Annotated[int, Field(ge=0, le=_CID_MAX)] | None = None
     mux: str | None = None
     unix: str | None = None
+    file: str | None = None
+    command: Annotated[tuple[str, ...] | None, PlainValidator(_read_command)] = None
     to_host: bool = False
     handshake: Handshake = "ok"
 

@@ -11,7 +11,8 @@ from typing import Final
 import trio
 
 from vsockproxy.doctor.finding import Finding, note, ok, problem
-from vsockproxy.endpoint import Dialable, GuestEndpoint
+from vsockproxy.endpoint import Target
+from vsockproxy.guests.directory import Guests
 from vsockproxy.probe import Probe, probe
 from vsockproxy.route import Config, Policy
 
@@ -22,18 +23,18 @@ _LONGEST: Final = 5.0  # seconds; nobody waits for a connect_timeout of an hour
 
 async def ask_targets(config: Config) -> list[Finding]:
     """A finding for each target, in the order of the routes; bounded in number and time."""
-    names: dict[tuple[Dialable, Policy], list[str]] = {}
+    names: dict[tuple[Target, Policy], list[str]] = {}
     for route in config.routes:
-        assert not isinstance(route.target, GuestEndpoint)  # every way of today is static
         names.setdefault((route.target, route.policy), []).append(route.name)
     chosen = list(names)[:_MOST]
-    results: dict[tuple[Dialable, Policy], Probe] = {}
+    results: dict[tuple[Target, Policy], Probe] = {}
+    guests = Guests(config.guests)
     limiter = trio.CapacityLimiter(_AT_ONCE)
 
-    async def ask(target: Dialable, policy: Policy) -> None:
+    async def ask(target: Target, policy: Policy) -> None:
         async with limiter:
             timeout = min(policy.connect_timeout, _LONGEST)
-            results[target, policy] = await probe(target, timeout, policy=policy)
+            results[target, policy] = await probe(target, timeout, guests=guests, policy=policy)
 
     async with trio.open_nursery() as nursery:
         for target, policy in chosen:
