@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,10 +74,10 @@ def test_a_chosen_port_that_is_taken_on_ipv6_is_chosen_anew(
         ports = iter([port, 0])
         original = binding._listening
 
-        def unlucky(family: int, address: tuple[str, int], backlog: int) -> socket.socket:
+        def unlucky(family: int, address: tuple[str, int], *others: Any) -> socket.socket:
             if family == socket.AF_INET:
                 address = (address[0], next(ports))
-            return original(family, address, backlog)
+            return original(family, address, *others)
 
         monkeypatch.setattr(binding, "_listening", unlucky)
         with listening(TcpEndpoint(None, 0)) as listeners:

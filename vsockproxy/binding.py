@@ -102,20 +102,22 @@ def listen(
     backlog: int,
     inherited: Mapping[str, Sequence[socket.socket]],
     policy: Policy = Policy(),  # noqa: B008 - it is frozen
+    leaving: Sequence[socket.socket] = (),
 ) -> list[ListeningSocket]:
     """The listeners of an endpoint: one for each address that its host has.
 
     ``backlog`` is listen(2)'s; ``policy`` says the options and a socket file's owner and
     mode, which it has before anybody can connect.  ``fd:NAME`` gets duplicates of the sockets
     of ``inherited``, which stay the caller's.  A Unix socket's file is replaced when it is
-    this user's and nobody listens there.
+    this user's and nobody listens there.  ``leaving`` are listeners of the caller's own at a
+    TCP endpoint's port; where addresses overlap they do not stand in the way (on Linux).
 
     Raises `ListenError`, with nothing left open.
     """
     try:
         match endpoint:
             case TcpEndpoint():
-                return _configured(_listen_tcp(endpoint, backlog), policy)
+                return _configured(_listen_tcp(endpoint, backlog, leaving), policy)
             case VsockEndpoint():
                 return _configured([_listen_vsock(endpoint, backlog)], policy)
             case UnixEndpoint():
@@ -138,7 +140,9 @@ def _configured(listeners: list[ListeningSocket], policy: Policy) -> list[Listen
     return listeners
 
 
-def _listen_tcp(endpoint: TcpEndpoint, backlog: int) -> list[ListeningSocket]:
+def _listen_tcp(
+    endpoint: TcpEndpoint, backlog: int, leaving: Sequence[socket.socket]
+) -> list[ListeningSocket]:
     addresses = literal_addresses(endpoint)
     if addresses is None:
         try:
@@ -149,8 +153,8 @@ def _listen_tcp(endpoint: TcpEndpoint, backlog: int) -> list[ListeningSocket]:
             raise ListenError(endpoint, "name", unresolved(endpoint, error)) from error
     for _ in range(_PORT_TRIES - 1):
         with suppress(_PortTakenError):
-            return _bind_all(endpoint, addresses, backlog)
-    return _bind_all(endpoint, addresses, backlog)
+            return _bind_all(endpoint, addresses, backlog, leaving)
+    return _bind_all(endpoint, addresses, backlog, leaving)
 
 
 class _PortTakenError(OSError):
@@ -158,14 +162,17 @@ class _PortTakenError(OSError):
 
 
 def _bind_all(
-    endpoint: TcpEndpoint, addresses: Sequence[Address], backlog: int
+    endpoint: TcpEndpoint,
+    addresses: Sequence[Address],
+    backlog: int,
+    leaving: Sequence[socket.socket],
 ) -> list[ListeningSocket]:
     port = endpoint.port
     with ExitStack() as undo:
         bound: list[ListeningSocket] = []
         for family, (host, _, *rest) in addresses:
             try:
-                sock = _listening(family, (host, port, *rest), backlog)
+                sock = _listening(family, (host, port, *rest), backlog, leaving)
             except OSError as error:
                 if bound and host == "::1" and error.errno in NO_IPV6:
                     continue
@@ -187,21 +194,38 @@ def _listen_error_at(endpoint: TcpEndpoint, address: Address, error: OSError) ->
     return ListenError(endpoint, reason, f"{peer_name(*address)}: {sentence}", error.errno)
 
 
-def _listening(family: int, address: Any, backlog: int) -> socket.socket:
-    sock = _bound(family, address)
-    try:
-        sock.listen(backlog)
-    except BaseException:
-        sock.close()
-        raise
+def _listening(
+    family: int, address: Any, backlog: int, leaving: Sequence[socket.socket] = ()
+) -> socket.socket:
+    # Where every listener has SO_REUSEPORT when the last one is bound, and is this user's,
+    # Linux does not mind that they overlap (socket(7)).  Off again: a second daemon of this
+    # user is to be told that the port is taken, as ever.
+    with ExitStack() as undo:
+        for sock in leaving:
+            undo.callback(_share_port, sock, False)
+            _share_port(sock, True)
+        sock = _bound(family, address, share=bool(leaving))
+        try:
+            sock.listen(backlog)
+            if leaving:
+                _share_port(sock, False)
+        except BaseException:
+            sock.close()
+            raise
     return sock
 
 
-def _bound(family: int, address: Any) -> socket.socket:
+def _share_port(sock: socket.socket, share: bool) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, share)
+
+
+def _bound(family: int, address: Any, *, share: bool = False) -> socket.socket:
     sock = new_socket(family)
     try:
         if family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if share:
+            _share_port(sock, True)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)

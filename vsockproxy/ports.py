@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 from vsockproxy.binding import ListeningSocket, listen, socket_file
-from vsockproxy.endpoint import FdEndpoint, ListenEndpoint
+from vsockproxy.endpoint import FdEndpoint, ListenEndpoint, TcpEndpoint
 from vsockproxy.errors import ListenError
 from vsockproxy.route import Policy
 from vsockproxy.systemd import store_name
@@ -45,9 +45,17 @@ class Ports:
     def __getitem__(self, endpoint: ListenEndpoint) -> list[ListeningSocket]:
         return self._open[endpoint]
 
-    def open(self, owner: str, endpoint: ListenEndpoint, policy: Policy) -> None:
+    def open(
+        self,
+        owner: str,
+        endpoint: ListenEndpoint,
+        policy: Policy,
+        staying: Container[ListenEndpoint] | None = None,
+    ) -> None:
         """Listen at ``endpoint``; with the sockets that were kept for it, if there are any.
 
+        ``staying`` says which of the open endpoints will go on: addresses of the others may
+        overlap (TCP, Linux).
         A folder that is not there yet leaves it open without a socket where ``policy`` waits
         for it: see `is_absent`.  Raises `ListenError` with a note that names the ``owner``.
         """
@@ -56,7 +64,8 @@ class Ports:
             self._open[endpoint] = kept
             return
         try:
-            self._open[endpoint] = self._listen(owner, endpoint, policy)
+            leaving = self._at_port_of(endpoint, staying)
+            self._open[endpoint] = self._listen(owner, endpoint, policy, leaving)
         except ListenError as error:
             if error.errno != errno.ENOENT or not policy.waits_for_folder(endpoint):
                 raise
@@ -98,11 +107,30 @@ class Ports:
         for endpoint in list(self._open):
             self.leave(endpoint)
 
+    def _at_port_of(
+        self, endpoint: ListenEndpoint, staying: Container[ListenEndpoint] | None
+    ) -> list[socket.socket]:
+        """The open sockets at a TCP endpoint's port that will not stay."""
+        if staying is None or not isinstance(endpoint, TcpEndpoint):
+            return []
+        return [
+            one.sock
+            for other, sockets in self._open.items()
+            if isinstance(other, TcpEndpoint)
+            and other.port == endpoint.port
+            and other not in staying
+            for one in sockets
+        ]
+
     def _listen(
-        self, owner: str, endpoint: ListenEndpoint, policy: Policy
+        self,
+        owner: str,
+        endpoint: ListenEndpoint,
+        policy: Policy,
+        leaving: Sequence[socket.socket] = (),
     ) -> list[ListeningSocket]:
         try:
-            return listen(endpoint, policy.backlog, self._inherited, policy)
+            return listen(endpoint, policy.backlog, self._inherited, policy, leaving)
         except ListenError as error:
             error.add_note(owner)
             raise

@@ -232,10 +232,11 @@ class Supervisor:
     def _open(self, config: Config) -> list[ListenEndpoint]:
         """Bind what ``config`` wants and is not open yet: those. On an error, nothing of it."""
         opened: list[ListenEndpoint] = []
+        wanted = self._wanted(config)
         try:
-            for endpoint, (owner, policy) in self._wanted(config).items():
+            for endpoint, (owner, policy) in wanted.items():
                 if endpoint not in self._ports:
-                    self._ports.open(owner, endpoint, policy)
+                    self._ports.open(owner, endpoint, policy, wanted)
                     opened.append(endpoint)
                     self._log.debug("listening", owner=owner, listen=str(endpoint))
         except ListenError:
