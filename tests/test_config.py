@@ -22,10 +22,21 @@ from vsockproxy.endpoint import (
     VsockEndpoint,
 )
 from vsockproxy.errors import ConfigError
-from vsockproxy.guest import Cid, CidFile, Command, DynamicWay, Guest, MuxGlob
+from vsockproxy.guest import (
+    Cid,
+    CidFile,
+    Command,
+    DynamicWay,
+    Guest,
+    Incus,
+    Libvirt,
+    Machine,
+    MuxGlob,
+    Qmp,
+)
 from vsockproxy.route import Config, Limits, LogSettings, Policy, PumpSettings, Route
 
-WAYS = "cid, mux, unix, file, command, as in cid = 3"
+WAYS = "cid, mux, unix, libvirt, qmp, machine, incus, file, command, as in cid = 3"
 
 
 def toml(text: str) -> Config:
@@ -126,6 +137,11 @@ def test_the_handshake_is_of_the_guest_the_route_or_the_address() -> None:
     [
         ('{mux: "/run/*/v.sock"}', MuxGlob("/run/*/v.sock"), "vsock-mux"),
         ('{mux: "/run/v?", handshake: none}', MuxGlob("/run/v?", "none"), "vsock-mux"),
+        ("{libvirt: web01}", Libvirt("web01", "qemu:///system"), "vsock"),
+        ('{libvirt: w, uri: "qemu:///session"}', Libvirt("w", "qemu:///session"), "vsock"),
+        ("{qmp: /run/web.qmp}", Qmp("/run/web.qmp"), "vsock"),
+        ("{machine: web01}", Machine("web01"), "vsock"),
+        ("{incus: web01}", Incus("web01"), "vsock"),
         ("{file: /run/web.cid}", CidFile("/run/web.cid"), "vsock"),
         ("{command: [/bin/cid-of, web]}", Command(("/bin/cid-of", "web")), "vsock"),
     ],
@@ -384,7 +400,7 @@ WRONG_TOML = {
     "guests that say nothing": (
         'forward.80 = "a:80"\n[guests]\na.file = ""\nb.command = "cid"\nc.command = ["cid"]\n'
         'd.command = ["/c", 3]\ne = {file = "/f", handshake = "none"}\nf.command = ["/c\\u0000"]\n'
-        'g.mux = " "',
+        'g.mux = " "\nh = {cid = 3, uri = "qemu:///session"}\ni.qmp = "web.qmp"',
         [
             "guests.a.file: '' says nothing that could be looked for",
             "guests.b.command: 'cid' is no command: write a list of texts,"
@@ -395,6 +411,9 @@ WRONG_TOML = {
             "guests.e.handshake: is for a guest with a mux",
             "guests.f.command: a NUL cannot be said to a program",
             "guests.g.mux: ' ' says nothing that could be looked for",
+            "guests.h.uri: is for a guest of libvirt",
+            "guests.i.qmp: 'web.qmp' is relative, and a daemon's working directory is /:"
+            " write the whole path",
         ],
     ),
     "routes to guests that are found at each dial": (

@@ -138,7 +138,7 @@ class Command:
 StaticWay = Cid | Mux | UnixSockets
 """A way that has an address for every port."""
 
-DynamicWay = MuxGlob | CidFile | Command
+DynamicWay = MuxGlob | Libvirt | Qmp | Machine | Incus | CidFile | Command
 """A way that is found out at each dial."""
 
 

@@ -7,7 +7,8 @@ table stands.
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from vsockproxy.config.schema import GuestTable
 from vsockproxy.endpoint import check_absolute
@@ -19,18 +20,36 @@ from vsockproxy.guest import (
     Command,
     DynamicWay,
     Guest,
+    Incus,
+    Libvirt,
+    Machine,
     Mux,
     MuxGlob,
+    Qmp,
     StaticWay,
     UnixSockets,
 )
 
-_WAYS: Final = ("cid", "mux", "unix", "file", "command")
+_WAYS: Final = (
+    *("cid", "mux", "unix"),
+    *("libvirt", "qmp", "machine", "incus", "file", "command"),
+)
 _OVER_VSOCK: Final = frozenset(_WAYS) - {"mux", "unix"}
-_WITH: Final = {"to_host": _OVER_VSOCK, "handshake": {"mux"}}
-_WITHOUT_CID: Final = "is for a guest with a CID, and this one has a socket"
-_MISPLACED: Final = {"to_host": _WITHOUT_CID, "handshake": "is for a guest with a mux"}
-_PATHS: Final = frozenset({"mux", "unix", "file"})
+_WITH: Final = {"to_host": _OVER_VSOCK, "handshake": {"mux"}, "uri": {"libvirt"}}
+_MISPLACED: Final = {
+    "to_host": "is for a guest with a CID, and this one has a socket",
+    "handshake": "is for a guest with a mux",
+    "uri": "is for a guest of libvirt",
+}
+_PATHS: Final = frozenset({"mux", "unix", "qmp", "file"})
+_NAMED: Final[dict[str, Callable[[Any], StaticWay | DynamicWay]]] = {
+    "unix": UnixSockets,
+    "qmp": Qmp,
+    "machine": Machine,
+    "incus": Incus,
+    "file": CidFile,
+    "command": Command,
+}
 _PATTERN: Final = re.compile(r"[*?\[]")
 
 
@@ -72,16 +91,13 @@ def _check_text(key: str, value: object) -> None:
 
 def _way(table: GuestTable, key: str) -> StaticWay | DynamicWay:
     value = getattr(table, key)
+    if key in _NAMED:
+        return _NAMED[key](value)
     match key:
         case "cid":
             return Cid(value, table.to_host)
-        case "mux" if _PATTERN.search(value):
-            return MuxGlob(value, table.handshake)
         case "mux":
-            return Mux(value, table.handshake)
-        case "unix":
-            return UnixSockets(value)
-        case "file":
-            return CidFile(value)
+            is_pattern = _PATTERN.search(value)
+            return (MuxGlob if is_pattern else Mux)(value, table.handshake)
         case _:
-            return Command(value)
+            return Libvirt(value, table.uri)

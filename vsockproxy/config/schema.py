@@ -44,6 +44,7 @@ from vsockproxy.duration import (
 )
 from vsockproxy.endpoint import Handshake
 from vsockproxy.errors import AddressError
+from vsockproxy.guest import LIBVIRT_URI
 from vsockproxy.route import (
     AdminSettings,
     HalfClose,
@@ -236,6 +237,11 @@ class GuestTable(_Table):
     cid: Annotated[int, Field(ge=0, le=_CID_MAX)] | None = None
     mux: str | None = None
     unix: str | None = None
+    libvirt: str | None = None
+    uri: str = LIBVIRT_URI
+    qmp: str | None = None
+    machine: str | None = None
+    incus: str | None = None
     file: str | None = None
     command: Annotated[tuple[str, ...] | None, PlainValidator(_read_command)] = None
     to_host: bool = False

@@ -1,0 +1,117 @@
+"""Incus, or LXD, which notes the CID of each virtual machine that runs.
+
+Owns: one question of their REST API over their Unix socket.  Blocks, so it is for a thread.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from vsockproxy.guests.answer import GuestError, checked_cid
+
+SOCKETS: Final = (
+    "/var/lib/incus/unix.socket",
+    "/run/incus/unix.socket",
+    "/var/lib/lxd/unix.socket",
+    "/var/snap/lxd/common/lxd/unix.socket",
+)
+
+_CID: Final = "volatile.vsock_id"  # "used at the last start": it outlives a stop
+_TIMEOUT: Final = 5.0
+_LARGEST: Final = 1 << 22  # bytes of an answer
+_PROJECT: Final = "default"
+
+Instance = dict[str, Any]
+"""An instance as the API tells of it: ``name``, ``type``, ``status``, ``config``, ..."""
+
+
+def find_cid(name: str, places: Sequence[str] = SOCKETS) -> int:
+    """The CID of a virtual machine, ``NAME`` or ``PROJECT/NAME``; raises `GuestError`."""
+    there = [path for path in places if Path(path).exists()]
+    if not there:
+        raise GuestError(f"neither Incus nor LXD listens at {', '.join(places)}")
+    project, _, instance = name.rpartition("/")
+    query = f"/1.0/instances/{quote(instance)}?project={quote(project or _PROJECT)}"
+    found = {path: answer for path in there if (answer := _get(path, query)) is not None}
+    if not found:
+        raise GuestError(f"no instance is named {name!r}: `incus list` shows them")
+    cids = {_cid_of(answer, name) for answer in found.values()}
+    if len(cids) > 1:
+        raise GuestError(f"{' and '.join(found)} both have an instance {name!r}")
+    return cids.pop()
+
+
+def list_instances(path: str) -> list[Instance]:
+    """The instances of all projects; raises `GuestError`."""
+    answer = _get(path, "/1.0/instances?recursion=1&all-projects=true")
+    if not isinstance(answer, list) or not all(isinstance(one, dict) for one in answer):
+        raise _nonsense(path)
+    return answer
+
+
+def running_cid(instance: Instance) -> int | None:
+    """The CID of a virtual machine that runs; None of anything else."""
+    config = instance.get("config")
+    if not isinstance(config, dict) or instance.get("type") != "virtual-machine":
+        return None
+    if instance.get("status") != "Running" or _CID not in config:
+        return None
+    return checked_cid(config[_CID], _CID)
+
+
+def _cid_of(instance: object, name: str) -> int:
+    if not isinstance(instance, dict):
+        raise GuestError(f"the instance {name!r} is told of in an unknown way")
+    if instance.get("type") != "virtual-machine":
+        raise GuestError(f"the instance {name!r} is no virtual machine")
+    cid = running_cid(instance)
+    if cid is None:
+        status = instance.get("status")
+        raise GuestError(f"the instance {name!r} is {status}: incus start {name}")
+    return cid
+
+
+class _UnixConnection(HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=_TIMEOUT)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(_TIMEOUT)
+        self.sock.connect(self._path)
+
+
+def _get(path: str, query: str) -> Any:
+    """The ``metadata`` of an answer; None where there is no such thing."""
+    connection = _UnixConnection(path)
+    try:
+        connection.request("GET", query)
+        response = connection.getresponse()
+        status, body = response.status, response.read(_LARGEST)
+    except (OSError, HTTPException) as error:
+        words = getattr(error, "strerror", None) or error
+        raise GuestError(f"{path} cannot be asked: {words}") from error
+    finally:
+        connection.close()
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise _nonsense(path) from error
+    if status == 404:
+        return None
+    if not isinstance(answer, dict):
+        raise _nonsense(path)
+    if status != 200:
+        raise GuestError(f"{path} refuses: {answer.get('error') or status}")
+    return answer.get("metadata")
+
+
+def _nonsense(path: str) -> GuestError:
+    return GuestError(f"{path} does not answer as Incus and LXD do: is this the right socket?")

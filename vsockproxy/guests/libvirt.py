@@ -1,0 +1,82 @@
+"""libvirt, whose live description of a domain has the CID of its vsock device.
+
+Owns: the use of libvirt's own Python binding, which only this module imports, and only when
+a guest is looked for.  Blocks, so it is for a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+from xml.etree import ElementTree as Xml
+
+from vsockproxy.guests.answer import GuestError, checked_cid
+
+_NOT_INSTALLED: Final = (
+    "libvirt's Python binding is not installed: pip install 'vsockproxy[libvirt]'"
+    " (it wants libvirt-dev, pkg-config and a compiler)"
+)
+
+
+def find_cid(domain: str, uri: str) -> int:
+    """The CID of a domain that runs; raises `GuestError`."""
+    with _connected(uri) as connection:
+        found = _domain(connection, domain, uri)
+        if not found.isActive():
+            raise GuestError(f"the domain {domain!r} is not running: virsh -c {uri} start {domain}")
+        cid = _cid_in(found.XMLDesc())
+    if cid is None:
+        raise GuestError(
+            f"the domain {domain!r} has no vsock device:"
+            " <vsock model='virtio'><cid auto='yes'/></vsock> under devices"
+        )
+    return checked_cid(cid, f"libvirt, of the domain {domain!r},")
+
+
+def list_domains(uri: str) -> list[tuple[str, str | None]]:
+    """The domains that run, each with the CID of its vsock device, if any.
+
+    Raises `GuestError`.
+    """
+    with _connected(uri) as connection:
+        domains = [connection.lookupByID(number) for number in connection.listDomainsID()]
+        return [(domain.name(), _cid_in(domain.XMLDesc())) for domain in domains]
+
+
+def _domain(connection: Any, name: str, uri: str) -> Any:
+    import libvirt  # noqa: PLC0415 - an extra
+
+    try:
+        return connection.lookupByName(name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+            raise
+        raise GuestError(
+            f"no domain is named {name!r}: `virsh -c {uri} list --all` shows them"
+        ) from error
+
+
+def _cid_in(description: str) -> str | None:
+    # From the hypervisor's daemon, which this program believes anyway.
+    cid = Xml.fromstring(description).find("./devices/vsock/cid")  # noqa: S314 - see above
+    return None if cid is None else cid.get("address")
+
+
+@contextmanager
+def _connected(uri: str) -> Iterator[Any]:
+    """A connection that may only look; raises `GuestError` for all that goes wrong in the block."""
+    try:
+        import libvirt  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise GuestError(_NOT_INSTALLED) from error
+    # Its own way is to print every error.
+    libvirt.registerErrorHandler(lambda *_: None, None)
+    try:
+        connection = libvirt.openReadOnly(uri)
+        try:
+            yield connection
+        finally:
+            connection.close()
+    except (libvirt.libvirtError, Xml.ParseError) as error:
+        raise GuestError(f"libvirt at {uri}: {error}") from error
