@@ -11,7 +11,7 @@ C_FLAGS := -std=gnu11 -Wall -Wextra -Werror -g -O1 -fno-omit-frame-pointer -I$(N
 LOAD_FILES := $(wildcard benchmarks/load/*.c)
 LOAD_FLAGS := -std=gnu11 -Wall -Wextra -Werror -O2 -g
 
-.PHONY: venv demo test check sanitize bench bench-quick clean
+.PHONY: venv demo test check sanitize bench bench-quick bench-vsock clean
 
 venv: $(VENV)/installed
 
@@ -65,11 +65,20 @@ build/sanitized/compiled: venv $(C_ALL)
 	touch $@
 
 # docs/benchmarks.md; one row alone: python benchmarks/bench.py --only churn --rounds 3
-bench: venv build/load
+bench: venv build/load $(VENV)/plots
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/report.py
 
 bench-quick: venv build/load
 	$(BIN)/python benchmarks/bench.py --quick
+
+# The same with AF_VSOCK behind, in a kernel of its own; then its part of the page.
+bench-vsock: venv build/load $(VENV)/plots
+	PYTHONPATH=. $(BIN)/python benchmarks/vsock.py
+
+$(VENV)/plots: venv
+	$(BIN)/pip install --quiet --editable ".[bench]"
+	touch $@
 
 build/load: $(LOAD_FILES) benchmarks/load/load.h
 	mkdir -p build

@@ -1,19 +1,17 @@
-"""One sample of one row through one proxy, and the rounds A B A B of many.
+"""One sample of one row through one proxy.
 
-Owns: `Sample`, what is put into relation to what, and the order of the runs.
+Owns: `Place`, `Sample`, and what is put into relation to what.  Knows nothing of rounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import traffic
 from peers import Peer, Proxy, running
 from rows import HALF_CLOSE, Row
-from usage import SystemCalls, Usage, memory_of, perf_counts, usage_of
+from usage import SystemCalls, Usage, memory_of, usage_of
 
 Sample = dict[str, float]
 """What was measured, by name; a unit is a request, or a GB (10^9 bytes) in bulk."""
@@ -21,13 +19,20 @@ Sample = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where it is measured: an empty folder, the address behind, and who has which processors."""
+    """Where it is measured: an empty folder, the address behind, and who has which processors.
+
+    No processors: whichever there are.
+    """
 
     folder: Path
     target: str
-    client_cpus: tuple[int, ...]
-    server_cpus: tuple[int, ...]
-    proxy_cpus: tuple[int, ...]
+    client_cpus: tuple[int, ...] = ()
+    server_cpus: tuple[int, ...] = ()
+    proxy_cpus: tuple[int, ...] = ()
+
+    def anywhere(self) -> Place:
+        """The same place with nobody bound to a processor."""
+        return replace(self, client_cpus=(), server_cpus=(), proxy_cpus=())
 
 
 def sample(place: Place, proxy: Proxy, row: Row, seconds: float) -> Sample:
@@ -60,17 +65,15 @@ def sample(place: Place, proxy: Proxy, row: Row, seconds: float) -> Sample:
 
 def system_calls(place: Place, proxy: Proxy, row: Row, seconds: float) -> Sample:
     """System calls a unit, in a run that serves nothing else."""
-    if not perf_counts():
-        return {}
-    calls = SystemCalls(proxy.pid)
+    counting: list[SystemCalls] = []
     numbers: list[int] = []
     result = traffic.run(
         proxy.address,
         row.groups,
         seconds,
         place.client_cpus,
-        started=calls.start,
-        ended=lambda: numbers.append(calls.stop()),
+        started=lambda: counting.append(SystemCalls(proxy.pid)),
+        ended=lambda: numbers.append(counting[0].stop()),
     )
     first = result.groups[0]
     return {"calls_per_unit": numbers[0] / (first.bytes / 1e9 if row.bulk else first.requests)}
@@ -98,58 +101,6 @@ def idle(place: Place, proxy: Proxy, row: Row, seconds: float) -> Sample:
         "cpu": (after.cpu - before.cpu) / seconds,
         "switches_per_second": (after.switches - before.switches) / seconds,
     }
-
-
-Measurement = Callable[[Place, Proxy, Row, float], Sample]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One row of the results: what is taken of whom, how often, and for how long at a time.
-
-    ``fresh``: a proxy of its own for every sample, because one leaves traces.
-    """
-
-    row: Row
-    take: Measurement
-    peers: tuple[Peer, ...]
-    rounds: int
-    seconds: float
-    fresh: bool = False
-
-    @property
-    def cost(self) -> float:
-        """Seconds of one sample, about, with all that is not timed."""
-        return self.seconds + 0.5 + self.row.connections / 5000
-
-
-Outcome = tuple[str, Sample | traffic.LostError]
-"""A peer's name, and what was taken of it."""
-
-
-def samples(place: Place, step: Step) -> Iterator[Outcome]:
-    """Each peer in turn, so many rounds; what lost bytes has no sample."""
-    if step.fresh:
-        for _ in range(step.rounds):
-            for peer in step.peers:
-                with running(peer, place.folder, place.target, place.proxy_cpus) as proxy:
-                    yield _outcome(place, step, peer, proxy)
-        return
-    with ExitStack() as stack:
-        proxies = [
-            stack.enter_context(running(peer, place.folder, place.target, place.proxy_cpus))
-            for peer in step.peers
-        ]
-        for _ in range(step.rounds):
-            for peer, proxy in zip(step.peers, proxies, strict=True):
-                yield _outcome(place, step, peer, proxy)
-
-
-def _outcome(place: Place, step: Step, peer: Peer, proxy: Proxy) -> Outcome:
-    try:
-        return peer.name, step.take(place, proxy, step.row, step.seconds)
-    except traffic.LostError as lost:
-        return peer.name, lost
 
 
 def keeps_half_close(place: Place, peer: Peer) -> str:

@@ -57,17 +57,17 @@ def read_peers(file: Path) -> list[Peer]:
 
 @contextmanager
 def running(peer: Peer, folder: Path, target: str, cpus: Sequence[int]) -> Iterator[Proxy]:
-    """A proxy of that peer in front of ``target``, on these processors, until the block ends.
+    """A proxy of that peer in front of an address, on these processors, until the block ends.
 
     Raises SystemExit with what it printed when it does not start.
     """
-    home = folder / f"{peer.name}-{time.monotonic_ns()}"
+    home = folder / str(time.monotonic_ns())  # a name without spaces, for the commands
     home.mkdir()
     port = _free_port()
     words = {
         "python": sys.executable,
         "listen_port": str(port),
-        "target_path": target,
+        "target_path": target.partition(":")[2],
         "folder": str(home),
         "config_path": str(home / "config.toml"),
     }
@@ -79,17 +79,18 @@ def running(peer: Peer, folder: Path, target: str, cpus: Sequence[int]) -> Itera
         )
     try:
         _await_listener(process, port, home / "output")
-        yield Proxy(process.pid, port)
+        yield Proxy(process.pid, port, home)
     finally:
         _stop(process)
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A running proxy: the first process of its tree, and its TCP port on 127.0.0.1."""
+    """A running proxy: the first process of its tree, its TCP port, and its {folder}."""
 
     pid: int
     port: int
+    folder: Path
 
     @property
     def address(self) -> str:

@@ -97,10 +97,13 @@ def _switches(task: Path) -> int:
 
 
 class SystemCalls:
-    """Counts the tree's system calls from `start` to `stop`; made only where `perf_counts`."""
+    """Counts the system calls of a tree; made only where `perf_counts`.
+
+    What the tree starts meanwhile is counted too.
+    """
 
     def __init__(self, root: int) -> None:
-        """Have perf attached, and not counting yet."""
+        """Count from now on."""
         orders, self._orders = os.pipe()
         self._answers, answers = os.pipe()
         line = [
@@ -112,9 +115,6 @@ class SystemCalls:
         )
         os.close(orders)
         os.close(answers)
-
-    def start(self) -> None:
-        """From now on."""
         self._order(b"enable\n")
 
     def stop(self) -> int:
@@ -125,7 +125,8 @@ class SystemCalls:
         os.close(self._orders)
         os.close(self._answers)
         counted = next(line for line in output.splitlines() if "raw_syscalls" in line)
-        return int(counted.split(",")[0])
+        number = counted.split(",")[0]
+        return int(number) if number.isdigit() else 0  # "<not counted>": nothing of it ran
 
     def _order(self, order: bytes) -> None:
         os.write(self._orders, order)

@@ -1,0 +1,178 @@
+"""The figures that the daemon is to reach, and whether a run reached them.
+
+Owns: `Table`, how figures of two proxies are compared, and the list of targets.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from plan import OURS, REFERENCE
+from rows import ROWS
+
+PORTABLE = "vsockproxy-portable"
+SPLICING = "systemd-socket-proxyd"
+
+
+class Table:
+    """The rows of a results file."""
+
+    def __init__(self, rows: dict[str, Any]) -> None:
+        self.rows = rows
+
+    def samples(self, row: str, who: str, figure: str) -> list[float]:
+        """All of them; none when it was not measured."""
+        values = self.rows.get(row, {}).get("samples", {}).get(who, {}).get(figure, [])
+        return [float(value) for value in values]
+
+    def median(self, row: str, who: str, figure: str) -> float | None:
+        """The median of all rounds."""
+        values = self.samples(row, who, figure)
+        return statistics.median(values) if values else None
+
+    def spread(self, row: str, who: str, figure: str) -> float | None:
+        """How far the middle half of the rounds reaches from the median, as a part of it."""
+        values = self.samples(row, who, figure)
+        if len(values) < 2 or not statistics.median(values):
+            return None
+        lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
+        return (upper - lower) / 2 / statistics.median(values)
+
+    def ratio(self, row: str, one: str, other: str, figure: str) -> float | None:
+        """One to the other: the median of the ratios within each round.
+
+        What else the machine did in a round met both of them.
+        """
+        ones, others = self.samples(row, one, figure), self.samples(row, other, figure)
+        if not ones or not others or not all(others):
+            return None
+        if len(ones) != len(others):
+            return statistics.median(ones) / statistics.median(others)
+        return statistics.median(a / b for a, b in zip(ones, others, strict=True))
+
+    def peers(self, row: str) -> list[str]:
+        """Whoever was measured at it, but the daemon."""
+        measured = self.rows.get(row, {}).get("samples", {})
+        return [name for name in measured if name not in (OURS, PORTABLE)]
+
+    def best(self, row: str, figure: str, *, highest: bool) -> str | None:
+        """The peer with the best median."""
+        medians = {peer: self.median(row, peer, figure) for peer in self.peers(row)}
+        known = {peer: median for peer, median in medians.items() if median is not None}
+        if not known:
+            return None
+        return (max if highest else min)(known, key=lambda peer: known[peer])
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One target and what was reached; ``reached`` is None when it was not measured."""
+
+    work: str
+    aim: str
+    bound: float
+    at_least: bool
+    reached: float | None
+    unit: str = " x"
+
+    @property
+    def short(self) -> float:
+        """By what part of it the bound is missed; 0 and below: met."""
+        if not self.reached:
+            return 0.0
+        part = self.reached / self.bound
+        return 1 - part if self.at_least else part - 1
+
+
+def verdicts(table: Table, vsock: Table) -> Iterator[Verdict]:
+    """Every target, in the order of their table."""
+    yield from _bulk(table)
+    yield from _trips(table)
+    yield _Compare(table, "churn-8", "connections a second, 8 at once").least("rate", 1.0)
+    yield from _rest(table)
+    yield from _vsock(vsock)
+
+
+@dataclass(frozen=True, slots=True)
+class _Compare:
+    """Makes verdicts on a row: the daemon beside a peer."""
+
+    table: Table
+    row: str
+    work: str
+
+    def least(self, figure: str, bound: float, what: str = "") -> Verdict:
+        """At least so many times HAProxy's."""
+        reached = self.table.ratio(self.row, OURS, REFERENCE, figure)
+        return Verdict(self.work + what, f"{bound} x HAProxy", bound, True, reached)
+
+    def most(self, figure: str, bound: float, what: str = "", peer: str = REFERENCE) -> Verdict:
+        """At most so many times a peer's."""
+        name = "HAProxy" if peer == REFERENCE else peer
+        reached = self.table.ratio(self.row, OURS, peer, figure)
+        return Verdict(self.work + what, f"at most {bound} x {name}", bound, False, reached)
+
+    def ahead(self, figure: str, *, highest: bool, what: str = "") -> Verdict:
+        """No worse than the best of all peers."""
+        best = self.table.best(self.row, figure, highest=highest)
+        if best is None:
+            return Verdict(self.work + what, "no peer ahead", 1.0, highest, None)
+        reached = self.table.ratio(self.row, OURS, best, figure)
+        return Verdict(self.work + what, f"no peer ahead ({best})", 1.0, highest, reached)
+
+
+def _bulk(table: Table) -> Iterator[Verdict]:
+    rows = [
+        _Compare(table, f"{way}-{streams}", f"bulk {way}, {streams} stream{'s'[: streams - 1]}")
+        for way in ("up", "down")
+        for streams in (1, 8)
+    ]
+    for row in rows:
+        yield row.least("rate", 2.0)
+        yield row.ahead("rate", highest=True)
+    for row in rows:
+        yield row.most("cpu_per_unit", 0.5, ": processor time a GB")
+        yield row.most("cpu_per_unit", 1.0, ": processor time a GB", SPLICING)
+
+
+def _trips(table: Table) -> Iterator[Verdict]:
+    one = _Compare(table, "trips-64-1", "64 B round trips, 1 connection")
+    yield one.ahead("p50_us", highest=False, what=": p50")
+    yield one.most("cpu_per_unit", 0.8, ": processor time")
+    for number in (64, 1000):
+        row = _Compare(table, f"trips-64-{number}", f"64 B round trips, {number} connections")
+        yield row.least("rate", 1.2, ": a second")
+        yield row.most("p99_us", 1.0, ": p99")
+
+
+def _rest(table: Table) -> Iterator[Verdict]:
+    def under(work: str, aim: str, bound: float, reached: float | None, unit: str) -> Verdict:
+        return Verdict(work, aim, bound, False, reached, unit)
+
+    each = table.median("idle", OURS, "pss_per_connection")
+    yield under("memory of an idle connection", "under 2048 B", 2048, each, " B")
+    resident = table.median("start", "10 routes", "rss")
+    resident = resident and resident / 1e6
+    yield under("resident with ten routes", "under 60 MB", 60, resident, " MB")
+    for routes, seconds in ((10, 0.5), (1000, 2.0)):
+        ready = table.median("start", f"{routes} routes", "ready_seconds")
+        yield under(f"ready with {routes} routes", f"within {seconds} s", seconds, ready, " s")
+    many = table.median("growth-8000", OURS, "cpu_per_unit")
+    few = table.median("growth-10", OURS, "cpu_per_unit")
+    growth = many / few if many and few else None
+    work = "processor time of a round trip at 8000 connections"
+    yield under(work, "within 1.3 x that at 10", 1.3, growth, " x")
+    cpu = table.median("idle", OURS, "cpu")
+    percent = None if cpu is None else cpu * 100
+    yield under("idle with 8000 connections", "under 0.1 % of a processor", 0.1, percent, " %")
+
+
+def _vsock(table: Table) -> Iterator[Verdict]:
+    aims = {"up-1": 10, "down-1": 10, "up-8": 10, "down-8": 10, "trips-64-1": 3, "trips-64-64": 3}
+    for row, bound in {**aims, "churn-8": 5}.items():
+        title = next(known.title for known in ROWS if known.name == row)
+        reached = table.ratio(row, OURS, "socat", "rate")
+        yield Verdict(f"vsock behind: {title}", f"{bound} x socat", bound, True, reached)
