@@ -42,9 +42,9 @@ def main() -> int:
     _allow_descriptors()
     peers = _choose(options.peers_file, options.peers)
     few = len(os.sched_getaffinity(0)) < CPUS_TO_SPARE
-    plan = Plan(peers, options.rounds, options.scale, bulk_anywhere=few)
+    plan = Plan(peers, options.rounds, options.scale, few, options.block * 2**20)
     wanted = tuple(options.only.split(","))
-    steps = [step for step in plan.steps() if step.name.startswith(wanted)]
+    steps = [step for step in plan.steps() if step.cost and step.name.startswith(wanted)]
     results: Results = {"machine": machine.description(peers), "half_close": {}, "rows": {}}
     try:
         with TemporaryDirectory(prefix="bench-") as name:
@@ -68,6 +68,7 @@ def _options() -> argparse.Namespace:
     options.add_argument("--target", default="", help="the address behind, instead of a unix:PATH")
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--scale", type=float, default=1.0, help="stretches each sample")
+    options.add_argument("--block", type=int, default=32, help="MiB of a bulk stream's requests")
     options.add_argument("--quick", action="store_true", help="a look within two minutes")
     options.add_argument("--output", type=Path, help="without it, and not everything: last.json")
     chosen = options.parse_args()

@@ -17,7 +17,7 @@ import measure
 import traffic
 from measure import Place, Sample
 from peers import Peer, Proxy, running
-from rows import ROWS, Row, growth, idle
+from rows import Row, growth, idle, rows
 from usage import perf_counts
 
 Taker = tuple[str, Callable[[], Sample]]
@@ -37,7 +37,10 @@ REFERENCE: Final = "haproxy"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One row of the results; ``cost`` is about the seconds of all samples of a round."""
+    """One row of the results; ``cost`` is about the seconds of all samples of a round.
+
+    No cost: nobody is able to do it.
+    """
 
     name: str
     title: str
@@ -65,10 +68,11 @@ class Plan:
     rounds: int
     scale: float
     bulk_anywhere: bool  # nobody is bound to a processor in bulk
+    block: int  # bytes of one request of a bulk stream
 
     def steps(self) -> Iterator[Step]:
         """All there are."""
-        for row in ROWS:
+        for row in rows(self.block):
             step = self._compared(row, measure.sample, 0.7)
             anywhere = row.bulk and self.bulk_anywhere
             yield replace(step, open=_anywhere(step.open)) if anywhere else step
@@ -76,7 +80,7 @@ class Plan:
         for connections in (10, 100, 1000, 8000):
             yield self._compared(growth(connections), measure.sample, 0.7, (OURS, REFERENCE))
         if perf_counts():
-            for row in ROWS:
+            for row in rows(self.block):
                 yield replace(self._compared(row, measure.system_calls, 0.2), rounds=1)
         ours = next((peer for peer in self.peers if peer.name == OURS), None)
         if ours is not None:
@@ -115,7 +119,7 @@ class Plan:
             for n in (1, 2, 4)
         ]
         seconds = 0.7 * self.scale
-        for row in ROWS:
+        for row in rows(self.block):
             if row.name in ("up-8", "down-8"):
                 title = f"{row.title}, by pump threads"
                 opener = _anywhere(_beside(row, measure.sample, seconds, peers))

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-_BLOCK: Final = 32 * 2**20  # bytes of one request of a bulk stream
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -28,9 +26,9 @@ class Row:
     bulk: bool = False
 
 
-def _bulk(way: str, streams: int) -> Row:
+def _bulk(way: str, streams: int, block: int) -> Row:
     title = f"bulk {way}, {streams} stream{'s' if streams > 1 else ''}"
-    group = f"connections={streams},{way}={_BLOCK}"
+    group = f"connections={streams},{way}={block}"
     return Row(f"{way}-{streams}", title, (group,), streams, bulk=True)
 
 
@@ -59,24 +57,22 @@ def idle(connections: int) -> Row:
     return Row("idle", f"{connections} idle connections", (group,), connections)
 
 
-ROWS: Final = (
-    *(_bulk(way, streams) for way in ("up", "down") for streams in (1, 8)),
-    *(_trips(size, connections) for size in (64, 16384) for connections in (1, 64, 1000)),
-    _churn(8),
-    _churn(64),
-    Row(
-        "mix",
-        "mix: 64 B round trips beside bulk both ways and new connections",
-        (
-            "connections=60",
-            f"connections=1,up={_BLOCK}",
-            f"connections=1,down={_BLOCK}",
-            "connections=2,requests=1",
-        ),
-        64,
-    ),
-)
-"""Every peer's."""
+def rows(block: int = 32 * 2**20) -> tuple[Row, ...]:
+    """What every peer is measured at; ``block`` is the bytes of one request of a bulk stream."""
+    mix = (
+        "connections=60",
+        f"connections=1,up={block}",
+        f"connections=1,down={block}",
+        "connections=2,requests=1",
+    )
+    return (
+        *(_bulk(way, streams, block) for way in ("up", "down") for streams in (1, 8)),
+        *(_trips(size, connections) for size in (64, 16384) for connections in (1, 64, 1000)),
+        _churn(8),
+        _churn(64),
+        Row("mix", "mix: 64 B round trips beside bulk both ways and new connections", mix, 64),
+    )
+
 
 HALF_CLOSE: Final = "connections=1,up=1048576,half_close"
 """A request that ends with the client's half-close; the answer is still wanted."""

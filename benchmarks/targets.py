@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plan import OURS, REFERENCE
-from rows import ROWS
+from rows import rows
 
 PORTABLE = "vsockproxy-portable"
 SPLICING = "systemd-socket-proxyd"
@@ -125,15 +125,15 @@ class _Compare:
 
 
 def _bulk(table: Table) -> Iterator[Verdict]:
-    rows = [
+    compared = [
         _Compare(table, f"{way}-{streams}", f"bulk {way}, {streams} stream{'s'[: streams - 1]}")
         for way in ("up", "down")
         for streams in (1, 8)
     ]
-    for row in rows:
+    for row in compared:
         yield row.least("rate", 2.0)
         yield row.ahead("rate", highest=True)
-    for row in rows:
+    for row in compared:
         yield row.most("cpu_per_unit", 0.5, ": processor time a GB")
         yield row.most("cpu_per_unit", 1.0, ": processor time a GB", SPLICING)
 
@@ -172,7 +172,7 @@ def _rest(table: Table) -> Iterator[Verdict]:
 
 def _vsock(table: Table) -> Iterator[Verdict]:
     aims = {"up-1": 10, "down-1": 10, "up-8": 10, "down-8": 10, "trips-64-1": 3, "trips-64-64": 3}
+    titles = {row.name: row.title for row in rows()}
     for row, bound in {**aims, "churn-8": 5}.items():
-        title = next(known.title for known in ROWS if known.name == row)
         reached = table.ratio(row, OURS, "socat", "rate")
-        yield Verdict(f"vsock behind: {title}", f"{bound} x socat", bound, True, reached)
+        yield Verdict(f"vsock behind: {titles[row]}", f"{bound} x socat", bound, True, reached)

@@ -17,7 +17,7 @@ from typing import Final
 from tests.kernel.uml import run_in_uml
 
 ROOT: Final = Path(__file__).parents[1]
-ROWS: Final = "up-,down-,trips-64-1,trips-64-64,trips-16384-64,churn-8"
+ROWS: Final = "up-,down-,trips-,churn-"
 TARGET: Final = "vsock:1:5000"
 """CID 1 is the loopback."""
 
@@ -30,6 +30,7 @@ def main() -> int:
         line = [
             *(sys.executable, "benchmarks/bench.py", "--target", TARGET, "--only", ROWS),
             *("--peers-file", "benchmarks/peers-vsock.toml", "--output", str(results)),
+            *("--block", "4"),  # MiB: requests are finished, and socat takes its time
         ]
         done = run_in_uml(line, scratch, timeout=900)
         print(done.output)
