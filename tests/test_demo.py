@@ -142,7 +142,7 @@ async def test_the_sockets_file_goes_with_the_guest(path: Path) -> None:
 
 async def test_a_file_that_is_in_the_way_stays_and_is_an_error(path: Path) -> None:
     await trio.Path(path).write_text("mine")
-    with pytest.RaisesGroup(ListenError):
+    with pytest.RaisesGroup(ListenError, flatten_subgroups=True):
         async with demo.embedded_guests(demo.demo_config(str(path), 8080, 9490)):
             pass
     assert await trio.Path(path).read_text() == "mine"
@@ -204,6 +204,31 @@ async def test_the_demo_answers_counts_and_ends_at_ctrl_c(tmp_path: Path) -> Non
     left = sorted(path.name for path in await trio.Path(tmp_path).iterdir())
     assert left == ["demo.toml", "vsockproxy"]
     assert list(await trio.Path(tmp_path, "vsockproxy").iterdir()) == []
+
+
+async def test_a_guest_that_is_broken_is_what_doctor_tells_until_it_is_mended(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "demo.toml"
+    file.write_text(f'forward."unix:{tmp_path}/web" = "vsock-mux:{tmp_path}/guest:80"')
+    runtime = {"XDG_RUNTIME_DIR": str(tmp_path), "VSOCKPROXY_CONFIG": str(file)}
+    doctor = partial(command, "doctor", environ=runtime)
+    async with daemon("demo", "--config", file, environ=runtime) as running:
+        await running.wait_for_output("Ctrl-C ends it.")
+        assert f"kill -USR1 {running.process.pid}\n" in running.output
+        well = await trio.to_thread.run_sync(doctor)
+        running.send_signal(signal.SIGUSR1)
+        await running.wait_for("guest_stopped")
+        broken = await trio.to_thread.run_sync(doctor)
+        running.send_signal(signal.SIGUSR1)
+        await running.wait_for("guest_started")
+        mended = await trio.to_thread.run_sync(doctor)
+        assert await running.stop() == 0
+    assert (well.returncode, broken.returncode, mended.returncode) == (0, 1, 0)
+    assert "nothing is wrong" in mended.stdout
+    told = " ".join(broken.stdout.split())
+    assert "the VMM's socket does not exist -> start the VM, or correct the path" in told
+    assert "1 problem" in told
 
 
 async def get(path: Path, target: str) -> str:

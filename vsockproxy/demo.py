@@ -8,6 +8,7 @@ the ordinary one.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -25,6 +26,7 @@ from vsockproxy.admin.place import NAME, is_live, make_private, of_user
 from vsockproxy.binding import listen
 from vsockproxy.config.load import forward_config
 from vsockproxy.endpoint import ListenEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint
+from vsockproxy.log import get_logger
 from vsockproxy.route import Config
 
 GUEST_PORT: Final = 80
@@ -62,14 +64,33 @@ def demo_config(mux_path: str, port: int, metrics_port: int) -> Config:
 async def embedded_guests(config: Config) -> AsyncIterator[None]:
     """A guest at every vsock-mux socket that the routes lead to, while the block runs.
 
-    Raises an exception group with a `ListenError` where a socket's file cannot be made.
+    SIGUSR1 stops the guests as a VM's end would, and starts them again.  Raises
+    exception groups with a `ListenError` where a socket's file cannot be made.
     """
     paths = {r.target.path for r in config.routes if isinstance(r.target, MuxEndpoint)}
-    async with trio.open_nursery() as nursery:
-        for path in sorted(paths):
-            await nursery.start(serve_guest, Path(path))
-        yield
-        nursery.cancel_scope.cancel()
+    with trio.open_signal_receiver(signal.SIGUSR1) as switch:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_switch_guests, sorted(paths), switch)
+            yield
+            nursery.cancel_scope.cancel()
+
+
+async def _switch_guests(
+    paths: list[str], switch: AsyncIterator[int], *, task_status: trio.TaskStatus[None]
+) -> None:
+    log = get_logger()
+    for started in count():
+        async with trio.open_nursery() as guests:
+            for path in paths:
+                await guests.start(serve_guest, Path(path))
+            if started:
+                log.info("guest_started")
+            else:
+                task_status.started()
+            await anext(switch)
+            guests.cancel_scope.cancel()
+        log.info("guest_stopped")
+        await anext(switch)
 
 
 async def serve_guest(
@@ -210,8 +231,10 @@ def greeting(config: Config, environ: Mapping[str, str]) -> str:
         place = config.admin.listen.path
         usual = place == str(of_user(environ, os.getuid()))
         option = "" if usual else f" --socket {place}"
-        lines += [f"    vsockproxy {word}{option}" for word in ("status", "connections")]
-    return "\n".join([*lines, "", "Ctrl-C ends it."])
+        commands = ("status", "connections", "doctor")
+        lines += [f"    vsockproxy {command}{option}" for command in commands]
+    lines += ["", f"To break the guest, and to mend it: kill -USR1 {os.getpid()}"]
+    return "\n".join([*lines, "Ctrl-C ends it."])
 
 
 def _url(listen: ListenEndpoint) -> str:

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from vsockproxy.cli.program import FAILED, WRONG, ConfigOption, default_file, fail
+from vsockproxy.cli.program import (
+    FAILED,
+    PLACES,
+    WRONG,
+    ConfigOption,
+    SocketOption,
+    default_file,
+    fail,
+)
 from vsockproxy.errors import ConfigError, VsockproxyError
 
 if TYPE_CHECKING:
@@ -180,6 +188,7 @@ def cid(as_json: JsonOption = False) -> None:
 def doctor(
     config: ConfigOption = None,
     *,
+    socket: SocketOption = None,
     root: Annotated[
         Path,
         typer.Option(metavar="DIR", help="Judge the machine whose /proc, /sys, ... lie there."),
@@ -192,20 +201,27 @@ def doctor(
     the running daemon. Changes nothing, needs no root; run it as the daemon's
     user to see what the daemon sees. With --root nothing is dialled. The exit
     status is 0 when nothing is wrong, 1 with problems.
+
+    Without a configuration the targets are those of the running daemon, if
+    there is one.
     """
     import trio  # noqa: PLC0415 - at its use
 
+    from vsockproxy.admin.client import find_socket  # noqa: PLC0415 - at its use
     from vsockproxy.doctor import report  # noqa: PLC0415 - at its use
+    from vsockproxy.doctor.daemon import ask_daemon  # noqa: PLC0415 - at its use
     from vsockproxy.doctor.examination import Attempts, examine  # noqa: PLC0415 - at its use
     from vsockproxy.doctor.machine import look  # noqa: PLC0415 - at its use
 
     here = root == Path("/")
+    find = partial(find_socket, socket, config, os.environ, defaults=PLACES)
     findings = trio.run(
         partial(
             examine,
             _configuration(config),
             machine=look(root),
             attempts=Attempts() if here else None,
+            daemon=ask_daemon(find) if here else None,
         )
     )
     if as_json:

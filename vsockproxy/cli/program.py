@@ -74,6 +74,15 @@ ConfigOption = Annotated[
     ),
 ]
 
+SocketOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--socket",
+        metavar="PATH",
+        help="The daemon's socket; else $VSOCKPROXY_ADMIN, [admin] socket, or the usual places.",
+    ),
+]
+
 
 def _show_version(wanted: bool) -> None:
     if wanted:

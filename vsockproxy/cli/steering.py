@@ -13,30 +13,45 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vsockproxy.cli.program import PLACES, ConfigOption, fail
+from vsockproxy.cli.program import PLACES, ConfigOption, SocketOption, fail
 from vsockproxy.errors import VsockproxyError
 
 if TYPE_CHECKING:
     from vsockproxy.admin.client import Answer, Client
 
 _EVERY = 1.0  # seconds from one look of --watch to the next
+_IMPATIENCE = 1.0  # seconds; somebody has pressed Tab
 _MANY = 1000  # connections on a page, where all are wanted
 
-SocketOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--socket",
-        metavar="PATH",
-        help="The daemon's socket; else $VSOCKPROXY_ADMIN, [admin] socket, or the usual places.",
-    ),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the API's JSON.")]
-RouteOption = Annotated[str | None, typer.Option("--route", metavar="NAME", help="Of this route.")]
 ClientOption = Annotated[
     str | None,
     typer.Option("--client", metavar="WHO", help="Of an address, an IP network or a CID."),
 ]
-RouteArgument = Annotated[str, typer.Argument(metavar="ROUTE", help="Its name, as in status.")]
+
+
+def _route_names(context: typer.Context, incomplete: str) -> list[str]:
+    """For the shell: the names of the running daemon's routes; none where none is found."""
+    from vsockproxy.admin.client import Client, find_socket  # noqa: PLC0415 - at its use
+
+    named = (context.params.get("socket"), context.params.get("config"))
+    path, config = (Path(name) if name else None for name in named)
+    try:
+        client = Client(find_socket(path, config, os.environ, defaults=PLACES), _IMPATIENCE)
+        names = [route["name"] for route in client.get("/v1/routes")["routes"]]
+    except VsockproxyError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+RouteArgument = Annotated[
+    str,
+    typer.Argument(metavar="ROUTE", help="Its name, as in status.", autocompletion=_route_names),
+]
+RouteOption = Annotated[
+    str | None,
+    typer.Option("--route", metavar="NAME", help="Of this route.", autocompletion=_route_names),
+]
 
 
 class Sort(StrEnum):

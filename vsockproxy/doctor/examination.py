@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from vsockproxy import vsock
+from vsockproxy.doctor.daemon import Daemon, judge_daemon
 from vsockproxy.doctor.finding import Finding, note, ok, problem
 from vsockproxy.doctor.machine import Machine
 from vsockproxy.doctor.process import judge_process
 from vsockproxy.doctor.targets import ask_targets
 from vsockproxy.doctor.transports import judge_transports, uses_vsock
 from vsockproxy.endpoint import AF_VSOCK
-from vsockproxy.errors import ConfigError
+from vsockproxy.errors import ConfigError, VsockproxyError
 from vsockproxy.pump import open_pump
 from vsockproxy.route import Config, PumpSettings
 from vsockproxy.sockaddr import errno_of, new_socket
@@ -48,14 +49,21 @@ class Attempts:
 
 
 async def examine(
-    config: Config | ConfigError | None, *, machine: Machine, attempts: Attempts | None
+    config: Config | ConfigError | None,
+    *,
+    machine: Machine,
+    attempts: Attempts | None,
+    daemon: Daemon | VsockproxyError | None = None,
 ) -> list[Finding]:
     """All findings, about the machine first and the targets last; never raises.
 
-    ``config`` is the configuration, or what is wrong in it, or None where there is none.
-    Without ``attempts`` only the machine's facts and the configuration are judged.
+    ``config`` is the configuration, or what is wrong in it, or None where there is none; the
+    targets are the running daemon's then.  Without ``attempts`` only the machine's facts and
+    the configuration are judged.  ``daemon`` is what `ask_daemon` gave.
     """
     known = config if isinstance(config, Config) else None
+    if known is None and isinstance(daemon, Daemon):
+        known = daemon.config()
     attempt = cid = None
     if attempts is not None:
         # A process that needs no AF_VSOCK has the kernel load nothing for it.
@@ -67,7 +75,10 @@ async def examine(
     ]
     if attempts is not None:
         findings.append(await _pump(known.pump if known else PumpSettings()))
-    findings.extend(_configuration(config))
+    if config is not None or known is None:
+        findings.extend(_configuration(config))
+    if daemon is not None:
+        findings.extend(judge_daemon(daemon, known))
     if attempts is not None and known is not None:
         findings.extend(await ask_targets(known))
     return findings
