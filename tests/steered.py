@@ -14,7 +14,7 @@ import httpx
 import trio
 
 from tests.fakes import Service, echo
-from vsockproxy.endpoint import TcpEndpoint, UnixEndpoint
+from vsockproxy.endpoint import MuxEndpoint, TcpEndpoint, UnixEndpoint
 from vsockproxy.route import AdminSettings, Config, Policy, PumpChoice, PumpSettings, Route
 from vsockproxy.stats import Connection, RouteStats
 from vsockproxy.supervisor import Reload, Supervisor
@@ -41,6 +41,10 @@ class Steered:
         """One request of the API, and its answer."""
         content = None if body is None else json.dumps(body)
         return await self._http.request(method, path, content=content, params=query or None)
+
+    async def send(self, path: str, content: bytes) -> httpx.Response:
+        """An order with a body that need not be JSON."""
+        return await self._http.post(path, content=content)
 
     async def get(self, path: str, **query: Any) -> Any:
         """The JSON of a question that is answered."""
@@ -97,11 +101,12 @@ async def steered(
     policy: Policy = Policy(),  # noqa: B008 - it is frozen
     choice: PumpChoice = "auto",
     reload: Reload | None = None,
+    target: MuxEndpoint | None = None,
 ) -> AsyncIterator[Steered]:
-    """A daemon with routes of these names, from Unix sockets to one TCP service."""
+    """A daemon with routes of these names, from Unix sockets to one target: a TCP service."""
     async with trio.open_nursery() as nursery:
-        [target] = await nursery.start(partial(trio.serve_tcp, service, 0, host="127.0.0.1"))
-        endpoint = TcpEndpoint("127.0.0.1", target.socket.getsockname()[1])
+        [served] = await nursery.start(partial(trio.serve_tcp, service, 0, host="127.0.0.1"))
+        endpoint = target or TcpEndpoint("127.0.0.1", served.socket.getsockname()[1])
         routes = tuple(
             Route(name, UnixEndpoint(str(folder / f"{name}.sock")), endpoint, policy)
             for name in names

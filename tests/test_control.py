@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import trio
+from prometheus_client import CollectorRegistry
 
 from tests.daemon import REPOSITORY
-from tests.fakes import hold
+from tests.fakes import HOST_PORT, answers_nothing, echo, hold, mux_server, unix_listener
 from tests.sockets import ends_by_reset, read_to_end
 from tests.steered import PATIENCE, Steered, steered
+from vsockproxy.access import parse_rule
+from vsockproxy.admin.observe import read_only_routes
 from vsockproxy.admin.operations import OPERATIONS, openapi
-from vsockproxy.route import PumpChoice
+from vsockproxy.endpoint import MuxEndpoint, UnixEndpoint
+from vsockproxy.route import AdminSettings, Limits, Policy, PumpChoice
 
 DOCUMENT = REPOSITORY / "docs" / "admin-api.json"
 
@@ -226,6 +234,264 @@ async def test_what_cannot_be_meant_gets_an_error_and_a_remedy(
     assert answer.status_code == status
     assert set(answer.json()) == {"error", "remedy"}
     assert all(answer.json().values())
+
+
+# ---- a connection as a library has it ----
+
+
+async def test_a_connection_hands_out_duplicates_of_its_vsock_side_until_it_ends(
+    tmp_path: Path, choice: PumpChoice
+) -> None:
+    async with steered(tmp_path, "web", choice=choice) as daemon:
+        client, connection = await daemon.live("web")
+        number = connection.file_descriptor
+        assert number >= 0
+        with connection.duplicate() as copy:
+            assert copy.fileno() != number
+            assert os.fstat(copy.fileno()).st_ino == os.fstat(number).st_ino
+        connection.close()
+        connection.close()
+        await daemon.closed("web", "killed")
+        assert connection.file_descriptor == -1
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            connection.duplicate()
+        assert await ends_by_reset(client) is False  # a Unix peer knows no reset
+    assert str(connection).startswith("#1 unix -> tcp:127.0.0.1:")
+    assert repr(connection).startswith("<Connection #1 ")
+    assert connection == connection  # noqa: PLR0124 - what is tested
+    assert len({connection, connection}) == 1
+
+
+async def test_a_connection_is_ended_while_its_target_is_dialled(tmp_path: Path) -> None:
+    async with mux_server(tmp_path / "guest", {80: echo}, answers_nothing) as guest:
+        target = MuxEndpoint(str(guest.path), 80)
+        async with steered(tmp_path, "web", target=target) as daemon:
+            client = await daemon.connect("web")
+            with trio.fail_after(PATIENCE):
+                while not (found := (await daemon.get("/v1/connections"))["connections"]):
+                    await trio.lowlevel.checkpoint()
+            assert found[0]["state"] == "dialling"
+            assert found[0]["dial_seconds"] is None
+            assert found[0]["destination_port"] == 80
+            await daemon.ask("DELETE", f"/v1/connections/{found[0]['id']}")
+            await daemon.closed("web", "killed")
+            await client.aclose()
+
+
+async def test_a_connection_is_ended_while_its_header_is_awaited(tmp_path: Path) -> None:
+    policy = Policy(accept_proxy=True, proxy_trusted=(parse_rule(f"uid:{os.getuid()}"),))
+    async with steered(tmp_path, "web", policy=policy) as daemon:
+        client = await daemon.connect("web")
+        with trio.fail_after(PATIENCE):
+            while not daemon.stats("web").live:
+                await trio.lowlevel.checkpoint()
+        await daemon.post("/v1/connections/end", {"route": "web"})
+        await daemon.closed("web", "killed")
+        await client.aclose()
+
+
+async def test_the_number_of_a_vmm_is_the_source_port(tmp_path: Path) -> None:
+    async with mux_server(tmp_path / "guest", {80: echo}) as guest:
+        target = MuxEndpoint(str(guest.path), 80)
+        async with steered(tmp_path, "web", target=target) as daemon:
+            client, connection = await daemon.live("web")
+            shown = await daemon.get(f"/v1/connections/{connection.number}")
+            await client.aclose()
+    assert (shown["source_port"], shown["destination_port"]) == (HOST_PORT, 80)
+
+
+# ---- pause, drain, resume ----
+
+
+async def test_a_paused_routes_clients_wait_until_it_is_resumed(tmp_path: Path) -> None:
+    async with steered(tmp_path, "web") as daemon:
+        before, _ = await daemon.live("web")
+        assert (await daemon.post("/v1/routes/web/pause"))["state"] == "paused"
+        waiting = await daemon.connect("web")
+        await waiting.send_all(b"x")
+        await before.send_all(b"y")
+        assert await before.receive_some() == b"y"
+        await daemon.reload(limits=Limits(7))
+        assert (await daemon.get("/v1/routes/web"))["state"] == "paused"
+        assert daemon.stats("web").connections == 1
+        assert (await daemon.post("/v1/routes/web/resume"))["state"] == "listening"
+        assert await waiting.receive_some() == b"x"
+        for client in (before, waiting):
+            await client.aclose()
+
+
+async def test_a_drained_route_refuses_clients_and_keeps_its_connections(tmp_path: Path) -> None:
+    policy = Policy(drain_timeout=0)
+    async with steered(tmp_path, "web", "other", policy=policy) as daemon:
+        before, _ = await daemon.live("web")
+        assert (await daemon.post("/v1/routes/web/drain"))["state"] == "draining"
+        with pytest.raises(OSError, match=r"No such file|refused"):
+            await daemon.connect("web")
+        await daemon.reload(limits=Limits(7))
+        assert (await daemon.get("/v1/routes/web"))["state"] == "draining"
+        await before.send_all(b"y")
+        assert await before.receive_some() == b"y"
+        await before.aclose()
+        await daemon.closed("web", "finished")
+        assert (await daemon.get("/v1/routes/web"))["state"] == "drained"
+        assert (await daemon.post("/v1/routes/web/resume"))["state"] == "listening"
+        again, _ = await daemon.live("web")
+        await again.aclose()
+        assert daemon.stats("web").connections == 2
+
+
+async def test_a_drained_route_whose_listener_is_taken_stays_drained(tmp_path: Path) -> None:
+    async with steered(tmp_path, "web") as daemon:
+        await daemon.post("/v1/routes/web/drain")
+        with unix_listener(Path(daemon.path("web"))):
+            answer = await daemon.ask("POST", "/v1/routes/web/resume")
+        assert answer.status_code == 409
+        assert "another process listens" in answer.json()["error"]
+        assert (await daemon.get("/v1/routes/web"))["state"] == "drained"
+        assert (await daemon.post("/v1/routes/web/resume"))["state"] == "listening"
+
+
+async def test_a_drained_route_that_leaves_the_file_is_forgotten(tmp_path: Path) -> None:
+    async with steered(tmp_path, "web", "other") as daemon:
+        await daemon.post("/v1/routes/web/drain")
+        routes = daemon.supervisor.config.routes
+        await daemon.reload(routes=routes[1:])
+        assert [one["name"] for one in (await daemon.get("/v1/routes"))["routes"]] == ["other"]
+        await daemon.reload(routes=routes)
+        assert (await daemon.get("/v1/routes/web"))["state"] == "listening"
+
+
+async def test_a_limit_that_keeps_clients_waiting_is_named(tmp_path: Path) -> None:
+    async with steered(tmp_path, "web", policy=Policy(max_connections=1)) as daemon:
+        client, _ = await daemon.live("web")
+        shown = await daemon.get("/v1/routes/web")
+        await client.aclose()
+    assert (shown["state"], shown["waiting_for"]) == ("waiting", "max_connections")
+
+
+async def test_the_daemons_end_does_not_wait_for_a_drained_route(tmp_path: Path) -> None:
+    async with steered(tmp_path, "web", policy=Policy(drain_timeout=0)) as daemon:
+        client, _ = await daemon.live("web")
+        await daemon.post("/v1/routes/web/drain")
+        daemon.supervisor.stop()
+        await daemon.closed("web", "drained")
+        await client.aclose()
+
+
+# ---- reload, configuration, events ----
+
+
+async def test_a_reload_says_what_is_wrong_as_the_log_does(tmp_path: Path) -> None:
+    problems = ["file.toml:3: listen: is missing", "file.toml:9: unknown key"]
+
+    async def reload() -> list[str]:
+        return problems
+
+    async with steered(tmp_path, "web", reload=reload) as daemon:
+        answer = await daemon.ask("POST", "/v1/reload")
+        problems.clear()
+        taken = await daemon.post("/v1/reload")
+    assert answer.status_code == 409
+    assert answer.json()["error"] == "file.toml:3: listen: is missing\nfile.toml:9: unknown key"
+    assert taken == {"fingerprint": daemon.supervisor.config.fingerprint, "source": "command line"}
+
+
+async def test_a_daemon_without_a_file_has_nothing_to_reload(tmp_path: Path) -> None:
+    async with steered(tmp_path, "web") as daemon:
+        answer = await daemon.ask("POST", "/v1/reload")
+    assert answer.status_code == 409
+    assert "without a configuration" in answer.json()["error"]
+
+
+async def test_a_reload_moves_the_socket_and_its_mode(tmp_path: Path) -> None:
+    async with steered(tmp_path, "web") as daemon:
+        moved = UnixEndpoint(str(tmp_path / "moved.sock"))
+        await daemon.reload(admin=AdminSettings(UnixEndpoint(str(daemon.socket)), 0o660))
+        assert stat.S_IMODE(daemon.socket.stat().st_mode) == 0o660
+        await daemon.reload(admin=AdminSettings(moved))
+        assert not daemon.socket.exists()
+        transport = httpx.AsyncHTTPTransport(uds=moved.path)
+        async with httpx.AsyncClient(transport=transport) as client:
+            assert (await client.get("http://daemon/v1/status")).status_code == 200
+        await daemon.reload(admin=AdminSettings(None))
+        assert not await trio.Path(moved.path).exists()
+
+
+async def test_the_configuration_in_force_is_shown_with_every_policy(tmp_path: Path) -> None:
+    policy = Policy(allow=(parse_rule("uid:0"), parse_rule("gid:7")), idle_timeout=7.5)
+    async with steered(tmp_path, "web", policy=policy) as daemon:
+        shown = await daemon.get("/v1/config")
+    [route] = shown["routes"]
+    assert route["listen"] == f"unix:{tmp_path}/web.sock"
+    assert set(route["policy"]) == {field.name for field in fields(Policy)}
+    assert route["policy"]["idle_timeout"] == 7.5
+    assert route["policy"]["allow"] == ["uid:0", "gid:7"]
+    assert shown["admin"]["socket"] == f"unix:{daemon.socket}"
+
+
+async def test_failures_and_changes_are_remembered_and_connections_are_not(tmp_path: Path) -> None:
+    async with steered(tmp_path, "web") as daemon:
+        client, _ = await daemon.live("web")
+        await client.aclose()
+        await daemon.closed("web", "finished")
+        await daemon.post("/v1/routes/web/pause")
+        told = (await daemon.get("/v1/events"))["events"]
+        later = (await daemon.get("/v1/events", after=told[-1]["number"]))["events"]
+    assert [event["event"] for event in told][-1] == "paused"
+    assert told[-1]["route"] == "web"
+    assert "connection" not in {event["event"] for event in told}
+    assert [event["number"] for event in told] == list(range(1, len(told) + 1))
+    assert later == []
+
+
+# ---- hostile clients ----
+
+
+async def test_the_newest_of_a_thousand_idle_clients_is_served(tmp_path: Path) -> None:
+    async with steered(tmp_path, "web") as daemon:
+        client, _ = await daemon.live("web")
+        idle = [await trio.open_unix_socket(str(daemon.socket)) for _ in range(1000)]
+        assert (await daemon.get("/v1/status"))["connections"] == 1
+        await client.send_all(b"y")
+        assert await client.receive_some() == b"y"
+        for stream in (client, *idle):
+            await stream.aclose()
+
+
+async def test_an_oversized_body_is_refused(tmp_path: Path) -> None:
+    async with steered(tmp_path, "web") as daemon:
+        answer = await daemon.ask("POST", "/v1/connections/end", {"route": "x" * 100_000})
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff\xfe", b'{"route": 7}', b"[" * 60_000])
+async def test_a_malformed_body_is_refused(tmp_path: Path, body: bytes) -> None:
+    async with steered(tmp_path, "web") as daemon:
+        answer = await daemon.send("/v1/connections/end", body)
+    assert answer.status_code == 400
+    assert set(answer.json()) == {"error", "remedy"}
+
+
+@pytest.mark.parametrize("number", [2, 100, 500])
+async def test_one_of_many_pipelined_requests_is_answered(
+    tmp_path: Path, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with steered(tmp_path, "web") as daemon:
+        stream = await trio.open_unix_socket(str(daemon.socket))
+        await stream.send_all(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n" * number)
+        answer = b""
+        with suppress(trio.BrokenResourceError):
+            async for piece in stream:
+                answer += bytes(piece)
+        await stream.aclose()
+        assert (await daemon.get("/v1/status"))["ready"]
+    assert answer.count(b"HTTP/1.1 ") <= 1  # or 431, for what came behind
+    assert not caplog.records
+
+
+def test_nothing_that_changes_state_is_on_the_metrics_listener() -> None:
+    routes = read_only_routes(CollectorRegistry(), list)
+    assert {method for route in routes for method in route.methods or ()} == {"GET", "HEAD"}
 
 
 # ---- the document ----

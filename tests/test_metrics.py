@@ -1,5 +1,6 @@
 """The metrics: what they say of the counters, and that their page says the same."""
 
+import errno
 import re
 import resource
 from collections.abc import Iterator
@@ -46,6 +47,12 @@ class Rows:
 
     def downstream_done(self) -> bool:
         return False
+
+    def descriptor(self, target: bool) -> int:
+        return -1
+
+    def duplicate(self, target: bool) -> int:
+        raise OSError(errno.EBADF, "closed")
 
     def stop(self) -> None:
         raise AssertionError("a scrape ends nothing")

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from vsockproxy.endpoint import VsockEndpoint, port_to_service_guid, service_guid_to_port
     from vsockproxy.errors import AddressError, DialError, ListenError, VsockproxyError
+    from vsockproxy.stats import Connection
     from vsockproxy.transport import open_vsock_listeners, open_vsock_stream
     from vsockproxy.vsock import local_cid
 
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AddressError",
+    "Connection",
     "DialError",
     "ListenError",
     "VsockEndpoint",
@@ -48,6 +50,7 @@ __all__ = [
 # Loaded at first use: `import vsockproxy.endpoint` must not pay for trio.
 _HOMES: Final = {
     "AddressError": "errors",
+    "Connection": "stats",
     "DialError": "errors",
     "ListenError": "errors",
     "VsockEndpoint": "endpoint",

@@ -149,6 +149,12 @@ class _Run:
     def downstream_done(self) -> bool:
         return self.downstream.done
 
+    def descriptor(self, target: bool) -> int:
+        return (self.target if target else self.client).sock.fileno()
+
+    def duplicate(self, target: bool) -> int:
+        return (self.target if target else self.client).sock.dup().detach()
+
     def stop(self) -> None:
         self._killed.cancel()
 

@@ -14,8 +14,9 @@ from collections.abc import Callable, Container, Mapping, Sequence
 
 from vsockproxy.binding import ListeningSocket, listen, socket_file
 from vsockproxy.endpoint import FdEndpoint, ListenEndpoint, TcpEndpoint
-from vsockproxy.errors import ListenError
+from vsockproxy.errors import ListenError, listen_error
 from vsockproxy.route import Policy
+from vsockproxy.sockaddr import errno_of
 from vsockproxy.systemd import store_name
 
 Inherited = Mapping[str, Sequence[socket.socket]]
@@ -148,7 +149,12 @@ class Ports:
     def _kept(self, endpoint: ListenEndpoint) -> list[ListeningSocket]:
         kept: list[ListeningSocket] = []
         while sockets := self._inherited.get(store_name(endpoint, len(kept))):
-            copy = sockets[0].dup()
+            try:
+                copy = sockets[0].dup()
+            except OSError as error:  # no descriptor is left
+                for listening in kept:
+                    listening.sock.close()
+                raise listen_error(endpoint, errno_of(error)) from error
             copy.setblocking(False)
             kept.append(ListeningSocket.adopted(copy, endpoint))
         return kept

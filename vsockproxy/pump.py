@@ -196,6 +196,14 @@ class _Running:
     def downstream_done(self) -> bool:
         return self._lib.vsp_relay_downstream_done(self._handle)
 
+    def descriptor(self, target: bool) -> int:
+        return self._lib.vsp_relay_descriptor(self._handle, target)
+
+    def duplicate(self, target: bool) -> int:
+        copy = self._lib.vsp_relay_duplicate(self._handle, target)
+        _raise_errno(copy)
+        return copy
+
     def stop(self) -> None:
         self._lib.vsp_relay_cancel(self._handle)
 

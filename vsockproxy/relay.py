@@ -82,9 +82,9 @@ class Relay:
         """The target's socket, or ``dial_<reason>`` or ``rejected_<reason>``."""
         route = connection.route
         if route.policy.accept_proxy:
-            rejection = await self._identify(client, connection)
-            if rejection is not None:
-                return f"rejected_{rejection}"
+            ended = await self._identify(client, connection)
+            if ended is not None:
+                return ended
         started = monotonic()
         try:
             target = self.targets.connect_at_once() if route.policy.send_proxy == "off" else None
@@ -104,9 +104,13 @@ class Relay:
     ) -> socket.socket | None:
         """The target's socket, or None when somebody has ended the connection."""
         target = None
-        with trio.CancelScope() as connection.dialling:
+        with trio.CancelScope() as scope:
+            connection.dialling = scope
             target = await self._dial(client, connection)
         connection.dialling = None
+        if scope.cancel_called and target is not None:  # ended as the target answered
+            target.close()
+            target = None
         return target
 
     async def _dial(self, client: socket.socket, connection: Connection) -> socket.socket:
@@ -122,19 +126,29 @@ class Relay:
             "dial_failed", connection.names, reason=error.reason, error=str(error)
         )
 
-    async def _identify(self, client: socket.socket, connection: Connection) -> Rejection | None:
+    async def _identify(self, client: socket.socket, connection: Connection) -> str | None:
         """Learn from the client's header whose connection it is; why it ends here, if it does."""
-        rejection: Rejection | None
+        rejection: Rejection | None = None
+        with trio.CancelScope() as scope:
+            connection.dialling = scope
+            rejection = await self._follow_header(client, connection)
+        connection.dialling = None
+        if scope.cancel_called:
+            return connection.ending
+        if rejection is None:
+            return None
+        self.gate.reject(connection, rejection)
+        return f"rejected_{rejection}"
+
+    async def _follow_header(
+        self, client: socket.socket, connection: Connection
+    ) -> Rejection | None:
         try:
             header = await read_header(client, connection.route.policy.connect_timeout)
         except NoHeaderError as error:
-            rejection = "proxy_timeout" if error.slow else "proxy_malformed"
-        else:
-            follow_header(connection, header)
-            rejection = self.gate.identify(connection)
-        if rejection is not None:
-            self.gate.reject(connection, rejection)
-        return rejection
+            return "proxy_timeout" if error.slow else "proxy_malformed"
+        follow_header(connection, header)
+        return self.gate.identify(connection)
 
     async def _dial_and_tell(self, client: socket.socket, connection: Connection) -> socket.socket:
         """The target, which has been told who its client is."""

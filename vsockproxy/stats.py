@@ -7,12 +7,16 @@ that agree with each other.
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 from bisect import bisect_left
 from collections import Counter
+from contextlib import suppress
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from vsockproxy.endpoint import AF_VSOCK, MuxEndpoint, VsockEndpoint
+from vsockproxy.endpoint import AF_VSOCK, GuestEndpoint, MuxEndpoint, VsockEndpoint
 from vsockproxy.route import Config, Route
 from vsockproxy.transfer import EndReason, Meter
 from vsockproxy.transport import peer_name
@@ -135,19 +139,50 @@ class Connection(Meter):
     def destination_port(self) -> int | None:
         """The vsock port that was asked for: the listener's, else the target's; or None."""
         for endpoint in (self.route.listen, self.route.target):
-            if isinstance(endpoint, VsockEndpoint | MuxEndpoint):
+            if isinstance(endpoint, VsockEndpoint | MuxEndpoint | GuestEndpoint):
                 return endpoint.port
         return None
 
     @property
     def source_port(self) -> int | None:
-        """The vsock port of the side that opened it: the client's, else what a VMM called ours.
+        """The vsock port of the side that opened it: the client's, else ours towards the target.
 
-        None where no side is vsock, or nobody tells.
+        Behind a VMM's socket that is what the VMM called it.  None where no side is vsock,
+        nobody tells, or the connection is over.
         """
         if self.family == AF_VSOCK:
             return int(self.address[1])
+        if isinstance(self.route.target, VsockEndpoint):
+            with suppress(OSError), self.duplicate() as sock:
+                return int(sock.getsockname()[1])
         return self.vmm_port
+
+    @property
+    def file_descriptor(self) -> int:
+        """The number of its vsock side's descriptor: the client's, else the target's.
+
+        -1 while it is dialled and once it is closed.  The descriptor is the pump's: use
+        `duplicate`.
+        """
+        return -1 if self.running is None else self.running.descriptor(not self._came_by_vsock)
+
+    def duplicate(self) -> socket.socket:
+        """A duplicate of its vsock side's socket, the caller's to close.
+
+        Whoever reads or writes there takes from, or adds to, what the relay carries.  Raises
+        OSError, EBADF while there is no such socket.
+        """
+        if self.running is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return socket.socket(fileno=self.running.duplicate(not self._came_by_vsock))
+
+    @property
+    def _came_by_vsock(self) -> bool:
+        return isinstance(self.route.listen, VsockEndpoint | MuxEndpoint)
+
+    def close(self) -> None:
+        """End it both ways, soon; nothing to do for one that has ended."""
+        self.end("killed")
 
     def names(self) -> dict[str, object]:
         """Who it is, as the fields of a log line."""

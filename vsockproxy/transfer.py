@@ -94,6 +94,14 @@ class Running(Protocol):
         """Whether nothing more goes downstream."""
         ...
 
+    def descriptor(self, target: bool) -> int:
+        """The number of the target's socket, or the client's; -1 once that is closed."""
+        ...
+
+    def duplicate(self, target: bool) -> int:
+        """A duplicate of it, the caller's; raises OSError, EBADF once it is closed."""
+        ...
+
     def stop(self) -> None:
         """End it as ``killed``, soon."""
         ...

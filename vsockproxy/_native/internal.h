@@ -53,7 +53,7 @@ enum {
 /* One socket of a relay, and what its edges have said. */
 struct vsp_side {
 	struct vsp_relay *relay;
-	int fd;
+	_Atomic int fd; /* -1 before it is closed */
 	int error;      /* the errno that ended it, or 0 */
 	short domain;   /* AF_INET... */
 	bool sendable;  /* EPOLLOUT is asked for: see side_watch */

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -125,6 +126,28 @@ bool vsp_relay_upstream_done(const struct vsp_relay *relay)
 bool vsp_relay_downstream_done(const struct vsp_relay *relay)
 {
 	return atomic_load_explicit(&relay->halves[DOWNSTREAM].done, memory_order_relaxed);
+}
+
+int vsp_relay_descriptor(const struct vsp_relay *relay, bool target)
+{
+	return relay->sides[target ? TARGET : CLIENT].fd;
+}
+
+int vsp_relay_duplicate(const struct vsp_relay *relay, bool target)
+{
+	int fd = vsp_relay_descriptor(relay, target);
+	int copy;
+
+	if (fd < 0)
+		return -EBADF;
+	copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (copy < 0)
+		return -errno;
+	/* The thread forgets the number before it closes it: still known, it was still ours. */
+	if (vsp_relay_descriptor(relay, target) == fd)
+		return copy;
+	close(copy);
+	return -EBADF;
 }
 
 int vsp_pump_reap(struct vsp_pump *pump, struct vsp_end *ret_ends, int room)

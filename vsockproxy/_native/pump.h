@@ -85,6 +85,13 @@ uint64_t vsp_relay_active(const struct vsp_relay *relay);
 bool vsp_relay_upstream_done(const struct vsp_relay *relay);
 bool vsp_relay_downstream_done(const struct vsp_relay *relay);
 
+/* The descriptor of the target's socket, or the client's; -1 once it is closed.  It is the
+ * relay's: whoever wants to use it takes a duplicate. */
+int vsp_relay_descriptor(const struct vsp_relay *relay, bool target);
+
+/* A duplicate of it, the caller's to close; a negative errno, EBADF once it is closed. */
+int vsp_relay_duplicate(const struct vsp_relay *relay, bool target);
+
 /* Write up to `room` ends to `ret_ends` and free their relays.  How many were written. */
 int vsp_pump_reap(struct vsp_pump *pump, struct vsp_end *ret_ends, int room);
 

@@ -68,13 +68,15 @@ static void side_abort(const struct vsp_side *side)
 
 static void side_close(struct vsp_thread *thread, struct vsp_side *side)
 {
+	int fd = side->fd;
+
 	/*
 	 * Removed by hand: close() does it only for the last descriptor of the socket, and a
 	 * process that is just being forked may hold another.
 	 */
-	epoll_ctl(thread->epoll, EPOLL_CTL_DEL, side->fd, NULL);
-	close(side->fd);
-	side->fd = -1;
+	epoll_ctl(thread->epoll, EPOLL_CTL_DEL, fd, NULL);
+	side->fd = -1; /* before the number can be another file's: vsp_relay_duplicate */
+	close(fd);
 }
 
 void vsp_relay_end(struct vsp_relay *relay, enum vsp_reason reason)

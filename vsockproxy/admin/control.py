@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -107,10 +108,11 @@ async def _serve(operation: Operation, serves: _Serves, request: Request) -> Res
 
 async def _body(request: Request) -> bytes:
     body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > _LONGEST_BODY:
-            raise RefusedError(413, f"the body has more than {_LONGEST_BODY} bytes", _UNREAD)
+    async with aclosing(request.stream()) as pieces:
+        async for piece in pieces:
+            body += piece
+            if len(body) > _LONGEST_BODY:
+                raise RefusedError(413, f"the body has more than {_LONGEST_BODY} bytes", _UNREAD)
     return body
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -117,8 +118,12 @@ def _http_server(application: ASGIApp) -> _Serve:
     from hypercorn.trio.worker_context import WorkerContext  # noqa: PLC0415 - see above
     from hypercorn.typing import ConnectionState  # noqa: PLC0415 - see above
 
-    untyped: Any = application  # hypercorn and starlette each have types for ASGI
-    wrapped = ASGIWrapper(untyped)
+    async def answer(*asgi: Any) -> None:  # hypercorn and starlette each have types for ASGI
+        # Answering while hypercorn closes: who sends more than it asks for is not waited for.
+        with suppress(trio.BusyResourceError):
+            await application(*asgi)
+
+    wrapped = ASGIWrapper(answer)
 
     async def serve(stream: Any) -> None:  # a plain stream, where hypercorn says TLS
         state = ConnectionState({})
