@@ -11,7 +11,7 @@ C_FLAGS := -std=gnu11 -Wall -Wextra -Werror -g -O1 -fno-omit-frame-pointer -I$(N
 LOAD_FILES := $(wildcard benchmarks/load/*.c)
 LOAD_FLAGS := -std=gnu11 -Wall -Wextra -Werror -O2 -g
 
-.PHONY: venv demo test check sanitize bench bench-quick bench-vsock clean
+.PHONY: venv demo test check sanitize bench bench-quick bench-vsock guard clean
 
 venv: $(VENV)/installed
 
@@ -75,6 +75,10 @@ bench-quick: venv build/load
 # The same with AF_VSOCK behind, in a kernel of its own; then its part of the page.
 bench-vsock: venv build/load $(VENV)/plots
 	PYTHONPATH=. $(BIN)/python benchmarks/vsock.py
+
+# Whether the data path has become dearer, beside a plain relay; a part of the gate.
+guard: venv build/load
+	$(BIN)/python benchmarks/guard.py
 
 $(VENV)/plots: venv
 	$(BIN)/pip install --quiet --editable ".[bench]"

@@ -39,7 +39,7 @@ Results = dict[str, Any]
 def main() -> int:
     """Measure what was asked for; 1 when the daemon lost bytes: a peer's loss is a result."""
     options = _options()
-    _allow_descriptors()
+    allow_descriptors()
     peers = _choose(options.peers_file, options.peers)
     few = len(os.sched_getaffinity(0)) < CPUS_TO_SPARE
     plan = Plan(peers, options.rounds, options.scale, few, options.block * 2**20)
@@ -48,11 +48,11 @@ def main() -> int:
     results: Results = {"machine": machine.description(peers), "half_close": {}, "rows": {}}
     try:
         with TemporaryDirectory(prefix="bench-") as name:
-            place = _place(Path(name), options.target)
+            place = place_in(Path(name), options.target)
             with traffic.server(place.target, place.server_cpus):
                 for peer in peers:
                     results["half_close"][peer.name] = measure.keeps_half_close(place, peer)
-                _take_all(place, steps, results["rows"])
+                take_all(place, steps, results["rows"])
     finally:  # what there is, whatever ended it
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(results, indent=1))
@@ -80,7 +80,7 @@ def _options() -> argparse.Namespace:
     return chosen
 
 
-def _allow_descriptors() -> None:
+def allow_descriptors() -> None:
     """For as many connections as there will be; what is started inherits it."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
@@ -101,7 +101,7 @@ def _choose(file: Path, names: str) -> list[Peer]:
     return [peer for peer in peers if peer.name in wanted and peer.installed]
 
 
-def _place(folder: Path, target: str) -> Place:
+def place_in(folder: Path, target: str) -> Place:
     """The load on one processor and the proxy on the next, where there are two."""
     place = Place(folder, target or f"unix:{folder}/target")
     first, *others = sorted(os.sched_getaffinity(0))
@@ -111,7 +111,7 @@ def _place(folder: Path, target: str) -> Place:
     return Place(folder, place.target, (first,), (server,), (others[0],))
 
 
-def _take_all(place: Place, steps: Sequence[Step], rows: Results) -> None:
+def take_all(place: Place, steps: Sequence[Step], rows: Results) -> None:
     """All samples of the steps, into the rows of their names."""
     progress = Progress(steps)
     for step in steps:

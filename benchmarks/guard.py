@@ -1,0 +1,58 @@
+"""A guard for the gate: has the daemon's data path become much dearer than it was?
+
+    python benchmarks/guard.py
+
+Compares its processor time a unit with that of the load program's plain relay, which does
+the least a relay can do, run in turn with it.  A ratio within one run holds on a slow or
+busy machine, where a clock would not.  Exit status 1 when one is over its bound.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import traffic
+from bench import HERE, allow_descriptors, place_in, take_all
+from peers import Peer, read_peers
+from plan import OURS, Plan, Step
+from targets import Table
+
+RELAY: Final = Peer(
+    "relay", f"{traffic.LOAD} relay tcp:127.0.0.1:{{listen_port}} unix:{{target_path}}", ""
+)
+BOUNDS: Final = {"up-1": 1.6, "down-1": 1.6, "trips-64-64": 1.6, "churn-8": 3.5}
+"""At most so many times the relay's processor time; half as much again as was seen at rest."""
+
+
+def main() -> int:
+    """Measure, print, judge."""
+    allow_descriptors()
+    ours = next(peer for peer in read_peers(HERE / "peers.toml") if peer.name == OURS)
+    plan = Plan([ours, RELAY], 5, 0.5, False, 2**23)
+    steps: dict[str, Step] = {}
+    for step in plan.steps():
+        steps.setdefault(step.name, step)  # a second of that name counts system calls
+    rows: dict[str, object] = {}
+    with TemporaryDirectory(prefix="guard-") as name:
+        place = place_in(Path(name), "")
+        with traffic.server(place.target, place.server_cpus):
+            take_all(place, [steps[row] for row in BOUNDS], rows)
+    table = Table(rows)
+    over = [row for row, bound in BOUNDS.items() if not _within(table, row, bound)]
+    return int(bool(over))
+
+
+def _within(table: Table, row: str, bound: float) -> bool:
+    """Say how it compares; False also when there is nothing to compare."""
+    ratio = table.ratio(row, OURS, RELAY.name, "cpu_per_unit")
+    fine = ratio is not None and ratio <= bound
+    said = "lost bytes" if ratio is None else f"{ratio:.2f} x the plain relay's processor time"
+    print(f"{row:12} {said}, at most {bound}: {'fine' if fine else 'TOO MUCH'}")
+    return fine
+
+
+if __name__ == "__main__":
+    sys.exit(main())
