@@ -315,6 +315,36 @@ async def test_every_error_of_a_configuration_is_a_problem(tmp_path: Path) -> No
     assert "99999999999" in wrong[0]
 
 
+async def test_a_guest_by_name_says_where_it_is_or_why_it_is_not_found(tmp_path: Path) -> None:
+    guests = {
+        "up": {"mux": f"{tmp_path}/up-*.sock"},
+        "down": {"mux": f"{tmp_path}/down-*.sock"},
+    }
+    async with mux_server(tmp_path / "up-1.sock", {80: hold}):
+        found = await findings(tmp_path, routes("8080", "up:80", guests=guests))
+    told = {one.subject: one for one in found}
+    assert told["route 8080"].level == "ok"
+    assert told["guest up"].text == f"is at {tmp_path}/up-1.sock"
+    assert told["guest down"].level == "note"
+    assert "down-*.sock" in told["guest down"].text
+
+
+@pytest.mark.parametrize("confined", [True, False])
+async def test_without_a_configuration_a_socket_is_tried_where_something_may_deny_it(
+    tmp_path: Path, *, confined: bool
+) -> None:
+    tried: list[bool] = []
+
+    def try_it() -> int:
+        tried.append(True)
+        return 0
+
+    attempts = Attempts(open_vsock=try_it, read_cid=lambda: 2)
+    machine = look(machine_tree(tmp_path, HOST | (CONFINED if confined else {})))
+    await examine(None, machine=machine, attempts=attempts)
+    assert tried == [True] * confined
+
+
 async def test_no_socket_is_tried_for_a_configuration_without_vsock(tmp_path: Path) -> None:
     def never() -> int:
         pytest.fail("nobody needs it")

@@ -34,7 +34,7 @@ async def test_a_daemon_at_work_is_told_in_a_line(tmp_path: Path) -> None:
     async with steered(tmp_path, "web", "db") as running:
         [finding] = told(await asked(running), running.supervisor.config)
     assert finding.level == "ok"
-    assert "2 routes, 0 live connections" in finding.text
+    assert "routes: 2, live connections: 0" in finding.text
 
 
 async def test_a_route_that_an_operator_stopped_says_how_to_go_on(tmp_path: Path) -> None:

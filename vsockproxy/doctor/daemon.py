@@ -78,8 +78,8 @@ def judge_daemon(daemon: Daemon | VsockproxyError, config: Config | None) -> Ite
 def _status(daemon: Daemon, config: Config | None) -> Iterator[Finding]:
     status = daemon.status
     text = (
-        f"pid {status['pid']} with {status['source']}: {len(daemon.routes)} routes,"
-        f" {status['connections']} live connections, {status['pump']} pump"
+        f"pid {status['pid']} runs (from {status['source']}); {status['pump']} pump;"
+        f" routes: {len(daemon.routes)}, live connections: {status['connections']}"
     )
     if status["ready"]:
         yield ok(SUBJECT, text)

@@ -66,8 +66,7 @@ async def examine(
         known = daemon.config()
     attempt = cid = None
     if attempts is not None:
-        # A process that needs no AF_VSOCK has the kernel load nothing for it.
-        attempt = attempts.open_vsock() if known is None or uses_vsock(known) else None
+        attempt = attempts.open_vsock() if _is_worth_trying(machine, known) else None
         cid = attempts.read_cid()
     findings = [
         *judge_process(machine, known),
@@ -82,6 +81,17 @@ async def examine(
     if attempts is not None and known is not None:
         findings.extend(await ask_targets(known))
     return findings
+
+
+def _is_worth_trying(machine: Machine, config: Config | None) -> bool:
+    """Whether to open AF_VSOCK: where a route needs it, or something here may deny it.
+
+    To try has the kernel load modules, and where nothing filters, the files say enough.
+    """
+    if config is not None:
+        return uses_vsock(config)
+    confined = bool(machine.seccomp or machine.label)
+    return confined and machine.has_vsock is not False
 
 
 async def _pump(settings: PumpSettings) -> Finding:

@@ -6,13 +6,16 @@ daemon does, by `probe`.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 import trio
 
 from vsockproxy.doctor.finding import Finding, note, ok, problem
 from vsockproxy.endpoint import Target
-from vsockproxy.guests.directory import Guests
+from vsockproxy.guest import Cid, Mux
+from vsockproxy.guests.answer import GuestError
+from vsockproxy.guests.directory import GuestRecord, Guests
 from vsockproxy.probe import Probe, probe
 from vsockproxy.route import Config, Policy
 
@@ -40,9 +43,34 @@ async def ask_targets(config: Config) -> list[Finding]:
         for target, policy in chosen:
             nursery.start_soon(ask, target, policy)
     findings = [_judge(results[one], names[one]) for one in chosen]
+    findings += await _ask_guests(guests)
     if len(names) > _MOST:
         findings.append(note("targets", f"{len(names) - _MOST} more were not dialled"))
     return findings
+
+
+async def _ask_guests(guests: Guests) -> list[Finding]:
+    """Where each guest is that must be looked up, those to which no route leads included."""
+
+    async def locate(record: GuestRecord) -> None:
+        with suppress(GuestError):  # which the record keeps
+            await record.locate(trio.current_time() + _LONGEST)
+
+    async with trio.open_nursery() as nursery:
+        for record in guests.records():
+            nursery.start_soon(locate, record)
+    return [_judge_guest(record) for record in guests.records()]
+
+
+def _judge_guest(record: GuestRecord) -> Finding:
+    """No problem, even without a guest: a route that leads to it is one."""
+    subject = f"guest {record.guest.name}"
+    match record.found:
+        case Cid(cid):
+            return ok(subject, f"has CID {cid}")
+        case Mux(path):
+            return ok(subject, f"is at {path}")
+    return note(subject, str(record.last_error))
 
 
 def _judge(result: Probe, names: list[str]) -> Finding:
