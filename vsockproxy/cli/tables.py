@@ -15,10 +15,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from vsockproxy.readable import size, span
+
 Answer = dict[str, Any]
 
 _ONE_LINE: Final = 10_000  # columns: for a program that reads it, a row is one line
-_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _STYLES: Final = {
     "paused": "yellow",
     "draining": "yellow",
@@ -135,23 +136,3 @@ def _table(*names: str) -> Table:
 
 def _state(state: str, reason: str | None = None) -> Text:
     return Text(f"{state} ({reason})" if reason else state, _STYLES.get(state, ""))
-
-
-def size(number: float) -> str:
-    """Bytes as people read them: ``0 B``, ``1.5 MiB``."""
-    unit = 0
-    while number >= 1023.95 and unit < len(_UNITS) - 1:
-        number /= 1024
-        unit += 1
-    return f"{number:.1f} {_UNITS[unit]}" if unit else f"{number:.0f} B"
-
-
-def span(seconds: float) -> str:
-    """A time as people read it, in its two largest units: ``0.2s``, ``3m 12s``, ``2d 4h``."""
-    if seconds < 10:
-        return f"{seconds:.1f}s"
-    whole = round(seconds)
-    for unit, length, below, step in (("d", 86400, "h", 3600), ("h", 3600, "m", 60)):
-        if whole >= length:
-            return f"{whole // length}{unit} {whole % length // step}{below}"
-    return f"{whole // 60}m {whole % 60}s" if whole >= 60 else f"{whole}s"

@@ -1,0 +1,170 @@
+"""`vsockproxy top` in a real terminal, looking at a real daemon under load."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.daemon import Daemon, daemon
+from tests.fakes import echo, mux_server
+from tests.terminal import Terminal, terminal
+
+LEAVES: bytes = b"\x1b[?1049l"
+SHOWS_CURSOR: bytes = b"\x1b[?25h"
+
+
+class Watched:
+    """A daemon with two routes, of which one leads nowhere."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / "config.toml"
+        self.file.write_text(
+            f'[[route]]\nname = "web"\nlisten = "unix:{folder}/web.sock"\n'
+            f'target = "vsock-mux:{folder}/guest:80"\n'
+            f'[[route]]\nname = "dead"\nlisten = "unix:{folder}/dead.sock"\n'
+            f'target = "unix:{folder}/nothing"\n[admin]\nsocket = "{folder}/admin.sock"\n'
+        )
+
+    @property
+    def top(self) -> tuple[str, str, Path]:
+        return "top", "--socket", self.folder / "admin.sock"
+
+    async def client(self) -> trio.SocketStream:
+        """A client whose first byte has come back."""
+        client = await trio.open_unix_socket(str(self.folder / "web.sock"))
+        await client.send_all(b"x")
+        assert await client.receive_some() == b"x"
+        return client
+
+    async def load(self) -> None:
+        """Send bytes round, and fail to be connected, until cancelled."""
+        async with await self.client() as client:
+            while True:
+                await client.send_all(bytes(10_000))
+                await client.receive_some(10_000)
+                async with await trio.open_unix_socket(str(self.folder / "dead.sock")):
+                    await trio.lowlevel.checkpoint()
+
+
+@pytest.fixture
+async def watched(tmp_path: Path) -> AsyncIterator[Watched]:
+    async with mux_server(tmp_path / "guest", {80: echo}):
+        yield Watched(tmp_path)
+
+
+async def started(running: Daemon) -> None:
+    await running.wait_for("ready")
+
+
+async def test_a_daemon_under_load_is_watched_filtered_and_steered(watched: Watched) -> None:
+    async with daemon("run", "-c", watched.file) as running:
+        await started(running)
+        async with (
+            terminal(*watched.top) as top,
+            await watched.client() as victim,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(watched.load)
+            lines = await top.shows(
+                lambda lines: "2 connections" in lines[0] and "K ██" in lines[3]
+            )
+            assert lines[3].startswith("web ")
+            assert lines[4].startswith("dead ")
+            await top.shows("W dead: dial_failed: cannot dial")
+            await top.type("ss")
+            await top.shows("connections by age")
+            await top.type("ss")
+            await top.shows("connections by id, ascending")
+            await top.type("/nobody\r")
+            await top.shows("those with 'nobody'")
+            await top.shows(lambda lines: not any(line.startswith(">") for line in lines))
+            await top.type("\x1b")
+            lines = await top.shows(lambda lines: any(line.startswith(">") for line in lines))
+            first = next(line for line in lines if line.startswith(">"))
+            await top.type("k")
+            await top.shows(f"end connection {first[1:].split()[0]}? y ends it")
+            await top.type("y")
+            await top.shows("has been ended")
+            assert await victim.receive_some() == b""
+            await top.type("p")
+            await top.shows("paused")
+            await top.type("p")
+            await top.shows("connections by id")
+            top.resize(120, 30)
+            await top.shows(lambda lines: len(lines) == 30 and "target" in lines[5])
+            await top.type("q")
+            assert await top.wait() == 0
+            nursery.cancel_scope.cancel()
+        assert await running.stop() in (0, 1)
+
+
+@pytest.mark.parametrize("how", ["q", signal.SIGINT, signal.SIGTERM])
+async def test_the_terminal_is_as_it_was_whatever_ends_it(
+    watched: Watched, how: str | signal.Signals
+) -> None:
+    async with daemon("run", "-c", watched.file) as running:
+        await started(running)
+        async with terminal(*watched.top) as top:
+            before = top.mode()
+            await top.shows("q quit")
+            assert top.mode() != before
+            if isinstance(how, signal.Signals):
+                top.process.send_signal(how)
+            else:
+                await top.type(how)
+            assert await top.wait() == 0
+            assert top.mode() == before
+            await top.shows(lambda _: LEAVES in top.written)
+            assert SHOWS_CURSOR in top.written.split(LEAVES)[0][-20:] + top.written.split(LEAVES)[1]
+
+
+async def test_a_daemon_that_is_gone_is_waited_for(watched: Watched) -> None:
+    async with daemon("run", "-c", watched.file) as first:
+        await started(first)
+        async with terminal(*watched.top) as top:
+            await top.shows(f"process {first.pid}")
+            assert await first.stop() == 0
+            await top.shows("waiting for the daemon")
+            async with daemon("run", "-c", watched.file) as second:
+                await started(second)
+                lines = await top.shows(f"process {second.pid}")
+                assert "waiting for the daemon" not in "\n".join(lines)
+                await top.type("q")
+                assert await top.wait() == 0
+
+
+async def test_without_a_daemon_it_ends_and_says_so(watched: Watched) -> None:
+    async with terminal(*watched.top) as top:
+        assert await top.wait() == 1
+        assert LEAVES not in top.written
+
+
+async def test_no_colour_is_shown_where_none_is_wanted(watched: Watched) -> None:
+    async with daemon("run", "-c", watched.file) as running:
+        await started(running)
+        async with terminal(*watched.top, environ={"NO_COLOR": "1"}) as top:
+            await _shown_with_an_error(watched, top)
+            assert not _has_colour(top.written)
+        async with terminal(*watched.top) as top:
+            await _shown_with_an_error(watched, top)
+            assert _has_colour(top.written)
+
+
+async def test_a_dumb_terminal_is_told_what_to_do_instead(watched: Watched) -> None:
+    async with terminal(*watched.top, environ={"TERM": "dumb"}) as top:
+        assert await top.wait() == 1
+        assert b"\x1b" not in top.written
+
+
+async def _shown_with_an_error(watched: Watched, top: Terminal) -> None:
+    async with await trio.open_unix_socket(str(watched.folder / "dead.sock")):
+        await top.shows("W dead: dial_failed")
+
+
+def _has_colour(written: bytes) -> bool:
+    return b"\x1b[33m" in written or b"\x1b[31m" in written
