@@ -214,6 +214,36 @@ def test_a_route_can_do_without_the_lists_of_the_defaults() -> None:
     assert (route.policy.allow, route.policy.deny) == (None, ())
 
 
+def test_a_route_can_have_several_targets_each_with_its_range() -> None:
+    config = toml(
+        '[[route]]\nname = "web"\nlisten = "8000-8001"\ntargets = ["3:80-81", "4:90-91"]\n'
+        'balance = "round_robin"\n[[route]]\nlisten = 90\ntargets = ["3:80", 9090]'
+    )
+    assert [tuple(map(str, route.targets)) for route in config.routes] == [
+        ("vsock:3:80", "vsock:4:90"),
+        ("vsock:3:81", "vsock:4:91"),
+        ("vsock:3:80", "tcp:9090"),
+    ]
+    assert [route.policy.balance for route in config.routes] == ["round_robin"] * 2 + ["first"]
+
+
+def test_what_happens_while_a_guest_is_not_up_is_read() -> None:
+    config = toml(
+        'forward.80 = "3:80"\n[defaults]\nwait_for_guest = "30s"\nmax_waiting = 5\n'
+        'probe_interval = "1m"\nready_when_up = true\nbalance = "round_robin"\n'
+        '[[route]]\nlisten = 81\ntarget = "3:81"\nwait_for_guest = "off"\nfail_fast = true'
+    )
+    waits, fails = (route.policy for route in config.routes)
+    assert waits == Policy(
+        wait_for_guest=30.0,
+        max_waiting=5,
+        probe_interval=60.0,
+        ready_when_up=True,
+        balance="round_robin",
+    )
+    assert (fails.wait_for_guest, fails.fail_fast, fails.probe_interval) == (None, True, 60.0)
+
+
 def test_limits_and_options_are_read() -> None:
     config = toml(
         'forward.80 = "3:80"\nlimits.max_connections = 100\n[defaults]\nmax_lifetime = "1d"\n'
@@ -530,6 +560,39 @@ WRONG_TOML = {
             "route[1].owner: is systemd's to say: SocketMode=, SocketUser=",
             'route[2].accept_proxy: needs proxy_trusted: whom to believe, as in ["10.0.0.0/8"]',
             "route[2].buffer_max: buffer_size must lie between buffer_min and buffer_max",
+        ],
+    ),
+    "targets that cannot be": (
+        "[[route]]\nlisten = 80\ntargets = []\n[[route]]\nlisten = 81\ntargets = [3, true, {}]\n"
+        '[[route]]\nlisten = 82\ntarget = "3:80"\ntargets = ["3:80"]\n'
+        '[[route]]\nlisten = 83\ntargets = ["3:80", "4:80-81"]\n'
+        '[[route]]\nlisten = 84\ntargets = ["3:80", "vsock:3:80"]\n'
+        '[[route]]\nlisten = 85\ntargets = ["3:80", "tcp:85"]',
+        [
+            "route[0].targets: an empty list leads nowhere: write addresses, as in"
+            ' ["3:80", "4:80"]',
+            "route[1].targets: true is no address: write a text, as in"
+            ' "tcp:127.0.0.1:8080"; a table is no address: write a text, as in'
+            ' "tcp:127.0.0.1:8080"',
+            "route[2].targets: stands beside target: write one of them",
+            "route[3].targets: '4:80-81' is 2 ports and '83' is 1 port: write as many on both"
+            " sides",
+            "route[4].targets: 'vsock:3:80' stands twice",
+            "route[5].targets: 'tcp:85' is the route's own listener",
+        ],
+    ),
+    "waiting that cannot be meant": (
+        '[defaults]\nwait_for_guest = "1m"\n'
+        '[[route]]\nlisten = 80\ntarget = "3:80"\nfail_fast = true\n'
+        '[[route]]\nlisten = 81\ntarget = "3:80"\nbalance = "first"\n'
+        '[[route]]\nlisten = 82\ntarget = "3:80"\nwait_for_guest = "off"\nmax_waiting = 3\n'
+        '[[route]]\nlisten = 83\ntarget = "3:80"\nmax_waiting = 0',
+        [
+            "route[0].fail_fast: wait_for_guest holds whom fail_fast refuses: switch one of them"
+            ' off ("off", false)',
+            "route[1].balance: is for a route with several targets",
+            "route[2].max_waiting: needs wait_for_guest",
+            "route[3].max_waiting: 0 is too small: 1 is the least",
         ],
     ),
     "defaults that are wrong for every route": (

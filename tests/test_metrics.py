@@ -19,7 +19,14 @@ from vsockproxy.guest import Cid, CidFile, Guest
 from vsockproxy.guests.directory import Guests
 from vsockproxy.metrics import MetricsCollector, make_registry
 from vsockproxy.route import Config, Limits, Policy, Route
-from vsockproxy.stats import CONNECTION_BOUNDS, DIAL_BOUNDS, Connection, Reloads, RouteStats
+from vsockproxy.stats import (
+    CONNECTION_BOUNDS,
+    DIAL_BOUNDS,
+    Connection,
+    Reloads,
+    RouteStats,
+    TargetState,
+)
 from vsockproxy.transfer import EndReason
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "metrics.md"
@@ -82,6 +89,8 @@ def busy(stats: RouteStats) -> None:
     stats.accept_errors += 3
     stats.rejected["denied"] += 1
     stats.waits["descriptors"] += 1
+    stats.held["served"] += 1
+    stats.targets = [TargetState(ROUTE.target)]
     stats.dial_seconds.observe(0.001)
 
 

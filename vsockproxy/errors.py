@@ -28,6 +28,8 @@ Reason = Literal[
     "denied",  # file permissions, or a privileged port
     "forbidden",  # target_allow and target_deny do not let the route go there
     "busy",  # a Unix listener's backlog is full
+    "max_waiting",  # as many clients wait for the target as may
+    "client_left",  # the client went away while it waited for the target
     "name",  # a host name does not resolve
     "guest",  # a guest of [guests] was not found: its VM does not run, or nobody could say
     "protocol",  # a vsock-mux answered something that is not OK
@@ -123,6 +125,10 @@ class DialError(SocketError):
     """A target could not be reached."""
 
     operation = "dial"
+
+    def again(self, more: str = "") -> DialError:
+        """The same once more, to be raised elsewhere; ``more`` goes on with its sentence."""
+        return DialError(self.endpoint, self.reason, self.explanation + more, self.errno)
 
 
 class ListenError(SocketError):

@@ -20,7 +20,7 @@ from vsockproxy.guests.directory import Guests
 from vsockproxy.log import Throttle
 from vsockproxy.relay import Relay
 from vsockproxy.route import Route
-from vsockproxy.stats import Connection, RouteStats
+from vsockproxy.stats import Connection, RouteStats, TargetState
 from vsockproxy.targets import Targets
 from vsockproxy.transfer import Bounds, EndReason, Pump
 from vsockproxy.transport import ListeningSocket, abort
@@ -74,7 +74,7 @@ class RouteListener:
         self._failures = Throttle(log)
         self._pump = pump
         self._gate = Gate(stats, admission or Admission(), log)
-        self._targets = Targets(route, guests or Guests())
+        self._targets = Targets(stats, guests or Guests(), log)
         self.adopt(route)
         self.released = trio.Event()
         self._accepting = trio.CancelScope()
@@ -126,7 +126,7 @@ class RouteListener:
         cut some off.
         """
         with self._relaying:
-            async with trio.open_nursery() as relays:
+            async with self._targets.tended(), trio.open_nursery() as relays:
                 try:
                     with self._accepting:
                         while True:
@@ -166,6 +166,15 @@ class RouteListener:
     def retire(self) -> None:
         """Accept no more; live connections end by themselves, or by a later `stop`."""
         self._accepting.cancel()
+
+    @property
+    def targets(self) -> list[TargetState]:
+        """What is known of each target."""
+        return self.stats.targets
+
+    def lacking(self) -> str | None:
+        """Why the route is not ready, in words; None when it is."""
+        return self._targets.lacking()
 
     def stop(self) -> None:
         """Accept no more; live connections have ``drain_timeout`` to end."""

@@ -31,7 +31,7 @@ def _table(config: Config) -> Table:
     columns: dict[str, Callable[[Route], str]] = {
         "route": lambda route: route.name,
         "listen": lambda route: str(route.listen),
-        "target": lambda route: str(route.target),
+        "target": lambda route: ", ".join(map(str, route.targets)),
     }
     if any(settings.values()):
         columns["settings"] = lambda route: settings[route.name]

@@ -32,7 +32,7 @@ from vsockproxy.admission import Admission
 from vsockproxy.guest import Cid
 from vsockproxy.guests.directory import GuestRecord, Guests
 from vsockproxy.log import lines_lost
-from vsockproxy.stats import Histogram, Reloads, RouteStats
+from vsockproxy.stats import TARGET_STATES, Histogram, Reloads, RouteStats
 
 Stats = Callable[[], Iterable[RouteStats]]
 
@@ -140,6 +140,21 @@ class _Families:
             "Bytes delivered to the target (upstream) and to clients (downstream).",
             labels=["route", "direction"],
         )
+        self.target_state = GaugeMetricFamily(
+            "vsockproxy_target_state",
+            "What each target's last answer was: 1 for the state that it is in.",
+            labels=["route", "target", "state"],
+        )
+        self.waiting = GaugeMetricFamily(
+            "vsockproxy_clients_waiting",
+            "Clients that are held until a target answers.",
+            labels=["route"],
+        )
+        self.guest_waits = CounterMetricFamily(
+            "vsockproxy_guest_waits",
+            "Clients that were held until a target answered, by how that ended.",
+            labels=["route", "result"],
+        )
         self.dial_failures = CounterMetricFamily(
             "vsockproxy_dial_failures",
             "Targets that could not be reached, by why.",
@@ -215,7 +230,9 @@ class _Families:
     def add(self, stats: RouteStats) -> None:
         route = stats.route
         label = [route.name]
-        self.route.add_metric(label, {"listen": str(route.listen), "target": str(route.target)})
+        self.route.add_metric(
+            label, {"listen": str(route.listen), "target": ", ".join(map(str, route.targets))}
+        )
         self.active.add_metric(label, len(stats.live))
         self.connections.add_metric(label, stats.connections)
         self.bytes.add_metric([route.name, "upstream"], stats.upstream_bytes)
@@ -223,6 +240,13 @@ class _Families:
         self.accept_errors.add_metric(label, stats.accept_errors)
         if route.policy.max_connections is not None:
             self.limit.add_metric(label, route.policy.max_connections)
+        self.waiting.add_metric(label, stats.waiting)
+        for result, number in stats.held.items():
+            self.guest_waits.add_metric([route.name, result], number)
+        for target in stats.targets:
+            for state in TARGET_STATES:
+                labels = [route.name, str(target.address), state]
+                self.target_state.add_metric(labels, float(target.name == state))
         for family, counter in (
             (self.closed, stats.closed),
             (self.dial_failures, stats.dial_failures),

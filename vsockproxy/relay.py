@@ -95,8 +95,9 @@ class Relay:
             return f"dial_{error.reason}"
         if target is None:
             return connection.ending
-        connection.dial_seconds = monotonic() - started
-        self.stats.dial_seconds.observe(connection.dial_seconds)
+        connection.dial_seconds = monotonic() - started - connection.waited
+        if not connection.waited:  # else it was dialled beforehand
+            self.stats.dial_seconds.observe(connection.dial_seconds)
         return target
 
     async def _wait_for_target(
@@ -116,9 +117,11 @@ class Relay:
     async def _dial(self, client: socket.socket, connection: Connection) -> socket.socket:
         if connection.route.policy.send_proxy != "off":
             return await self._dial_and_tell(client, connection)
-        return await self.targets.connect(connection)
+        return await self.targets.connect(client, connection)
 
     def _note_failure(self, connection: Connection, error: DialError) -> None:
+        if error.reason == "client_left":
+            return
         self.stats.dial_failed(error.reason, str(error))
         if error.reason == "no_descriptors":
             self.gate.recount()
@@ -152,13 +155,13 @@ class Relay:
 
     async def _dial_and_tell(self, client: socket.socket, connection: Connection) -> socket.socket:
         """The target, which has been told who its client is."""
-        route, policy = connection.route, connection.route.policy
+        policy = connection.route.policy
         assert policy.send_proxy != "off"
-        target = await self.targets.connect(connection)
+        target = await self.targets.connect(client, connection)
         deadline = trio.current_time() + policy.connect_timeout
         try:
             header = build_header(policy.send_proxy, header_of(connection, client))
-            await send_header(target, route.target, header, deadline)
+            await send_header(target, connection.target, header, deadline)
         except BaseException:
             target.close()
             raise
@@ -171,6 +174,8 @@ class Relay:
             words["dial_seconds"] = round(connection.dial_seconds, 6)
         if connection.vmm_port is not None:
             words["vmm_port"] = connection.vmm_port
+        if connection.waited:
+            words["waited"] = round(connection.waited, 6)
         self.log.info(
             "connection",
             **connection.names(),

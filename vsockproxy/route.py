@@ -24,6 +24,7 @@ from vsockproxy.endpoint import (
 )
 from vsockproxy.guest import Guest
 
+Balance = Literal["first", "round_robin"]
 HalfClose = Literal["auto", "forward", "hold"]
 KeepAlive = float | Literal["auto"] | None
 OverLimit = Literal["wait", "reject"]
@@ -41,6 +42,12 @@ class Policy:
     Attributes:
       connect_timeout: for one dial, handshake included; and for a client's PROXY header.
       handshake_timeout: for a VMM's answer to CONNECT, within ``connect_timeout``.
+      wait_for_guest: how long a client is held while its target is absent; None refuses it.
+      max_waiting: how many clients may be held at once.
+      fail_fast: whether clients of a target that is known to be down are refused at once.
+      probe_interval: between two dials that only ask whether a target is there.
+      ready_when_up: whether the daemon is ready only while a target of the route is up.
+      balance: which of several targets is dialled: the ``first`` that is up, or by turns.
       idle_timeout: no byte either way for so long ends the connection.
       half_close_timeout: after one side's EOF, no byte from the other for so long ends it.
       half_close: whether a client's FIN is passed on. ``hold`` keeps the write side open,
@@ -74,6 +81,12 @@ class Policy:
 
     connect_timeout: float = 5.0
     handshake_timeout: float | None = None
+    wait_for_guest: float | None = None
+    max_waiting: int = 1000
+    fail_fast: bool = False
+    probe_interval: float | None = None
+    ready_when_up: bool = False
+    balance: Balance = "first"
     idle_timeout: float | None = None
     half_close_timeout: float | None = 300.0
     half_close: HalfClose = "auto"
@@ -125,21 +138,32 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One listener and the one target its connections go to."""
+    """One listener, and the target that its connections go to, or ``others`` in its place."""
 
     name: str
     listen: ListenEndpoint
     target: Target
     policy: Policy = Policy()
+    others: tuple[Target, ...] = ()
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """All targets, in the order in which they were written."""
+        return (self.target, *self.others)
 
     @property
     def holds_half_close(self) -> bool:
         """Whether a client's FIN stays here instead of going on to the target."""
         if self.policy.half_close == "auto":
-            return isinstance(self.target, MuxEndpoint) or (
-                isinstance(self.target, GuestEndpoint) and self.target.over == "vsock-mux"
-            )
+            return any(_is_of_a_vmm(target) for target in self.targets)
         return self.policy.half_close == "hold"
+
+
+def _is_of_a_vmm(target: Target) -> bool:
+    """Whether a target is behind a VMM's socket, as far as that is known beforehand."""
+    return isinstance(target, MuxEndpoint) or (
+        isinstance(target, GuestEndpoint) and target.over == "vsock-mux"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,10 @@ from bisect import bisect_left
 from collections import Counter
 from contextlib import suppress
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from vsockproxy.endpoint import AF_VSOCK, GuestEndpoint, MuxEndpoint, VsockEndpoint
+from vsockproxy.endpoint import AF_VSOCK, GuestEndpoint, MuxEndpoint, Target, VsockEndpoint
+from vsockproxy.errors import DialError
 from vsockproxy.route import Config, Route
 from vsockproxy.transfer import EndReason, Meter
 from vsockproxy.transport import peer_name
@@ -67,8 +68,10 @@ class Connection(Meter):
 
     Attributes:
       number: unique in this process, ascending.
+      target: where it leads, or is to lead; one of its route's.
       opened: when it was accepted, in seconds of `time.monotonic`.
       dial_seconds: how long the dial took; None until the target answered.
+      waited: for how many seconds it was held until a target answered.
       vmm_port: the number of a vsock-mux's OK, which is for people: VMMs differ in what it is.
       family, address: where the client is, or where its PROXY header says that it is.
       destination: family and address that the client wanted, where its header says so.
@@ -88,15 +91,19 @@ class Connection(Meter):
         "opened",
         "route",
         "source",
+        "target",
         "vmm_port",
+        "waited",
     )
 
     def __init__(self, number: int, route: Route, family: int, address: Any) -> None:
         super().__init__()
         self.number = number
         self.route = route
+        self.target: Target = route.target
         self.opened = monotonic()
         self.dial_seconds: float | None = None
+        self.waited = 0.0
         self.vmm_port: int | None = None
         self.dialling: trio.CancelScope | None = None
         self.ending: EndReason = "shutdown"
@@ -138,7 +145,7 @@ class Connection(Meter):
     @property
     def destination_port(self) -> int | None:
         """The vsock port that was asked for: the listener's, else the target's; or None."""
-        for endpoint in (self.route.listen, self.route.target):
+        for endpoint in (self.route.listen, self.target):
             if isinstance(endpoint, VsockEndpoint | MuxEndpoint | GuestEndpoint):
                 return endpoint.port
         return None
@@ -190,11 +197,11 @@ class Connection(Meter):
             "number": self.number,
             "route": self.route.name,
             "client": self.client,
-            "target": str(self.route.target),
+            "target": str(self.target),
         }
 
     def __str__(self) -> str:
-        return f"#{self.number} {self.client} -> {self.route.target}"
+        return f"#{self.number} {self.client} -> {self.target}"
 
     def __repr__(self) -> str:
         return (
@@ -211,6 +218,45 @@ class LastError(NamedTuple):
     message: str
 
 
+TargetStateName = Literal["unknown", "up", "refused", "down"]
+"""What a target's last answer was: none yet, a connection, that nothing listens, or nothing."""
+
+TARGET_STATES: Final[tuple[TargetStateName, ...]] = ("unknown", "up", "refused", "down")
+
+WaitResult = Literal["served", "failed", "left", "late", "max_waiting"]
+"""How waiting for a guest ended; the label ``result`` of guest_waits_total."""
+
+
+class TargetState:
+    """What is known of one target of a route.
+
+    Attributes:
+      address: its endpoint.
+      name: its state.
+      since: when it came to that, in seconds of `time.monotonic`.
+      last_error: what was wrong with the last dial that failed, however long ago.
+    """
+
+    __slots__ = ("address", "last_error", "name", "since")
+
+    def __init__(self, address: Target) -> None:
+        self.address = address
+        self.name: TargetStateName = "unknown"
+        self.since = monotonic()
+        self.last_error: DialError | None = None
+
+    def become(self, name: TargetStateName) -> None:
+        """Note a state; the same one again is no change."""
+        if name != self.name:
+            self.name = name
+            self.since = monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been so."""
+        return monotonic() - self.since
+
+
 class RouteStats:
     """The counters of one route since the daemon started.
 
@@ -224,6 +270,9 @@ class RouteStats:
       waits: how often accepting paused, by `admission.Hindrance`.
       sources: how many of ``live`` have each `Connection.source`.
       last_error: the last dial that failed.
+      targets: what is known of each of the route's targets.
+      waiting: how many clients are held until a target answers.
+      held: how many clients were held, by how that ended (`WaitResult`).
     """
 
     __slots__ = (
@@ -234,11 +283,14 @@ class RouteStats:
         "connections",
         "dial_failures",
         "dial_seconds",
+        "held",
         "last_error",
         "live",
         "rejected",
         "route",
         "sources",
+        "targets",
+        "waiting",
         "waits",
     )
 
@@ -253,6 +305,9 @@ class RouteStats:
         self.waits: Counter[str] = Counter()
         self.sources: dict[str, int] = {}
         self.last_error: LastError | None = None
+        self.targets: list[TargetState] = []
+        self.waiting = 0
+        self.held: Counter[WaitResult] = Counter()
         self.dial_seconds = Histogram(DIAL_BOUNDS)
         self.connection_seconds = Histogram(CONNECTION_BOUNDS)
         self._ended_bytes = (0, 0)

@@ -153,6 +153,7 @@ class Supervisor:
             lacking.append(f"draining: {self.live()} connections are left")
         if self.admission.is_short():
             lacking.append("file descriptors are nearly used up: raise LimitNOFILE= (ulimit -Hn)")
+        lacking.extend(filter(None, (listener.lacking() for listener in self.listeners.values())))
         return lacking
 
     def live(self) -> int:

@@ -63,7 +63,7 @@ def route(daemon: Daemon, stats: RouteStats) -> schema.Route:
     return schema.Route(
         name=stats.route.name,
         listen=str(stats.route.listen),
-        targets=[schema.Target(address=str(stats.route.target))],
+        targets=[schema.Target(address=str(address)) for address in stats.route.targets],
         state=state,
         waiting_for=waiting_for,
         live=len(stats.live),
@@ -89,7 +89,7 @@ def connection(live: Connection, rates: Rates) -> schema.Connection:
         id=live.number,
         route=live.route.name,
         client=live.client,
-        target=str(live.route.target),
+        target=str(live.target),
         state="dialling" if dialling else "half-closed" if half else "open",
         halves=schema.Halves(
             upstream="ended" if upstream_ended else "open",
@@ -194,7 +194,7 @@ def _key(sort: schema.SortKey, rates: Rates) -> Callable[[Connection], Key]:
         "id": lambda live: live.number,
         "route": lambda live: live.route.name,
         "client": lambda live: live.client,
-        "target": lambda live: str(live.route.target),
+        "target": lambda live: str(live.target),
         "age": lambda live: -live.opened,
         "idle": lambda live: live.idle_seconds,
         "dial": lambda live: live.dial_seconds or 0.0,

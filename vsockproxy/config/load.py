@@ -88,7 +88,7 @@ class _Entry:
     """One entry of ``[forward]`` or ``[[route]]``, and where its parts stand."""
 
     listen: str
-    target: str
+    targets: tuple[str, ...]
     policy: Policy
     path: KeyPath
     name: str | None = None
@@ -100,9 +100,13 @@ class _Entry:
     def at(self, key: str) -> KeyPath:
         return (*self.path, key) if self.long else self.path
 
+    @property
+    def at_target(self) -> KeyPath:
+        return self.at("targets" if "targets" in self.own else "target")
+
     def at_policy(self, key: str) -> KeyPath:
         if key == "target":
-            return self.at(key)
+            return self.at_target
         return (*self.path, key) if key in self.own else ("defaults", key)
 
 
@@ -194,13 +198,14 @@ class _Builder:
         tables = self._tables
         policy = tables.defaults.policy(tables.defaults)
         for listen, target in tables.forward.items():
-            yield _Entry(listen, target, policy, ("forward", listen))
+            yield _Entry(listen, (target,), policy, ("forward", listen))
         for index, table in enumerate(tables.route):
             path = ("route", index)
-            if table.listen is not None and table.target is not None:
+            targets = table.targets or (table.target and (table.target,))
+            if table.listen is not None and targets and not (table.target and table.targets):
                 yield _Entry(
                     table.listen,
-                    table.target,
+                    targets,
                     table.policy(tables.defaults),
                     path,
                     table.name,
@@ -210,42 +215,70 @@ class _Builder:
                     own=frozenset(table.model_fields_set),
                 )
             else:
-                self._note_missing(table, path)
+                self._note_incomplete(table, path)
 
-    def _note_missing(self, table: RouteTable, path: KeyPath) -> None:
+    def _note_incomplete(self, table: RouteTable, path: KeyPath) -> None:
         if path in self._unread:
             return
+        if table.target is not None and table.targets is not None:
+            self._note((*path, "targets"), "stands beside target: write one of them")
         for key in ("listen", "target"):
+            if key == "target" and (table.targets or (*path, "targets") in self._unread):
+                continue
             if getattr(table, key) is None and (*path, key) not in self._unread:
                 self._note((*path, key), "is missing: a route has a listen and a target")
 
     def _routes(self, entry: _Entry) -> Iterator[Route]:
         """The routes of one entry, one for each port; the first port that is wrong ends them."""
         listens = self._parsed(expand_ports, entry.listen, entry.at("listen")) or ()
-        targets = self._parsed(expand_ports, entry.target, entry.at("target")) or ()
-        if listens and targets and len(listens) != len(targets):
-            self._note(
-                entry.at("target"),
-                f"{entry.target!r} is {_ports(targets)} and {entry.listen!r} is {_ports(listens)}:"
-                " write as many on both sides",
-            )
-            return
-        for listen_text, target_text in zip(listens, targets, strict=False):
+        for listen_text, target_texts in zip(listens, self._spread(entry, listens), strict=False):
             listen = self._listen(listen_text, entry)
             name = self._claim(entry, listen_text, listen, spread=len(listens) > 1)
-            target = self._target(target_text, entry)
-            if listen is None or name is None or target is None:
+            targets = self._targets(target_texts, entry, listen)
+            if listen is None or name is None or not targets:
                 return
-            if is_loop(listen, target):
-                self._note(entry.at("target"), f"{target_text!r} is the route's own listener")
-                return
-            policy = self._policy(entry, listen, target)
+            policy = self._policy(entry, listen, targets)
             if policy is None:
                 return
-            yield Route(name, listen, target, policy)
+            yield Route(name, listen, targets[0], policy, targets[1:])
 
-    def _policy(self, entry: _Entry, listen: ListenEndpoint, target: Target) -> Policy | None:
-        fitted = fit_policy(entry.policy, entry.own, listen, target, self._find_cid)
+    def _spread(self, entry: _Entry, listens: Sequence[str]) -> Sequence[tuple[str, ...]]:
+        """The targets of each port of a route's listener; none if they do not fit."""
+        columns = []
+        for text in entry.targets:
+            ports = self._parsed(expand_ports, text, entry.at_target) or ()
+            if listens and ports and len(listens) != len(ports):
+                self._note(
+                    entry.at_target,
+                    f"{text!r} is {_ports(ports)} and {entry.listen!r} is {_ports(listens)}:"
+                    " write as many on both sides",
+                )
+                return ()
+            columns.append(ports)
+        return list(zip(*columns, strict=False))
+
+    def _targets(
+        self, texts: Sequence[str], entry: _Entry, listen: ListenEndpoint | None
+    ) -> tuple[Target, ...]:
+        """The targets of one port; none if one of them is wrong."""
+        targets: list[Target] = []
+        for text in texts:
+            target = self._target(text, entry)
+            if target is None:
+                return ()
+            if listen is not None and is_loop(listen, target):
+                self._note(entry.at_target, f"{text!r} is the route's own listener")
+                return ()
+            if target in targets:
+                self._note(entry.at_target, f"{text!r} stands twice")
+                return ()
+            targets.append(target)
+        return tuple(targets)
+
+    def _policy(
+        self, entry: _Entry, listen: ListenEndpoint, targets: tuple[Target, ...]
+    ) -> Policy | None:
+        fitted = fit_policy(entry.policy, entry.own, listen, targets, self._find_cid)
         for key, message in fitted.complaints:
             path = entry.at_policy(key)
             if not self._is_unread(path):  # every route tells what is wrong with the defaults
@@ -289,7 +322,7 @@ class _Builder:
         return False
 
     def _target(self, text: str, entry: _Entry) -> Target | None:
-        path = entry.at("target")
+        path = entry.at_target
         endpoint = self._parsed(parse_target, text, path)
         if isinstance(endpoint, GuestEndpoint):
             endpoint = self._resolve(text, endpoint, path)

@@ -6,7 +6,7 @@ says what cannot be meant.  Reads no file: `config` knows where each key stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -50,7 +50,7 @@ def fit_policy(
     policy: Policy,
     own: Collection[str],
     listen: ListenEndpoint,
-    target: Target,
+    targets: Sequence[Target],
     find_cid: FindCid,
 ) -> Fitted:
     """The policy of a route; ``own`` are the keys that stand in the route itself.
@@ -58,13 +58,14 @@ def fit_policy(
     What comes from the defaults says nothing where it does not fit; what is the route's own
     must.
     """
-    if not isinstance(target, TcpEndpoint):
+    over_tcp = [target for target in targets if isinstance(target, TcpEndpoint)]
+    if not over_tcp:
         policy = replace(policy, target_allow=None, target_deny=())
     fitted = _fit_rules(policy, own, listen, find_cid)
-    fitted.complaints.extend(_misplaced(own, listen, target))
+    fitted.complaints.extend(_misplaced(own, listen, targets))
     fitted.complaints.extend(_contradictions(fitted.policy, own))
-    if isinstance(target, TcpEndpoint) and (why := policy.destinations.objection(target)):
-        fitted.complaints.append(("target", why))
+    objections = (policy.destinations.objection(target) for target in over_tcp)
+    fitted.complaints.extend(("target", why) for why in objections if why)
     return fitted
 
 
@@ -111,24 +112,27 @@ def _kind(listen: ListenEndpoint) -> Kind | None:
 
 
 def _misplaced(
-    own: Collection[str], listen: ListenEndpoint, target: Target
+    own: Collection[str], listen: ListenEndpoint, targets: Sequence[Target]
 ) -> Iterator[tuple[str, str]]:
     """The route's own keys that are for other kinds of addresses."""
-    ends = (listen, target)
+    ends = (listen, *targets)
     if isinstance(listen, FdEndpoint):
         yield from _all(own, _FILE_KEYS, "is systemd's to say: SocketMode=, SocketUser=")
     elif not isinstance(listen, UnixEndpoint | MuxEndpoint) or str(listen).startswith("unix:@"):
         yield from _all(own, _FILE_KEYS, f"is for the file of a Unix listener: {listen} has none")
     if not any(isinstance(end, TcpEndpoint | FdEndpoint) for end in ends):
         yield from _all(own, _TCP_KEYS, "is for TCP, and neither the listener nor the target is")
-    if not _may_be_mux(target):
-        yield from _all(own, ("handshake_timeout",), f"is for a VMM's socket, and {target} is none")
+    if not any(map(_may_be_mux, targets)):
+        words = f"is for a VMM's socket, and {targets[0]} is none"
+        yield from _all(own, ("handshake_timeout",), words)
     if not any(map(_may_be_vsock, ends)):
         yield from _all(
             own, _VSOCK_KEYS, "is for vsock, and neither the listener nor the target is"
         )
-    if not isinstance(target, TcpEndpoint):
-        yield from _all(own, _TARGET_KEYS, f"is for a TCP target, and {target} is none")
+    if not any(isinstance(target, TcpEndpoint) for target in targets):
+        yield from _all(own, _TARGET_KEYS, f"is for a TCP target, and {targets[0]} is none")
+    if len(targets) == 1:
+        yield from _all(own, ("balance",), "is for a route with several targets")
 
 
 def _may_be_mux(target: Target) -> bool:
@@ -151,6 +155,14 @@ def _contradictions(policy: Policy, own: Collection[str]) -> Iterator[tuple[str,
     """Keys that mean nothing, or nothing good, beside the others."""
     if policy.accept_proxy and not policy.proxy_trusted:
         yield "accept_proxy", 'needs proxy_trusted: whom to believe, as in ["10.0.0.0/8"]'
+    if policy.wait_for_guest is not None and policy.fail_fast:
+        key = "fail_fast" if "fail_fast" in own else "wait_for_guest"
+        yield (
+            key,
+            'wait_for_guest holds whom fail_fast refuses: switch one of them off ("off", false)',
+        )
+    if "max_waiting" in own and policy.wait_for_guest is None:
+        yield "max_waiting", "needs wait_for_guest"
     if "connection_burst" in own and policy.connection_burst and policy.connection_rate is None:
         yield "connection_burst", "needs connection_rate"
     sizes = (policy.buffer_min, policy.buffer_size, policy.buffer_max)

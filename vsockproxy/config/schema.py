@@ -47,6 +47,7 @@ from vsockproxy.errors import AddressError
 from vsockproxy.guest import LIBVIRT_URI
 from vsockproxy.route import (
     AdminSettings,
+    Balance,
     HalfClose,
     KeepAlive,
     LogFormat,
@@ -70,13 +71,14 @@ _PUMP: Final = PumpSettings()
 _ADMIN: Final = AdminSettings()
 _INT32_MAX: Final = 0x7FFFFFFF
 _RULES: Final = '["10.0.0.0/8", "uid:1000"]'
+_TARGETS: Final = '["3:80", "4:80"]'
 _PATTERNS: Final = '["10.0.0.0/8:443", "db.internal:5432"]'
 _CID_MAX: Final = 0xFFFFFFFE  # the one above is any CID, which cannot be dialled
 
 _Item = TypeVar("_Item")
 
 
-def _read_address(value: object) -> object:
+def _read_address(value: object) -> str:
     """A bare port may be written as a number; the grammar of the rest is `address`'s."""
     if isinstance(value, int) and not isinstance(value, bool):
         return shown(value)
@@ -94,7 +96,7 @@ def _read_list(value: object, parse: Callable[[object], _Item], example: str) ->
     for item in value:
         try:
             items.append(parse(item))
-        except AddressError as error:
+        except ValueError as error:
             wrong.append(str(error))
     if wrong:
         raise ValueError("; ".join(wrong))
@@ -121,6 +123,13 @@ def _read_allow(value: object) -> tuple[Rule, ...] | None:
     if not rules:
         raise ValueError('an empty list would let nobody in: write "off" for no list')
     return rules
+
+
+def _read_targets(value: object) -> tuple[str, ...]:
+    targets = _read_list(value, _read_address, _TARGETS)
+    if not targets:
+        raise ValueError(f"an empty list leads nowhere: write addresses, as in {_TARGETS}")
+    return targets
 
 
 def _read_patterns(value: object) -> tuple[Pattern, ...]:
@@ -174,6 +183,12 @@ class PolicyKeys(_Table):
 
     connect_timeout: Timeout = _POLICY.connect_timeout
     handshake_timeout: Bound = _POLICY.handshake_timeout
+    wait_for_guest: Bound = _POLICY.wait_for_guest
+    max_waiting: Annotated[int, Field(ge=1, le=_INT32_MAX)] = _POLICY.max_waiting
+    fail_fast: bool = _POLICY.fail_fast
+    probe_interval: Bound = _POLICY.probe_interval
+    ready_when_up: bool = _POLICY.ready_when_up
+    balance: Balance = _POLICY.balance
     idle_timeout: Bound = _POLICY.idle_timeout
     half_close_timeout: Bound = _POLICY.half_close_timeout
     half_close: HalfClose = _POLICY.half_close
@@ -227,6 +242,7 @@ class RouteTable(PolicyKeys):
     name: str | None = None
     listen: Address | None = None
     target: Address | None = None
+    targets: Annotated[tuple[str, ...] | None, PlainValidator(_read_targets)] = None
     to_host: bool = False
     handshake: Handshake | None = None
 

@@ -28,7 +28,8 @@ async def ask_targets(config: Config) -> list[Finding]:
     """A finding for each target, in the order of the routes; bounded in number and time."""
     names: dict[tuple[Target, Policy], list[str]] = {}
     for route in config.routes:
-        names.setdefault((route.target, route.policy), []).append(route.name)
+        for target in route.targets:
+            names.setdefault((target, route.policy), []).append(route.name)
     chosen = list(names)[:_MOST]
     results: dict[tuple[Target, Policy], Probe] = {}
     guests = Guests(config.guests)

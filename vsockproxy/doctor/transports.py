@@ -45,13 +45,13 @@ def judge_transports(
 
 
 def _dialled(config: Config) -> list[VsockEndpoint]:
-    targets = (route.target for route in config.routes)
+    targets = (target for route in config.routes for target in route.targets)
     return [target for target in targets if isinstance(target, VsockEndpoint)]
 
 
 def uses_vsock(config: Config) -> bool:
     """Whether a route listens on AF_VSOCK or dials it."""
-    ends = (end for route in config.routes for end in (route.listen, route.target))
+    ends = (end for route in config.routes for end in (route.listen, *route.targets))
     return any(isinstance(end, VsockEndpoint) for end in ends)
 
 
