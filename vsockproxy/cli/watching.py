@@ -7,8 +7,7 @@ import sys
 
 import typer
 
-from vsockproxy.cli.program import PLACES, ConfigOption, fail
-from vsockproxy.cli.steering import SocketOption
+from vsockproxy.cli.program import PLACES, ConfigOption, SocketOption, fail
 from vsockproxy.errors import VsockproxyError
 
 _TIMEOUT = 3.0  # seconds until a daemon that hangs is said to
