@@ -28,7 +28,7 @@ from weather import Weather, active_connections, configuration
 
 REPORT_SECONDS = 10.0
 SETTLING_SECONDS = 10.0
-EXPECTED_EVENTS = {"dial_failed not_found"}
+EXPECTED_EVENTS = {"dial_failed not_found", "target_down not_found"}
 
 
 @dataclass(frozen=True)
