@@ -293,7 +293,8 @@ def test_machined_listens_under_the_users_runtime_folder_and_under_run() -> None
     [
         (serves_machines({"web01": {}}), "has no vsock CID: it is a container"),
         (serves_machines({"web01": {"vSockCid": None}}), "has no vsock CID"),
-        (serves_machines({"web01": {"vSockCid": 4294967295}}), "no guest's CID"),
+        (serves_machines({"web01": {"vSockCid": 4294967295}}), "has no vsock CID"),
+        (serves_machines({"web01": {"vSockCid": 2}}), "no guest's CID"),
         (says_once(b'{"error": "org.varlink.service.MethodNotFound"}\0'), "wants systemd 257"),
         (says_once(b'{"error": "io.systemd.Busy"}\0'), "says io.systemd.Busy"),
         (says_once(b"{}\0"), "does not speak its protocol"),

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import typer
 
-from vsockproxy.cli import asking, inspecting, serving, steering, watching
+from vsockproxy.cli import asking, guests, inspecting, serving, steering, watching
 from vsockproxy.cli.program import FAILED, app
 
 __all__ = ["app", "main"]
 
-for commands in (serving, asking, inspecting, steering, watching):  # in the order of --help
+for commands in (serving, asking, inspecting, guests, steering, watching):  # in the order of --help
     commands.add_to(app)
 
 

@@ -47,15 +47,24 @@ def find_cid(name: str, places: Sequence[str] = SOCKETS) -> int:
     return cids.pop()
 
 
-def list_instances(path: str) -> list[Instance]:
-    """The instances of all projects; raises `GuestError`."""
+def list_cids(path: str) -> dict[str, int]:
+    """The CIDs of the virtual machines that run, those of other projects as ``PROJECT/NAME``.
+
+    Raises `GuestError`.
+    """
     answer = _get(path, "/1.0/instances?recursion=1&all-projects=true")
     if not isinstance(answer, list) or not all(isinstance(one, dict) for one in answer):
         raise _nonsense(path)
-    return answer
+    cids = {_full_name(one): _running_cid(one) for one in answer}
+    return {name: cid for name, cid in cids.items() if cid is not None}
 
 
-def running_cid(instance: Instance) -> int | None:
+def _full_name(instance: Instance) -> str:
+    name, project = str(instance.get("name")), instance.get("project", _PROJECT)
+    return name if project == _PROJECT else f"{project}/{name}"
+
+
+def _running_cid(instance: Instance) -> int | None:
     """The CID of a virtual machine that runs; None of anything else."""
     config = instance.get("config")
     if not isinstance(config, dict) or instance.get("type") != "virtual-machine":
@@ -70,7 +79,7 @@ def _cid_of(instance: object, name: str) -> int:
         raise GuestError(f"the instance {name!r} is told of in an unknown way")
     if instance.get("type") != "virtual-machine":
         raise GuestError(f"the instance {name!r} is no virtual machine")
-    cid = running_cid(instance)
+    cid = _running_cid(instance)
     if cid is None:
         status = instance.get("status")
         raise GuestError(f"the instance {name!r} is {status}: incus start {name}")

@@ -34,14 +34,12 @@ def find_cid(domain: str, uri: str) -> int:
     return checked_cid(cid, f"libvirt, of the domain {domain!r},")
 
 
-def list_domains(uri: str) -> list[tuple[str, str | None]]:
-    """The domains that run, each with the CID of its vsock device, if any.
-
-    Raises `GuestError`.
-    """
+def list_cids(uri: str) -> dict[str, int]:
+    """The CIDs of the domains that run and have one; raises `GuestError`."""
     with _connected(uri) as connection:
         domains = [connection.lookupByID(number) for number in connection.listDomainsID()]
-        return [(domain.name(), _cid_in(domain.XMLDesc())) for domain in domains]
+        described = {domain.name(): _cid_in(domain.XMLDesc()) for domain in domains}
+    return {name: checked_cid(cid, "libvirt") for name, cid in described.items() if cid}
 
 
 def _domain(connection: Any, name: str, uri: str) -> Any:

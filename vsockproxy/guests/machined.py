@@ -7,11 +7,12 @@ Owns: one method of its varlink interface (``varlinkctl introspect
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
 import trio
 
+from vsockproxy.endpoint import CID_ANY
 from vsockproxy.guests.answer import GuestError, checked_cid
 from vsockproxy.guests.dialogue import Dialogue, open_dialogue
 
@@ -22,6 +23,8 @@ _NO_METHOD: Final = (
     "org.varlink.service.MethodNotFound",
     "org.varlink.service.InterfaceNotFound",
 )
+
+_NO_CID: Final = (None, CID_ANY)
 
 Machine = dict[str, Any]
 """A machine as machined tells of it: ``name``, ``class``, ``vSockCid``, ..."""
@@ -47,17 +50,26 @@ async def find_cid(name: str, places: Sequence[str] | None = None) -> int:
     raise GuestError(f"no running machine is named {name!r}: `machinectl list` shows them")
 
 
-async def list_machines(path: str) -> list[Machine]:
-    """Every machine that runs; raises `GuestError`."""
-    machines: list[Machine] = []
+async def list_cids(path: str) -> dict[str, int]:
+    """The CIDs of the machines that run and have one; raises `GuestError`."""
     async with open_dialogue(path, b"\0", f"systemd-machined at {path}") as machined:
-        await machined.say({"method": _LIST, "parameters": {}, "more": True})
-        while True:
-            answer = await machined.hear()
-            found = _machine(answer, machined)
-            machines += [found] if found else []
-            if not answer.get("continues"):
-                return machines
+        machines = [machine async for machine in _list(machined)]
+    return {
+        str(machine.get("name")): checked_cid(machine["vSockCid"], machined.who)
+        for machine in machines
+        if machine.get("vSockCid") not in _NO_CID
+    }
+
+
+async def _list(machined: Dialogue) -> AsyncIterator[Machine]:
+    await machined.say({"method": _LIST, "parameters": {}, "more": True})
+    while True:
+        answer = await machined.hear()
+        machine = _machine(answer, machined)
+        if machine is not None:
+            yield machine
+        if not answer.get("continues"):
+            return
 
 
 async def _call(machined: Dialogue, parameters: dict[str, str]) -> Machine | None:
@@ -82,7 +94,7 @@ def _machine(answer: dict[str, Any], machined: Dialogue) -> Machine | None:
 
 def _cid_of(machine: Machine, name: str, who: str) -> int:
     cid = machine.get("vSockCid")
-    if cid is None:
+    if cid in _NO_CID:
         raise GuestError(
             f"the machine {name!r} has no vsock CID: it is a container, or was started without one"
         )

@@ -1,0 +1,119 @@
+"""The VMs of this machine, as far as this user can see them, and how each is reached.
+
+Owns: asking everybody who may know of VMs, side by side and bounded in time.  Changes
+nothing, and starts no service that is not there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from vsockproxy.endpoint import CID_NAMES, KINDS
+from vsockproxy.guest import LIBVIRT_URI, Cid, Incus, Libvirt, Machine, Mux, Qmp
+from vsockproxy.guests import incus, libvirt, machined, processes
+from vsockproxy.guests.answer import GuestError
+
+_PATIENCE: Final = 5.0  # seconds for each of those who are asked
+_LIBVIRT: Final = ("/run/libvirt/libvirt-sock-ro", "/run/libvirt/virtqemud-sock-ro")
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """A VM that runs: who knows of it, a way to it for ``[guests]``, and where it is now."""
+
+    source: str
+    name: str
+    way: Cid | Mux | Qmp | Libvirt | Machine | Incus
+    at: Cid | Mux
+
+    @property
+    def line(self) -> str:
+        """The line to paste under ``[guests]``."""
+        return f"{guest_name(self.name)} = {{ {self.way} }}"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where those who know of VMs are found; another machine's in tests."""
+
+    proc: Path = processes.PROC
+    libvirt: tuple[str, ...] = _LIBVIRT
+    libvirt_uri: str = LIBVIRT_URI
+    machined: tuple[str, ...] | None = None
+    incus: tuple[str, ...] = incus.SOCKETS
+
+
+_HERE: Final = Places()
+
+
+async def survey(places: Places = _HERE) -> tuple[list[Vm], list[str]]:
+    """The VMs that were found, and words for whoever could not be asked."""
+    sources = _sources(places)
+    found: dict[int, list[Vm]] = {}
+    complaints: list[str] = []
+
+    async def ask(number: int, name: str, source: Callable[[], Awaitable[list[Vm]]]) -> None:
+        try:
+            with trio.fail_after(_PATIENCE):
+                found[number] = await source()
+        except trio.TooSlowError:
+            complaints.append(f"{name} has not answered within {_PATIENCE:g} s")
+        except GuestError as error:
+            complaints.append(str(error))
+
+    async with trio.open_nursery() as nursery:
+        for number, (name, source) in enumerate(sources):
+            nursery.start_soon(ask, number, name, source)
+    return [vm for number in sorted(found) for vm in found[number]], sorted(complaints)
+
+
+def guest_name(name: str) -> str:
+    """A name that `endpoint.check_guest_name` takes, as near to ``name`` as it can be."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
+    is_free = re.match(r"[A-Za-z_]", plain) and plain not in CID_NAMES and plain not in KINDS
+    return plain if is_free else f"vm-{plain}"
+
+
+def _sources(places: Places) -> Iterable[tuple[str, Callable[[], Awaitable[list[Vm]]]]]:
+    yield "/proc", partial(_in_thread, partial(_from_processes, places.proc))
+    if any(Path(path).exists() for path in places.libvirt):
+        yield "libvirt", partial(_in_thread, partial(_from_libvirt, places.libvirt_uri))
+    for path in machined.sockets() if places.machined is None else places.machined:
+        if Path(path).exists():
+            yield path, partial(_from_machined, path)
+    for path in places.incus:
+        if Path(path).exists():
+            yield path, partial(_in_thread, partial(_from_incus, path))
+
+
+async def _in_thread(source: Callable[[], list[Vm]]) -> list[Vm]:
+    return await trio.to_thread.run_sync(source, abandon_on_cancel=True)
+
+
+def _from_processes(proc: Path) -> list[Vm]:
+    return [Vm(one.vmm, one.name, one.way, one.at) for one in processes.find_processes(proc)]
+
+
+def _from_libvirt(uri: str) -> list[Vm]:
+    return [
+        Vm("libvirt", name, Libvirt(name, uri), Cid(cid))
+        for name, cid in libvirt.list_cids(uri).items()
+    ]
+
+
+async def _from_machined(path: str) -> list[Vm]:
+    return [
+        Vm("machined", name, Machine(name), Cid(cid))
+        for name, cid in (await machined.list_cids(path)).items()
+    ]
+
+
+def _from_incus(path: str) -> list[Vm]:
+    return [Vm("incus", name, Incus(name), Cid(cid)) for name, cid in incus.list_cids(path).items()]
