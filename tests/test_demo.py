@@ -231,6 +231,37 @@ async def test_a_guest_that_is_broken_is_what_doctor_tells_until_it_is_mended(
     assert "1 problem" in told
 
 
+async def test_a_request_waits_for_a_guest_that_boots_late(tmp_path: Path) -> None:
+    file = tmp_path / "demo.toml"
+    file.write_text(
+        f'forward."unix:{tmp_path}/web" = "vsock-mux:{tmp_path}/guest:80"\n'
+        'defaults.half_close = "forward"\ndefaults.wait_for_guest = "10s"'
+    )
+    runtime = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    arguments = ("demo", "--boot-delay", "700ms", "--config", file)
+    async with daemon(*arguments, environ=runtime) as running:
+        await running.wait_for_output("Ctrl-C ends it.")
+        assert "The guest boots for 0.7 s" in running.output
+        assert "port 80" in await get(tmp_path / "web", "/")
+        await running.wait_for("target_down", reason="not_found")
+        await running.wait_for("guest_started")
+        await running.wait_for("target_up", was="down")
+        line = await running.wait_for("connection", reason="finished")
+        assert 0 < float(line["waited"]) < 5
+        assert await running.stop() == 0
+
+
+def test_a_late_guests_demo_has_clients_wait_longer_than_it_boots() -> None:
+    [route] = demo.demo_config("/guest", 8080, 9490, 35.0).routes
+    assert route.policy.wait_for_guest == 35.0
+
+
+def test_a_delay_that_is_none_is_said() -> None:
+    done = command("demo", "--boot-delay", "soon")
+    assert done.returncode == 2
+    assert "'soon' is no duration" in done.stderr
+
+
 async def get(path: Path, target: str) -> str:
     transport = httpx.AsyncHTTPTransport(uds=str(path))
     async with httpx.AsyncClient(transport=transport) as client:

@@ -24,6 +24,7 @@ import trio
 from vsockproxy import mux
 from vsockproxy.admin.place import NAME, is_live, make_private, of_user
 from vsockproxy.binding import listen
+from vsockproxy.config.document import Plain
 from vsockproxy.config.load import forward_config
 from vsockproxy.endpoint import ListenEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint
 from vsockproxy.log import get_logger
@@ -49,37 +50,50 @@ Now look at /metrics of the metrics listener: the bytes of both are counted ther
 """
 
 
-def demo_config(mux_path: str, port: int, metrics_port: int) -> Config:
-    """The configuration of the demo, as config/demo.toml writes it."""
+def demo_config(
+    mux_path: str, port: int, metrics_port: int, wait_for_guest: float | None = None
+) -> Config:
+    """The configuration of the demo, as config/demo.toml writes it where nobody waits."""
+    waits: dict[str, Plain] = {"wait_for_guest": wait_for_guest} if wait_for_guest else {}
     return forward_config(
         [(str(port), f"vsock-mux:{mux_path}:{GUEST_PORT}")],
         {
-            "defaults": {"half_close": "forward"},  # unlike most VMMs, this guest honours it
+            # Unlike most VMMs, this guest honours a half-close.
+            "defaults": {"half_close": "forward", **waits},
             "metrics": {"listen": f"127.0.0.1:{metrics_port}"},
         },
     )
 
 
 @asynccontextmanager
-async def embedded_guests(config: Config) -> AsyncIterator[None]:
+async def embedded_guests(config: Config, boot_delay: float = 0.0) -> AsyncIterator[None]:
     """A guest at every vsock-mux socket that the routes lead to, while the block runs.
 
-    SIGUSR1 stops the guests as a VM's end would, and starts them again.  Raises
-    exception groups with a `ListenError` where a socket's file cannot be made.
+    With ``boot_delay`` they are there only so many seconds later.  SIGUSR1 stops the guests
+    as a VM's end would, and starts them again.  Raises exception groups with a `ListenError`
+    where a socket's file cannot be made.
     """
-    paths = {r.target.path for r in config.routes if isinstance(r.target, MuxEndpoint)}
+    targets = (target for route in config.routes for target in route.targets)
+    paths = {target.path for target in targets if isinstance(target, MuxEndpoint)}
     with trio.open_signal_receiver(signal.SIGUSR1) as switch:
         async with trio.open_nursery() as nursery:
-            await nursery.start(_switch_guests, sorted(paths), switch)
+            await nursery.start(_switch_guests, sorted(paths), switch, boot_delay)
             yield
             nursery.cancel_scope.cancel()
 
 
 async def _switch_guests(
-    paths: list[str], switch: AsyncIterator[int], *, task_status: trio.TaskStatus[None]
+    paths: list[str],
+    switch: AsyncIterator[int],
+    boot_delay: float,
+    *,
+    task_status: trio.TaskStatus[None],
 ) -> None:
     log = get_logger()
-    for started in count():
+    if boot_delay:
+        task_status.started()
+        await trio.sleep(boot_delay)
+    for started in count(1 if boot_delay else 0):
         async with trio.open_nursery() as guests:
             for path in paths:
                 await guests.start(serve_guest, Path(path))
@@ -221,9 +235,12 @@ def with_admin(config: Config, environ: Mapping[str, str], folder: Path) -> Conf
     return replace(config, admin=replace(config.admin, socket=UnixEndpoint(str(place))))
 
 
-def greeting(config: Config, environ: Mapping[str, str]) -> str:
+def greeting(config: Config, environ: Mapping[str, str], boot_delay: float = 0.0) -> str:
     """What to type now that the demo runs."""
     lines = ["An embedded guest answers behind the proxy. In another terminal:", ""]
+    if boot_delay:
+        boots = f"The guest boots for {boot_delay:g} s; with wait_for_guest, clients wait for it."
+        lines.insert(0, boots)
     lines += [f"    curl {_url(route.listen)}/" for route in config.routes]
     if config.metrics is not None:
         lines.append(f"    curl {_url(config.metrics)}/metrics")

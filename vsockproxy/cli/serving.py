@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vsockproxy.config.document import Plain
     from vsockproxy.route import Config
 
+_GRACE = 30.0  # seconds for which the demo's clients wait beyond the guest's delay
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the program."""
@@ -117,6 +119,10 @@ def demo(
         int | None,
         typer.Option(metavar="PORT", help="The TCP port of /metrics, 9490 if not given."),
     ] = None,
+    boot_delay: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="The guest comes so late, as in 5s; clients wait."),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", "-c", metavar="FILE", help="Routes of your own to such a guest."),
@@ -131,24 +137,38 @@ def demo(
 
     if config and (port or metrics_port):
         raise typer.BadParameter(f"the ports are {config}'s: edit it, or leave --config out")
+    late = _seconds(boot_delay)
     with TemporaryDirectory(prefix="vsockproxy-demo-") as folder:
         mux = str(Path(folder, "guest.vsock"))
         built = (
             load(config)
             if config
-            else read(lambda: embedded.demo_config(mux, port or 8080, metrics_port or 9490))
+            else read(
+                lambda: embedded.demo_config(
+                    mux, port or 8080, metrics_port or 9490, late and late + _GRACE
+                )
+            )
         )
         built = embedded.with_admin(built, os.environ, Path(folder))
         _serve(
             built,
-            beside=embedded.embedded_guests(built),
-            ready=lambda: typer.echo(embedded.greeting(built, os.environ)),
+            beside=embedded.embedded_guests(built, late),
+            ready=lambda: typer.echo(embedded.greeting(built, os.environ, late)),
             hint=(
                 f"other ports and paths: edit {config}"
                 if config
                 else "other ports: vsockproxy demo --port N --metrics-port M"
             ),
         )
+
+
+def _seconds(text: str | None) -> float:
+    from vsockproxy.duration import parse_duration  # noqa: PLC0415 - at its use
+
+    try:
+        return 0.0 if text is None else parse_duration(text)
+    except VsockproxyError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _serve(
