@@ -11,7 +11,7 @@ C_FLAGS := -std=gnu11 -Wall -Wextra -Werror -g -O1 -fno-omit-frame-pointer -I$(N
 LOAD_FILES := $(wildcard benchmarks/load/*.c)
 LOAD_FLAGS := -std=gnu11 -Wall -Wextra -Werror -O2 -g
 
-.PHONY: venv demo test check sanitize bench bench-quick bench-vsock guard clean
+.PHONY: venv demo test check sanitize bench bench-quick bench-vsock guard pictures clean
 
 venv: $(VENV)/installed
 
@@ -32,6 +32,11 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# docs/pictures: a minute of the demo under load, as top and as the metrics show it.
+pictures: venv
+	$(BIN)/pip install --quiet --editable ".[bench]"
+	$(BIN)/python benchmarks/pictures.py
 
 # The pages are committed; a test says when they are behind what they are made from.
 man: venv
