@@ -74,7 +74,8 @@ def _options() -> argparse.Namespace:
     options.add_argument("--output", type=Path, help="without it, and not everything: last.json")
     chosen = options.parse_args()
     if chosen.quick:
-        chosen.peers, chosen.rounds, chosen.scale = "vsockproxy,haproxy", 3, 0.5
+        chosen.peers, chosen.rounds, chosen.scale = "vsockproxy,haproxy", 3, 0.4
+        chosen.only = chosen.only or "up-,down-,trips-64-,churn-8,idle,growth-,start"
     if chosen.output is None:
         chosen.output = BUILD / ("last.json" if chosen.only or chosen.peers else "results.json")
     return chosen
