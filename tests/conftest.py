@@ -8,13 +8,24 @@ import pytest
 from tests.guard import sitecustomize
 
 # Importing it guards this process; by PYTHONPATH it guards those that tests start.
-os.environ["PYTHONPATH"] = str(Path(sitecustomize.__file__).parent)
+_GUARD = str(Path(sitecustomize.__file__).parent)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_GUARD, os.environ.get("PYTHONPATH")]))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave what needs AF_VSOCK to tests/kernel, which runs it in a kernel of its own."""
+    """Leave what needs AF_VSOCK to tests/kernel, which runs it in a kernel of its own.
+
+    A test whose pump is the native one gets the marker of that, for where there is none.
+    """
+    for item in items:
+        if isinstance(item, pytest.Function) and "native" in _parameters(item):
+            item.add_marker("native")
     if "VSOCKPROXY_TEST_KERNEL" in os.environ:
         return
     vsock = [item for item in items if item.get_closest_marker("vsock")]
     items[:] = [item for item in items if not item.get_closest_marker("vsock")]
     config.hook.pytest_deselected(items=vsock)
+
+
+def _parameters(item: pytest.Function) -> list[object]:
+    return list(item.callspec.params.values()) if hasattr(item, "callspec") else []

@@ -198,15 +198,16 @@ def command(
 def environment() -> dict[str, str]:
     """This process's, with the guard and this repository, and without a configuration."""
     variables = {key: value for key, value in os.environ.items() if not _is_ours(key)}
-    variables["PYTHONPATH"] = os.pathsep.join(map(str, (GUARD, REPOSITORY)))
+    paths = (str(GUARD), os.environ.get("PYTHONPATH"), str(REPOSITORY))
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     variables.pop("PYTHONUNBUFFERED", None)  # it would tear lines apart on a pipe
     variables["PYTHONWARNINGS"] = "error"  # what is left open at the end is a traceback
     return variables
 
 
 def _is_ours(variable: str) -> bool:
-    """Whether a variable is for this process; the guard's alone is for every one."""
-    if variable == "VSOCKPROXY_TEST_KERNEL":
+    """Whether a variable is for this process; the guard's alone are for every one."""
+    if variable.startswith("VSOCKPROXY_TEST_"):
         return False
     return variable.startswith(("VSOCKPROXY_", "LISTEN_"))
 

@@ -303,7 +303,7 @@ async def test_a_socket_of_which_the_mode_forbids_it_is_denied(kind: str) -> Non
 async def test_without_af_vsock_a_dial_is_unsupported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delattr(socket, "AF_VSOCK")
+    monkeypatch.delattr(socket, "AF_VSOCK", raising=False)
     assert (await fails(VsockEndpoint(3, 80))).reason == "unsupported"
 
 
@@ -318,6 +318,7 @@ async def test_what_socket_says_of_af_vsock_becomes_a_remedy(
         assert family == AF_VSOCK
         raise OSError(code, os.strerror(code))
 
+    monkeypatch.setattr(socket, "AF_VSOCK", AF_VSOCK, raising=False)
     monkeypatch.setattr(transport, "new_socket", refused)
     assert (await fails(VsockEndpoint(3, 80))).reason == reason
 

@@ -14,14 +14,15 @@ import pytest
 
 from tests.daemon import REPOSITORY, command
 from tests.kernel.boot import require
-from vsockproxy.address import parse_listen
+from vsockproxy.address import parse_listen, parse_target
 from vsockproxy.cli.program import PLACES
-from vsockproxy.endpoint import FdEndpoint
+from vsockproxy.endpoint import FdEndpoint, TcpEndpoint, VsockEndpoint
 
 UNITS: Final = REPOSITORY / "systemd"
 SERVICES: Final = [UNITS / "vsockproxy.service", UNITS / "vsockproxy@.service"]
 SOCKETS: Final = [UNITS / "vsockproxy.socket", UNITS / "vsockproxy-guests.socket"]
 DROP_INS: Final = sorted((UNITS / "drop-ins").glob("*.conf"))
+GUEST: Final = sorted((UNITS / "guest").iterdir())
 WORST_EXPOSURE: Final = 15  # tenths
 
 
@@ -101,6 +102,25 @@ def test_systemd_finds_nothing_wrong_in_the_units(installed: Path) -> None:
     names = [unit.name.replace("@.", "@edge.") for unit in (*SERVICES, *SOCKETS)]
     done = analyze("verify", *(f"./{name}" for name in names), folder=installed)
     assert (done.returncode, complaints(done)) == (0, [])
+
+
+def test_systemd_finds_nothing_wrong_in_the_guests_units(tmp_path: Path) -> None:
+    require(socat="socat")
+    program = Path(sys.executable).with_name("vsockproxy")
+    names = [unit.name.replace("@.", "@80.") for unit in GUEST]
+    for unit, name in zip(GUEST, names, strict=True):
+        (tmp_path / name).write_text(unit.read_text().replace("=vsockproxy ", f"={program} "))
+    done = analyze("verify", *(f"./{name}" for name in names), folder=tmp_path)
+    ours = [line for line in done.stderr.splitlines() if "vsock-port" in line]
+    assert (done.returncode, ours) == (0, [])
+
+
+def test_a_guests_unit_runs_what_the_program_understands() -> None:
+    [line] = settings(UNITS / "guest" / "vsock-port@.service", "ExecStart")
+    _, command_name, listen, target = shlex.split(line.replace("%i", "80"))
+    assert command_name == "forward"
+    assert parse_listen(listen) == VsockEndpoint(port=80)
+    assert parse_target(target) == TcpEndpoint("127.0.0.1", 80)
 
 
 @pytest.mark.parametrize("drop_in", DROP_INS, ids=lambda file: file.stem)

@@ -24,7 +24,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from vsockproxy.endpoint import VsockEndpoint, port_to_service_guid, service_guid_to_port
+    from vsockproxy.address import parse_listen, parse_target
+    from vsockproxy.endpoint import (
+        AF_VSOCK,
+        CID_ANY,
+        CID_HOST,
+        CID_HYPERVISOR,
+        CID_LOCAL,
+        PORT_ANY,
+        VsockEndpoint,
+        port_to_service_guid,
+        service_guid_to_port,
+    )
     from vsockproxy.errors import AddressError, DialError, ListenError, VsockproxyError
     from vsockproxy.stats import Connection
     from vsockproxy.transport import open_vsock_listeners, open_vsock_stream
@@ -33,6 +44,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AF_VSOCK",
+    "CID_ANY",
+    "CID_HOST",
+    "CID_HYPERVISOR",
+    "CID_LOCAL",
+    "PORT_ANY",
     "AddressError",
     "Connection",
     "DialError",
@@ -43,12 +60,20 @@ __all__ = [
     "local_cid",
     "open_vsock_listeners",
     "open_vsock_stream",
+    "parse_listen",
+    "parse_target",
     "port_to_service_guid",
     "service_guid_to_port",
 ]
 
 # Loaded at first use: `import vsockproxy.endpoint` must not pay for trio.
 _HOMES: Final = {
+    "AF_VSOCK": "endpoint",
+    "CID_ANY": "endpoint",
+    "CID_HOST": "endpoint",
+    "CID_HYPERVISOR": "endpoint",
+    "CID_LOCAL": "endpoint",
+    "PORT_ANY": "endpoint",
     "AddressError": "errors",
     "Connection": "stats",
     "DialError": "errors",
@@ -58,6 +83,8 @@ _HOMES: Final = {
     "local_cid": "vsock",
     "open_vsock_listeners": "transport",
     "open_vsock_stream": "transport",
+    "parse_listen": "address",
+    "parse_target": "address",
     "port_to_service_guid": "endpoint",
     "service_guid_to_port": "endpoint",
 }

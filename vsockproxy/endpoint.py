@@ -101,6 +101,14 @@ class VsockEndpoint:
         port = "any" if self.port == PORT_ANY else self.port
         return f"vsock:{cid}:{port}{',to_host' if self.to_host else ''}"
 
+    def bracketed(self) -> str:
+        """``vsock[2:12345]``, as Ookii.VmSockets' VSockEndPoint prints it; ANY is -1 there.
+
+        ``to_host`` is not shown; the rest is read back by `address.parse_listen`.
+        """
+        cid, port = (-1 if number == CID_ANY else number for number in (self.cid, self.port))
+        return f"vsock[{cid}:{port}]"
+
     def to_sockaddr(self, layout: Layout | None = None) -> bytes:
         """This address as ``struct sockaddr_vm``: 16 bytes on Linux, 12 on Darwin.
 

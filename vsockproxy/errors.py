@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+import sys
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -151,14 +152,15 @@ def listen_error(endpoint: Addressed, errno: int) -> ListenError:
 
 def explain(operation: Operation, endpoint: Addressed, errno: int) -> tuple[Reason, str]:
     """The reason and the sentence for an errno; the most specific row of the table wins."""
+    table = _TABLE | _DARWIN if sys.platform == "darwin" else _TABLE
     for key in (
         (operation, endpoint.kind, errno),
         (operation, "", errno),
         ("", endpoint.kind, errno),
         ("", "", errno),
     ):
-        if key in _TABLE:
-            reason, sentence = _TABLE[key]
+        if key in table:
+            reason, sentence = table[key]
             return reason, sentence.format(endpoint)
     return "other", os.strerror(errno)
 
@@ -188,6 +190,10 @@ _NO_VSOCK: Final = (
 )
 _GUEST_SILENT: Final = (
     "the guest does not answer: it is booting, hung, or has no vsock driver loaded"
+)
+_MAC_HOST: Final = (
+    "a Mac has AF_VSOCK only as a guest: its own guests are reached by their VMM's Unix sockets"
+    " (unix:, docs/platforms.md)"
 )
 
 # (operation, endpoint kind, errno) -> (reason, sentence); "" stands for any.
@@ -300,4 +306,11 @@ _TABLE: Final[dict[tuple[str, str, int], tuple[Reason, str]]] = {
     ("", "", _errno.ENOMEM): ("no_resources", "the kernel is out of memory"),
     ("", "", _errno.ENOBUFS): ("no_resources", "the kernel is out of buffers"),
     ("", "", _errno.EINVAL): ("invalid", "the kernel takes no such address"),
+}
+
+# Where Darwin means something else.  Only as a guest has it a vsock transport: on a host
+# socket(2) itself says ENODEV (bsd/kern/vsock_domain.c).
+_DARWIN: Final[dict[tuple[str, str, int], tuple[Reason, str]]] = {
+    ("dial", "vsock", _errno.ENODEV): ("unsupported", _MAC_HOST),
+    ("listen", "vsock", _errno.ENODEV): ("unsupported", _MAC_HOST),
 }

@@ -17,6 +17,7 @@ import math
 import os
 import socket
 import struct
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -291,14 +292,15 @@ async def _connect_tcp(sock: socket.socket, address: tuple[Any, ...], deadline: 
 async def _dial_vsock(
     endpoint: VsockEndpoint, timeout: float, deadline: float, options: Options
 ) -> socket.socket:
-    if not hasattr(socket, "AF_VSOCK"):
+    known = hasattr(socket, "AF_VSOCK")
+    if not known and sys.platform != "darwin":
         raise DialError(endpoint, "unsupported", NO_VSOCK)
 
     async def connect(sock: socket.socket) -> None:
         if timeout > vsock.KERNEL_CONNECT_TIMEOUT:
             with suppress(OSError):  # then the kernel's own 2 s hold, which is an answer too
                 vsock.set_connect_timeout(sock, timeout)
-        if endpoint.to_host:
+        if endpoint.to_host or not known:
             code = vsock.connect(sock, endpoint)
         else:
             code = sock.connect_ex((endpoint.cid, endpoint.port))

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.kernel.boot import REPOSITORY, Completed, KernelError
+from tests.kernel.boot import REPOSITORY, Completed, KernelError, require
 from tests.kernel.uml import run_in_uml
 
 pytestmark = pytest.mark.kernel
@@ -26,6 +26,7 @@ class Suite:
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
     """Every test marked ``vsock``, run in one boot."""
+    require(**{"socat": "socat", "systemd-socket-activate": "systemd"})  # test_guest_side.py
     scratch = tmp_path_factory.mktemp("uml")
     report = scratch / "junit.xml"
     pytest_line = [sys.executable, "-m", "pytest", "-m", "vsock", "tests", "-q", "--color=no"]

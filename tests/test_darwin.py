@@ -1,0 +1,172 @@
+"""What is Darwin's own, as far as it can be tried elsewhere: its addresses, ioctl and errnos.
+
+Nothing here ran on a Mac: what its kernel would answer is stood in for, by its vsock(4) and
+bsd/kern/vsock_domain.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+import sys
+from collections.abc import Callable
+
+import cffi
+import pytest
+
+from vsockproxy import transport, vsock
+from vsockproxy.endpoint import AF_VSOCK, VsockEndpoint
+from vsockproxy.errors import DialError, ListenError
+from vsockproxy.transport import dial, listen
+
+TARGET = VsockEndpoint(2, 12345)
+TARGET_BYTES = bytes.fromhex("0c 28 0000 39300000 02000000")
+
+
+@pytest.fixture(autouse=True)
+def mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPython has no AF_VSOCK there."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.delattr(socket, "AF_VSOCK", raising=False)
+
+
+class Libc:
+    """Darwin's C library, for connect(2) and getpeername(2) on one socket."""
+
+    def __init__(self, code: int) -> None:
+        self.errno = code
+        self.dialled: list[bytes] = []
+
+    def connect(self, descriptor: int, address: bytes, size: int) -> int:
+        assert size == len(address)
+        self.dialled.append(address)
+        return -1 if self.errno else 0
+
+    def getpeername(self, descriptor: int, address: cffi.FFI.CData, size: cffi.FFI.CData) -> int:
+        cffi.FFI().memmove(address, TARGET_BYTES, len(TARGET_BYTES))
+        size[0] = len(TARGET_BYTES)
+        return 0
+
+
+class Guest:
+    """A vsock of a Mac that is a guest: a Unix socket that says of itself what Darwin would."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, code: int, so_error: int = 0) -> None:
+        near, self.far = socket.socketpair()
+        self.libc = Libc(code)
+
+        class Vsock(socket.socket):
+            def getsockopt(self, *arguments: int) -> int:  # type: ignore[override] # no buflen
+                wanted = arguments == (socket.SOL_SOCKET, socket.SO_ERROR)
+                return so_error if wanted else super().getsockopt(*arguments)
+
+        self.sock = Vsock(fileno=near.detach())
+        self.sock.setblocking(False)
+
+        def make(family: int) -> socket.socket:
+            assert family == AF_VSOCK
+            return self.sock
+
+        ffi = cffi.FFI()
+        monkeypatch.setattr(transport, "new_socket", make)
+        monkeypatch.setattr(vsock, "_libc", lambda: (_Ffi(ffi, self.libc), self.libc))
+        monkeypatch.setattr(vsock, "set_connect_timeout", refuses_option)
+
+
+class _Ffi:
+    """cffi whose errno is that of the library above."""
+
+    def __init__(self, ffi: cffi.FFI, libc: Libc) -> None:
+        self.new, self.buffer = ffi.new, ffi.buffer
+        self._libc = libc
+
+    @property
+    def errno(self) -> int:
+        return self._libc.errno
+
+
+def refuses_option(sock: socket.socket, seconds: float) -> None:
+    raise OSError(errno.ENOPROTOOPT, "Darwin has no such option")
+
+
+def no_device(family: int) -> socket.socket:
+    assert family == AF_VSOCK
+    raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+
+async def test_a_mac_that_is_a_guest_dials_with_its_own_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    guest = Guest(monkeypatch, 0)
+    with guest.far, await dial(TARGET, 5) as sock:
+        assert guest.libc.dialled == [TARGET_BYTES]
+        assert vsock.peer(sock) == TARGET
+
+
+@pytest.mark.parametrize(
+    ("code", "so_error"), [(errno.EAGAIN, 0), (errno.EINPROGRESS, errno.EAGAIN)]
+)
+async def test_eagain_is_a_port_where_nobody_listens(
+    monkeypatch: pytest.MonkeyPatch, code: int, so_error: int
+) -> None:
+    """At once, or from SO_ERROR once the socket is writable."""
+    guest = Guest(monkeypatch, code, so_error)
+    with guest.far, pytest.raises(DialError, match="nothing listens on its port 12345") as caught:
+        await dial(TARGET, 5)
+    assert (caught.value.reason, caught.value.errno) == ("refused", errno.EAGAIN)
+    assert guest.sock.fileno() == -1
+
+
+async def test_a_cid_that_darwin_cannot_reach_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = Guest(monkeypatch, errno.EFAULT)
+    with guest.far, pytest.raises(DialError) as caught:
+        await dial(VsockEndpoint(7, 80), 5)
+    assert caught.value.reason == "invalid"
+
+
+async def test_a_mac_host_says_where_its_guests_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "new_socket", no_device)
+    with pytest.raises(DialError, match=r"only as a guest.*unix:") as caught:
+        await dial(TARGET, 5)
+    assert (caught.value.reason, caught.value.errno) == ("unsupported", errno.ENODEV)
+
+
+def test_a_mac_does_not_listen() -> None:
+    with pytest.raises(ListenError) as caught:
+        listen(VsockEndpoint(port=80), 16, {})
+    assert caught.value.reason == "unsupported"
+
+
+@pytest.mark.parametrize(("answer", "cid"), [(3, 3), (0xF0000001, 0xF0000001), (0xFFFFFFFF, None)])
+def test_the_own_cid_is_asked_of_a_socket(
+    monkeypatch: pytest.MonkeyPatch, answer: int, cid: int | None
+) -> None:
+    def ioctl(descriptor: int, request: int, argument: bytes) -> bytes:
+        assert (request, len(argument)) == (0x400473D1, 4)
+        return struct.pack("=I", answer)
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    monkeypatch.setattr(vsock, "socket", _sockets(lambda: socket.socket(socket.AF_UNIX)))
+    assert vsock.local_cid() == cid
+
+
+def test_a_mac_host_has_no_cid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vsock, "socket", _sockets(lambda: no_device(AF_VSOCK)))
+    assert vsock.local_cid() is None
+
+
+def _sockets(make: Callable[[], socket.socket]) -> object:
+    """A socket module for the one call that is made there."""
+
+    class Module:
+        SOCK_STREAM = socket.SOCK_STREAM
+
+        @staticmethod
+        def socket(family: int, kind: int) -> socket.socket:
+            assert (family, kind) == (AF_VSOCK, socket.SOCK_STREAM)
+            return make()
+
+    return Module
