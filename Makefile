@@ -100,7 +100,7 @@ bare: venv
 	CC=/bin/false $(BIN)/pip install --quiet --no-deps --target build/bare/site .
 	! ls build/bare/site/vsockproxy/_native/*.so 2>/dev/null
 	cp -r $$(git ls-files | cut -d/ -f1 | sort -u | grep -v vsockproxy) build/bare/tree
-	cd build/bare/tree && PYTHONPATH=$(abspath build/bare/site) VSOCKPROXY_TEST_WITHOUT_VSOCK=1 \
+	cd build/bare/tree && PYTHONPATH=$(abspath build/bare/site) TEST_WITHOUT_VSOCK=1 \
 		$(abspath $(BIN))/python -m pytest -q -m "not native" \
 		--ignore=tests/kernel --ignore=tests/container
 

@@ -8,14 +8,23 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import trio
 
+from tests.fakes import echo, unix_listener
 from tests.routes import Served, serving
 from tests.sockets import read_to_end
 from vsockproxy.access import CidRule, Rule
-from vsockproxy.endpoint import AF_VSOCK, CID_ANY, CID_LOCAL, PORT_ANY, VsockEndpoint
+from vsockproxy.endpoint import (
+    AF_VSOCK,
+    CID_ANY,
+    CID_LOCAL,
+    PORT_ANY,
+    UnixEndpoint,
+    VsockEndpoint,
+)
 from vsockproxy.proxy_protocol import VsockAddress, parse_header
 from vsockproxy.route import Policy
 
@@ -95,3 +104,46 @@ async def test_a_guest_over_the_limit_waits(route: Served) -> None:
         await route.waits("max_connections")
         await first.aclose()
         assert await second.receive_some() == b"x"
+
+
+async def test_a_guest_over_the_limit_can_be_turned_away(route: Served) -> None:
+    route.adopt(Policy(max_connections=1, over_limit="reject"))
+    async with await connect(route) as first:
+        await first.send_all(b"x")
+        assert await first.receive_some() == b"x"
+        assert await exchange(route) == b""
+    await route.rejected("max_connections")
+
+
+async def test_guests_that_come_too_fast_wait(route: Served) -> None:
+    route.adopt(Policy(connection_rate=0.01, connection_burst=1))
+    assert await exchange(route) == b"x"
+    async with await connect(route) as second:
+        await second.send_all(b"x")
+        await route.waits("connection_rate")
+        route.adopt(Policy())
+        assert await second.receive_some() == b"x"
+
+
+async def test_a_guest_reaches_a_unix_service_under_the_same_policies(tmp_path: Path) -> None:
+    with unix_listener(tmp_path / "service") as sock:
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        service = UnixEndpoint(str(tmp_path / "service"))
+        async with (
+            trio.open_nursery() as nursery,
+            serving(Policy(allow=HERE), listen_at=ANYWHERE, dial_to=service) as route,
+        ):
+            nursery.start_soon(trio.serve_listeners, echo, [listener])
+            assert await exchange(route) == b"x"
+            route.adopt(Policy(deny=HERE))
+            assert await exchange(route) == b""
+            await route.rejected("denied")
+            route.adopt(Policy(max_connections=1))
+            async with await connect(route) as first, await connect(route) as second:
+                await first.send_all(b"x")
+                assert await first.receive_some() == b"x"
+                await second.send_all(b"x")
+                await route.waits("max_connections")
+                await first.aclose()
+                assert await second.receive_some() == b"x"
+            nursery.cancel_scope.cancel()

@@ -5,7 +5,7 @@ only in the kernels that the tests boot themselves; those set VSOCKPROXY_TEST_KE
 Processes that the tests start get this module by PYTHONPATH, the test process itself by
 conftest.py.
 
-With VSOCKPROXY_TEST_WITHOUT_VSOCK set, Python is one that was built without AF_VSOCK, as
+With TEST_WITHOUT_VSOCK set, Python is one that was built without AF_VSOCK, as
 on macOS: the socket module lacks its constants.
 """
 
@@ -24,7 +24,7 @@ def _refuse_vsock(event: str, arguments: tuple[object, ...]) -> None:
 if "VSOCKPROXY_TEST_KERNEL" not in os.environ:
     sys.addaudithook(_refuse_vsock)
 
-if "VSOCKPROXY_TEST_WITHOUT_VSOCK" in os.environ:
+if "TEST_WITHOUT_VSOCK" in os.environ:
     import socket
 
     for _name in [name for name in vars(socket) if re.search("VSOCK|VMADDR|VM_SOCKETS", name)]:
