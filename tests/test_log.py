@@ -224,3 +224,17 @@ def test_what_a_library_logs_becomes_one_line_of_the_same_form() -> None:
     [line] = stream.getvalue().splitlines()
     assert 'event=library logger=trio.serve_listeners message="accept said no"' in line
     assert "OSError: boom" in line
+
+
+def test_a_library_that_repeats_itself_is_one_line_in_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = MockClock()
+    monkeypatch.setattr(log, "monotonic", clock.current_time)
+    stream = io.StringIO()
+    log.configure(LogSettings(), stream)
+    for seconds in (0, 1, 1, 60):
+        clock.jump(seconds)
+        logging.getLogger("trio.serve_listeners").error("accept said %s", seconds)
+    lines = stream.getvalue().splitlines()
+    assert [line.split("left_out=")[1] for line in lines] == ["0", "2"]

@@ -31,12 +31,12 @@ left_out |
 | ``http_off`` | a server beside the routes could not run | server, error, remedy |
 | ``accept_failed`` | clients wait: accept(2) fails | route, error, remedy |
 | ``accept_recovered`` | clients are accepted again | route, failures |
-| ``http_failed`` | requests on the metrics listener broke the HTTP library | error, left_out |
+| ``http_failed`` | requests broke the HTTP library | reason, error, left_out |
 | ``draining`` | told to stop: live connections may end | connections |
 | ``ending`` | told again: live connections are ended | connections |
 | ``stopped`` | the last line | drained |
 | ``log_lines_lost`` | this log goes on: its reader was too slow, or its disk full | lines |
-| ``library`` | a library's own warning | logger, message |
+| ``library`` | a library's own warnings | logger, message, left_out |
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Throttle:
 
     def __init__(self, log: Any) -> None:
         self._log = log
-        self._notes: dict[tuple[str, str], tuple[float, int]] = {}
+        self._notes = _Notes()
 
     def warning(
         self,
@@ -163,26 +163,44 @@ class Throttle:
         **values: object,
     ) -> None:
         """Log a warning or leave it out; ``names``, which costs, is called for those logged."""
-        due, left_out = self._notes.get((event, reason), (-math.inf, 0))
-        now = monotonic()
-        if now < due:
-            self._notes[event, reason] = due, left_out + 1
-        else:
-            self._notes[event, reason] = now + _PAUSE, 0
+        left_out = self._notes.take(event, reason)
+        if left_out is not None:
             self._log.warning(event, **names(), reason=reason, **values, left_out=left_out)
 
 
+class _Notes:
+    """When what may be said again, and how often it was not since it last was."""
+
+    def __init__(self) -> None:
+        self._notes: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def take(self, what: str, which: str) -> int | None:
+        """How many were left out before this one; None if this one is to be left out."""
+        due, left_out = self._notes.get((what, which), (-math.inf, 0))
+        now = monotonic()
+        is_due = now >= due
+        self._notes[what, which] = (now + _PAUSE, 0) if is_due else (due, left_out + 1)
+        return left_out if is_due else None
+
+
 class _Bridge(logging.Handler):
-    """Turns a record of `logging` into an event."""
+    """Turns a record of `logging` into an event, unless the library repeats itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._notes = _Notes()
 
     def emit(self, record: logging.LogRecord) -> None:
-        get_logger().log(
-            record.levelno,
-            "library",
-            logger=record.name,
-            message=record.getMessage(),
-            exc_info=record.exc_info,
-        )
+        left_out = self._notes.take(record.name, str(record.msg))
+        if left_out is not None:
+            get_logger().log(
+                record.levelno,
+                "library",
+                logger=record.name,
+                message=record.getMessage(),
+                exc_info=record.exc_info,
+                left_out=left_out,
+            )
 
 
 def _bridge_libraries() -> None:

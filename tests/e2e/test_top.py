@@ -103,7 +103,7 @@ async def test_a_daemon_under_load_is_watched_filtered_and_steered(watched: Watc
         assert await running.stop() in (0, 1)
 
 
-@pytest.mark.parametrize("how", ["q", signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", ["q", signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_the_terminal_is_as_it_was_whatever_ends_it(
     watched: Watched, how: str | signal.Signals
 ) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from vsockproxy.log import get_logger
+from vsockproxy.log import Throttle, get_logger
 
 if TYPE_CHECKING:
     from hypercorn.config import Config
@@ -64,6 +64,7 @@ class _Clients:
         self._most = most
         self._lifetime = lifetime
         self._open: dict[trio.SocketStream, None] = {}
+        self._failures = Throttle(get_logger())
 
     async def serve(self, serve: _Serve, stream: trio.SocketStream) -> None:
         """Serve one client, who is cut off when cancelled, and after ``lifetime`` seconds.
@@ -80,10 +81,17 @@ class _Clients:
                 try:
                     await serve(stream)
                 except* Exception as errors:  # noqa: BLE001 - a malformed h2c upgrade gets here
-                    _log_failure(errors)
+                    self._log_failure(errors)
                 nursery.cancel_scope.cancel()
         finally:
             self._open.pop(stream, None)
+
+    def _log_failure(self, error: BaseException) -> None:
+        """Log what hypercorn let escape: a request that it cannot read must not end the daemon."""
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        reason = type(error).__name__
+        self._failures.warning("http_failed", dict, reason=reason, error=repr(error))
 
     def _make_room(self) -> None:
         """The newest comes in: among many that are idle, a scraper is the one who asks."""
@@ -91,13 +99,6 @@ class _Clients:
             oldest = next(iter(self._open))
             del self._open[oldest]
             oldest.socket.close()
-
-
-def _log_failure(error: BaseException) -> None:
-    """Log what hypercorn let escape: a request that it cannot read must not end the daemon."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    get_logger().warning("http_failed", error=repr(error))
 
 
 async def _close_in_the_end(stream: trio.SocketStream, lifetime: float) -> None:
