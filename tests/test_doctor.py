@@ -190,6 +190,15 @@ def test_a_route_to_the_hypervisor_needs_a_vm(tmp_path: Path) -> None:
     assert vsock_findings(machine, config)["to the host"].level == "problem"
 
 
+def test_a_guest_whose_cid_is_looked_up_wants_what_any_guest_wants(tmp_path: Path) -> None:
+    machine = look(machine_tree(tmp_path, BARE))
+    for guest, is_vsock in (({"qmp": "/q"}, True), ({"mux": "/run/*/v"}, False)):
+        config = routes("8080", "web:80", guests={"web": guest})
+        found = vsock_findings(machine, config, attempt=errno.EAFNOSUPPORT)
+        assert (found["to guests"].level == "problem") == is_vsock
+        assert (found["AF_VSOCK"].level == "problem") == is_vsock
+
+
 def test_a_guest_that_runs_no_vms_lacks_nothing(tmp_path: Path) -> None:
     found = vsock_findings(look(machine_tree(tmp_path, GUEST)), cid=5)
     assert not [one for one in found.values() if one.level == "problem"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tests.fakes import dead_unix_socket, mux_server, says
 from tests.sockets import read_to_end
 from vsockproxy.endpoint import GuestEndpoint, UnixEndpoint, VsockEndpoint
 from vsockproxy.errors import DialError
-from vsockproxy.guest import Cid, CidFile, DynamicWay, Guest, Mux, MuxGlob
+from vsockproxy.guest import Cid, CidFile, Command, DynamicWay, Guest, Mux, MuxGlob
 from vsockproxy.guests.answer import GuestError
 from vsockproxy.guests.directory import REMEMBERED, Guests
 from vsockproxy.metrics import make_registry
@@ -306,3 +306,27 @@ async def test_a_remembered_place_that_is_no_more_costs_no_client_its_connection
                 assert await ask(front) == name.encode()
         nursery.cancel_scope.cancel()
     assert not supervisor.stats()[0].dial_failures
+
+
+async def test_a_source_that_hangs_holds_up_no_other_route(tmp_path: Path) -> None:
+    guests = (
+        Guest("stuck", Command(("/bin/sleep", "1000"))),
+        Guest("vm", MuxGlob(f"{tmp_path}/*.vm")),
+    )
+    fronts = [tmp_path / "stuck.front", tmp_path / "vm.front"]
+    routes = (
+        Route("stuck", UnixEndpoint(str(fronts[0])), GuestEndpoint("stuck", 80)),
+        Route("vm", UnixEndpoint(str(fronts[1])), GuestEndpoint("vm", 80, "vsock-mux")),
+    )
+    supervisor = Supervisor(Config(routes, guests=guests))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        async with AsyncExitStack() as waiting:
+            for _ in range(50):
+                await waiting.enter_async_context(await trio.open_unix_socket(fronts[0]))
+            while len(supervisor.stats()[0].live) < 50:
+                await trio.lowlevel.checkpoint()
+            async with mux_server(tmp_path / "1.vm", {80: says(b"hello")}):
+                assert await ask(fronts[1]) == b"hello"
+            assert len(supervisor.stats()[0].live) == 50
+        nursery.cancel_scope.cancel()

@@ -31,8 +31,10 @@ ROUTES: Final = {
     "out": (8083, "3:9003"),
     "nowhere": (8084, "77:9000"),
     "closed": (8085, "3:9999"),
+    "named": (8086, "web:9002"),
 }
 CONNECT_TIMEOUT: Final = 4
+MOVED_CID: Final = 4
 UPLOAD, DOWNLOAD, ECHO, OUT = 4_000_001, 8_000_001, 1_000_001, 2_000_001
 """Bytes of each transfer; not multiples of any buffer."""
 
@@ -43,13 +45,15 @@ format = "json"
 listen = "127.0.0.1:9490"
 [defaults]
 connect_timeout = "{CONNECT_TIMEOUT}s"
+[guests]
+web = {{ qmp = "/run/guest.qmp" }}
 [[route]]
 name = "from-guest"
 listen = "vsock::7000"
 target = "tcp:127.0.0.1:7001"
 """
 _PATTERN: Final = bytes((i * 31 + i // 256) % 256 for i in range(1 << 16))
-_PATIENCE: Final = 120  # seconds; everything here is emulated, the guest twice
+_PATIENCE: Final = 240  # seconds; everything here is emulated, the guest twice
 
 Digest = list[int]
 Facts = dict[str, object]
@@ -73,6 +77,11 @@ class Program:
             for line in filter(wanted, self._lines):
                 return line
             raise TimeoutError("a line that was waited for was not printed")
+
+    def lines(self) -> list[str]:
+        """Everything that it has printed so far."""
+        with self._news:
+            return list(self._lines)
 
     def tail(self) -> str:
         """The last lines that it printed."""
@@ -117,6 +126,12 @@ class Daemon(Program):
 
         return dict(json.loads(self.line(is_wanted)))
 
+    def last_event(self, **wanted: object) -> Facts:
+        """The last event of those logged so far with these values."""
+        self.event(**wanted)
+        events = (json.loads(line) for line in self.lines() if line.startswith("{"))
+        return [dict(event) for event in events if wanted.items() <= event.items()][-1]
+
 
 class Guest(Program):
     """The guest, whose console is what QEMU prints."""
@@ -133,9 +148,10 @@ class Guest(Program):
 class Story:
     """The steps: each returns its facts."""
 
-    def __init__(self, daemon: Daemon, guest: Guest) -> None:
+    def __init__(self, daemon: Daemon, guest_command: list[str]) -> None:
         self._daemon = daemon
-        self._guest = guest
+        self._guest_command = guest_command
+        self._guest = Guest(guest_command)
 
     def no_such_cid(self) -> Facts:
         return self._failed_dial("nowhere")
@@ -203,8 +219,33 @@ class Story:
     def dead_guest(self) -> Facts:
         return self._failed_dial("out")
 
+    def named_guest(self) -> Facts:
+        """By the route that knows no CID, only the monitor."""
+        data = pattern(ECHO)
+        with client("named") as sock:
+            writer = Thread(target=send_all, args=(sock, data))
+            writer.start()
+            returned = read_to_end(sock)
+            writer.join()
+        found = self._daemon.last_event(event="guest_found")
+        return {"received": digest(returned), "sent": digest(data), "at": found["at"]}
+
+    def lost_guest(self) -> Facts:
+        return self._failed_dial("named")
+
+    def moved_guest(self) -> Facts:
+        """The guest starts again with another CID, and its monitor is where it was."""
+        here, there = "guest-cid=3", f"guest-cid={MOVED_CID}"
+        self._guest = Guest([word.replace(here, there) for word in self._guest_command])
+        self._guest.wait_until_ready()
+        return self.named_guest() | {"samples": list(scrape())}
+
     def stop(self) -> Facts:
         return {"status": self._daemon.terminate()}
+
+    def end(self) -> None:
+        """End the guest, however far the story came."""
+        self._guest.kill()
 
     def last_words(self) -> str:
         """The end of what the daemon and the guest printed."""
@@ -277,13 +318,13 @@ def scrape() -> Iterator[tuple[str, dict[str, str], float]]:
 
 @contextmanager
 def started(scratch: Path, guest_command: list[str]) -> Iterator[Story]:
-    guest = Guest(guest_command)
     daemon = Daemon(scratch)
+    story = Story(daemon, guest_command)
     try:
         daemon.event(event="ready")
-        yield Story(daemon, guest)
+        yield story
     finally:
-        guest.kill()
+        story.end()
         daemon.kill()
 
 
@@ -292,7 +333,8 @@ def tell(scratch: Path, guest_command: list[str]) -> None:
         steps: list[Callable[[], Facts]] = [
             *(story.no_such_cid, story.booting_guest, story.refused_port),
             *(story.upload, story.download, story.echo, story.out_of_the_guest),
-            *(story.counters, story.killed_guest, story.dead_guest, story.stop),
+            *(story.named_guest, story.counters, story.killed_guest, story.dead_guest),
+            *(story.lost_guest, story.moved_guest, story.stop),
         ]
         for step in steps:
             began = monotonic()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.host_story import CONNECT_TIMEOUT, DOWNLOAD, ECHO, OUT, UPLOAD
+from tests.kernel.host_story import CONNECT_TIMEOUT, DOWNLOAD, ECHO, MOVED_CID, OUT, UPLOAD
 from tests.kernel.vm import guest_line, run_on_host
 
 pytestmark = pytest.mark.kernel
@@ -149,6 +149,28 @@ def test_the_log_says_that_the_target_was_reset(story: Story) -> None:
     for logged in story["killed_guest"]["logged"]:
         assert logged["reason"] == "target_reset"
         assert logged["target"].startswith("vsock:3:")
+
+
+def test_a_guest_is_found_by_its_qemu_monitor(story: Story) -> None:
+    facts = story["named_guest"]
+    assert facts["received"] == facts["sent"]
+    assert facts["at"] == "cid = 3"
+
+
+def test_while_its_monitor_is_gone_the_guest_is_not_found(story: Story) -> None:
+    facts = story["lost_guest"]
+    assert facts["client_saw"] == "ECONNRESET"
+    assert facts["logged"]["reason"] == "guest"
+    assert "nobody listens at any more" in facts["logged"]["error"]
+
+
+def test_a_guest_that_restarts_with_another_cid_is_reached_without_a_reload(story: Story) -> None:
+    facts = story["moved_guest"]
+    assert facts["received"] == facts["sent"]
+    assert facts["at"] == f"cid = {MOVED_CID}"
+    samples = {name: value for name, _, value in facts["samples"]}
+    assert samples["vsockproxy_guest_cid"] == MOVED_CID
+    assert samples["vsockproxy_config_reloads_total"] == 0
 
 
 def test_the_daemon_ends_well_after_all_that(story: Story) -> None:

@@ -20,6 +20,8 @@ from typing import Final
 from tests.kernel.boot import REPOSITORY, Completed, enter_repository, lacking, require, run
 
 GUEST_CID: Final = 3
+MONITOR: Final = "/run/guest.qmp"
+"""The guest's QEMU monitor, on the host."""
 
 _HOST_MODULES: Final = ("virtio_pci", "9p", "9pnet_virtio", "vsock_loopback", "vhost_vsock")
 _GUEST_MODULES: Final = ("virtio_pci", "vmw_vsock_virtio_transport")
@@ -92,6 +94,7 @@ def guest_line(scratch: Path) -> list[str]:
     return [
         *_MACHINE,
         *("-m", "128", "-device", f"vhost-vsock-pci,guest-cid={GUEST_CID}"),
+        *("-qmp", f"unix:{MONITOR},server=on,wait=off"),
         *("-kernel", f"{scratch}/vmlinux", "-initrd", f"{scratch}/guest.cpio"),
         *("-append", _KERNEL_OPTIONS),
     ]

@@ -13,7 +13,7 @@ from typing import Final
 
 from vsockproxy.doctor.finding import Finding, note, ok, problem
 from vsockproxy.doctor.machine import Machine
-from vsockproxy.endpoint import CID_ANY, CID_HOST, CID_LOCAL, VsockEndpoint
+from vsockproxy.endpoint import CID_ANY, CID_HOST, CID_LOCAL, GuestEndpoint, VsockEndpoint
 from vsockproxy.route import Config
 
 FAMILY: Final = "AF_VSOCK"
@@ -45,14 +45,23 @@ def judge_transports(
 
 
 def _dialled(config: Config) -> list[VsockEndpoint]:
+    by_host = {guest.name for guest in config.guests if guest.to_host}
     targets = (target for route in config.routes for target in route.targets)
-    return [target for target in targets if isinstance(target, VsockEndpoint)]
+    return [
+        # Whatever CID a guest will be found to have, it is an ordinary one.
+        VsockEndpoint(CID_HOST + 1, target.port, target.guest in by_host)
+        if isinstance(target, GuestEndpoint)
+        else target
+        for target in targets
+        if isinstance(target, VsockEndpoint)
+        or (isinstance(target, GuestEndpoint) and target.over == "vsock")
+    ]
 
 
 def uses_vsock(config: Config) -> bool:
     """Whether a route listens on AF_VSOCK or dials it."""
-    ends = (end for route in config.routes for end in (route.listen, *route.targets))
-    return any(isinstance(end, VsockEndpoint) for end in ends)
+    listens = any(isinstance(route.listen, VsockEndpoint) for route in config.routes)
+    return listens or bool(_dialled(config))
 
 
 def _is_guest(endpoint: VsockEndpoint) -> bool:
