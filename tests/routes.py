@@ -21,6 +21,7 @@ from vsockproxy.listener import RouteListener
 from vsockproxy.pump import open_pump
 from vsockproxy.route import Limits, Policy, PumpChoice, PumpSettings, Route
 from vsockproxy.stats import RouteStats
+from vsockproxy.transfer import Pump
 from vsockproxy.transport import listen
 
 PATIENCE = 10.0
@@ -106,9 +107,10 @@ async def serving(
     dial_to: Dialable | None = None,
     admission: Admission | None = None,
     choice: PumpChoice = "auto",
+    pump: Pump | None = None,
 ) -> AsyncIterator[Served]:
     """A route from ``listen_at`` to ``dial_to`` or else a TCP service, while the block runs."""
-    async with trio.open_nursery() as nursery, open_pump(PumpSettings(choice)) as pump:
+    async with trio.open_nursery() as nursery, open_pump(PumpSettings(choice)) as chosen:
         [target] = await nursery.start(partial(trio.serve_tcp, service, 0, host="127.0.0.1"))
         endpoint = TcpEndpoint("127.0.0.1", target.socket.getsockname()[1])
         route = Route("route", listen_at, dial_to or endpoint, policy)
@@ -118,7 +120,7 @@ async def serving(
             route,
             sockets,
             RouteStats(route),
-            pump=pump,
+            pump=pump or chosen,
             numbers=count(1),
             log=log,
             admission=admission or Admission(Limits()),

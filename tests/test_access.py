@@ -202,14 +202,16 @@ def test_a_vsock_peer_is_its_cid() -> None:
 def test_a_unix_peer_is_its_user_with_all_groups() -> None:
     here, there = socket.socketpair()
     with here, there:
-        peer = peer_of(here, "")
+        peer = peer_of(here.fileno(), here.family, "")
     assert peer.uid == os.geteuid()
     assert peer.gids == {os.getegid(), *os.getgroups()}
 
 
 def test_a_tcp_peer_is_its_address() -> None:
     with socket.socket() as sock:
-        assert peer_of(sock, ("192.0.2.1", 5)) == Peer(ip=ip_address("192.0.2.1"))
+        assert peer_of(sock.fileno(), sock.family, ("192.0.2.1", 5)) == Peer(
+            ip=ip_address("192.0.2.1")
+        )
 
 
 # ---- on a route ----

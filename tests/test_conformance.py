@@ -63,7 +63,10 @@ class Relayed:
     async def run(self) -> None:
         try:
             self.transfer = await self._pump.transfer(
-                self._client_side, self._target_side, self._bounds, self.meter
+                self._client_side.detach(),
+                self._target_side.detach(),
+                self._bounds,
+                self.meter,
             )
         finally:
             self.ended.set()

@@ -135,7 +135,7 @@ async def test_both_ends_see_what_they_would_see_without_a_proxy(
         target, right = tcp_pair()
 
         async def transfer() -> None:
-            await pump.transfer(client, target, Bounds(), Meter())
+            await pump.transfer(client.detach(), target.detach(), Bounds(), Meter())
 
         nursery.start_soon(transfer)
         relayed = await play((left, right), script, last)

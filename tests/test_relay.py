@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +16,14 @@ import trio
 from tests.fakes import hold
 from tests.routes import PATIENCE, Served, serving
 from tests.sockets import read_to_end
-from vsockproxy.endpoint import UnixEndpoint
-from vsockproxy.route import Policy, PumpChoice
+from vsockproxy.endpoint import AF_VSOCK, UnixEndpoint, VsockEndpoint
+from vsockproxy.portable import PortablePump
+from vsockproxy.pump import open_pump
+from vsockproxy.route import Policy, PumpChoice, PumpSettings, Route
 from vsockproxy.stats import Connection
+from vsockproxy.transfer import Accepted
+
+ROUTE = Route("route", UnixEndpoint("/run/front"), UnixEndpoint("/run/back"))
 
 both_pumps = pytest.mark.parametrize("choice", ["native", "portable"])
 
@@ -112,3 +120,64 @@ async def test_silence_counts_from_the_last_byte(
         assert connection.idle_seconds == pytest.approx(60, abs=1)
         await client.send_eof()
         await read_to_end(client)
+
+
+# ---- accepting ----
+
+
+@both_pumps
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_an_accepted_client_is_known_by_its_address(choice: PumpChoice, host: str) -> None:
+    async with open_pump(PumpSettings(choice)) as pump:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as listener, socket.socket(family) as client:
+            listener.bind((host, 0))
+            listener.listen()
+            client.connect(listener.getsockname())
+            listener.setblocking(False)
+            [(descriptor, address)] = pump.accept(listener.fileno(), 64)
+            os.close(descriptor)
+            connection = Connection(1, ROUTE, family, address)
+            assert connection.address == client.getsockname()
+            with pytest.raises(BlockingIOError):
+                pump.accept(listener.fileno(), 64)
+
+
+@both_pumps
+async def test_no_more_clients_are_accepted_than_there_is_room_for(choice: PumpChoice) -> None:
+    async with open_pump(PumpSettings(choice)) as pump:
+        with socket.socket() as listener, ExitStack() as stack:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            listener.setblocking(False)
+            for _ in range(5):
+                stack.enter_context(socket.create_connection(listener.getsockname()))
+            for room, number in ((2, 2), (64, 3)):
+                clients = pump.accept(listener.fileno(), room)
+                assert len(clients) == number
+                for descriptor, _ in clients:
+                    os.close(descriptor)
+
+
+def test_a_vsock_clients_address_is_read_from_the_kernels() -> None:
+    connection = Connection(1, ROUTE, AF_VSOCK, VsockEndpoint(7, 1025).to_sockaddr())
+    assert connection.address == (7, 1025)
+    assert connection.client == "vsock:7:1025"
+
+
+async def test_an_error_of_every_client_is_waited_out_and_not_spun_upon() -> None:
+    class Firewalled(PortablePump):
+        calls = 0
+
+        def accept(self, listener: int, room: int) -> list[Accepted]:
+            self.calls += 1
+            if self.calls <= 100:
+                raise PermissionError(errno.EPERM, "a security module does not like it")
+            return super().accept(listener, room)
+
+    pump = Firewalled("for this test")
+    async with serving(Policy(), pump=pump) as route:
+        assert await route.exchange(b"x") == b"x"
+        assert route.events("accept_failed")
+        assert route.events("accept_recovered")
+        assert route.stats.accept_errors == 100

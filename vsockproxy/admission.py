@@ -11,7 +11,6 @@ time.
 from __future__ import annotations
 
 import math
-import socket
 from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, Final, Literal
@@ -219,7 +218,13 @@ class Gate:
 
     # ---- coming in ----
 
-    def admit(self, client: socket.socket, connection: Connection) -> bool:
+    def room(self, most: int) -> int:
+        """How many clients may be accepted at once: ``most`` where no limit is near, or one."""
+        shared = self._shared
+        is_far = shared.live + most < shared.ceiling and self._most == math.inf
+        return most if is_far and self._bucket is None and not self._is_strict else 1
+
+    def admit(self, client: int, connection: Connection) -> bool:
         """Whether an accepted client may come in; if so, it is counted until `leave`."""
         reason = self._refusal(client, connection) if self._is_strict else None
         if reason is not None:
@@ -248,15 +253,18 @@ class Gate:
         self._stats.rejected[reason] += 1
         self._write("rejected", reason, connection.names)
 
-    def _refusal(self, client: socket.socket, connection: Connection) -> Rejection | None:
+    def _refusal(self, client: int, connection: Connection) -> Rejection | None:
         policy = self._policy
         if policy.over_limit == "reject" and (limit := self._limit()):
             return limit
         if policy.accept_proxy:
             # Whom it speaks for is judged once its header has come.
-            trusted = matches_any(policy.proxy_trusted, peer_of(client, connection.address))
+            trusted = matches_any(policy.proxy_trusted, self._peer(client, connection))
             return None if trusted else "proxy_untrusted"
-        return self._judge(peer_of(client, connection.address), connection) if self._asks else None
+        return self._judge(self._peer(client, connection), connection) if self._asks else None
+
+    def _peer(self, client: int, connection: Connection) -> Peer:
+        return peer_of(client, connection.family, connection.address)
 
     def _judge(self, peer: Peer, connection: Connection) -> Rejection | None:
         if not self._access.admits(peer):

@@ -23,7 +23,7 @@ from vsockproxy.route import Route
 from vsockproxy.stats import Connection, RouteStats, TargetState
 from vsockproxy.targets import Targets
 from vsockproxy.transfer import Bounds, EndReason, Pump
-from vsockproxy.transport import ListeningSocket, abort
+from vsockproxy.transport import ListeningSocket, abort, adopted
 
 _BATCH: Final = 64  # clients taken before other tasks get their turn; arbitrary
 
@@ -233,24 +233,34 @@ class RouteListener:
 
         The gate is open for the first of them.
         """
+        family = sock.family
+        trouble = None
+        taken = 0
         for _ in range(_BATCH):
+            room = self._gate.room(_BATCH)
             try:
-                client, address = sock.accept()
+                clients = self._pump.accept(sock.fileno(), room)
             except BlockingIOError:
                 return None
             except OSError as error:
                 self.stats.accept_errors += 1
+                trouble = error
                 if error.errno in _PEER_ERRORS:
                     continue
                 return error
-            connection = Connection(next(self._numbers), self.route, sock.family, address)
-            if self._gate.admit(client, connection):
-                relays.start_soon(self._relay.serve, client, connection, name="relay")
-            else:
-                abort(client)
-            if self._gate.hindrance():
+            for client, address in clients:
+                connection = Connection(next(self._numbers), self.route, family, address)
+                self._take(client, connection, relays)
+            taken += len(clients)
+            if len(clients) < room or taken >= _BATCH or self._gate.hindrance():
                 return None
-        return None
+        return None if taken else trouble
+
+    def _take(self, client: int, connection: Connection, relays: trio.Nursery) -> None:
+        if self._gate.admit(client, connection):
+            relays.start_soon(self._relay.serve, client, connection, name="relay")
+        else:
+            abort(adopted(client, connection.family))
 
     async def _back_off(self, error: OSError, troubles: int) -> None:
         """Wait, for the descriptor table or memory to have room again: 10 ms to 1 s."""

@@ -30,14 +30,24 @@ def peer_at(family: int, address: Any) -> Peer:
     return Peer()
 
 
-def peer_of(sock: socket.socket, address: Any) -> Peer:
-    """What is known of the client of an accepted socket; nothing where the kernel is silent.
+def peer_of(client: int, family: int, address: Any) -> Peer:
+    """What is known of an accepted client; nothing where the kernel is silent.
+
+    ``client`` is its socket's descriptor, which stays the caller's.
 
     A Unix client is who it was when it connected; of more than 256 groups of its own only
     the first counts.
     """
-    if sock.family != getattr(socket, "AF_UNIX", None):
-        return peer_at(sock.family, address)
+    if family != getattr(socket, "AF_UNIX", None):
+        return peer_at(family, address)
+    sock = socket.socket(family, socket.SOCK_STREAM, 0, client)
+    try:
+        return _user_of(sock)
+    finally:
+        sock.detach()
+
+
+def _user_of(sock: socket.socket) -> Peer:
     with suppress(OSError):
         raw = sock.getsockopt(socket.SOL_SOCKET, _PEERCRED, _CREDENTIALS.size)
         _, uid, gid = _CREDENTIALS.unpack(raw)

@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from vsockproxy.transfer import Bounds, EndReason, Limit, Meter, Transfer
+from vsockproxy.transfer import Accepted, Bounds, EndReason, Limit, Meter, Transfer
 from vsockproxy.transport import abort
 
 _CHUNK: Final = 65536
@@ -32,11 +32,24 @@ class PortablePump:
     def __init__(self, why: str) -> None:
         self.why = why
 
-    async def transfer(
-        self, client: socket.socket, target: socket.socket, bounds: Bounds, meter: Meter
-    ) -> Transfer:
+    def accept(self, listener: int, room: int) -> list[Accepted]:
+        """See `transfer.Pump.accept`."""
+        clients: list[Accepted] = []
+        borrowed = socket.socket(fileno=listener)
+        try:
+            while len(clients) < room:
+                client, address = borrowed.accept()
+                clients.append((client.detach(), address))
+        except OSError:
+            if not clients:
+                raise
+        finally:
+            borrowed.detach()
+        return clients
+
+    async def transfer(self, client: int, target: int, bounds: Bounds, meter: Meter) -> Transfer:
         """See `transfer.Pump.transfer`."""
-        run = _Run(client, target, bounds)
+        run = _Run(socket.socket(fileno=client), socket.socket(fileno=target), bounds)
         meter.follow(run)
         reason: EndReason = "killed"
         try:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -20,11 +19,12 @@ from outcome import Outcome, Value, capture
 
 from vsockproxy.portable import PortablePump
 from vsockproxy.route import PumpSettings
-from vsockproxy.transfer import Bounds, EndReason, Limit, Meter, Pump, Transfer
+from vsockproxy.transfer import Accepted, Bounds, EndReason, Limit, Meter, Pump, Transfer
 
 if TYPE_CHECKING:
     from vsockproxy._native._pump import End, Ffi, Lib
 
+_ACCEPT: Final = 64  # clients taken by one call
 _REAP: Final = 256  # ends taken by one call
 _ANSWER_POLL: Final = 0.002  # seconds; a thread that is well answers within a turn of its loop
 
@@ -45,6 +45,7 @@ class NativePump:
         self._no_limits = (self._null, self._null)
         self._policy = _pump.ffi.new("struct vsp_policy *")
         self._ends = _pump.ffi.new(f"struct vsp_end[{_REAP}]")
+        self._clients = _pump.ffi.new(f"struct vsp_client[{_ACCEPT}]")
         self._relay = _pump.ffi.new("struct vsp_relay **")
         pump = _pump.ffi.new("struct vsp_pump **")
         _raise_errno(self._lib.vsp_pump_new(threads, pump))
@@ -63,8 +64,18 @@ class NativePump:
             self._lib.VSP_CANCELLED: "killed",
         }
 
+    def accept(self, listener: int, room: int) -> list[Accepted]:
+        """See `Pump.accept`."""
+        clients = self._clients
+        number = self._lib.vsp_accept(listener, clients, min(room, _ACCEPT))
+        _raise_errno(number)
+        return [
+            (client.fd, bytes(self._ffi.buffer(client.address, client.size)))
+            for client in clients[0:number]
+        ]
+
     def transfer(
-        self, client: socket.socket, target: socket.socket, bounds: Bounds, meter: Meter
+        self, client: int, target: int, bounds: Bounds, meter: Meter
     ) -> Awaitable[Transfer]:
         """See `Pump.transfer`.
 
@@ -76,23 +87,21 @@ class NativePump:
                 self._lib.vsp_pump_add(
                     self._pump,
                     tag,
-                    client.fileno(),
-                    target.fileno(),
+                    client,
+                    target,
                     self._policy_of(bounds),
                     self._relay,
                 )
             )
         except OSError:
             self._free.append(tag)
-            client.close()
-            target.close()
+            os.close(client)
+            os.close(target)
             raise
-        client.detach()
-        target.detach()
         running = _Running(self._lib, self._relay[0], meter)
         self._running[tag] = running
         meter.follow(running)
-        return running
+        return trio.lowlevel.wait_task_rescheduled(running)  # noqa: ASYNC105 - by the caller
 
     def _grow(self) -> int:
         self._running.append(None)
@@ -174,12 +183,8 @@ class _Running:
         self._lib = lib
         self._handle = handle
         self.meter = meter
-        self.task: trio.lowlevel.Task
-        self.raise_cancel: Callable[[], NoReturn] | None = None
-
-    def __await__(self) -> Generator[Any, Any, Transfer]:
         self.task = trio.lowlevel.current_task()
-        return trio.lowlevel.wait_task_rescheduled(self).__await__()  # noqa: ASYNC105 - by the caller
+        self.raise_cancel: Callable[[], NoReturn] | None = None
 
     def upstream_bytes(self) -> int:
         return self._lib.vsp_relay_upstream(self._handle)

@@ -22,7 +22,7 @@ from vsockproxy.proxy_protocol import build_header
 from vsockproxy.stats import Connection, RouteStats
 from vsockproxy.targets import Targets
 from vsockproxy.transfer import ENDINGS, Bounds, Pump, Transfer
-from vsockproxy.transport import abort
+from vsockproxy.transport import abort, adopted
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class Relay:
     log: Any
     failures: Throttle
 
-    async def serve(self, client: socket.socket, connection: Connection) -> None:
-        """Serve one client that the gate has admitted; owns ``client`` from the call on.
+    async def serve(self, client: int, connection: Connection) -> None:
+        """Serve one client that the gate has admitted; owns its descriptor from the call on.
 
         The client is reset when the target cannot be dialled, so that it does not take
         the failure for an empty answer.  Cancelled, both sides are closed and the
@@ -47,58 +47,75 @@ class Relay:
         """
         # While the bytes move, this frame and the pump's are all that waits: what an idle
         # connection costs.
-        reason = "error"
         try:
             begun = await self._begin(client, connection)
-            del client  # the pump's by now
-            reason = begun if isinstance(begun, str) else (await begun).reason
-            if reason == "killed":
-                reason = connection.ending
-        except Exception:
-            self.log.exception("connection_failed", **connection.names())
+            if not isinstance(begun, str):
+                begun = (await begun).reason
+        except Exception:  # noqa: BLE001 - the program's catch-all: `_note_defect` logs it
+            begun = self._note_defect(connection)
         except BaseException:  # cancelled: alone, or in the group that a nursery makes of it
-            reason = connection.ending
+            self._end(connection, connection.ending)
             raise
-        finally:
-            self.gate.leave(connection, reason)
-            if connection.route.policy.access_log:
-                self._log_end(connection, reason)
+        self._end(connection, connection.ending if begun == "killed" else begun)
 
-    async def _begin(
-        self, client: socket.socket, connection: Connection
-    ) -> Awaitable[Transfer] | str:
+    def _note_defect(self, connection: Connection) -> str:
+        self.log.exception("connection_failed", **connection.names())
+        return "error"
+
+    def _end(self, connection: Connection, reason: str) -> None:
+        self.gate.leave(connection, reason)
+        if connection.route.policy.access_log:
+            self._log_end(connection, reason)
+
+    async def _begin(self, client: int, connection: Connection) -> Awaitable[Transfer] | str:
         """Dial and hand over to the pump: the transfer, or why there is none."""
-        try:
-            target = await self._reach(client, connection)
-            if isinstance(target, str):
-                abort(client)
-                return target
-            return self.pump.transfer(client, target, self.bounds, connection)
-        except BaseException:
-            abort(client)
-            raise
-
-    async def _reach(self, client: socket.socket, connection: Connection) -> socket.socket | str:
-        """The target's socket, or ``dial_<reason>`` or ``rejected_<reason>``."""
-        route = connection.route
-        if route.policy.accept_proxy:
-            ended = await self._identify(client, connection)
-            if ended is not None:
-                return ended
         started = monotonic()
+        policy = connection.route.policy
+        if policy.accept_proxy or policy.send_proxy != "off":
+            return await self._begin_slowly(client, connection)
         try:
-            target = self.targets.connect_at_once() if route.policy.send_proxy == "off" else None
-            if target is None:
-                target = await self._wait_for_target(client, connection)
+            target = self.targets.connect_at_once()
         except DialError as error:
-            self._note_failure(connection, error)
-            return f"dial_{error.reason}"
+            abort(adopted(client, connection.family))
+            return self._note_failure(connection, error)
+        except BaseException:
+            abort(adopted(client, connection.family))
+            raise
         if target is None:
-            return connection.ending
+            return await self._begin_slowly(client, connection)
+        return self._hand_over(client, target, connection, started)
+
+    def _hand_over(
+        self, client: int, target: socket.socket, connection: Connection, started: float
+    ) -> Awaitable[Transfer]:
         connection.dial_seconds = monotonic() - started - connection.waited
         if not connection.waited:  # else it was dialled beforehand
             self.stats.dial_seconds.observe(connection.dial_seconds)
-        return target
+        return self.pump.transfer(client, target.detach(), self.bounds, connection)
+
+    async def _begin_slowly(
+        self, descriptor: int, connection: Connection
+    ) -> Awaitable[Transfer] | str:
+        """`_begin` where something must be waited for."""
+        client = adopted(descriptor, connection.family)
+        try:
+            if connection.route.policy.accept_proxy:
+                ended = await self._identify(client, connection)
+                if ended is not None:
+                    abort(client)
+                    return ended
+            started = monotonic()
+            target = await self._wait_for_target(client, connection)
+            if target is None:
+                abort(client)
+                return connection.ending
+            return self._hand_over(client.detach(), target, connection, started)
+        except DialError as error:
+            abort(client)
+            return self._note_failure(connection, error)
+        except BaseException:
+            abort(client)
+            raise
 
     async def _wait_for_target(
         self, client: socket.socket, connection: Connection
@@ -119,15 +136,17 @@ class Relay:
             return await self._dial_and_tell(client, connection)
         return await self.targets.connect(client, connection)
 
-    def _note_failure(self, connection: Connection, error: DialError) -> None:
+    def _note_failure(self, connection: Connection, error: DialError) -> str:
+        """Count and log a failed dial; what the connection's end is called."""
         if error.reason == "client_left":
-            return
+            return f"dial_{error.reason}"
         self.stats.dial_failed(error.reason, str(error))
         if error.reason == "no_descriptors":
             self.gate.recount()
         self.failures.warning(
             "dial_failed", connection.names, reason=error.reason, error=str(error)
         )
+        return f"dial_{error.reason}"
 
     async def _identify(self, client: socket.socket, connection: Connection) -> str | None:
         """Learn from the client's header whose connection it is; why it ends here, if it does."""

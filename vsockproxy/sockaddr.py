@@ -9,10 +9,11 @@ from __future__ import annotations
 import errno
 import re
 import socket
+import struct
 from collections.abc import Sequence
 from typing import Any, Final
 
-from vsockproxy.endpoint import AF_VSOCK, TcpEndpoint
+from vsockproxy.endpoint import AF_VSOCK, TcpEndpoint, VsockEndpoint
 
 Address = tuple[int, tuple[Any, ...]]
 """A family, and the address as the socket module has it for that family."""
@@ -25,6 +26,10 @@ NO_VSOCK: Final = (
 )
 
 _NONBLOCK: Final[int] = getattr(socket, "SOCK_NONBLOCK", 0)  # Linux's; saves a system call
+# Behind the family, which is the host's order; what follows is the network's.
+_SOCKADDR_IN: Final = struct.Struct("!H4s")
+_SOCKADDR_IN6: Final = struct.Struct("!HI16s")
+_SCOPE: Final = struct.Struct("=I")
 _IPV4: Final = re.compile(r"[0-9.]+")
 
 
@@ -68,6 +73,21 @@ def unix_address(path: str) -> str:
 def errno_of(error: OSError) -> int:
     """The errno of an OSError; EIO for one that Python made without."""
     return error.errno or errno.EIO
+
+
+def address_of(family: int, raw: bytes) -> Any:
+    """The address in a ``struct sockaddr`` as the socket module has it: `ip(7)`, `vsock(7)`."""
+    if family == socket.AF_INET:
+        port, host = _SOCKADDR_IN.unpack_from(raw, 2)
+        return socket.inet_ntop(family, host), port
+    if family == socket.AF_INET6:
+        port, flow, host = _SOCKADDR_IN6.unpack_from(raw, 2)
+        [scope] = _SCOPE.unpack_from(raw, 2 + _SOCKADDR_IN6.size)
+        return socket.inet_ntop(family, host), port, flow, scope
+    if family == AF_VSOCK:
+        peer = VsockEndpoint.from_sockaddr(raw)
+        return peer.cid, peer.port
+    return ""
 
 
 def peer_name(family: int, address: Any) -> str:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from vsockproxy.endpoint import AF_VSOCK, GuestEndpoint, MuxEndpoint, Target, VsockEndpoint
 from vsockproxy.errors import DialError
 from vsockproxy.route import Config, Route
+from vsockproxy.sockaddr import address_of, peer_name
 from vsockproxy.transfer import EndReason, Meter
-from vsockproxy.transport import peer_name
 
 if TYPE_CHECKING:
     import trio
@@ -81,7 +81,7 @@ class Connection(Meter):
     """
 
     __slots__ = (
-        "address",
+        "_address",
         "destination",
         "dial_seconds",
         "dialling",
@@ -108,13 +108,24 @@ class Connection(Meter):
         self.dialling: trio.CancelScope | None = None
         self.ending: EndReason = "shutdown"
         self.family = family
-        self.address = address
+        self._address = address
         self.destination: tuple[int, Any] | None = None
         self.source: str | None = None
 
     @property
+    def address(self) -> Any:
+        """The client's address as the socket module has it."""
+        if isinstance(self._address, bytes):  # read when asked for, as most are never shown
+            return address_of(self.family, self._address)
+        return self._address
+
+    @address.setter
+    def address(self, address: Any) -> None:
+        self._address = address
+
+    @property
     def client(self) -> str:
-        """The peer's address, for people; made when asked for, as most are never shown."""
+        """The peer's address, for people."""
         return peer_name(self.family, self.address)
 
     def assign(self, vmm_port: int) -> None:

@@ -5,8 +5,7 @@ Owns: the interface that every pump serves, as values and a protocol.  Knows no 
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 EndReason = Literal[
@@ -48,6 +47,9 @@ class Transfer(NamedTuple):
     reason: EndReason
     errno: int = 0
 
+
+Accepted = tuple[int, Any]
+"""A client's descriptor, and its address: the socket module's, or as `struct sockaddr`."""
 
 Limit = Any
 """A bandwidth for one direction of any number of transfers; the pump's own, made by `share`."""
@@ -165,14 +167,22 @@ class Pump(Protocol):
         """Return once everything that moves bytes has shown that it goes on."""
         ...
 
+    def accept(self, listener: int, room: int) -> Sequence[Accepted]:
+        """Those of ``room`` clients that wait at a listening socket; fewer when no more wait.
+
+        The descriptors are the caller's.  Raises BlockingIOError when none waits, and what
+        else accept(2) has to say as OSError.
+        """
+        ...
+
     def transfer(
-        self, client: socket.socket, target: socket.socket, bounds: Bounds, meter: Meter
+        self, client: int, target: int, bounds: Bounds, meter: Meter
     ) -> Awaitable[Transfer]:
         """Relay between two connected stream sockets; both are closed when it returns.
 
-        It begins with the call; what is returned is to be awaited at once.
+        It begins with the call, made by the task that awaits what is returned, at once.
 
-        They are the pump's from the call on, blocking or not.  Cancelled, it resets the
+        The descriptors are the pump's from the call on, blocking or not.  Cancelled, it resets the
         client, closes both, settles ``meter`` and raises `trio.Cancelled`.  How a
         connection ends is a value and never an exception.
         """

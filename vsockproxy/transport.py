@@ -58,6 +58,7 @@ from vsockproxy.sockopt import Options, apply, target_options
 __all__ = [
     "ListeningSocket",
     "abort",
+    "adopted",
     "dial",
     "dial_at_once",
     "listen",
@@ -186,6 +187,11 @@ async def open_vsock_listeners(
     await trio.lowlevel.checkpoint()
     listeners = listen(VsockEndpoint(cid, port), backlog, {})
     return [trio.SocketListener(trio.socket.from_stdlib_socket(one.sock)) for one in listeners]
+
+
+def adopted(descriptor: int, family: int) -> socket.socket:
+    """A socket of a descriptor that is the caller's, and is the socket's from now on."""
+    return socket.socket(family, socket.SOCK_STREAM, 0, descriptor)
 
 
 def abort(sock: socket.socket) -> None:

@@ -60,7 +60,7 @@ static void half_break(struct vsp_relay *relay, int direction)
 	to->gone = true;
 	/* EPIPE is not a reset: such a peer may still have things to say. */
 	if (errno != EPIPE)
-		to->error = errno;
+		to->error = (short)errno;
 	vsp_half_drop(relay, direction);
 	relay->halves[direction].dropped = true;
 	vsp_relay_touch(relay); /* the half-close begins here */
@@ -292,7 +292,7 @@ static size_t half_fill(struct vsp_relay *relay, int direction, size_t allowed)
 		half->streak = 0;
 		/* A socket tells its error once, so recv will only see an EOF. */
 		if (errno != EINVAL && !from->error)
-			from->error = errno;
+			from->error = (short)errno;
 	}
 	vsp_pipe_give(relay->thread, half->pipe);
 	half->pipe = NULL;
@@ -331,7 +331,7 @@ static size_t half_copy(struct vsp_relay *relay, int direction, size_t allowed)
 	if (count < 0 && errno == EAGAIN)
 		return 0;
 	if (count < 0) {
-		from->error = errno;
+		from->error = (short)errno;
 		from->gone = true;
 	} else if (!from->error) {
 		from->fin = true;

@@ -54,8 +54,8 @@ enum {
 struct vsp_side {
 	struct vsp_relay *relay;
 	_Atomic int fd; /* -1 before it is closed */
-	int error;      /* the errno that ended it, or 0 */
-	short domain;   /* AF_INET... */
+	short error;    /* the errno that ended it, or 0 */
+	unsigned char domain; /* AF_INET... */
 	bool sendable;  /* EPOLLOUT is asked for: see side_watch */
 	bool urgent;    /* it has, or had, urgent data, which ends reads early */
 	bool readable;  /* recv may have something */
@@ -108,16 +108,16 @@ struct vsp_relay {
 	struct vsp_side sides[2];
 	struct vsp_half halves[2];
 	struct vsp_thread *thread;
-	uint64_t tag;
 	uint64_t idle_ms;
 	uint64_t half_close_ms;
 	uint64_t end_ms;     /* of its life, or NEVER */
 	_Atomic uint64_t active_ms; /* when a byte last moved */
-	ptrdiff_t timer;     /* place in the thread's heap, or NO_TIMER */
 	uint64_t deadline_ms;
+	uint32_t tag;
+	int32_t timer;       /* place in the thread's heap, or NO_TIMER */
 	_Atomic int references;
-	int reason;
-	int error;
+	short error;
+	unsigned char reason;
 	bool hold;      /* keep a client's EOF back while the target owes an answer */
 	bool answered;  /* the last byte went downstream, or there was none yet */
 	bool started;

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -58,7 +59,26 @@ int vsp_pump_fd(const struct vsp_pump *pump)
 	return pump->done;
 }
 
-int vsp_pump_add(struct vsp_pump *pump, uint64_t tag, int client, int target,
+int vsp_accept(int listener, struct vsp_client *ret_clients, int room)
+{
+	int count = 0;
+
+	while (count < room) {
+		struct vsp_client *client = &ret_clients[count];
+		socklen_t size = sizeof(client->address);
+
+		client->fd = accept4(listener, (struct sockaddr *)client->address, &size,
+				     SOCK_CLOEXEC | SOCK_NONBLOCK);
+		/* After the first one an error is for the next call to tell, if it lasts. */
+		if (client->fd < 0)
+			return count > 0 ? count : -errno;
+		client->size = size < sizeof(client->address) ? size : sizeof(client->address);
+		count++;
+	}
+	return count;
+}
+
+int vsp_pump_add(struct vsp_pump *pump, uint32_t tag, int client, int target,
 		 const struct vsp_policy *policy, struct vsp_relay **ret)
 {
 	struct vsp_relay *relay = calloc(1, sizeof(*relay));

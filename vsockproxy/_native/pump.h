@@ -26,7 +26,7 @@ enum vsp_reason {
 
 /* A relay that has ended: both its sockets are closed, its handle is no more. */
 struct vsp_end {
-	uint64_t tag;
+	uint32_t tag;
 	uint64_t upstream_bytes;
 	uint64_t downstream_bytes;
 	int reason; /* enum vsp_reason */
@@ -63,12 +63,26 @@ void vsp_pump_free(struct vsp_pump *pump);
 /* A descriptor that is readable while there are ends to reap.  Owned by the pump. */
 int vsp_pump_fd(const struct vsp_pump *pump);
 
+/* A client that has come in: its socket is the caller's, non-blocking and close-on-exec. */
+struct vsp_client {
+	int fd;
+	unsigned int size; /* of its address, a struct sockaddr */
+	unsigned char address[128];
+};
+
+/*
+ * Accept up to `room` of the clients that wait at a listening socket: how many, fewer than
+ * `room` when no more wait.  A negative errno where not even the first could be had: -EAGAIN
+ * when none waits, else see accept(2).
+ */
+int vsp_accept(int listener, struct vsp_client *ret_clients, int room);
+
 /*
  * Take over two connected stream sockets, blocking or not, and relay until both have ended.
  * 0, *ret (valid until its end is reaped) and both descriptors are the pump's; or a
  * negative errno, and both descriptors are still the caller's.
  */
-int vsp_pump_add(struct vsp_pump *pump, uint64_t tag, int client, int target,
+int vsp_pump_add(struct vsp_pump *pump, uint32_t tag, int client, int target,
 		 const struct vsp_policy *policy, struct vsp_relay **ret);
 
 /* Ask for a relay's end: the client by reset.  Its end is reaped like any other. */

@@ -29,13 +29,13 @@ void vsp_relay_touch(struct vsp_relay *relay)
 	atomic_store_explicit(&relay->active_ms, relay->thread->now_ms, memory_order_relaxed);
 }
 
-static short side_domain(const struct vsp_side *side)
+static unsigned char side_domain(const struct vsp_side *side)
 {
 	int domain = AF_UNSPEC;
 	socklen_t size = sizeof(domain);
 
 	getsockopt(side->fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
-	return (short)domain;
+	return (unsigned char)domain;
 }
 
 static int side_control(struct vsp_thread *thread, struct vsp_side *side, int operation)
@@ -87,7 +87,7 @@ void vsp_relay_end(struct vsp_relay *relay, enum vsp_reason reason)
 	if (relay->ended)
 		return;
 	relay->ended = true;
-	relay->reason = reason;
+	relay->reason = (unsigned char)reason;
 	if (reason == VSP_TARGET_RESET || reason == VSP_CANCELLED || reason == VSP_MAX_LIFETIME)
 		side_abort(&relay->sides[CLIENT]);
 	if (reason == VSP_CLIENT_RESET && !upstream_whole)
@@ -229,12 +229,15 @@ void vsp_relay_due(struct vsp_relay *relay)
 void vsp_side_event(struct vsp_side *side, uint32_t events)
 {
 	struct vsp_relay *relay = side->relay;
-	socklen_t size = sizeof(side->error);
+	int error = 0;
+	socklen_t size = sizeof(error);
 
 	if (relay->ended)
 		return;
-	if ((events & EPOLLERR) && !side->error)
-		getsockopt(side->fd, SOL_SOCKET, SO_ERROR, &side->error, &size);
+	if ((events & EPOLLERR) && !side->error) {
+		getsockopt(side->fd, SOL_SOCKET, SO_ERROR, &error, &size);
+		side->error = (short)error;
+	}
 	if ((events & (EPOLLRDHUP | EPOLLHUP)) && !side->error)
 		side->fin = true;
 	if (events & (EPOLLHUP | EPOLLERR))
@@ -272,7 +275,7 @@ void vsp_relay_start(struct vsp_relay *relay)
 		error = side_control(thread, &relay->sides[which], EPOLL_CTL_ADD);
 	}
 	if (error) {
-		relay->sides[TARGET].error = -error;
+		relay->sides[TARGET].error = (short)-error;
 		vsp_relay_end(relay, VSP_TARGET_RESET);
 		return;
 	}

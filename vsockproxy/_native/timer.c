@@ -8,7 +8,7 @@
 static void timer_place(struct vsp_thread *thread, struct vsp_relay *relay, size_t place)
 {
 	thread->timers[place] = relay;
-	relay->timer = (ptrdiff_t)place;
+	relay->timer = (int32_t)place;
 }
 
 static void timer_sift(struct vsp_thread *thread, struct vsp_relay *relay)
