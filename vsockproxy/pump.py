@@ -98,7 +98,7 @@ class NativePump:
             os.close(client)
             os.close(target)
             raise
-        running = _Running(self._lib, self._relay[0], meter)
+        running = _Running(self._relay[0], meter)
         self._running[tag] = running
         meter.follow(running)
         return trio.lowlevel.wait_task_rescheduled(running)  # noqa: ASYNC105 - by the caller
@@ -170,6 +170,13 @@ class NativePump:
         self._lib.vsp_pump_free(self._pump)
 
 
+def _library() -> Lib:
+    """The compiled functions, for those who have no room to keep them."""
+    from vsockproxy._native import _pump  # noqa: PLC0415 - only the native pump's own get here
+
+    return _pump.lib
+
+
 class _Running:
     """The C side of one transfer, which a task awaits, until its end is reaped.
 
@@ -177,40 +184,39 @@ class _Running:
     less than a bound method, for each idle connection.
     """
 
-    __slots__ = ("_handle", "_lib", "meter", "raise_cancel", "task")
+    __slots__ = ("_handle", "meter", "raise_cancel", "task")
 
-    def __init__(self, lib: Lib, handle: Any, meter: Meter) -> None:
-        self._lib = lib
+    def __init__(self, handle: Any, meter: Meter) -> None:
         self._handle = handle
         self.meter = meter
         self.task = trio.lowlevel.current_task()
         self.raise_cancel: Callable[[], NoReturn] | None = None
 
     def upstream_bytes(self) -> int:
-        return self._lib.vsp_relay_upstream(self._handle)
+        return _library().vsp_relay_upstream(self._handle)
 
     def downstream_bytes(self) -> int:
-        return self._lib.vsp_relay_downstream(self._handle)
+        return _library().vsp_relay_downstream(self._handle)
 
     def active(self) -> float:
-        return self._lib.vsp_relay_active(self._handle) / 1000
+        return _library().vsp_relay_active(self._handle) / 1000
 
     def upstream_done(self) -> bool:
-        return self._lib.vsp_relay_upstream_done(self._handle)
+        return _library().vsp_relay_upstream_done(self._handle)
 
     def downstream_done(self) -> bool:
-        return self._lib.vsp_relay_downstream_done(self._handle)
+        return _library().vsp_relay_downstream_done(self._handle)
 
     def descriptor(self, target: bool) -> int:
-        return self._lib.vsp_relay_descriptor(self._handle, target)
+        return _library().vsp_relay_descriptor(self._handle, target)
 
     def duplicate(self, target: bool) -> int:
-        copy = self._lib.vsp_relay_duplicate(self._handle, target)
+        copy = _library().vsp_relay_duplicate(self._handle, target)
         _raise_errno(copy)
         return copy
 
     def stop(self) -> None:
-        self._lib.vsp_relay_cancel(self._handle)
+        _library().vsp_relay_cancel(self._handle)
 
     def __call__(self, raise_cancel: Callable[[], NoReturn]) -> trio.lowlevel.Abort:
         """Cancel: the C thread closes the sockets and reports the end like any other."""

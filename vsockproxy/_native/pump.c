@@ -4,6 +4,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -59,6 +61,16 @@ int vsp_pump_fd(const struct vsp_pump *pump)
 	return pump->done;
 }
 
+/* How much of an address says something: an IPv4 one ends in zeros. */
+static unsigned int address_size(const struct vsp_client *client, socklen_t size)
+{
+	const struct sockaddr *address = (const struct sockaddr *)client->address;
+
+	if (address->sa_family == AF_INET)
+		return offsetof(struct sockaddr_in, sin_zero);
+	return size < sizeof(client->address) ? size : sizeof(client->address);
+}
+
 int vsp_accept(int listener, struct vsp_client *ret_clients, int room)
 {
 	int count = 0;
@@ -72,7 +84,7 @@ int vsp_accept(int listener, struct vsp_client *ret_clients, int room)
 		/* After the first one an error is for the next call to tell, if it lasts. */
 		if (client->fd < 0)
 			return count > 0 ? count : -errno;
-		client->size = size < sizeof(client->address) ? size : sizeof(client->address);
+		client->size = address_size(client, size);
 		count++;
 	}
 	return count;

@@ -66,7 +66,7 @@ int vsp_pump_fd(const struct vsp_pump *pump);
 /* A client that has come in: its socket is the caller's, non-blocking and close-on-exec. */
 struct vsp_client {
 	int fd;
-	unsigned int size; /* of its address, a struct sockaddr */
+	unsigned int size; /* of its address, a struct sockaddr without the zeros behind IPv4's */
 	unsigned char address[128];
 };
 
