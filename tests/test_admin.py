@@ -2,6 +2,7 @@
 
 import os
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -13,10 +14,17 @@ import httpx
 import pytest
 import structlog
 import trio
+import trio.testing
+import trustme
 from prometheus_client import CollectorRegistry, Gauge
 
 from tests.daemon import environment
+from tests.observed import Observed
 from vsockproxy.admin.observe import serve_metrics
+from vsockproxy.admin.server import Tls, without_tls
+from vsockproxy.admin.tls import tls_context
+from vsockproxy.errors import ConfigError
+from vsockproxy.route import TlsSettings
 from vsockproxy.transport import abort
 
 REQUEST: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -35,12 +43,16 @@ def registry_with(label: str = "a") -> CollectorRegistry:
 
 @asynccontextmanager
 async def serving(
-    sock: socket.socket, registry: CollectorRegistry, lifetime: float = 60
+    sock: socket.socket,
+    registry: CollectorRegistry,
+    lifetime: float = 60,
+    observed: Observed = Observed(),  # noqa: B008 - it does not change
+    tls: Tls = without_tls,
 ) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
         await nursery.start(
             lambda task_status: serve_metrics(
-                [sock], registry, lifetime=lifetime, task_status=task_status
+                [sock], registry, observed, tls=tls, lifetime=lifetime, task_status=task_status
             )
         )
         yield
@@ -214,3 +226,114 @@ def test_importing_the_module_costs_neither_hypercorn_nor_starlette() -> None:
     )
     process = [sys.executable, "-c", code]
     assert subprocess.check_output(process, env=environment(), text=True) == "set()\n"
+
+
+async def test_a_thread_that_hangs_is_not_healthy(
+    tcp: socket.socket, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with serving(tcp, registry_with(), observed=Observed(hung=True)):
+        stream = await connected(tcp)
+        await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = await everything(stream)
+        await stream.aclose()
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert answer.endswith(b"a thread that moves bytes does not answer\n")
+
+
+async def test_the_targets_that_are_asked_for_are_dialled(tcp: socket.socket) -> None:
+    observed = Observed(unreachable=["db"])
+    async with serving(tcp, registry_with(), observed=observed), httpx.AsyncClient() as client:
+        well = await client.get(url(tcp, "/readyz?target=web"))
+        broken = await client.get(url(tcp, "/readyz?target=web&target=db"))
+    assert (well.status_code, well.text) == (200, "ready\n")
+    assert (broken.status_code, broken.text) == (503, "route db: nothing listens there\n")
+
+
+async def test_only_the_metrics_that_are_asked_for_are_served(tcp: socket.socket) -> None:
+    async with serving(tcp, registry_with()), httpx.AsyncClient() as client:
+        none = await client.get(url(tcp, "/metrics?name[]=other"))
+        one = await client.get(url(tcp, "/metrics?name[]=answer"))
+    assert "answer" not in none.text
+    assert "answer" in one.text
+
+
+# --- TLS ----------------------------------------------------------------------------------
+
+
+class Authority:
+    """A certificate authority, with the files of a server's and of a client's certificate."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.ca = trustme.CA()
+        self.file = folder / f"{name}-ca.pem"
+        self.ca.cert_pem.write_to_path(self.file)
+        self.server = folder / f"{name}-server.pem"
+        self.ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(self.server)
+
+    def client(self, *, certified: bool) -> ssl.SSLContext:
+        """What a client of such a server has; ``certified`` is with a certificate of its own."""
+        context = ssl.create_default_context(cafile=self.file)
+        if certified:
+            self.ca.issue_cert("scraper.test").configure_cert(context)
+        return context
+
+
+async def scraped(sock: socket.socket, context: ssl.SSLContext) -> str:
+    async with httpx.AsyncClient(verify=context) as client:
+        return (await client.get(url(sock, "/metrics").replace("http:", "https:"))).text
+
+
+async def test_metrics_are_served_over_tls_with_the_certificates_of_the_moment(
+    tcp: socket.socket, tmp_path: Path
+) -> None:
+    old, new = Authority(tmp_path, "old"), Authority(tmp_path, "new")
+    contexts = [tls_context(TlsSettings(str(old.server)), "x.toml")]
+    async with serving(tcp, registry_with(), tls=lambda: contexts[-1]):
+        assert "answer" in await scraped(tcp, old.client(certified=False))
+        contexts.append(tls_context(TlsSettings(str(new.server)), "x.toml"))
+        assert "answer" in await scraped(tcp, new.client(certified=False))
+        with pytest.raises(httpx.ConnectError):
+            await scraped(tcp, old.client(certified=False))
+
+
+async def test_a_client_without_the_certificate_that_is_wanted_gets_nothing(
+    tcp: socket.socket, tmp_path: Path
+) -> None:
+    ours, other = Authority(tmp_path, "ours"), Authority(tmp_path, "other")
+    settings = TlsSettings(str(ours.server), client_ca=str(ours.file))
+    stranger = ours.client(certified=False)
+    other.ca.issue_cert("scraper.test").configure_cert(stranger)
+    context = tls_context(settings, "x.toml")
+    async with serving(tcp, registry_with(), tls=lambda: context):
+        assert "answer" in await scraped(tcp, ours.client(certified=True))
+        for client in (ours.client(certified=False), stranger):
+            with pytest.raises(httpx.TransportError):
+                await scraped(tcp, client)
+
+
+@pytest.mark.parametrize("client", [nothing, part_of_a_request])
+async def test_a_client_that_never_shakes_hands_is_cut_off(
+    tcp: socket.socket, tmp_path: Path, client: Client
+) -> None:
+    context = tls_context(TlsSettings(str(Authority(tmp_path, "ours").server)), "x.toml")
+    with trio.fail_after(10):
+        async with serving(tcp, registry_with(), lifetime=0.2, tls=lambda: context):
+            stream = await connected(tcp)
+            await client(stream)
+            await wait_for_the_peers_end(stream)
+            await stream.aclose()
+
+
+def test_certificates_that_do_not_fit_are_said_with_their_key_and_files(tmp_path: Path) -> None:
+    one, other = Authority(tmp_path, "one"), Authority(tmp_path, "other")
+    garbage = tmp_path / "garbage"
+    garbage.write_text("x")
+    for settings, words in (
+        (TlsSettings("/none.pem"), "metrics.certificate: /none.pem: No such file"),
+        (TlsSettings(str(garbage)), f"metrics.certificate: {garbage}: no PEM files"),
+        (TlsSettings(str(one.server), str(other.server)), "key values mismatch"),
+        (TlsSettings(str(one.server), client_ca=str(garbage)), f"metrics.client_ca: {garbage}"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            tls_context(settings, "x.toml")
+        assert words in str(caught.value)

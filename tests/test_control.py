@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.daemon import REPOSITORY
 from tests.fakes import HOST_PORT, answers_nothing, echo, hold, mux_server, unix_listener
+from tests.observed import Observed
 from tests.sockets import ends_by_reset, read_to_end
 from tests.steered import PATIENCE, Steered, steered
 from vsockproxy.access import parse_rule
@@ -65,13 +66,37 @@ async def test_a_route_shows_its_state_counters_and_last_error(tmp_path: Path) -
         await daemon.closed("web", "finished")
         daemon.stats("web").dial_failed("refused", "nothing listens there")
         [route] = (await daemon.get("/v1/routes"))["routes"]
-        assert route == await daemon.get("/v1/routes/web")
+        alone = await daemon.get("/v1/routes/web")
+    assert {**alone, "targets": []} == {**route, "targets": []}
+    assert [target["state"] for target in alone["targets"]] == ["up"]
     assert route["state"] == "listening"
     assert (route["live"], route["connections"], route["closed"]) == (0, 1, {"finished": 1})
     assert (route["upstream_bytes"], route["downstream_bytes"]) == (1, 1)
     assert route["dial_failures"] == {"refused": 1}
     assert route["last_error"]["reason"] == "refused"
     assert route["last_error"]["message"] == "nothing listens there"
+
+
+async def test_a_route_is_reached_only_where_its_target_answers(tmp_path: Path) -> None:
+    target = MuxEndpoint(str(tmp_path / "guest"), 80)
+    async with steered(tmp_path, "web", target=target) as daemon:
+        absent = await daemon.ask("GET", "/readyz", target="web")
+        [known] = (await daemon.get("/v1/routes/web"))["targets"]
+        async with mux_server(tmp_path / "guest", {80: echo}):
+            reached = await daemon.ask("GET", "/readyz", target="web")
+        unknown = await daemon.ask("GET", "/readyz", target="nobody")
+        plain = await daemon.ask("GET", "/readyz")
+        alive = await daemon.ask("GET", "/healthz")
+    assert absent.status_code == 503
+    assert absent.text.startswith("route web: cannot dial vsock-mux:")
+    assert known["state"] == "down"
+    assert known["last_error"].startswith("cannot dial vsock-mux:")
+    assert (reached.status_code, reached.text) == (200, "ready\n")
+    assert (unknown.status_code, unknown.text) == (
+        503,
+        "route nobody: there is none that listens\n",
+    )
+    assert (plain.status_code, alive.status_code) == (200, 200)
 
 
 async def test_a_connection_shows_its_bytes_rates_ages_and_halves(
@@ -490,7 +515,7 @@ async def test_one_of_many_pipelined_requests_is_answered(
 
 
 def test_nothing_that_changes_state_is_on_the_metrics_listener() -> None:
-    routes = read_only_routes(CollectorRegistry(), list)
+    routes = read_only_routes(CollectorRegistry(), Observed())
     assert {method for route in routes for method in route.methods or ()} == {"GET", "HEAD"}
 
 

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.daemon import command, daemon, environment
 from tests.fakes import dead_unix_socket, says, unix_listener, unused_tcp_port
+from tests.observed import Observed
 from vsockproxy import health
 from vsockproxy.admin.observe import serve_metrics
 from vsockproxy.config.environment import variables
@@ -35,9 +36,7 @@ def tcp() -> Iterator[socket.socket]:
 @asynccontextmanager
 async def serving(sock: socket.socket, lacking: list[str] | None = None) -> AsyncIterator[None]:
     """The daemon's HTTP side, with these things not ready."""
-    serve = partial(
-        serve_metrics, [sock], CollectorRegistry(), readiness=lambda: list(lacking or [])
-    )
+    serve = partial(serve_metrics, [sock], CollectorRegistry(), Observed(lacking or []))
     async with trio.open_nursery() as nursery:
         await nursery.start(serve)
         yield
@@ -75,7 +74,7 @@ async def test_ready_is_200_and_unready_503_with_every_reason(tcp: socket.socket
 
 async def test_a_server_that_is_told_nothing_is_ready(tcp: socket.socket) -> None:
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve_metrics, [tcp], CollectorRegistry())
+        await nursery.start(serve_metrics, [tcp], CollectorRegistry(), Observed())
         assert await asked(lambda: ask_url(url(tcp), SOON)) == "ready"
         nursery.cancel_scope.cancel()
 
@@ -251,3 +250,16 @@ def test_the_command_imports_nothing_heavy_of_its_own() -> None:
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "http.client" in imported
     assert not imported & (HEAVY - {"pydantic"})  # which typer takes to read options
+
+
+def test_the_operators_socket_is_asked_where_the_metrics_cannot_be(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    admin = '[admin]\nsocket = "/run/admin.sock"\n'
+    tls = '[metrics]\nlisten = "9490"\ncertificate = "/x.pem"\n'
+    for text in (admin, tls + admin):
+        file.write_text(text)
+        assert metrics_listen(file, {}) == "unix:/run/admin.sock"
+    assert metrics_listen(None, {"VSOCKPROXY_ADMIN_SOCKET": "/run/a"}) == "unix:/run/a"
+    file.write_text(tls)
+    with pytest.raises(UnhealthyError, match=r"over TLS, .* give it \[admin\] socket"):
+        metrics_listen(file, {})

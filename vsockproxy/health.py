@@ -15,16 +15,18 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from vsockproxy.address import parse_listen
-from vsockproxy.admin.client import UnixConnection
+from vsockproxy.admin.client import SETTING, UnixConnection
 from vsockproxy.config.document import read_document
 from vsockproxy.endpoint import TcpEndpoint, UnixEndpoint
 from vsockproxy.errors import VsockproxyError
 
 METRICS_VARIABLE: Final = "VSOCKPROXY_METRICS_LISTEN"
+_CERTIFICATE: Final = "VSOCKPROXY_METRICS_CERTIFICATE"
 READY: Final = "/readyz"
 
 _LONGEST: Final = 4096  # of an answer: a line for each listener that is not there
 _OF_EVERY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", None: "127.0.0.1"}  # noqa: S104 - dialled
+_TO_ADD_SOCKET: Final = "give it [admin] socket, which is asked then"
 _TO_ADD: Final = "give it [metrics] listen, or say where with --metrics or --url"
 
 
@@ -33,19 +35,33 @@ class UnhealthyError(VsockproxyError):
 
 
 def metrics_listen(file: Path | None, environ: Mapping[str, str]) -> str:
-    """Where a configuration has its metrics served, as it is written there.
+    """Where a daemon can be asked, as its configuration writes it.
 
-    ``file`` is the configuration's; without one it is in ``environ``.  Raises
-    `UnhealthyError` where there is none, and `ConfigError`.
+    ``file`` is the configuration's; without one it is in ``environ``.  It is the metrics'
+    listener, or the operator's socket where that is not served, or over TLS.  Raises
+    `UnhealthyError` where there is neither, and `ConfigError`.
     """
+    metrics, admin = _tables(file, environ)
+    listen, place = metrics.get("listen"), admin.get("socket")
+    if listen and not metrics.get("certificate"):
+        return str(listen)
+    if place and place not in ("auto", "off"):
+        return f"unix:{str(place).removeprefix('unix:')}"
+    if listen:
+        raise UnhealthyError(f"the metrics are served over TLS, so none can ask: {_TO_ADD_SOCKET}")
+    raise UnhealthyError(f"the configuration serves no metrics, so none can ask: {_TO_ADD}")
+
+
+def _tables(file: Path | None, environ: Mapping[str, str]) -> list[dict[str, Any]]:
+    """``[metrics]`` and ``[admin]``, as far as they are needed here."""
     if file is None:
-        listen: Any = environ.get(METRICS_VARIABLE, "").strip()
-    else:
-        metrics: Any = read_document(file).tree.get("metrics")
-        listen = metrics.get("listen", "") if isinstance(metrics, dict) else ""
-    if not listen:
-        raise UnhealthyError(f"the configuration serves no metrics, so none can ask: {_TO_ADD}")
-    return str(listen)
+        listen = environ.get(METRICS_VARIABLE, "").strip()
+        certificate = environ.get(_CERTIFICATE, "").strip()
+        place = environ.get(SETTING, "").strip()
+        return [{"listen": listen, "certificate": certificate}, {"socket": place}]
+    tree: Any = read_document(file).tree
+    tables = [tree.get(name) for name in ("metrics", "admin")]
+    return [table if isinstance(table, dict) else {} for table in tables]
 
 
 def ask(listen: str, timeout: float) -> str:

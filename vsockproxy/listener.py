@@ -153,6 +153,10 @@ class RouteListener:
         """The limit that keeps clients in the backlog now, if one does."""
         return self._gate.hindrance()
 
+    async def reach(self) -> str | None:
+        """Dial the targets until one answers, and hang up: why none does, if that is so."""
+        return await self._targets.reach()
+
     def pause(self) -> None:
         """Accept no more until `resume`: clients wait in the backlog, live ones go on."""
         self._resumed = self._resumed or trio.Event()

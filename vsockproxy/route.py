@@ -207,6 +207,18 @@ class AdminSettings:
         return self.socket if isinstance(self.socket, UnixEndpoint) else None
 
 
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """Files in PEM: a server's certificate and key, and whose clients' certificates it wants.
+
+    ``key`` None is in the certificate's file; ``client_ca`` None asks for none.
+    """
+
+    certificate: str
+    key: str | None = None
+    client_ca: str | None = None
+
+
 MetricsListen = TcpEndpoint | UnixEndpoint | FdEndpoint
 
 
@@ -224,6 +236,7 @@ class Config:
     limits: Limits = Limits()
     guests: tuple[Guest, ...] = ()
     admin: AdminSettings = AdminSettings()
+    metrics_tls: TlsSettings | None = None
     source: str = "command line"
 
     @property

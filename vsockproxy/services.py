@@ -20,6 +20,8 @@ from vsockproxy.ports import Ports
 from vsockproxy.route import Config, Policy
 
 if TYPE_CHECKING:
+    import ssl
+
     from prometheus_client import CollectorRegistry
 
 _BACKLOG: Final = 128  # scrapers and operators are few
@@ -49,7 +51,20 @@ class Services:
         self._ports = ports
         self._let_go = let_go
         self._log = log
+        self._tls: ssl.SSLContext | None = None
         self._running: dict[ListenEndpoint, _Server] = {}
+
+    def certificates(self, config: Config) -> ssl.SSLContext | None:
+        """What is in the files that ``config`` names, for `adopt`; raises `ConfigError`."""
+        if config.metrics is None or config.metrics_tls is None:
+            return None
+        from vsockproxy.admin.tls import tls_context  # noqa: PLC0415 - only where it is wanted
+
+        return tls_context(config.metrics_tls, config.source)
+
+    def adopt(self, certificates: ssl.SSLContext | None) -> None:
+        """Show these to the clients that come from now on; None is no TLS."""
+        self._tls = certificates
 
     async def stop_others(self, config: Config) -> None:
         """End those that ``config`` does not want; returns when their sockets are free."""
@@ -94,7 +109,7 @@ class Services:
         from vsockproxy.admin.observe import serve_metrics  # noqa: PLC0415 - see above
 
         await serve_metrics(
-            sockets, self._registry(), readiness=self._daemon.lacking, task_status=task_status
+            sockets, self._registry(), self._daemon, tls=lambda: self._tls, task_status=task_status
         )
 
     async def _serve_control(
@@ -103,7 +118,7 @@ class Services:
         from vsockproxy.admin.control import serve_control  # noqa: PLC0415 - see above
         from vsockproxy.admin.observe import read_only_routes  # noqa: PLC0415 - see above
 
-        beside = read_only_routes(self._registry(), self._daemon.lacking)
+        beside = read_only_routes(self._registry(), self._daemon)
         await serve_control(sockets, self._daemon, beside, task_status=task_status)
 
     def _registry(self) -> CollectorRegistry:

@@ -170,9 +170,10 @@ class Connection(Meter):
         """
         if self.family == AF_VSOCK:
             return int(self.address[1])
-        if isinstance(self.route.target, VsockEndpoint):
+        if isinstance(self.target, VsockEndpoint | GuestEndpoint):
             with suppress(OSError), self.duplicate() as sock:
-                return int(sock.getsockname()[1])
+                if sock.family == AF_VSOCK:
+                    return int(sock.getsockname()[1])
         return self.vmm_port
 
     @property

@@ -97,7 +97,9 @@ class Supervisor:
         self._reload = reload
         async with open_pump(self.config.pump) as self._pump:
             self._log.info("pump", pump=self._pump.name, why=self._pump.why)
+            certificates = self._beside.certificates(self.config)
             self._open(self.config)
+            self._beside.adopt(certificates)
             try:
                 async with trio.open_nursery() as self._services:
                     async with trio.open_nursery() as self._routes:
@@ -124,11 +126,13 @@ class Supervisor:
         async with self._reloading:
             try:
                 config = await trio.to_thread.run_sync(load)
+                certificates = self._beside.certificates(config)
                 opened = self._open(config)
             except VsockproxyError:
                 self.reloads.failed()
                 raise
             self._warn_of_fixed(config)
+            self._beside.adopt(certificates)
             if not await self._apply(config):
                 self._close_unused(opened)
                 return
@@ -170,6 +174,11 @@ class Supervisor:
     def pump_name(self) -> str:
         """What moves the bytes."""
         return self._pump.name
+
+    async def reach(self, name: str) -> str | None:
+        """Dial a route's target and hang up: why that cannot be done, if it cannot."""
+        listener = self._listener(name)
+        return await listener.reach() if listener else "there is none that listens"
 
     def state_of(self, stats: RouteStats) -> RouteState:
         """What a route does now."""

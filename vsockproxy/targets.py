@@ -105,6 +105,18 @@ class Targets:
                 return await self._hold(client, connection, began + longest)
         raise failure or self._known_error("it was not dialled: fail_fast")
 
+    async def reach(self) -> str | None:
+        """Dial until a target answers, and hang up: what is wrong with the last, if none does."""
+        words: str | None = None
+        for target in self._in_order():
+            try:
+                (await target.dial(_unassigned)).close()
+            except DialError as error:
+                words = str(error)
+            else:
+                return None
+        return words
+
     def _candidates(self) -> list[Target]:
         """The targets that a client dials itself, in this order."""
         order = self._in_order()
@@ -270,6 +282,10 @@ class Targets:
         self._attend()
         await trio.lowlevel.checkpoint()
         return True
+
+
+def _unassigned(_vmm_port: int) -> None:
+    """The number of a connection that nobody has."""
 
 
 def _rank(target: Target) -> int:

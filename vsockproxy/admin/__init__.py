@@ -4,7 +4,9 @@
 |---|---|
 | `server` | HTTP on listening sockets, and how a client that is slow or silent is got rid of |
 | `observe` | ``/metrics``, ``/healthz``, ``/readyz``: for the metrics listener, read-only |
-| `schema` | the API's answers and questions as models, its operations, its OpenAPI document |
+| `tls` | the certificates of the metrics listener |
+| `daemon` | what the API asks of the daemon |
+| `operations`, `schema` | the API's answers and questions as models, its OpenAPI document |
 | `rates` | bytes a second of every connection, from two looks at the counters |
 | `view` | the daemon's state as those models |
 | `control` | the API itself, for the Unix socket alone |

@@ -43,6 +43,14 @@ class Daemon(Protocol):
         """What keeps it from being ready, in words."""
         ...
 
+    async def alive(self) -> None:
+        """Return once everything that moves bytes has shown that it goes on."""
+        ...
+
+    async def reach(self, name: str) -> str | None:
+        """Why the target of a route cannot be dialled, if it cannot."""
+        ...
+
     def state_of(self, stats: RouteStats) -> RouteState:
         """What a route does now."""
         ...

@@ -68,6 +68,12 @@ class Target(BaseModel):
     """One target of a route."""
 
     address: str
+    state: Annotated[
+        Literal["unknown", "up", "refused", "down"],
+        _is("What its last answer was: none yet, a connection, that nothing listens, or nothing."),
+    ]
+    state_seconds: Annotated[float, _is("How long it has been so.")]
+    last_error: Annotated[str | None, _is("Of the last dial that failed, however long ago.")]
 
 
 class Route(BaseModel):
@@ -85,6 +91,7 @@ class Route(BaseModel):
     ]
     waiting_for: Annotated[str | None, _is("The limit, where the state is waiting.")] = None
     live: Annotated[int, _is("Connections that are open.")]
+    held: Annotated[int, _is("How many of them wait until a target answers.")]
     connections: Annotated[int, _is("Connections that were ever accepted.")]
     closed: Annotated[dict[str, int], _is("Connections that ended, by reason.")]
     dial_failures: dict[str, int]

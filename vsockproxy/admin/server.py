@@ -18,6 +18,8 @@ import trio
 from vsockproxy.log import Throttle, get_logger
 
 if TYPE_CHECKING:
+    import ssl
+
     from hypercorn.config import Config
     from starlette.types import ASGIApp
 
@@ -27,13 +29,22 @@ LIFETIME: Final = 20.0
 MOST: Final = 32
 """Clients of one server at once; one more, and the oldest is sent away."""
 
-_Serve = Callable[[trio.SocketStream], Awaitable[None]]
+Tls = Callable[[], "ssl.SSLContext | None"]
+"""The certificates for the next client; None serves without."""
+
+
+def without_tls() -> None:
+    """No certificates."""
+
+
+_Serve = Callable[[trio.abc.Stream], Awaitable[None]]
 
 
 async def serve_http(
     sockets: Sequence[socket.socket],
     application: ASGIApp,
     *,
+    tls: Tls = without_tls,
     lifetime: float = LIFETIME,
     most: int = MOST,
     task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
@@ -43,7 +54,7 @@ async def serve_http(
     The sockets stay the caller's.  ``task_status`` is started when requests are answered.
     Raises OSError where there are no descriptors for duplicates of them.
     """
-    clients = _Clients(most, lifetime)
+    clients = _Clients(most, lifetime, tls)
     handler = partial(clients.serve, _http_server(application))
     # trio closes the listeners it serves, so each is a duplicate.
     listeners: list[trio.SocketListener] = []
@@ -60,8 +71,9 @@ async def serve_http(
 class _Clients:
     """The clients of one server, the oldest first."""
 
-    def __init__(self, most: int, lifetime: float) -> None:
+    def __init__(self, most: int, lifetime: float, tls: Tls) -> None:
         self._most = most
+        self._tls = tls
         self._lifetime = lifetime
         self._open: dict[trio.SocketStream, None] = {}
         self._failures = Throttle(get_logger())
@@ -79,7 +91,7 @@ class _Clients:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_close_in_the_end, stream, self._lifetime)
                 try:
-                    await serve(stream)
+                    await serve(self._wrapped(stream))
                 except* Exception as errors:  # noqa: BLE001 - a malformed h2c upgrade gets here
                     self._log_failure(errors)
                 nursery.cancel_scope.cancel()
@@ -92,6 +104,13 @@ class _Clients:
             error = error.exceptions[0]
         reason = type(error).__name__
         self._failures.warning("http_failed", dict, reason=reason, error=repr(error))
+
+    def _wrapped(self, stream: trio.SocketStream) -> trio.abc.Stream:
+        """The stream, or the TLS over it of which hypercorn makes the handshake."""
+        context = self._tls()
+        if context is None:
+            return stream
+        return trio.SSLStream(stream, context, server_side=True, https_compatible=True)
 
     def _make_room(self) -> None:
         """The newest comes in: among many that are idle, a scraper is the one who asks."""

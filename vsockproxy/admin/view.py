@@ -23,7 +23,7 @@ from vsockproxy.endpoint import FdEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoi
 from vsockproxy.errors import AddressError
 from vsockproxy.peer import peer_at
 from vsockproxy.route import Route
-from vsockproxy.stats import Connection, RouteStats
+from vsockproxy.stats import Connection, RouteStats, TargetState
 
 Key = tuple[Any, int]
 """What a connection is sorted by, and its number: no two are alike."""
@@ -63,10 +63,11 @@ def route(daemon: Daemon, stats: RouteStats) -> schema.Route:
     return schema.Route(
         name=stats.route.name,
         listen=str(stats.route.listen),
-        targets=[schema.Target(address=str(address)) for address in stats.route.targets],
+        targets=[_target(known) for known in stats.targets],
         state=state,
         waiting_for=waiting_for,
         live=len(stats.live),
+        held=stats.waiting,
         connections=stats.connections,
         closed=dict(stats.closed),
         dial_failures=dict(stats.dial_failures),
@@ -76,6 +77,15 @@ def route(daemon: Daemon, stats: RouteStats) -> schema.Route:
         upstream_bytes=stats.upstream_bytes,
         downstream_bytes=stats.downstream_bytes,
         last_error=None if error is None else schema.LastError(**error._asdict()),
+    )
+
+
+def _target(known: TargetState) -> schema.Target:
+    return schema.Target(
+        address=str(known.address),
+        state=known.name,
+        state_seconds=known.seconds,
+        last_error=None if known.last_error is None else str(known.last_error),
     )
 
 

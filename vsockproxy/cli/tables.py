@@ -79,7 +79,7 @@ def _routes(routes: list[Answer]) -> Table:
         table.add_row(
             Text(route["name"]),
             Text(route["listen"]),
-            Text(" ".join(target["address"] for target in route["targets"])),
+            Text(" ".join(map(_target, route["targets"]))),
             _state(route["state"], route["waiting_for"]),
             str(route["live"]),
             str(route["connections"]),
@@ -88,6 +88,12 @@ def _routes(routes: list[Answer]) -> Table:
             size(route["downstream_bytes"]),
         )
     return table
+
+
+def _target(target: Answer) -> str:
+    """Its address, and what is wrong with it if something is."""
+    trouble = f" ({target['state']})" if target["state"] in ("refused", "down") else ""
+    return f"{target['address']}{trouble}"
 
 
 def _last_error(route: Answer) -> Text:

@@ -43,6 +43,7 @@ from vsockproxy.route import (
     Policy,
     PumpSettings,
     Route,
+    TlsSettings,
 )
 
 COMMAND_LINE: Final = "command line"
@@ -124,6 +125,7 @@ class _Builder:
 
     def config(self) -> Config:
         metrics = self._metrics()
+        tls = self._tls()
         admin = self._admin()
         for name, table in self._tables.guests.items():
             self._guests[name] = self._read_guest(name, table)
@@ -141,6 +143,7 @@ class _Builder:
             limits=Limits(self._tables.limits.max_connections),
             guests=tuple(guest for guest in self._guests.values() if guest),
             admin=admin,
+            metrics_tls=tls,
             source=self._document.source,
         )
 
@@ -162,6 +165,15 @@ class _Builder:
         self._check_listen(text, endpoint, path)
         self._claims.take(endpoint, spell(path))
         return endpoint
+
+    def _tls(self) -> TlsSettings | None:
+        table = self._tables.metrics
+        if table.certificate is not None:
+            return TlsSettings(table.certificate, table.key, table.client_ca)
+        for key in ("key", "client_ca"):
+            if getattr(table, key) is not None:
+                self._note(("metrics", key), "is for TLS: name the certificate as well")
+        return None
 
     def _admin(self) -> AdminSettings:
         path = ("admin", "socket")

@@ -268,6 +268,9 @@ class MetricsTable(_Table):
     """``[metrics]``."""
 
     listen: Address | None = None
+    certificate: str | None = None
+    key: str | None = None
+    client_ca: str | None = None
 
 
 class AdminTable(_Table):

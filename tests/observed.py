@@ -1,0 +1,35 @@
+"""A daemon of which only its health is asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import trio
+
+
+class Observed:
+    """What `admin.observe` asks, with the answers that a test wants.
+
+    ``unreachable`` are the routes whose target cannot be dialled; a hung one never is alive.
+    """
+
+    def __init__(
+        self, lacking: Sequence[str] = (), unreachable: Sequence[str] = (), *, hung: bool = False
+    ) -> None:
+        self._lacking = lacking
+        self._unreachable = unreachable
+        self._hung = hung
+
+    def lacking(self) -> list[str]:
+        """What is not ready."""
+        return list(self._lacking)
+
+    async def alive(self) -> None:
+        """Return at once, or never."""
+        await trio.sleep(math.inf if self._hung else 0)
+
+    async def reach(self, name: str) -> str | None:
+        """Why a route's target cannot be dialled."""
+        await trio.lowlevel.checkpoint()
+        return "nothing listens there" if name in self._unreachable else None
