@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
+import trio.testing
 from prometheus_client import CollectorRegistry
 
 from tests.daemon import REPOSITORY
@@ -481,6 +482,20 @@ async def test_the_newest_of_a_thousand_idle_clients_is_served(tmp_path: Path) -
         assert await client.receive_some() == b"y"
         for stream in (client, *idle):
             await stream.aclose()
+
+
+async def test_an_order_is_answered_once_its_body_has_come_though_none_is_wanted(
+    tmp_path: Path,
+) -> None:
+    async with steered(tmp_path, "web") as daemon:
+        stream = await trio.open_unix_socket(str(daemon.socket))
+        head = b"POST /v1/routes/web/pause HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
+        await stream.send_all(head)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await stream.send_all(b"{}")
+        answer = b"".join([bytes(piece) async for piece in stream])
+        await stream.aclose()
+    assert answer.startswith(b"HTTP/1.1 200")
 
 
 async def test_an_oversized_body_is_refused(tmp_path: Path) -> None:

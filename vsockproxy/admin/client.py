@@ -74,7 +74,7 @@ class Client:
 
     def post(self, path: str, body: Answer | None = None) -> Answer:
         """What the daemon says to an order; raises like `get`."""
-        return self._ask("POST", path, json.dumps(body or {}))
+        return self._ask("POST", path, None if body is None else json.dumps(body))
 
     def delete(self, path: str) -> Answer:
         """What the daemon says to an end; raises like `get`."""

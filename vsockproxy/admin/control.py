@@ -98,8 +98,11 @@ async def _serve(operation: Operation, serves: _Serves, request: Request) -> Res
     asked: Any = None
     if operation.query is not None:
         asked = _validated(operation.query.model_validate, dict(request.query_params))
-    elif operation.body is not None:
-        asked = _validated(operation.body.model_validate_json, await _body(request))
+    else:
+        # Also where none is wanted: a client that still sends must not find it closed.
+        body = await _body(request)
+        if operation.body is not None:
+            asked = _validated(operation.body.model_validate_json, body)
     answer = await serves(_Question(request.path_params, asked))
     if isinstance(answer, dict):
         return JSONResponse(answer)
