@@ -12,6 +12,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Final
@@ -91,7 +92,9 @@ class Client:
     def _ask(self, method: str, path: str, body: str | None = None) -> Answer:
         connection = UnixConnection(str(self.path), self._timeout)
         try:
-            connection.request(method, path, body)
+            # A daemon that needs no body may have answered and closed before all of it is sent.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, path, body)
             response = connection.getresponse()
             answer = json.loads(response.read(_LONGEST))
         except TimeoutError as error:
