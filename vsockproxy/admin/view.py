@@ -112,8 +112,8 @@ def connection(live: Connection, rates: Rates) -> schema.Connection:
         downstream_bytes=live.downstream_bytes,
         upstream_rate=upstream_rate,
         downstream_rate=downstream_rate,
+        idle_seconds=live.idle_seconds,  # before the age, which must not be less
         age_seconds=monotonic() - live.opened,
-        idle_seconds=live.idle_seconds,
         dial_seconds=live.dial_seconds,
     )
 

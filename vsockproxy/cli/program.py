@@ -43,7 +43,7 @@ Examples:
   vsockproxy health                  whether the daemon here is ready
   vsockproxy doctor                  what is wrong here, and what to do
   vsockproxy probe 3:80              whether that port of CID 3 answers
-  vsockproxy guests                  where guests are, and the VMs of this machine
+  vsockproxy guests                  where guests are, and this machine's VMs
   vsockproxy demo                    try it without a VM
 
 \b
