@@ -21,7 +21,7 @@ from vsockproxy.cli.program import default_file
 
 COMMANDS: Final = (
     *("run", "forward", "demo", "check", "health", "version"),
-    *("doctor", "probe", "cid"),
+    *("doctor", "probe", "cid", "guests"),
     *("status", "connections", "kill", "pause", "drain", "resume", "reload"),
 )
 REQUEST: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -89,6 +89,10 @@ def test_what_is_no_vm_with_vsock_is_passed_over(tmp_path: Path, line: str) -> N
     assert find_processes(tmp_path) == []
 
 
+def test_a_system_without_proc_shows_no_process(tmp_path: Path) -> None:
+    assert find_processes(tmp_path / "proc") == []
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"vsock": null}', '{"vsock": {"uds_path": 3}}'])
 def test_a_firecracker_whose_file_says_nothing_is_passed_over(tmp_path: Path, content: str) -> None:
     (tmp_path / "vm.json").write_text(content)

@@ -16,6 +16,7 @@ from vsockproxy.guests.answer import GuestError, checked_cid
 TIMEOUT: Final = 5.0
 """Seconds after which the program and what it has started are killed."""
 
+_KILLED_WITHIN: Final = 1.0  # seconds
 _LARGEST: Final = 4096  # bytes of output
 _ENVIRONMENT: Final = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -84,11 +85,14 @@ def _judge(name: str, status: int | None, output: bytes, complaint: bytes) -> in
 
 
 async def _kill(process: trio.Process) -> None:
-    """End the program and its descendants, and take its status; nothing of it stays."""
+    """End the program and its descendants, and take its status; nothing of it stays.
+
+    Not waited for is one that cannot be killed: another user's, or stuck in the kernel.
+    """
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    with trio.CancelScope(shield=True):
-        await process.wait()
+    with trio.move_on_after(_KILLED_WITHIN, shield=True):
         for stream in (process.stdout, process.stderr):
             if stream is not None:
                 await stream.aclose()
+        await process.wait()

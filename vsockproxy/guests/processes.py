@@ -60,7 +60,9 @@ class _Command:
 
 
 def find_processes(proc: Path = PROC) -> list[Process]:
-    """Every VM with vsock, in the order of the processes' numbers."""
+    """Every VM with vsock, in the order of the processes' numbers; none where there is no /proc."""
+    if not proc.is_dir():
+        return []
     numbers = sorted((entry.name for entry in proc.iterdir() if entry.name.isdecimal()), key=int)
     return [process for number in numbers for process in _find(proc / number)]
 
