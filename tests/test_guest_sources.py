@@ -312,8 +312,7 @@ async def test_what_machined_cannot_say_is_told(run: Path, talk: Talk, words: st
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder where Incus and LXD may listen, and nowhere else."""
-    places = (f"{tmp_path}/incus", f"{tmp_path}/lxd")
-    monkeypatch.setattr(incus.find_cid, "__defaults__", (places,))
+    monkeypatch.setattr(incus, "SOCKETS", (f"{tmp_path}/incus", f"{tmp_path}/lxd"))
     return tmp_path
 
 

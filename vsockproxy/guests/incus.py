@@ -31,8 +31,9 @@ Instance = dict[str, Any]
 """An instance as the API tells of it: ``name``, ``type``, ``status``, ``config``, ..."""
 
 
-def find_cid(name: str, places: Sequence[str] = SOCKETS) -> int:
+def find_cid(name: str, places: Sequence[str] | None = None) -> int:
     """The CID of a virtual machine, ``NAME`` or ``PROJECT/NAME``; raises `GuestError`."""
+    places = SOCKETS if places is None else places
     there = [path for path in places if Path(path).exists()]
     if not there:
         raise GuestError(f"neither Incus nor LXD listens at {', '.join(places)}")
