@@ -310,7 +310,7 @@ WRONG_TOML = {
         'forwad = 1\n[forward]\n80 = "3:80"\n[metrics]\nport = 1',
         [
             "forwad: unknown key: did you mean forward?",
-            "metrics.port: unknown key: there are listen",
+            "metrics.port: unknown key: there are listen, certificate, key, client_ca",
         ],
     ),
     "unknown key of a route": (

@@ -71,7 +71,7 @@ async def test_a_daemon_under_load_is_watched_filtered_and_steered(watched: Watc
         ):
             nursery.start_soon(watched.load)
             lines = await top.shows(
-                lambda lines: "2 connections" in lines[0] and "K ██" in lines[3]
+                lambda lines: "2 connections" in lines[0] and " ██" in lines[3]
             )
             assert lines[3].startswith("web ")
             assert lines[4].startswith("dead ")
