@@ -8,13 +8,14 @@ are found. Everything that is wrong is told at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
 from vsockproxy.address import expand_ports, parse_listen, parse_target
 from vsockproxy.config.claims import Claims, is_loop
 from vsockproxy.config.document import Document, Finding, KeyPath, Plain, read_document, spell
+from vsockproxy.config.entry import Entry
 from vsockproxy.config.guests import WrongKeyError, read_guest
 from vsockproxy.config.policy import fit_policy
 from vsockproxy.config.schema import GuestTable, RouteTable, nearest, read_tables
@@ -22,7 +23,6 @@ from vsockproxy.duration import AUTO, OFF
 from vsockproxy.endpoint import (
     PORT_ANY,
     GuestEndpoint,
-    Handshake,
     ListenEndpoint,
     MuxEndpoint,
     Target,
@@ -82,33 +82,6 @@ def forward_config(
         # Nobody wrote a key here; every message quotes what was written.
         bare = tuple(replace(problem, path="") for problem in error.problems)
         raise ConfigError(COMMAND_LINE, bare) from error
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One entry of ``[forward]`` or ``[[route]]``, and where its parts stand."""
-
-    listen: str
-    targets: tuple[str, ...]
-    policy: Policy
-    path: KeyPath
-    name: str | None = None
-    to_host: bool = False
-    handshake: Handshake | None = None
-    long: bool = False
-    own: frozenset[str] = frozenset()
-
-    def at(self, key: str) -> KeyPath:
-        return (*self.path, key) if self.long else self.path
-
-    @property
-    def at_target(self) -> KeyPath:
-        return self.at("targets" if "targets" in self.own else "target")
-
-    def at_policy(self, key: str) -> KeyPath:
-        if key == "target":
-            return self.at_target
-        return (*self.path, key) if key in self.own else ("defaults", key)
 
 
 class _Builder:
@@ -206,16 +179,16 @@ class _Builder:
             self._note((*path, error.key) if error.key else path, str(error))
             return None
 
-    def _entries(self) -> Iterator[_Entry]:
+    def _entries(self) -> Iterator[Entry]:
         tables = self._tables
         policy = tables.defaults.policy(tables.defaults)
         for listen, target in tables.forward.items():
-            yield _Entry(listen, (target,), policy, ("forward", listen))
+            yield Entry(listen, (target,), policy, ("forward", listen))
         for index, table in enumerate(tables.route):
             path = ("route", index)
             targets = table.targets or (table.target and (table.target,))
             if table.listen is not None and targets and not (table.target and table.targets):
-                yield _Entry(
+                yield Entry(
                     table.listen,
                     targets,
                     table.policy(tables.defaults),
@@ -240,7 +213,7 @@ class _Builder:
             if getattr(table, key) is None and (*path, key) not in self._unread:
                 self._note((*path, key), "is missing: a route has a listen and a target")
 
-    def _routes(self, entry: _Entry) -> Iterator[Route]:
+    def _routes(self, entry: Entry) -> Iterator[Route]:
         """The routes of one entry, one for each port; the first port that is wrong ends them."""
         listens = self._parsed(expand_ports, entry.listen, entry.at("listen")) or ()
         for listen_text, target_texts in zip(listens, self._spread(entry, listens), strict=False):
@@ -254,7 +227,7 @@ class _Builder:
                 return
             yield Route(name, listen, targets[0], policy, targets[1:])
 
-    def _spread(self, entry: _Entry, listens: Sequence[str]) -> Sequence[tuple[str, ...]]:
+    def _spread(self, entry: Entry, listens: Sequence[str]) -> Sequence[tuple[str, ...]]:
         """The targets of each port of a route's listener; none if they do not fit."""
         columns = []
         for text in entry.targets:
@@ -270,7 +243,7 @@ class _Builder:
         return list(zip(*columns, strict=False))
 
     def _targets(
-        self, texts: Sequence[str], entry: _Entry, listen: ListenEndpoint | None
+        self, texts: Sequence[str], entry: Entry, listen: ListenEndpoint | None
     ) -> tuple[Target, ...]:
         """The targets of one port; none if one of them is wrong."""
         targets: list[Target] = []
@@ -288,7 +261,7 @@ class _Builder:
         return tuple(targets)
 
     def _policy(
-        self, entry: _Entry, listen: ListenEndpoint, targets: tuple[Target, ...]
+        self, entry: Entry, listen: ListenEndpoint, targets: tuple[Target, ...]
     ) -> Policy | None:
         fitted = fit_policy(entry.policy, entry.own, listen, targets, self._find_cid)
         for key, message in fitted.complaints:
@@ -318,7 +291,7 @@ class _Builder:
         """Whether what is wrong with a guest is told already, where it stands."""
         return ("guests",) in self._unread or self._is_unread(("guests", guest))
 
-    def _listen(self, text: str, entry: _Entry) -> ListenEndpoint | None:
+    def _listen(self, text: str, entry: Entry) -> ListenEndpoint | None:
         path = entry.at("listen")
         endpoint = self._parsed(parse_listen, text, path)
         if endpoint is None or not self._check_listen(text, endpoint, path):
@@ -333,14 +306,14 @@ class _Builder:
         self._note(path, f"{text!r} listens on any port that is free: name one")
         return False
 
-    def _target(self, text: str, entry: _Entry) -> Target | None:
+    def _target(self, text: str, entry: Entry) -> Target | None:
         path = entry.at_target
         endpoint = self._parsed(parse_target, text, path)
         if isinstance(endpoint, GuestEndpoint):
             endpoint = self._resolve(text, endpoint, path)
         return endpoint and self._with_options(text, endpoint, entry)
 
-    def _with_options(self, text: str, endpoint: Target, entry: _Entry) -> Target | None:
+    def _with_options(self, text: str, endpoint: Target, entry: Entry) -> Target | None:
         """The target with what the route says of it beside its address."""
         if isinstance(endpoint, GuestEndpoint):
             for key in sorted({"to_host", "handshake"} & entry.own):
@@ -373,7 +346,7 @@ class _Builder:
         return replace(endpoint, over="vsock-mux" if isinstance(way, MuxGlob) else "vsock")
 
     def _claim(
-        self, entry: _Entry, text: str, listen: ListenEndpoint | None, *, spread: bool
+        self, entry: Entry, text: str, listen: ListenEndpoint | None, *, spread: bool
     ) -> str | None:
         """The name of the route on ``text``, once the name and the listener are its own.
 
