@@ -33,10 +33,14 @@ ROUTES: Final = {
     "closed": (8085, "3:9999"),
     "named": (8086, "web:9002"),
 }
+EARLY: Final = (8087, "3:9002")
+"""A route whose clients wait for the guest."""
 CONNECT_TIMEOUT: Final = 4
 MOVED_CID: Final = 4
 UPLOAD, DOWNLOAD, ECHO, OUT = 4_000_001, 8_000_001, 1_000_001, 2_000_001
 """Bytes of each transfer; not multiples of any buffer."""
+
+_PATIENCE: Final = 240  # seconds; everything here is emulated, the guest twice
 
 _CONFIG: Final = f"""
 [log]
@@ -51,9 +55,13 @@ web = {{ qmp = "/run/guest.qmp" }}
 name = "from-guest"
 listen = "vsock::7000"
 target = "tcp:127.0.0.1:7001"
+[[route]]
+name = "early"
+listen = "127.0.0.1:{EARLY[0]}"
+target = "{EARLY[1]}"
+wait_for_guest = {_PATIENCE}
 """
 _PATTERN: Final = bytes((i * 31 + i // 256) % 256 for i in range(1 << 16))
-_PATIENCE: Final = 240  # seconds; everything here is emulated, the guest twice
 
 Digest = list[int]
 Facts = dict[str, object]
@@ -152,6 +160,23 @@ class Story:
         self._daemon = daemon
         self._guest_command = guest_command
         self._guest = Guest(guest_command)
+        self._early: socket.socket | None = None
+
+    def early_client_comes(self) -> Facts:
+        """A client says all that it has to say while the guest boots; nobody reads it yet."""
+        self._early = socket.create_connection(("127.0.0.1", EARLY[0]), timeout=_PATIENCE)
+        send_all(self._early, b"early bird")
+        down = self._daemon.event(event="target_down", route="early")
+        return {"reason": down["reason"], "waiting": waiting()}
+
+    def early_client_is_served(self) -> Facts:
+        """The guest listens by now."""
+        assert self._early is not None
+        with self._early as sock:
+            received = read_to_end(sock).decode()
+        access = self._access("early")
+        up = self._daemon.event(event="target_up", route="early")
+        return {"received": received, "up": up, "waiting": waiting()} | access
 
     def no_such_cid(self) -> Facts:
         return self._failed_dial("nowhere")
@@ -308,6 +333,15 @@ def answer_with_digest(server: socket.socket) -> None:
         sock.sendall(b"%d %d\n" % tuple(digest(read_to_end(sock))))
 
 
+def waiting() -> float:
+    """How many clients of the early route are held."""
+    return next(
+        value
+        for name, labels, value in scrape()
+        if name == "vsockproxy_clients_waiting" and labels["route"] == "early"
+    )
+
+
 def scrape() -> Iterator[tuple[str, dict[str, str], float]]:
     with urlopen("http://127.0.0.1:9490/metrics", timeout=_PATIENCE) as answer:
         text = answer.read().decode()
@@ -331,7 +365,8 @@ def started(scratch: Path, guest_command: list[str]) -> Iterator[Story]:
 def tell(scratch: Path, guest_command: list[str]) -> None:
     with started(scratch, guest_command) as story, (scratch / "story").open("w") as told:
         steps: list[Callable[[], Facts]] = [
-            *(story.no_such_cid, story.booting_guest, story.refused_port),
+            *(story.early_client_comes, story.no_such_cid, story.booting_guest),
+            *(story.refused_port, story.early_client_is_served),
             *(story.upload, story.download, story.echo, story.out_of_the_guest),
             *(story.named_guest, story.counters, story.killed_guest, story.dead_guest),
             *(story.lost_guest, story.moved_guest, story.stop),

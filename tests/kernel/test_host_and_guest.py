@@ -141,6 +141,15 @@ def test_failed_dials_are_counted_by_reason(samples: Mapping[tuple[str, ...], fl
     assert samples["vsockproxy_dial_failures_total", "closed", "refused"] == 1
 
 
+def test_a_client_that_came_before_the_guest_had_booted_gets_its_answer(story: Story) -> None:
+    came, served = story["early_client_comes"], story["early_client_is_served"]
+    assert came["reason"] in ("no_transport", "timeout")
+    assert (came["waiting"], served["waiting"]) == (1, 0)
+    assert served["received"] == "early bird"
+    assert served["logged"]["waited"] > CONNECT_TIMEOUT
+    assert served["up"]["target"] == "vsock:3:9002"
+
+
 def test_clients_of_a_killed_guest_are_reset_not_ended(story: Story) -> None:
     assert story["killed_guest"]["client_saw"] == {"busy": "ECONNRESET", "idle": "ECONNRESET"}
 
