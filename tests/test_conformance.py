@@ -462,6 +462,30 @@ async def test_more_long_streams_than_there_are_pipes_all_arrive(pump: Pump) -> 
             await trio.lowlevel.checkpoint()
 
 
+async def test_long_streams_that_stall_take_few_descriptors_from_connections() -> None:
+    streams, table = 40, 256
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (table, hard))
+    try:
+        async with open_pump(PumpSettings("native")) as pump, trio.open_nursery() as nursery:
+            before = len(open_descriptors())
+            runs = [Relayed(pump, ("tcp", "unix"), Bounds()) for _ in range(streams)]
+            for run in runs:
+                nursery.start_soon(run.run)
+                nursery.start_soon(run.client.send_all, bytes(64 * MEBIBYTE))
+            while not all(run.meter.upstream_bytes for run in runs):
+                await trio.lowlevel.checkpoint()
+            with trio.move_on_after(0.5):  # by then whoever could has a pipe
+                await trio.sleep_forever()
+            assert len(open_descriptors()) - before - 4 * streams <= 2 * table // 16
+            nursery.cancel_scope.cancel()
+        for run in runs:
+            run.client.socket.close()
+            run.target.socket.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 async def upload(run: Relayed, data: bytes) -> None:
     received = bytearray()
 

@@ -112,13 +112,14 @@ class NativePump:
         policy = self._policy
         if bounds is self._bounds:  # as the connection before: most come by one route
             return policy
-        self._bounds = bounds
+        self._bounds = None  # until all of them are there
         policy.idle_ms = _milliseconds(bounds.idle_timeout)
         policy.half_close_ms = _milliseconds(bounds.half_close_timeout)
         policy.lifetime_ms = _milliseconds(bounds.max_lifetime)
         policy.hold = bounds.hold_half_close
         policy.rate = bounds.bandwidth or 0
         policy.upstream_limit, policy.downstream_limit = bounds.shared or self._no_limits
+        self._bounds = bounds
         return policy
 
     def share(self, bandwidth: int) -> Limit:

@@ -271,14 +271,22 @@ static bool half_streams(struct vsp_relay *relay, int direction)
 	return true;
 }
 
+/* Whether an errno says that one may not, or cannot, splice here: nothing of the socket. */
+static bool errno_is_splices(int error)
+{
+	return error == EINVAL || error == EPERM || error == EACCES || error == ENOSYS ||
+	       error == ENOMEM;
+}
+
 /*
  * Fill the direction's empty pipe: with how much, or 0 when the stream has paused.  The pipe
- * is given back then, and recv is to say why.
+ * is given back then, and recv is to say why; only that a socket has failed it says once, so
+ * *ret_error is what recv's EOF would hide.
  */
-static size_t half_fill(struct vsp_relay *relay, int direction, size_t allowed)
+static size_t half_fill(struct vsp_relay *relay, int direction, size_t allowed, int *ret_error)
 {
 	struct vsp_half *half = &relay->halves[direction];
-	struct vsp_side *from = &relay->sides[direction];
+	const struct vsp_side *from = &relay->sides[direction];
 	ssize_t count = splice(from->fd, NULL, half->pipe->in, NULL, allowed,
 			       SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
 
@@ -290,9 +298,8 @@ static size_t half_fill(struct vsp_relay *relay, int direction, size_t allowed)
 	}
 	if (count < 0 && errno != EAGAIN && errno != EINTR) {
 		half->streak = 0;
-		/* A socket tells its error once, so recv will only see an EOF. */
-		if (errno != EINVAL && !from->error)
-			from->error = (short)errno;
+		if (!errno_is_splices(errno))
+			*ret_error = errno;
 	}
 	vsp_pipe_give(relay->thread, half->pipe);
 	half->pipe = NULL;
@@ -308,8 +315,11 @@ static void half_note(struct vsp_half *half, size_t count)
 		half->streak++;
 }
 
-/* Read once and pass it on: how much, 0 when there is nothing more for now. */
-static size_t half_copy(struct vsp_relay *relay, int direction, size_t allowed)
+/*
+ * Read once and pass it on: how much, 0 when there is nothing more for now.  `error` is what
+ * splice said just before, or 0.
+ */
+static size_t half_copy(struct vsp_relay *relay, int direction, size_t allowed, int error)
 {
 	char *scratch = relay->thread->scratch;
 	struct vsp_half *half = &relay->halves[direction];
@@ -330,8 +340,10 @@ static size_t half_copy(struct vsp_relay *relay, int direction, size_t allowed)
 	from->readable = false;
 	if (count < 0 && errno == EAGAIN)
 		return 0;
-	if (count < 0) {
-		from->error = (short)errno;
+	if (count < 0)
+		error = errno;
+	if (error) {
+		from->error = (short)error;
 		from->gone = true;
 	} else if (!from->error) {
 		from->fin = true;
@@ -352,6 +364,7 @@ void vsp_half_move(struct vsp_relay *relay, int direction)
 	while (!half->done && half_flush(relay, direction) && from->readable && to->writable) {
 		size_t allowed;
 		size_t count = 0;
+		int error = 0;
 
 		if (moved >= BUDGET) {
 			vsp_relay_be_busy(relay);
@@ -361,9 +374,9 @@ void vsp_half_move(struct vsp_relay *relay, int direction)
 		if (allowed == 0)
 			return;
 		if (half_streams(relay, direction))
-			count = half_fill(relay, direction, allowed);
+			count = half_fill(relay, direction, allowed, &error);
 		if (count == 0)
-			count = half_copy(relay, direction, allowed);
+			count = half_copy(relay, direction, allowed, error);
 		allowance_return(half, allowed - count);
 		moved += count;
 	}
@@ -378,7 +391,7 @@ void vsp_half_give_up(struct vsp_relay *relay, int direction)
 	relay->sides[!direction].writable = true;
 	vsp_half_move(relay, direction);
 	if (!relay->busy && vsp_half_due(half) == 0 && !half->done) {
-		half->done = true;
+		vsp_half_drop(relay, direction);
 		vsp_relay_touch(relay);
 	}
 }

@@ -46,7 +46,8 @@ enum {
 	THROTTLED_MS = 20,         /* how often a throttled direction looks for bandwidth */
 	LONG_READ = 32 * 1024,     /* a read of so much is of a stream, ... */
 	STREAK = 4,                /* ... and after so many in a row it is spliced */
-	PIPES = 64,                /* a thread's */
+	PIPES = 16,                /* of all threads together, or fewer: ... */
+	TABLE_PART = 16,           /* ... one in so many descriptors that there may be */
 	SPARE_MS = 1000,           /* until pipes that nobody uses are closed */
 };
 
@@ -139,7 +140,7 @@ struct vsp_thread {
 	int wake; /* eventfd: the inbox has something */
 	char *scratch;
 	struct vsp_pipe *pipes;      /* those that nobody uses */
-	unsigned pipe_count;         /* with those in use */
+	uint64_t woken_ms;           /* when an event last came */
 	uint64_t now_ms;
 	_Atomic size_t load;         /* relays given to this thread and not ended */
 	_Atomic unsigned asked;      /* vsp_pump_ask's calls */
@@ -159,6 +160,7 @@ struct vsp_thread {
 
 struct vsp_pump {
 	int done; /* eventfd: `ended` has something */
+	_Atomic int pipes_left;
 	pthread_mutex_t mutex;
 	struct vsp_relay *ended;
 	unsigned thread_count;
@@ -186,6 +188,8 @@ bool vsp_side_is_whole(const struct vsp_relay *relay, int which);
 struct vsp_pipe *vsp_pipe_take(struct vsp_thread *thread);
 /* Give a pipe back, empty or not. */
 void vsp_pipe_give(struct vsp_thread *thread, struct vsp_pipe *pipe);
+/* How many a pump may have in all. */
+int vsp_pipes_most(void);
 /* Close those that nobody uses. */
 void vsp_pipes_free(struct vsp_thread *thread);
 

@@ -20,6 +20,7 @@ int vsp_pump_new(unsigned threads, struct vsp_pump **ret)
 	if (!pump)
 		return -ENOMEM;
 	pthread_mutex_init(&pump->mutex, NULL);
+	atomic_init(&pump->pipes_left, vsp_pipes_most());
 	pump->done = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (pump->done < 0) {
 		int error = errno;

@@ -161,7 +161,9 @@ static void *thread_main(void *argument)
 		int count = epoll_wait(thread->epoll, events, EVENTS, sleep_ms(thread));
 
 		thread->now_ms = clock_ms();
-		if (count == 0 && !thread->busy)
+		if (count > 0)
+			thread->woken_ms = thread->now_ms;
+		else if (thread->now_ms - thread->woken_ms >= SPARE_MS)
 			vsp_pipes_free(thread);
 		busy_serve(thread);
 		for (int i = 0; i < count; i++) {
