@@ -16,7 +16,8 @@ from structlog.testing import CapturingLogger
 from tests.fakes import Service, echo
 from tests.sockets import read_to_end
 from vsockproxy.admission import Admission
-from vsockproxy.endpoint import Dialable, ListenEndpoint, TcpEndpoint, UnixEndpoint
+from vsockproxy.endpoint import ListenEndpoint, Target, TcpEndpoint, UnixEndpoint
+from vsockproxy.guests.directory import Guests
 from vsockproxy.listener import RouteListener
 from vsockproxy.pump import open_pump
 from vsockproxy.route import Limits, Policy, PumpChoice, PumpSettings, Route
@@ -104,8 +105,9 @@ async def serving(
     *,
     service: Service = echo,
     listen_at: ListenEndpoint = TcpEndpoint("127.0.0.1", 0),  # noqa: B008 - it is frozen
-    dial_to: Dialable | None = None,
+    dial_to: Target | None = None,
     admission: Admission | None = None,
+    guests: Guests | None = None,
     choice: PumpChoice = "auto",
     pump: Pump | None = None,
 ) -> AsyncIterator[Served]:
@@ -124,6 +126,7 @@ async def serving(
             numbers=count(1),
             log=log,
             admission=admission or Admission(Limits()),
+            guests=guests,
         )
 
         def release() -> None:

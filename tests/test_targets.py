@@ -25,8 +25,11 @@ from tests.routes import PATIENCE, Served, serving, unix_at
 from tests.sockets import read_to_end, reset
 from tests.vmm import Vmm
 from vsockproxy import mux
-from vsockproxy.endpoint import MuxEndpoint, TcpEndpoint, UnixEndpoint
-from vsockproxy.route import Policy
+from vsockproxy.endpoint import GuestEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint
+from vsockproxy.guest import Cid, DynamicWay, Guest, Mux, MuxGlob
+from vsockproxy.guests.directory import Guests
+from vsockproxy.route import Config, Policy, Route
+from vsockproxy.supervisor import Supervisor
 
 PLAIN = Policy(half_close="forward")  # this VMM honours it
 WAIT = replace(PLAIN, wait_for_guest=PATIENCE, handshake_timeout=0.1)
@@ -175,6 +178,57 @@ async def test_an_error_that_time_does_not_mend_ends_the_wait(tmp_path: Path) ->
                 assert await is_reset(later)
             await route.closed("dial_protocol", 2)
         assert dict(route.stats.held) == {"failed": 1}
+
+
+async def test_whoever_finds_the_guest_up_brings_in_those_who_wait(tmp_path: Path) -> None:
+    guest = guest_at(tmp_path)
+    services: dict[int, Service] = {}
+    async with (
+        mux_server(Path(guest.path), services, answers_ok) as server,
+        serving(WAIT, dial_to=guest) as route,
+        route.connect() as client,
+    ):
+        await until(lambda: len(server.requests) > 3)  # the next dial is a while away
+        services[80] = says(b"up")
+        assert await route.listener.reach() is None
+        assert await read_to_end(client) == b"up"
+
+
+async def test_a_guest_that_is_looked_up_is_waited_for(tmp_path: Path) -> None:
+    file = trio.Path(tmp_path) / "vsock-*.sock"
+    guests = Guests((Guest("web", MuxGlob(str(file))),))
+    web = GuestEndpoint("web", 80, over="vsock-mux")
+    async with (
+        serving(WAIT, dial_to=web, guests=guests) as route,
+        route.connect() as client,
+    ):
+        await until(lambda: state_of(route) == "down")
+        async with mux_server(tmp_path / "vsock-7.sock", {80: says(b"found")}):
+            assert await read_to_end(client) == b"found"
+        [down] = route.events("target_down")
+        assert (down["target"], down["reason"]) == ("web:80", "guest")
+
+
+async def test_a_defect_in_a_look_up_ends_no_route(tmp_path: Path) -> None:
+    defects = 0
+
+    async def look_up(way: DynamicWay, threads: trio.CapacityLimiter) -> Cid | Mux:
+        nonlocal defects
+        defects += 1
+        if defects == 1:
+            raise RuntimeError("a library is not what it seems")
+        return Mux(str(tmp_path / "guest"))
+
+    guests = Guests((Guest("web", MuxGlob("/somewhere/*")),), look_up=look_up)
+    web = GuestEndpoint("web", 80, over="vsock-mux")
+    async with (
+        mux_server(tmp_path / "guest", {80: says(b"up")}),
+        serving(WAIT, dial_to=web, guests=guests) as route,
+        route.connect() as client,
+    ):
+        assert await read_to_end(client) == b"up"
+        [defect] = route.events("dial_crashed")
+        assert defect["route"] == "route"
 
 
 # --- clients that leave -------------------------------------------------------------------
@@ -338,6 +392,15 @@ async def test_a_target_that_failed_fast_is_dialled_again_once_it_is_back(tmp_pa
     async with serving(replace(PLAIN, fail_fast=True), dial_to=guest) as route:
         async with route.connect() as first:
             assert await is_reset(first)
+        async with mux_server(Path(guest.path), {80: echo}):
+            await until(lambda: state_of(route) == "up")
+            assert await route.exchange(b"hello") == b"hello"
+
+
+async def test_a_target_that_somebody_else_found_down_is_dialled_again_too(tmp_path: Path) -> None:
+    guest = guest_at(tmp_path)
+    async with serving(replace(PLAIN, fail_fast=True), dial_to=guest) as route:
+        assert "is the VM running?" in str(await route.listener.reach())
         async with mux_server(Path(guest.path), {80: echo}):
             await until(lambda: state_of(route) == "up")
             assert await route.exchange(b"hello") == b"hello"
@@ -518,6 +581,19 @@ async def test_a_route_is_ready_once_a_target_is_up_where_that_is_asked(tmp_path
         assert route.listener.lacking() is not None
         async with mux_server(Path(guest.path), {80: echo}):
             await until(lambda: route.listener.lacking() is None)
+
+
+async def test_the_daemon_is_ready_with_its_routes(tmp_path: Path) -> None:
+    guest, listen_at = guest_at(tmp_path), unix_at(tmp_path)
+    policy = replace(PLAIN, ready_when_up=True)
+    supervisor = Supervisor(Config((Route("web", listen_at, guest, policy),)))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        [lacking] = supervisor.lacking()
+        assert lacking.startswith(f"route web: cannot dial {guest}")
+        async with mux_server(Path(guest.path), {80: echo}):
+            await until(lambda: supervisor.lacking() == [])
+        nursery.cancel_scope.cancel()
 
 
 async def test_no_route_is_asked_for_its_targets_unless_it_says_so(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import trio
@@ -75,7 +75,12 @@ class Targets:
 
     def connect_at_once(self) -> socket.socket | None:
         """A connected socket where that takes no waiting, else None; raises `DialError`."""
-        return None if self._only is None else self._only.dial_at_once()
+        if self._only is not None:
+            return self._only.dial_at_once()
+        if len(self._targets) == 1 and self._targets[0].is_up:
+            with suppress(DialError):  # what follows from that is for `connect` to say
+                return self._targets[0].dial_at_once()
+        return None
 
     def connect(self, client: socket.socket, connection: Connection) -> Awaitable[socket.socket]:
         """A socket connected to a target, for ``connection``; the caller's to close.
@@ -103,7 +108,10 @@ class Targets:
             longest = self._policy.wait_for_guest
             if longest is not None and not self._is_hopeless():
                 return await self._hold(client, connection, began + longest)
-        raise failure or self._known_error("it was not dialled: fail_fast")
+        if failure is None:
+            self._attend()
+            failure = self._known_error("it was not dialled: fail_fast")
+        raise failure
 
     async def reach(self) -> str | None:
         """Dial until a target answers, and hang up: what is wrong with the last, if none does."""
@@ -114,7 +122,9 @@ class Targets:
             except DialError as error:
                 words = str(error)
             else:
-                return None
+                words = None
+                break
+        self._attend()
         return words
 
     def _candidates(self) -> list[Target]:
@@ -187,10 +197,14 @@ class Targets:
     @asynccontextmanager
     async def tended(self) -> AsyncIterator[None]:
         """Look after the targets while the block runs."""
-        async with trio.open_nursery() as self._nursery:
-            self._tend(self._nursery)
-            yield
-            self._nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._tend(nursery)
+            try:
+                yield
+            finally:
+                nursery.cancel_scope.cancel()
+                self._nursery = None
 
     def lacking(self) -> str | None:
         """Why the route is not ready, where `ready_when_up` asks; None when it is."""
@@ -257,6 +271,7 @@ class Targets:
             await trio.sleep(_about(pause))
             pause = min(2 * pause, _LONGEST_PAUSE)
         target.is_retried = False
+        self._attend()  # somebody else may have found it up
 
     async def _dial_for_waiting(self) -> None:
         """Dial targets that are up for those who wait, one after the other."""
@@ -267,6 +282,7 @@ class Targets:
             if not await self._try(target):
                 await trio.sleep(_about(_FIRST_PAUSE))
         self._diallers -= 1
+        self._attend()  # another target may be up
 
     async def _try(self, target: Target) -> bool:
         """Dial a target once, for whoever is next; whether it answered."""
@@ -277,6 +293,9 @@ class Targets:
             if error.reason not in OURS and self._is_hopeless():
                 self._room.dismiss(error)
             self._attend()
+            return False
+        except Exception:  # noqa: BLE001 - it is logged, and must not end the other routes
+            self._log.exception("dial_crashed", route=self._route.name)
             return False
         self._room.hand_over(Reached(sock, target, numbers[0] if numbers else None))
         self._attend()
