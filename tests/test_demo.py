@@ -231,6 +231,32 @@ async def test_a_guest_that_is_broken_is_what_doctor_tells_until_it_is_mended(
     assert "1 problem" in told
 
 
+def sockets_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("vm-*.vsock"))
+
+
+async def test_a_guest_that_starts_again_elsewhere_is_reached_without_a_reload(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "demo.toml"
+    text = (REPOSITORY / "config" / "demo-restart.toml").read_text()
+    text = text.replace("/tmp/vsockproxy-demo", f"{tmp_path}/vm")
+    file.write_text(text.replace("8080 =", f'"unix:{tmp_path}/web" ='))
+    runtime = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    async with daemon("demo", "--config", file, environ=runtime) as running:
+        await running.wait_for_output("Ctrl-C ends it.")
+        assert "port 80" in await get(tmp_path / "web", "/")
+        first = sockets_in(tmp_path)
+        for event in ("guest_stopped", "guest_started"):
+            running.send_signal(signal.SIGUSR1)
+            await running.wait_for(event)
+        assert "port 80" in await get(tmp_path / "web", "/")
+        second = sockets_in(tmp_path)
+        assert (len(first), len(second)) == (1, 1)
+        assert first != second
+        assert await running.stop() == 0
+
+
 async def test_a_request_waits_for_a_guest_that_boots_late(tmp_path: Path) -> None:
     file = tmp_path / "demo.toml"
     file.write_text(

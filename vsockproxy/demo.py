@@ -26,7 +26,14 @@ from vsockproxy.admin.place import NAME, is_live, make_private, of_user
 from vsockproxy.binding import listen
 from vsockproxy.config.document import Plain
 from vsockproxy.config.load import forward_config
-from vsockproxy.endpoint import ListenEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint
+from vsockproxy.endpoint import (
+    GuestEndpoint,
+    ListenEndpoint,
+    MuxEndpoint,
+    TcpEndpoint,
+    UnixEndpoint,
+)
+from vsockproxy.guest import MuxGlob
 from vsockproxy.log import get_logger
 from vsockproxy.route import Config
 
@@ -70,16 +77,26 @@ async def embedded_guests(config: Config, boot_delay: float = 0.0) -> AsyncItera
     """A guest at every vsock-mux socket that the routes lead to, while the block runs.
 
     With ``boot_delay`` they are there only so many seconds later.  SIGUSR1 stops the guests
-    as a VM's end would, and starts them again.  Raises exception groups with a `ListenError`
+    as a VM's end would, and starts them again: where a pattern leads to one, under another
+    name, as a VM that starts again has another CID.  Raises exception groups with a `ListenError`
     where a socket's file cannot be made.
     """
-    targets = (target for route in config.routes for target in route.targets)
-    paths = {target.path for target in targets if isinstance(target, MuxEndpoint)}
+    paths = set(_paths(config))
     with trio.open_signal_receiver(signal.SIGUSR1) as switch:
         async with trio.open_nursery() as nursery:
             await nursery.start(_switch_guests, sorted(paths), switch, boot_delay)
             yield
             nursery.cancel_scope.cancel()
+
+
+def _paths(config: Config) -> Iterator[str]:
+    """Where the routes look for guests behind a VMM's socket: paths, and patterns with a ``*``."""
+    ways = {guest.name: guest.way for guest in config.guests}
+    for target in (target for route in config.routes for target in route.targets):
+        if isinstance(target, MuxEndpoint):
+            yield target.path
+        elif isinstance(target, GuestEndpoint) and isinstance(way := ways[target.guest], MuxGlob):
+            yield way.pattern
 
 
 async def _switch_guests(
@@ -96,7 +113,7 @@ async def _switch_guests(
     for started in count(1 if boot_delay else 0):
         async with trio.open_nursery() as guests:
             for path in paths:
-                await guests.start(serve_guest, Path(path))
+                await guests.start(serve_guest, Path(path.replace("*", str(started))))
             if started:
                 log.info("guest_started")
             else:
@@ -250,7 +267,10 @@ def greeting(config: Config, environ: Mapping[str, str], boot_delay: float = 0.0
         option = "" if usual else f" --socket {place}"
         commands = ("status", "connections", "doctor")
         lines += [f"    vsockproxy {command}{option}" for command in commands]
-    lines += ["", f"To break the guest, and to mend it: kill -USR1 {os.getpid()}"]
+    lines += [
+        "",
+        f"To break the guest, and to start it again: kill -USR1 {os.getpid()}",
+    ]
     return "\n".join([*lines, "Ctrl-C ends it."])
 
 
