@@ -35,6 +35,9 @@ from vsockproxy.guests import incus, machined
 from vsockproxy.guests.answer import GuestError, checked_cid
 from vsockproxy.guests.sources import look_up
 
+UNREACHABLE = "x" * 300
+"""No name of a file is as long: stat(2) of a link to it fails, whoever asks."""
+
 
 async def find(way: DynamicWay) -> Cid | Mux:
     with trio.fail_after(30):
@@ -122,6 +125,12 @@ async def test_a_pattern_wants_one_socket(tmp_path: Path) -> None:
     words = await complaint(pattern)
     assert words.startswith(f"4 sockets match {tmp_path}/vm-*, one is wanted: {tmp_path}/vm-1, ")
     assert words.endswith(", ...")
+
+
+async def test_a_match_that_cannot_be_looked_at_is_told(tmp_path: Path) -> None:
+    (tmp_path / "vm-1").symlink_to(UNREACHABLE)
+    words = await complaint(MuxGlob(f"{tmp_path}/vm-*", "none"))
+    assert words == f"{tmp_path}/vm-1 cannot be looked at: File name too long"
 
 
 # ---- commands ----
@@ -278,6 +287,17 @@ async def test_machined_is_asked_the_users_first(run: Path) -> None:
             assert await find(Machine("db")) == Cid(8)
             words = await complaint(Machine("wep"))
             assert words == "no running machine is named 'wep': `machinectl list` shows them"
+
+
+async def test_a_place_that_cannot_be_looked_at_is_passed_over(
+    run: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "user").symlink_to(UNREACHABLE)
+    (store / "incus").symlink_to(UNREACHABLE)
+    async with talking(run / "system", serves_machines({"web01": {"vSockCid": 7}})):
+        assert await find(Machine("web01")) == Cid(7)
+    with serves_instances(store / "lxd", [instance("web01", "41")]):
+        assert await find(Incus("web01")) == Cid(41)
 
 
 def test_machined_listens_under_the_users_runtime_folder_and_under_run() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -35,11 +36,12 @@ class Source:
     """Answers look-ups as the test says.
 
     Attributes:
-      answer: what it says to the next that asks: a CID, or words for why there is none.
+      answer: what it says to the next that asks: a CID, or words for why there is none; or how
+        it breaks.
       asked: how often each way was asked about.
     """
 
-    def __init__(self, answer: int | str) -> None:
+    def __init__(self, answer: int | str | Exception) -> None:
         self.answer = answer
         self.asked: Counter[DynamicWay] = Counter()
         self.hanging: set[DynamicWay] = set()
@@ -60,6 +62,8 @@ class Source:
         await self._may_answer.wait()
         if isinstance(self.answer, str):
             raise GuestError(self.answer)
+        if isinstance(self.answer, Exception):
+            raise self.answer
         return Cid(self.answer)
 
 
@@ -202,6 +206,25 @@ async def test_a_failure_is_remembered_for_a_moment(
     assert source.asked == {WEB_FILE: 1}
     source.answer = 9
     await trio.sleep(0.5)
+    assert await resolve(guests) == "vsock:9:80"
+
+
+@pytest.mark.parametrize(
+    ("defect", "words"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (ZeroDivisionError("no sense"), "ZeroDivisionError: no sense"),
+    ],
+)
+async def test_a_source_that_breaks_is_a_guest_that_is_not_found(
+    guests: Guests, source: Source, log: CapturingLogger, defect: Exception, words: str
+) -> None:
+    source.answer = defect
+    assert await resolve(guests) == f"guest: {WEB_FILE} cannot be looked up: {words}"
+    [line] = log.calls
+    assert line.kwargs["exc_info"] is defect
+    source.answer = 9
+    guests.forget("web")
     assert await resolve(guests) == "vsock:9:80"
 
 

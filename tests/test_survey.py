@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,15 @@ async def test_every_vm_comes_with_a_line_to_paste(places: Places, tmp_path: Pat
         ("incus", 'web = { incus = "web" }', "cid = 41"),
         ("incus", 'p-other = { incus = "p/other" }', "cid = 43"),
     ]
+    assert complaints == []
+
+
+async def test_a_place_that_cannot_be_looked_at_hides_no_vm(places: Places, tmp_path: Path) -> None:
+    for name in ("machined", "incus", "libvirt"):
+        (tmp_path / name).symlink_to("x" * 300)  # stat(2) fails, whoever asks
+    process(places.proc, 7, [QEMU, "-device", "vhost-vsock-pci,guest-cid=3"])
+    vms, complaints = await survey(replace(places, libvirt=(f"{tmp_path}/libvirt",)))
+    assert [vm.line for vm in vms] == ["vm-7 = { cid = 3 }"]
     assert complaints == []
 
 

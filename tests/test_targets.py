@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -26,10 +27,11 @@ from tests.sockets import read_to_end, reset
 from tests.vmm import Vmm
 from vsockproxy import mux
 from vsockproxy.endpoint import GuestEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint
-from vsockproxy.guest import Cid, DynamicWay, Guest, Mux, MuxGlob
+from vsockproxy.guest import Guest, MuxGlob
 from vsockproxy.guests.directory import Guests
 from vsockproxy.route import Config, Policy, Route
 from vsockproxy.supervisor import Supervisor
+from vsockproxy.transport import dial
 
 PLAIN = Policy(half_close="forward")  # this VMM honours it
 WAIT = replace(PLAIN, wait_for_guest=PATIENCE, handshake_timeout=0.1)
@@ -209,24 +211,20 @@ async def test_a_guest_that_is_looked_up_is_waited_for(tmp_path: Path) -> None:
         assert (down["target"], down["reason"]) == ("web:80", "guest")
 
 
-async def test_a_defect_in_a_look_up_ends_no_route(tmp_path: Path) -> None:
-    defects = 0
+async def test_a_defect_in_a_dial_ends_no_route(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defects = [RuntimeError("a library is not what it seems")]
 
-    async def look_up(way: DynamicWay, threads: trio.CapacityLimiter) -> Cid | Mux:
-        nonlocal defects
-        defects += 1
-        if defects == 1:
-            raise RuntimeError("a library is not what it seems")
-        return Mux(str(tmp_path / "guest"))
+    async def breaks_once(*args: Any, **values: Any) -> socket.socket:
+        if defects:
+            raise defects.pop()
+        return await dial(*args, **values)
 
-    guests = Guests((Guest("web", MuxGlob("/somewhere/*")),), look_up=look_up)
-    web = GuestEndpoint("web", 80, over="vsock-mux")
-    async with (
-        mux_server(tmp_path / "guest", {80: says(b"up")}),
-        serving(WAIT, dial_to=web, guests=guests) as route,
-        route.connect() as client,
-    ):
-        assert await read_to_end(client) == b"up"
+    monkeypatch.setattr("vsockproxy.target.dial", breaks_once)
+    guest = guest_at(tmp_path)
+    async with mux_server(Path(guest.path), {80: echo}), serving(WAIT, dial_to=guest) as route:
+        assert await route.exchange(b"hello") == b"hello"
         [defect] = route.events("dial_crashed")
         assert defect["route"] == "route"
 

@@ -22,6 +22,7 @@ what happened, in these words:
 upstream_bytes, downstream_bytes, seconds, dial_seconds, reason, why, vmm_port |
 | ``dial_failed`` | targets could not be reached | number, route, client, target, reason, error, \
 left_out |
+| ``dial_crashed`` | a bug ended a dial of the daemon's own | route, exception |
 | ``connection_failed`` | a bug ended a connection | number, route, client, target, exception |
 | ``rejected`` | clients were turned away | number, route, client, target, reason, why, left_out |
 | ``clients_wait`` | clients wait in the backlog | route, reason, why, left_out |

@@ -83,6 +83,8 @@ class GuestRecord:
                 self._note(await self._look_up(self.guest.way, self._threads))
             except GuestError as error:
                 self._note_failure(str(error), _FAILURE_REMEMBERED)
+            except Exception as error:  # noqa: BLE001 - a source that breaks harms no other guest
+                self._note_defect(error)
             return
         self._note_failure(self._silence(), 0.0)
         if deadline < bound:  # others may have more time than this client has
@@ -96,9 +98,15 @@ class GuestRecord:
         self.found, self.last_error = found, None
         self._remember("success", REMEMBERED)
 
-    def _note_failure(self, error: str, seconds: float) -> None:
+    def _note_defect(self, error: Exception) -> None:
+        """What no source has words for, such as that no descriptor is left to ask with."""
+        words = isinstance(error, OSError) and error.strerror
+        sentence = f"{self.guest.way} cannot be looked up: {words or _described(error)}"
+        self._note_failure(sentence, _FAILURE_REMEMBERED, exc_info=error)
+
+    def _note_failure(self, error: str, seconds: float, **more: object) -> None:
         if error != self.last_error and self._log is not None:
-            self._log.warning("guest_lost", guest=self.guest.name, error=error)
+            self._log.warning("guest_lost", guest=self.guest.name, error=error, **more)
         self.found, self.last_error = None, error
         self._remember("failure", seconds)
 
@@ -109,6 +117,10 @@ class GuestRecord:
 
     def _silence(self) -> str:
         return f"no answer in time about {self.guest.way}"
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 class Guests:

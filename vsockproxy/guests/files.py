@@ -37,10 +37,23 @@ def read_cid(path: str) -> int:
 def find_socket(pattern: str) -> str:
     """The one socket whose path matches a pattern (glob(7)); raises `GuestError`."""
     names = glob.glob(pattern)  # noqa: PTH207 - Path.glob takes no absolute pattern
-    matches = sorted(name for name in names if Path(name).is_socket())
+    matches = sorted(filter(_is_socket, names))
     if not matches:
         raise GuestError(f"no socket matches {pattern}: is the VM running?")
     if len(matches) > 1:
         shown = ", ".join(matches[:_SHOWN]) + (", ..." if len(matches) > _SHOWN else "")
         raise GuestError(f"{len(matches)} sockets match {pattern}, one is wanted: {shown}")
     return matches[0]
+
+
+def _is_socket(name: str) -> bool:
+    """Whether a match is a socket; raises `GuestError` where that cannot be found out."""
+    try:
+        return Path(name).is_socket()
+    except OSError as error:  # its folder may be read and not searched
+        raise GuestError(f"{name} cannot be looked at: {error.strerror}") from error
+
+
+def is_there(path: str) -> bool:
+    """Whether there is something at a path that this user can see; never raises."""
+    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises for another user's folder

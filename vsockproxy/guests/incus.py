@@ -9,11 +9,11 @@ import json
 import socket
 from collections.abc import Sequence
 from http.client import HTTPConnection, HTTPException
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
 from vsockproxy.guests.answer import GuestError, checked_cid
+from vsockproxy.guests.files import is_there
 
 SOCKETS: Final = (
     "/var/lib/incus/unix.socket",
@@ -34,7 +34,7 @@ Instance = dict[str, Any]
 def find_cid(name: str, places: Sequence[str] | None = None) -> int:
     """The CID of a virtual machine, ``NAME`` or ``PROJECT/NAME``; raises `GuestError`."""
     places = SOCKETS if places is None else places
-    there = [path for path in places if Path(path).exists()]
+    there = [path for path in places if is_there(path)]
     if not there:
         raise GuestError(f"neither Incus nor LXD listens at {', '.join(places)}")
     project, _, instance = name.rpartition("/")

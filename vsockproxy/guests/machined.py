@@ -15,6 +15,7 @@ import trio
 from vsockproxy.endpoint import CID_ANY
 from vsockproxy.guests.answer import GuestError, checked_cid
 from vsockproxy.guests.dialogue import Dialogue, open_dialogue
+from vsockproxy.guests.files import is_there
 
 _SOCKET: Final = "systemd/machine/io.systemd.Machine"
 _LIST: Final = "io.systemd.Machine.List"
@@ -39,7 +40,7 @@ def sockets(environ: Mapping[str, str] | None = None) -> list[str]:
 async def find_cid(name: str, places: Sequence[str] | None = None) -> int:
     """The CID of a machine, of the first machined that knows it; raises `GuestError`."""
     places = sockets() if places is None else places
-    there = [path for path in places if await trio.Path(path).exists()]
+    there = [path for path in places if await trio.to_thread.run_sync(is_there, path)]
     if not there:
         raise GuestError(f"systemd-machined does not listen at {' or '.join(places)}")
     for path in there:

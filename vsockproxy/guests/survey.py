@@ -19,6 +19,7 @@ from vsockproxy.endpoint import CID_NAMES, KINDS
 from vsockproxy.guest import LIBVIRT_URI, Cid, Incus, Libvirt, Machine, Mux, Qmp
 from vsockproxy.guests import incus, libvirt, machined, processes
 from vsockproxy.guests.answer import GuestError
+from vsockproxy.guests.files import is_there
 
 _PATIENCE: Final = 5.0  # seconds for each of those who are asked
 _LIBVIRT: Final = ("/run/libvirt/libvirt-sock-ro", "/run/libvirt/virtqemud-sock-ro")
@@ -83,13 +84,13 @@ def guest_name(name: str) -> str:
 
 def _sources(places: Places) -> Iterable[tuple[str, Callable[[], Awaitable[list[Vm]]]]]:
     yield "/proc", partial(_in_thread, partial(_from_processes, places.proc))
-    if any(Path(path).exists() for path in places.libvirt):
+    if any(map(is_there, places.libvirt)):
         yield "libvirt", partial(_in_thread, partial(_from_libvirt, places.libvirt_uri))
     for path in machined.sockets() if places.machined is None else places.machined:
-        if Path(path).exists():
+        if is_there(path):
             yield path, partial(_from_machined, path)
     for path in places.incus:
-        if Path(path).exists():
+        if is_there(path):
             yield path, partial(_in_thread, partial(_from_incus, path))
 
 
