@@ -23,10 +23,19 @@ from tests.fakes import (
     unused_tcp_port,
 )
 from tests.routes import PATIENCE, Served, serving, unix_at
-from tests.sockets import read_to_end, reset
+from tests.sockets import read_to_end, reset, stream
 from tests.vmm import Vmm
 from vsockproxy import mux
-from vsockproxy.endpoint import GuestEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint
+from vsockproxy.endpoint import (
+    CID_ANY,
+    CID_LOCAL,
+    PORT_ANY,
+    GuestEndpoint,
+    MuxEndpoint,
+    TcpEndpoint,
+    UnixEndpoint,
+    VsockEndpoint,
+)
 from vsockproxy.guest import Guest, MuxGlob
 from vsockproxy.guests.directory import Guests
 from vsockproxy.route import Config, Policy, Route
@@ -137,6 +146,31 @@ async def test_targets_of_every_kind_are_waited_for(tmp_path: Path, kind: str) -
                 nursery.start_soon(trio.serve_listeners, says(b"up"), [listener])
                 assert await read_to_end(client) == b"up"
                 nursery.cancel_scope.cancel()
+
+
+@pytest.mark.vsock
+async def test_a_client_over_vsock_waits_and_one_that_leaves_does_not(tmp_path: Path) -> None:
+    service = tmp_path / "service"
+    anywhere = VsockEndpoint(CID_ANY, PORT_ANY)
+    async with serving(WAIT, listen_at=anywhere, dial_to=UnixEndpoint(str(service))) as route:
+        at = route.listener.sockets[0].endpoint
+        assert isinstance(at, VsockEndpoint)
+        patient, leaver = [await dial(VsockEndpoint(CID_LOCAL, at.port), 5) for _ in range(2)]
+        with patient:
+            patient.send(b"request")
+            patient.shutdown(socket.SHUT_WR)
+            leaver.send(b"request")
+            await until(lambda: route.stats.waiting == 2)
+            leaver.close()
+            await route.closed("dial_client_left")
+            assert route.stats.waiting == 1
+            with unix_listener(service) as sock:
+                sock.setblocking(False)
+                listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+                async with listener, trio.open_nursery() as nursery:
+                    nursery.start_soon(trio.serve_listeners, echo, [listener])
+                    assert await read_to_end(stream(patient)) == b"request"
+                    nursery.cancel_scope.cancel()
 
 
 async def test_a_wait_has_an_end_and_the_log_says_what_was_wrong(tmp_path: Path) -> None:
