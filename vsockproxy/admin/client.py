@@ -29,7 +29,10 @@ SETTING: Final = "VSOCKPROXY_ADMIN_SOCKET"
 
 _LONGEST: Final = 64 << 20  # of an answer; a page of connections is below one
 _TIMEOUT: Final = 15.0
-_HOW: Final = f"name its socket with --socket or ${VARIABLE}, or have it read -c FILE"
+_HOW: Final = (
+    f"name its socket with --socket or ${VARIABLE}; a daemon that systemd does not run has one"
+    ' only if its file gives it one: [admin] socket = "PATH"'
+)
 
 
 class UnaskedError(VsockproxyError):
