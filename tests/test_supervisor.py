@@ -361,6 +361,29 @@ async def test_a_stop_during_a_reload_drains_and_starts_nothing_more(
         assert files_of(at) == []
 
 
+@pytest.mark.parametrize("ticks", [0, 1])
+async def test_a_drain_during_a_reload_is_of_the_route_as_reloaded(
+    guest: MuxEndpoint, tmp_path: Path, ticks: int
+) -> None:
+    at = [UnixEndpoint(str(tmp_path / name)) for name in ("gone", "before", "after")]
+    async with running(Route("gone", at[0], guest), Route("moves", at[1], guest)) as daemon:
+        moved = Route("moves", at[2], guest)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(daemon.reload, moved)
+            with trio.fail_after(5):
+                while daemon.supervisor.config.routes != (moved,):
+                    await trio.lowlevel.checkpoint()
+                for _ in range(ticks):
+                    await trio.lowlevel.checkpoint()
+                await daemon.supervisor.drain("moves")
+        assert daemon.supervisor.state_of(daemon.stats("moves")) == "drained"
+        assert files_of(at) == []
+        await daemon.supervisor.resume("moves")
+        async with await daemon.connect("moves") as client:
+            await client.send_all(b"x")
+            assert await client.receive_some() == b"x"
+
+
 async def test_a_route_that_moves_keeps_its_counters(guest: MuxEndpoint, tmp_path: Path) -> None:
     at = [UnixEndpoint(str(tmp_path / name)) for name in ("one", "two")]
     one, two = Route("one", at[0], guest), Route("two", at[1], guest)

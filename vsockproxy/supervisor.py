@@ -78,7 +78,7 @@ class Supervisor:
         self._routes: trio.Nursery
         self._services: trio.Nursery
         self._stopping = trio.Event()
-        self._reloading = trio.Lock()
+        self._changing = trio.Lock()  # held while listeners come and go
         self._stops = 0
         self._cut = False
 
@@ -123,7 +123,7 @@ class Supervisor:
 
         Raises `VsockproxyError`, and then everything goes on as it was.
         """
-        async with self._reloading:
+        async with self._changing:
             try:
                 config = await trio.to_thread.run_sync(load)
                 certificates = self._beside.certificates(config)
@@ -197,24 +197,29 @@ class Supervisor:
 
     async def drain(self, name: str) -> None:
         """Close a route's listener until `resume`; its connections end by themselves."""
-        if listener := self._listener(name):
-            self._drained[name] = listener.route.listen
-            self._log.info("route_drains", route=name, connections=len(listener.stats.live))
-            await self._retire(listener, listener.retire)
+        async with self._changing:
+            if listener := self._listener(name):
+                self._drained[name] = listener.route.listen
+                self._log.info("route_drains", route=name, connections=len(listener.stats.live))
+                await self._retire(listener, listener.retire)
 
-    def resume(self, name: str) -> None:
+    async def resume(self, name: str) -> None:
         """Have a route accept again; raises `ListenError`, and then a drained one stays so."""
-        if listener := self._listener(name):
-            listener.resume()
-        elif name in self._drained and not self._stops:
-            endpoint = self._drained.pop(name)
-            try:
-                self._open(self.config)
-            except ListenError:
-                self._drained[name] = endpoint
-                raise
-            self._start(next(route for route in self.config.routes if route.name == name))
-        self._log.info("resumed", route=name)
+        async with self._changing:
+            if listener := self._listener(name):
+                listener.resume()
+            elif name in self._drained and not self._stops:
+                self._start_again(name)
+            self._log.info("resumed", route=name)
+
+    def _start_again(self, name: str) -> None:
+        endpoint = self._drained.pop(name)
+        try:
+            self._open(self.config)
+        except ListenError:
+            self._drained[name] = endpoint
+            raise
+        self._start(next(route for route in self.config.routes if route.name == name))
 
     async def reload_as_asked(self) -> list[str]:
         """Reload as a signal does; what is wrong, if the configuration is not taken."""

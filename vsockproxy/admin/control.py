@@ -245,7 +245,7 @@ class _Api:
     async def resume(self, question: _Question) -> schema.Route:
         stats = self._configured(question)
         try:
-            self._daemon.resume(stats.route.name)
+            await self._daemon.resume(stats.route.name)
         except VsockproxyError as error:
             remedy = "the route stays drained: free its listener, and resume it then"
             raise RefusedError(409, str(error), remedy) from error

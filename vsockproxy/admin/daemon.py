@@ -63,7 +63,7 @@ class Daemon(Protocol):
         """Close a route's listener; its connections go on."""
         ...
 
-    def resume(self, name: str) -> None:
+    async def resume(self, name: str) -> None:
         """Have a route accept again; raises `ListenError`."""
         ...
 
