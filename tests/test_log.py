@@ -6,6 +6,8 @@ import logging
 import os
 import pty
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
@@ -210,6 +212,25 @@ def test_each_event_and_reason_has_a_line_of_its_own() -> None:
     assert len(written) == 4
 
 
+def test_a_line_is_written_where_no_descriptor_is_left() -> None:
+    code = """
+import os, resource, sys
+from vsockproxy import log
+from vsockproxy.route import LogSettings
+output = log.configure(LogSettings())
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+log.get_logger().warning("dial_failed", error="no\\x1bway")
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+output.close()
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=30
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert r"error=no\x1bway" in ran.stderr
+
+
 # ---- libraries ----
 
 
@@ -238,3 +259,10 @@ def test_a_library_that_repeats_itself_is_one_line_in_ten_seconds(
         logging.getLogger("trio.serve_listeners").error("accept said %s", seconds)
     lines = stream.getvalue().splitlines()
     assert [line.split("left_out=")[1] for line in lines] == ["0", "2"]
+
+
+def test_what_a_library_logs_wrongly_breaks_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure(LogSettings(), io.StringIO())
+    del logging.getLogger().handlers[:-1]  # pytest's own raise what they cannot write
+    logging.getLogger("h2").error("%d streams", "many")
+    assert "streams" in capsys.readouterr().err  # logging's own complaint

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from tests.fakes import answers_nothing, echo, hold, mux_server, says
 from tests.sockets import ends_by_reset, no_descriptor_left_over, read_to_end, stream
@@ -465,6 +466,29 @@ async def test_a_changed_metrics_listener_moves(guest: MuxEndpoint, tmp_path: Pa
         await daemon.reload(route, metrics=two)
         assert "vsockproxy_build_info" in await scrape(two)
         assert not (tmp_path / "one").exists()
+
+
+async def test_metrics_that_fail_while_they_are_served_end_no_route(
+    guest: MuxEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = trio.Event()
+
+    async def serve(*_: object, task_status: trio.TaskStatus[None], **__: object) -> None:
+        async with trio.open_nursery():
+            task_status.started()
+            await fails.wait()
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("vsockproxy.admin.observe.serve_metrics", serve)
+    route = Route("echo", LOOPBACK, guest, Policy(half_close="forward"))
+    metrics = UnixEndpoint(str(tmp_path / "metrics"))
+    async with running(route, metrics=metrics) as daemon:
+        fails.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert await exchange(await daemon.connect(), b"on") == b"on"
+        monkeypatch.undo()
+        await daemon.reload(route, metrics=metrics)
+        assert "vsockproxy_build_info" in await scrape(metrics)
 
 
 async def test_the_pumps_threads_answer(guest: MuxEndpoint, choice: PumpChoice) -> None:

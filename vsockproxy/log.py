@@ -192,6 +192,13 @@ class _Bridge(logging.Handler):
         self._notes = _Notes()
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Log a record; never raises, as whoever logs does not expect it to."""
+        try:
+            self._log(record)
+        except Exception:  # noqa: BLE001 - logging has a way to tell of it
+            self.handleError(record)
+
+    def _log(self, record: logging.LogRecord) -> None:
         left_out = self._notes.take(record.name, str(record.msg))
         if left_out is not None:
             get_logger().log(

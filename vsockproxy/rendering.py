@@ -6,6 +6,7 @@ and knows no event.
 
 from __future__ import annotations
 
+import codecs
 import re
 import time
 from collections.abc import MutableMapping
@@ -140,10 +141,12 @@ def _printable_with_traceback(logger: object, method: str, event: _Event) -> _Ev
     return event
 
 
+# Looked up now: the first look-up opens a file, and there may be no descriptor left for that.
+_spell: Final = codecs.lookup("unicode_escape").encode
+
+
 def escape(text: str) -> str:
     r"""``text`` with what is not printable as Python spells it: ``\n``, ``\x1b``."""
     if text.isprintable():
         return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
+    return "".join(char if char.isprintable() else _spell(char)[0].decode() for char in text)

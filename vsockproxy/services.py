@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -94,9 +95,10 @@ class Services:
         try:
             with server.scope:
                 await serve(sockets, task_status=task_status)
-        except OSError as error:  # no descriptor is left: the routes go on without
-            self._log.error("http_off", server=server.name, error=str(error), remedy=_REMEDY)
-            task_status.started()
+        except* OSError as errors:  # no descriptor is left: the routes go on without
+            self._log.error("http_off", server=server.name, error=_first(errors), remedy=_REMEDY)
+            with suppress(RuntimeError):  # it had started, and was served for a while
+                task_status.started()
         finally:
             del self._running[server.endpoint]
             self._let_go(server.endpoint)
@@ -133,6 +135,13 @@ class Services:
             daemon.reloads,
             guests=daemon.guests,
         )
+
+
+def _first(error: BaseException) -> str:
+    """The words of the first error in a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error)
 
 
 class _Server:
