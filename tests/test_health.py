@@ -263,3 +263,12 @@ def test_the_operators_socket_is_asked_where_the_metrics_cannot_be(tmp_path: Pat
     file.write_text(tls)
     with pytest.raises(UnhealthyError, match=r"over TLS, .* give it \[admin\] socket"):
         metrics_listen(file, {})
+
+
+def test_without_any_configuration_a_daemon_at_the_usual_place_is_asked(tmp_path: Path) -> None:
+    folder = tmp_path / "vsockproxy"
+    folder.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "admin.sock"))
+        environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
+        assert metrics_listen(None, environ) == f"unix:{folder}/admin.sock"

@@ -76,7 +76,7 @@ async def test_the_status_shows_the_daemon_and_its_routes(place: Place) -> None:
         told = json.loads((await place.run("status", "--json")).stdout)
     head, _, *rest = shown.splitlines()
     assert f"process {place.running.pid}" in head
-    assert "1 connections" in head
+    assert "1 connection;" in head
     [row] = [line for line in rest if line.startswith("web ")]
     assert "listening" in row
     assert told["routes"][0]["live"] == 1

@@ -8,6 +8,7 @@ has said already.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 
 from vsockproxy.address import parse_listen
 from vsockproxy.admin.client import SETTING, UnixConnection
+from vsockproxy.admin.place import default_places
 from vsockproxy.config.document import read_document
 from vsockproxy.endpoint import TcpEndpoint, UnixEndpoint
 from vsockproxy.errors import VsockproxyError
@@ -38,7 +40,8 @@ def metrics_listen(file: Path | None, environ: Mapping[str, str]) -> str:
     """Where a daemon can be asked, as its configuration writes it.
 
     ``file`` is the configuration's; without one it is in ``environ``.  It is the metrics'
-    listener, or the operator's socket where that is not served, or over TLS.  Raises
+    listener, or the operator's socket where that is not served, or over TLS; without any
+    configuration, the socket of a daemon at the usual places.  Raises
     `UnhealthyError` where there is neither, and `ConfigError`.
     """
     metrics, admin = _tables(file, environ)
@@ -47,6 +50,8 @@ def metrics_listen(file: Path | None, environ: Mapping[str, str]) -> str:
         return str(listen)
     if place and place not in ("auto", "off"):
         return f"unix:{str(place).removeprefix('unix:')}"
+    if file is None and not listen and (usual := default_places(environ, os.getuid())):
+        return f"unix:{usual[0]}"
     if listen:
         raise UnhealthyError(f"the metrics are served over TLS, so none can ask: {_TO_ADD_SOCKET}")
     raise UnhealthyError(f"the configuration serves no metrics, so none can ask: {_TO_ADD}")

@@ -268,7 +268,9 @@ class _Api:
         for stats in self._daemon.stats():
             if stats.route.name == name:
                 return stats
-        raise RefusedError(404, f"there is no route {name!r}", "GET /v1/routes lists them")
+        raise RefusedError(
+            404, f"there is no route {name!r}", "vsockproxy status (GET /v1/routes) lists them"
+        )
 
     def _configured(self, question: _Question) -> RouteStats:
         """A route that the configuration still has; one that is gone only drains."""

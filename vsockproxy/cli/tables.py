@@ -67,9 +67,11 @@ def status(daemon: Answer, routes: Answer) -> RenderableType:
 
 
 def _summary(daemon: Answer) -> str:
+    number = daemon["connections"]
     return (
         f"vsockproxy {daemon['version']}, process {daemon['pid']}, {span(daemon['uptime_seconds'])}"
-        f" up, {daemon['pump']} pump, {daemon['connections']} connections; {daemon['source']}"
+        f" up, {daemon['pump']} pump, {number} connection{'' if number == 1 else 's'};"
+        f" {daemon['source']}"
     )
 
 

@@ -27,7 +27,11 @@ def lines_of(finding: Finding, width: int = 80) -> Iterator[str]:
     width = min(max(width, _NARROWEST), _WIDEST)
     head = f"{finding.level:<{_LEVEL}}{finding.subject:<{_SUBJECT}}"
     text = _wrapped(finding.text, width - start)
-    yield f"{head.rstrip()} " if len(head) > start else f"{head}{text.pop(0)}"
+    yield (
+        f"{head.rstrip()} "
+        if len(head) > start or not head.endswith(" ")
+        else f"{head}{text.pop(0)}"
+    )
     for line in text:
         yield f"{'':{start}}{line}"
     if finding.remedy:
