@@ -169,6 +169,12 @@ async def test_a_command_that_says_no_cid_is_refused(code: str, words: str) -> N
     assert words in await complaint(python(code))
 
 
+async def test_a_command_has_answered_when_it_ends_whatever_it_leaves_running() -> None:
+    assert await find(Command(("/bin/sh", "-c", "sleep 1000 & echo 21"))) == Cid(21)
+    words = await complaint(Command(("/bin/sh", "-c", "sleep 1000 & echo no VM >&2; exit 3")))
+    assert words == "/bin/sh ended with status 3: no VM"
+
+
 async def test_a_command_that_is_not_there_is_told(tmp_path: Path) -> None:
     assert "cannot be run: No such file" in await complaint(Command((f"{tmp_path}/x",)))
     (tmp_path / "x").write_text("echo 3")

@@ -18,6 +18,7 @@ TIMEOUT: Final = 5.0
 
 _KILLED_WITHIN: Final = 1.0  # seconds
 _LARGEST: Final = 4096  # bytes of output
+_PIPE: Final = 1 << 16  # bytes that a pipe holds, see pipe(7)
 _ENVIRONMENT: Final = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
@@ -52,7 +53,7 @@ async def find_cid(argv: Sequence[str]) -> int:
 
 
 async def _read(process: trio.Process) -> tuple[bytes, bytes]:
-    """What it prints, or a byte more than is allowed; and the end of what it complains of."""
+    """What it prints until it ends, or more than is allowed; and the end of its complaints."""
     assert process.stdout is not None
     assert process.stderr is not None
     output, complaint = bytearray(), bytearray()
@@ -62,17 +63,30 @@ async def _read(process: trio.Process) -> tuple[bytes, bytes]:
             complaint.extend(piece)
             del complaint[:-_LARGEST]
 
+    async def take(stream: trio.abc.ReceiveStream) -> None:
+        async for piece in stream:
+            output.extend(piece)
+            if len(output) > _LARGEST:
+                nursery.cancel_scope.cancel()
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(listen, process.stderr)
-        while len(output) <= _LARGEST:
-            piece = await process.stdout.receive_some(_LARGEST + 1 - len(output))
-            if not piece:
-                await process.wait()
-                break
-            output += piece
-        else:
-            nursery.cancel_scope.cancel()
+        nursery.start_soon(take, process.stdout)
+        await process.wait()
+        # No end of its pipes is waited for: what it has left running may hold them.
+        nursery.cancel_scope.cancel()
+    output += _rest(process.stdout)
+    complaint += _rest(process.stderr)
     return bytes(output), bytes(complaint)
+
+
+def _rest(stream: trio.abc.ReceiveStream) -> bytes:
+    """What is in a pipe now."""
+    assert isinstance(stream, trio.lowlevel.FdStream)
+    try:
+        return os.read(stream.fileno(), _PIPE)
+    except BlockingIOError:
+        return b""
 
 
 def _judge(name: str, status: int | None, output: bytes, complaint: bytes) -> int:
