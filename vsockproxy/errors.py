@@ -44,6 +44,21 @@ Reason = Literal[
 ]
 """Why a dial or a listen failed; the label ``reason`` of the failure counters."""
 
+ABSENT: Final = frozenset(
+    {
+        "no_transport",
+        "refused",
+        "timeout",
+        "no_answer",
+        "unreachable",
+        "not_found",
+        "busy",
+        "name",
+        "guest",
+    }
+)
+"""Why dials fail while a guest is down, boots, or does not listen yet: time may mend it."""
+
 Operation = Literal["dial", "listen"]
 
 

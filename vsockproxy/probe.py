@@ -21,9 +21,9 @@ from vsockproxy.endpoint import (
     TcpEndpoint,
     UnixEndpoint,
 )
-from vsockproxy.errors import DialError
+from vsockproxy.errors import ABSENT, DialError
 from vsockproxy.guests.directory import Guests
-from vsockproxy.remedy import TEMPORARY, remedy
+from vsockproxy.remedy import remedy
 from vsockproxy.route import Policy
 from vsockproxy.sockaddr import literal_addresses
 from vsockproxy.sockopt import target_options
@@ -192,7 +192,7 @@ async def wait_for(
 
 
 def _is_temporary(result: Probe) -> bool:
-    return result.failure is None or result.failure.reason in TEMPORARY
+    return result.failure is None or result.failure.reason in ABSENT
 
 
 def describe(result: Probe) -> Iterator[str]:

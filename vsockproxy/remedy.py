@@ -11,21 +11,6 @@ from typing import Final
 
 from vsockproxy.errors import DialError
 
-TEMPORARY: Final = frozenset(
-    {
-        "no_transport",
-        "refused",
-        "timeout",
-        "no_answer",
-        "unreachable",
-        "not_found",
-        "busy",
-        "name",
-        "guest",
-    }
-)
-"""The reasons that a guest which is booting can give, so that waiting is worth it."""
-
 
 def remedy(error: DialError) -> str:
     """What to do about it; the most specific row of the table wins."""

@@ -16,27 +16,12 @@ from typing import Any, Final
 import trio
 
 from vsockproxy.endpoint import GuestEndpoint
-from vsockproxy.errors import DialError
+from vsockproxy.errors import ABSENT, DialError
 from vsockproxy.guests.directory import Guests
 from vsockproxy.route import Policy
 from vsockproxy.sockopt import target_options
 from vsockproxy.stats import TargetState, TargetStateName
 from vsockproxy.transport import dial, dial_at_once
-
-ABSENT: Final = frozenset(
-    {
-        "no_transport",
-        "refused",
-        "timeout",
-        "no_answer",
-        "unreachable",
-        "not_found",
-        "busy",
-        "name",
-        "guest",
-    }
-)
-"""Why dials fail while a guest is down, boots, or does not listen yet: time may mend it."""
 
 OURS: Final = frozenset({"no_descriptors", "no_resources"})
 """Why dials fail through no fault of the target's."""
