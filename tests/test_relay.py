@@ -15,7 +15,7 @@ import trio
 
 from tests.fakes import hold
 from tests.routes import PATIENCE, Served, serving
-from tests.sockets import read_to_end
+from tests.sockets import read_to_end, tcp_pair
 from vsockproxy.endpoint import AF_VSOCK, UnixEndpoint, VsockEndpoint
 from vsockproxy.portable import PortablePump
 from vsockproxy.pump import open_pump
@@ -60,6 +60,19 @@ async def test_an_ended_connection_is_reset_and_counted_under_the_reason(
         assert not route.stats.live
         connection.end("drained")
         assert dict(route.stats.closed) == {"killed": 1}
+
+
+async def test_a_connection_that_is_ended_before_its_task_runs_ends() -> None:
+    async with serving(Policy()) as route:
+        left, right = tcp_pair()
+        connection = Connection(1, route.listener.route, left.family, left.getpeername())
+        route.listener._gate.admit(right.fileno(), connection)
+        connection.end("killed")
+        with trio.fail_after(PATIENCE):
+            await route.listener._relay.serve(right.detach(), connection)
+        assert route.stats.closed == {"killed": 1}
+        async with trio.SocketStream(trio.socket.from_stdlib_socket(left)) as client:
+            assert await is_reset(client)
 
 
 @both_pumps

@@ -199,7 +199,8 @@ class RouteListener:
 
     def _call_endings(self, reason: EndReason) -> None:
         for connection in self.stats.live:
-            connection.ending = reason
+            if connection.ending != "killed":  # its end is under way
+                connection.ending = reason
 
     async def _accept_everywhere(self, relays: trio.Nursery) -> None:
         """Accept at every socket that there is, until they are replaced."""

@@ -69,6 +69,9 @@ class Relay:
 
     async def _begin(self, client: int, connection: Connection) -> Awaitable[Transfer] | str:
         """Dial and hand over to the pump: the transfer, or why there is none."""
+        if connection.ending == "killed":  # before this task ran, so there was nothing to stop
+            abort(adopted(client, connection.family))
+            return connection.ending
         started = monotonic()
         policy = connection.route.policy
         if policy.accept_proxy or policy.send_proxy != "off":

@@ -76,7 +76,8 @@ class Connection(Meter):
       family, address: where the client is, or where its PROXY header says that it is.
       destination: family and address that the client wanted, where its header says so.
       source: under what it is counted, where its route bounds that (`access.Peer.source`).
-      ending: what its end is called if it is cancelled; whoever cancels says so first.
+      ending: what its end is called if it is cancelled; whoever cancels says so first. "killed"
+        also ends one whose task has not run yet.
       dialling: ends the dial, while it is under way.
     """
 
