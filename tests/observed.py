@@ -11,7 +11,12 @@ import trio
 class Observed:
     """What `admin.observe` asks, with the answers that a test wants.
 
-    ``unreachable`` are the routes whose target cannot be dialled; a hung one never is alive.
+    ``unreachable`` are the routes whose target cannot be dialled; a hung one never is alive,
+    and its dials never end.
+
+    Attributes:
+      dialled: the routes whose targets were dialled, in order.
+      dialling: how many dials are under way.
     """
 
     def __init__(
@@ -20,6 +25,8 @@ class Observed:
         self._lacking = lacking
         self._unreachable = unreachable
         self._hung = hung
+        self.dialled: list[str] = []
+        self.dialling = 0
 
     def lacking(self) -> list[str]:
         """What is not ready."""
@@ -31,5 +38,10 @@ class Observed:
 
     async def reach(self, name: str) -> str | None:
         """Why a route's target cannot be dialled."""
-        await trio.lowlevel.checkpoint()
+        self.dialled.append(name)
+        self.dialling += 1
+        try:
+            await trio.sleep(math.inf if self._hung else 0)
+        finally:
+            self.dialling -= 1
         return "nothing listens there" if name in self._unreachable else None

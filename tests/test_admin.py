@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from tests.daemon import environment
 from tests.observed import Observed
 from vsockproxy.admin.observe import serve_metrics
-from vsockproxy.admin.server import Tls, without_tls
+from vsockproxy.admin.server import MOST, Tls, without_tls
 from vsockproxy.admin.tls import tls_context
 from vsockproxy.errors import ConfigError
 from vsockproxy.route import TlsSettings
@@ -46,7 +46,7 @@ async def serving(
     sock: socket.socket,
     registry: CollectorRegistry,
     lifetime: float = 60,
-    observed: Observed = Observed(),  # noqa: B008 - it does not change
+    observed: Observed = Observed(),  # noqa: B008 - nobody looks at what this one notes
     tls: Tls = without_tls,
 ) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
@@ -247,6 +247,40 @@ async def test_the_targets_that_are_asked_for_are_dialled(tcp: socket.socket) ->
         broken = await client.get(url(tcp, "/readyz?target=web&target=db"))
     assert (well.status_code, well.text) == (200, "ready\n")
     assert (broken.status_code, broken.text) == (503, "route db: nothing listens there\n")
+
+
+async def test_a_target_is_dialled_once_for_a_request(tcp: socket.socket) -> None:
+    observed = Observed()
+    async with serving(tcp, registry_with(), observed=observed), httpx.AsyncClient() as client:
+        await client.get(url(tcp, "/readyz?target=web&target=db&target=web"))
+    assert observed.dialled == ["web", "db"]
+
+
+async def ask_for_a_target(sock: socket.socket) -> None:
+    """A client that is gone at once."""
+    async with await connected(sock) as stream:
+        await stream.send_all(b"GET /readyz?target=web HTTP/1.1\r\nHost: x\r\n\r\n")
+
+
+async def test_dials_are_no_more_than_clients_may_be(tcp: socket.socket) -> None:
+    observed = Observed(hung=True)
+    with trio.fail_after(10):
+        async with serving(tcp, registry_with(), observed=observed):
+            for number in range(1, MOST + 9):
+                await ask_for_a_target(tcp)
+                while len(observed.dialled) < number:
+                    await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked()
+            assert observed.dialling == MOST
+
+
+async def test_a_dial_ends_with_the_lifetime_of_its_client(tcp: socket.socket) -> None:
+    observed = Observed(hung=True)
+    with trio.fail_after(10):
+        async with serving(tcp, registry_with(), lifetime=0.2, observed=observed):
+            await ask_for_a_target(tcp)
+            while not observed.dialled or observed.dialling:
+                await trio.lowlevel.checkpoint()
 
 
 async def test_only_the_metrics_that_are_asked_for_are_served(tcp: socket.socket) -> None:

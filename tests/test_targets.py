@@ -341,6 +341,24 @@ async def test_an_operator_can_end_a_client_that_waits(tmp_path: Path) -> None:
         assert route.stats.waiting == 0
 
 
+async def test_those_who_ask_at_once_whether_a_target_answers_share_a_dial(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    async def answer(client: trio.SocketStream, port: int) -> bool:
+        asked.append(port)
+        return await answers_ok(client, port)
+
+    async with (
+        mux_server(tmp_path / "guest", {80: echo}, answer),
+        serving(PLAIN, dial_to=guest_at(tmp_path)) as route,
+    ):
+        for dials in (1, 2):
+            async with trio.open_nursery() as nursery:
+                for _ in range(5):
+                    nursery.start_soon(route.listener.reach)
+            assert len(asked) == dials
+
+
 # --- cold start ---------------------------------------------------------------------------
 
 

@@ -44,6 +44,8 @@ class Targets:
         self._nursery: trio.Nursery | None = None
         self._probing = trio.CancelScope()
         self._targets: list[Target] = []
+        self._reaching = trio.Lock()
+        self._reached: list[str | None] = []
 
     def adopt(self, route: Route) -> None:
         """Reach the targets of ``route``, as its policy says, from now on."""
@@ -114,7 +116,17 @@ class Targets:
         raise failure
 
     async def reach(self) -> str | None:
-        """Dial until a target answers, and hang up: what is wrong with the last, if none does."""
+        """Dial until a target answers, and hang up: what is wrong with the last, if none does.
+
+        Those who ask while it is under way share its answer.
+        """
+        known = self._reached
+        async with self._reaching:
+            if self._reached is known:
+                self._reached = [await self._dial_until_one_answers()]
+            return self._reached[0]
+
+    async def _dial_until_one_answers(self) -> str | None:
         words: str | None = None
         for target in self._in_order():
             try:

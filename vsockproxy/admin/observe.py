@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
@@ -128,7 +129,8 @@ async def _healthy(observed: Observed, _request: Request) -> Response:
 
 async def _ready(observed: Observed, request: Request) -> Response:
     lacking = observed.lacking()
-    for name in request.query_params.getlist("target")[:_MOST_DIALS]:
+    names = dict.fromkeys(request.query_params.getlist("target"))
+    for name in islice(names, _MOST_DIALS):
         error = await observed.reach(name)
         if error is not None:
             lacking.append(f"route {name}: {error}")

@@ -75,7 +75,7 @@ class _Clients:
         self._most = most
         self._tls = tls
         self._lifetime = lifetime
-        self._open: dict[trio.SocketStream, None] = {}
+        self._open: dict[trio.SocketStream, trio.CancelScope] = {}
         self._failures = Throttle(get_logger())
 
     async def serve(self, serve: _Serve, stream: trio.SocketStream) -> None:
@@ -86,10 +86,10 @@ class _Clients:
         understand.
         """
         self._make_room()
-        self._open[stream] = None
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_close_in_the_end, stream, self._lifetime)
+                self._open[stream] = nursery.cancel_scope
+                nursery.start_soon(_close_in_the_end, stream, self._lifetime, nursery.cancel_scope)
                 try:
                     await serve(self._wrapped(stream))
                 except* Exception as errors:  # noqa: BLE001 - a malformed h2c upgrade gets here
@@ -116,15 +116,22 @@ class _Clients:
         """The newest comes in: among many that are idle, a scraper is the one who asks."""
         while len(self._open) >= self._most:
             oldest = next(iter(self._open))
-            del self._open[oldest]
-            oldest.socket.close()
+            _cut_off(oldest, self._open.pop(oldest))
 
 
-async def _close_in_the_end(stream: trio.SocketStream, lifetime: float) -> None:
+async def _close_in_the_end(
+    stream: trio.SocketStream, lifetime: float, serving: trio.CancelScope
+) -> None:
     try:
         await trio.sleep(lifetime)
     finally:
-        stream.socket.close()
+        _cut_off(stream, serving)
+
+
+def _cut_off(stream: trio.SocketStream, serving: trio.CancelScope) -> None:
+    """End a client, and then what is done for it: nobody waits for the answer any more."""
+    stream.socket.close()
+    serving.cancel()
 
 
 def _http_server(application: ASGIApp) -> _Serve:
