@@ -462,6 +462,7 @@ async def test_more_long_streams_than_there_are_pipes_all_arrive(pump: Pump) -> 
             await trio.lowlevel.checkpoint()
 
 
+@pytest.mark.native
 async def test_long_streams_that_stall_take_few_descriptors_from_connections() -> None:
     streams, table = 40, 256
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
