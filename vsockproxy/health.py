@@ -16,11 +16,12 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from vsockproxy.address import parse_listen
-from vsockproxy.admin.client import SETTING, UnixConnection
+from vsockproxy.admin.client import SETTING
 from vsockproxy.admin.place import default_places
 from vsockproxy.config.document import read_document
 from vsockproxy.endpoint import TcpEndpoint, UnixEndpoint
 from vsockproxy.errors import VsockproxyError
+from vsockproxy.unix_http import UnixConnection
 
 METRICS_VARIABLE: Final = "VSOCKPROXY_METRICS_LISTEN"
 _CERTIFICATE: Final = "VSOCKPROXY_METRICS_CERTIFICATE"

@@ -104,9 +104,7 @@ class _Side:
 
     def is_gone(self) -> bool:
         """Whether the peer has closed both ways, so that nothing can reach it any more."""
-        poll = select.poll()
-        poll.register(self.sock, 0)  # POLLHUP and POLLERR come unasked
-        return bool(poll.poll(0))
+        return _polls(self.sock, 0)  # POLLHUP and POLLERR come unasked
 
     def is_unix(self) -> bool:
         return self.sock.family == getattr(socket, "AF_UNIX", None)
@@ -230,7 +228,7 @@ class _Run:
 
     def _give_up(self, half: _Half, source: _Side) -> None:
         """The sink is gone: end a direction with no news; one with news finds out itself."""
-        if not (half.done or half.sending or _is_readable(source.sock)):
+        if not (half.done or half.sending or _polls(source.sock, select.POLLIN)):
             half.scope.cancel()
 
     async def _receive(self, half: _Half, source: _Side) -> bytes:
@@ -318,9 +316,10 @@ async def _allowance(limits: list[_Limit]) -> int:
         await trio.sleep(_THROTTLED)
 
 
-def _is_readable(sock: socket.socket) -> bool:
+def _polls(sock: socket.socket, events: int) -> bool:
+    """Whether poll(2) tells one of these events of a socket now."""
     poll = select.poll()
-    poll.register(sock, select.POLLIN)
+    poll.register(sock, events)
     return bool(poll.poll(0))
 
 

@@ -94,7 +94,6 @@ async def dial(
     """A socket connected to ``endpoint``, within ``timeout`` seconds, handshake included.
 
     ``options`` are set before it connects.  ``handshake_timeout`` bounds the time between
-    ``options`` are set before it connects.  ``handshake_timeout`` bounds the time between
     CONNECT and OK where that is less.  ``destinations`` bounds the addresses of a TCP
     endpoint, those that its name resolves to included.  ``assigned`` is told the number of a
     vsock-mux's OK, which is for people: its meaning differs between VMMs.  ``passed`` is

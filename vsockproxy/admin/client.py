@@ -10,10 +10,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -21,6 +20,7 @@ from urllib.parse import quote, urlencode
 from vsockproxy.admin.place import VARIABLE, default_places, is_live, of_user
 from vsockproxy.config.document import read_document
 from vsockproxy.errors import VsockproxyError
+from vsockproxy.unix_http import UnixConnection
 
 Answer = dict[str, Any]
 
@@ -45,20 +45,6 @@ class RefusedError(VsockproxyError):
     def __init__(self, status: int, error: str, remedy: str) -> None:
         self.status = status
         super().__init__(f"{error}\n{remedy}" if remedy else error)
-
-
-class UnixConnection(HTTPConnection):
-    """HTTP over a Unix socket; ``@`` is Linux's abstract namespace."""
-
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = f"\0{path[1:]}" if path.startswith("@") else path
-
-    def connect(self) -> None:
-        """Connect to the path; raises OSError."""
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 class Client:

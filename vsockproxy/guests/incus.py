@@ -6,14 +6,14 @@ Owns: one question of their REST API over their Unix socket.  Blocks, so it is f
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Sequence
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPException
 from typing import Any, Final
 from urllib.parse import quote
 
 from vsockproxy.guests.answer import GuestError, checked_cid
 from vsockproxy.guests.files import is_there
+from vsockproxy.unix_http import UnixConnection
 
 SOCKETS: Final = (
     "/var/lib/incus/unix.socket",
@@ -87,20 +87,9 @@ def _cid_of(instance: object, name: str) -> int:
     return cid
 
 
-class _UnixConnection(HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(_TIMEOUT)
-        self.sock.connect(self._path)
-
-
 def _get(path: str, query: str) -> Any:
     """The ``metadata`` of an answer; None where there is no such thing."""
-    connection = _UnixConnection(path)
+    connection = UnixConnection(path, _TIMEOUT)
     try:
         connection.request("GET", query)
         response = connection.getresponse()
