@@ -18,7 +18,7 @@ RUN python3 -m venv tools \
     && python3 -m venv --without-pip /opt/vsockproxy \
     && tools/bin/pip --python /opt/vsockproxy/bin/python install --no-cache-dir \
         --no-index --find-links wheels vsockproxy \
-    && /opt/vsockproxy/bin/python -c "import vsockproxy._native._pump"
+    && /opt/vsockproxy/bin/python -c "import vsockproxy.pump._native._pump"
 
 FROM ${FINAL_IMAGE}
 ARG VERSION=0.1.0

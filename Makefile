@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := vsockproxy/_native
+NATIVE := vsockproxy/pump/_native
 C_FILES := $(addprefix $(NATIVE)/,pump.c thread.c relay.c half.c pipe.c timer.c limit.c)
 C_ALL := $(C_FILES) $(addprefix $(NATIVE)/,pump.h internal.h)
 C_FLAGS := -std=gnu11 -Wall -Wextra -Werror -g -O1 -fno-omit-frame-pointer -I$(NATIVE)
@@ -48,13 +48,13 @@ sanitize: venv build/driver-address build/driver-thread build/sanitized/compiled
 	build/driver-thread
 	cd build/sanitized && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONMALLOC=malloc \
-		$(abspath $(BIN))/python -m pytest -q tests/test_conformance.py -k native
+		$(abspath $(BIN))/python -m pytest -q tests/pump/test_conformance.py -k native
 
-build/driver-address: tests/native/driver.c $(C_ALL)
+build/driver-address: tests/pump/driver.c $(C_ALL)
 	mkdir -p build
 	gcc $(C_FLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $< $(C_FILES) -lpthread
 
-build/driver-thread: tests/native/driver.c $(C_ALL)
+build/driver-thread: tests/pump/driver.c $(C_ALL)
 	mkdir -p build
 	gcc $(C_FLAGS) -fsanitize=thread -o $@ $< $(C_FILES) -lpthread
 
@@ -65,7 +65,7 @@ build/sanitized/compiled: venv $(C_ALL)
 	cp -r vsockproxy build/sanitized
 	rm -f build/sanitized/$(NATIVE)/*.so build/sanitized/$(NATIVE)/*.o
 	cd build/sanitized && CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1" \
-		$(abspath $(BIN))/python -c "from vsockproxy._native.build import ffibuilder; ffibuilder.compile()"
+		$(abspath $(BIN))/python -c "from vsockproxy.pump._native.build import ffibuilder; ffibuilder.compile()"
 	cp -r tests pyproject.toml build/sanitized
 	touch $@
 
@@ -98,7 +98,7 @@ build/load: $(LOAD_FILES) benchmarks/load/load.h
 bare: venv
 	rm -rf build/bare && mkdir -p build/bare/tree
 	CC=/bin/false $(BIN)/pip install --quiet --no-deps --target build/bare/site .
-	! ls build/bare/site/vsockproxy/_native/*.so 2>/dev/null
+	! ls build/bare/site/vsockproxy/pump/_native/*.so 2>/dev/null
 	cp -r $$(git ls-files | cut -d/ -f1 | sort -u | grep -v vsockproxy) build/bare/tree
 	cd build/bare/tree && PYTHONPATH=$(abspath build/bare/site) TEST_WITHOUT_VSOCK=1 \
 		$(abspath $(BIN))/python -m pytest -q -m "not native" \

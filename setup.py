@@ -7,4 +7,4 @@ from setuptools import setup
 # epoll and eventfd are Linux's; everywhere else the portable pump serves.
 on_linux = sys.platform == "linux"
 
-setup(cffi_modules=["vsockproxy/_native/build.py:ffibuilder"] if on_linux else [])
+setup(cffi_modules=["vsockproxy/pump/_native/build.py:ffibuilder"] if on_linux else [])

@@ -17,10 +17,11 @@ from collections.abc import Callable
 import cffi
 import pytest
 
-from vsockproxy import transport, vsock
-from vsockproxy.endpoint import AF_VSOCK, VsockEndpoint
+from vsockproxy.address.endpoint import AF_VSOCK, VsockEndpoint
+from vsockproxy.dial import dial as transport
+from vsockproxy.dial import vsock
+from vsockproxy.dial.dial import dial, listen
 from vsockproxy.errors import DialError, ListenError
-from vsockproxy.transport import dial, listen
 
 TARGET = VsockEndpoint(2, 12345)
 TARGET_BYTES = bytes.fromhex("0c 28 0000 39300000 02000000")

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from vsockproxy import errors
-from vsockproxy.endpoint import (
+from vsockproxy.address.endpoint import (
     Dialable,
     FdEndpoint,
     ListenEndpoint,

@@ -18,7 +18,7 @@ from typing import Final
 import pytest
 import trio
 
-from tests.daemon import PATIENCE, REPOSITORY
+from tests.daemon_process import PATIENCE, REPOSITORY
 from tests.sockets import AF_VSOCK, CID_LOCAL, read_to_end
 
 pytestmark = [

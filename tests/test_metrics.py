@@ -12,13 +12,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from vsockproxy.admission import REASONS, Admission, Hindrance, Rejection
-from vsockproxy.endpoint import TcpEndpoint, VsockEndpoint
+from vsockproxy.address.endpoint import TcpEndpoint, VsockEndpoint
+from vsockproxy.admit.admission import REASONS, Admission, Hindrance, Rejection
+from vsockproxy.config.guest import Cid, CidFile, Guest
+from vsockproxy.config.settings import Config, Limits, Policy, Route
 from vsockproxy.errors import Reason
-from vsockproxy.guest import Cid, CidFile, Guest
 from vsockproxy.guests.directory import Guests
 from vsockproxy.metrics import MetricsCollector, make_registry
-from vsockproxy.route import Config, Limits, Policy, Route
+from vsockproxy.pump.transfer import EndReason
 from vsockproxy.stats import (
     CONNECTION_BOUNDS,
     DIAL_BOUNDS,
@@ -27,7 +28,6 @@ from vsockproxy.stats import (
     RouteStats,
     TargetState,
 )
-from vsockproxy.transfer import EndReason
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "metrics.md"
 ROUTE: Final = Route(

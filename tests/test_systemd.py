@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests.manager import Manager, manager
+from tests.fake_systemd import Manager, manager
 from tests.sockets import no_descriptor_left_over
-from vsockproxy.endpoint import ListenEndpoint, TcpEndpoint, UnixEndpoint, VsockEndpoint
+from vsockproxy.address.endpoint import ListenEndpoint, TcpEndpoint, UnixEndpoint, VsockEndpoint
 from vsockproxy.errors import ListenError
 from vsockproxy.systemd import Notifier, inherited_sockets, is_store_name, store_name
 

@@ -12,11 +12,11 @@ from typing import Final
 
 import pytest
 
-from tests.daemon import REPOSITORY, command
+from tests.daemon_process import REPOSITORY, command
 from tests.kernel.boot import require
-from vsockproxy.address import parse_listen, parse_target
+from vsockproxy.address.endpoint import FdEndpoint, TcpEndpoint, VsockEndpoint
+from vsockproxy.address.grammar import parse_listen, parse_target
 from vsockproxy.cli.program import PLACES
-from vsockproxy.endpoint import FdEndpoint, TcpEndpoint, VsockEndpoint
 
 UNITS: Final = REPOSITORY / "systemd"
 SERVICES: Final = [UNITS / "vsockproxy.service", UNITS / "vsockproxy@.service"]

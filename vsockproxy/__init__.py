@@ -24,8 +24,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from vsockproxy.address import parse_listen, parse_target
-    from vsockproxy.endpoint import (
+    from vsockproxy.address.endpoint import (
         AF_VSOCK,
         CID_ANY,
         CID_HOST,
@@ -36,10 +35,11 @@ if TYPE_CHECKING:
         port_to_service_guid,
         service_guid_to_port,
     )
+    from vsockproxy.address.grammar import parse_listen, parse_target
+    from vsockproxy.dial.dial import open_vsock_listeners, open_vsock_stream
+    from vsockproxy.dial.vsock import local_cid
     from vsockproxy.errors import AddressError, DialError, ListenError, VsockproxyError
     from vsockproxy.stats import Connection
-    from vsockproxy.transport import open_vsock_listeners, open_vsock_stream
-    from vsockproxy.vsock import local_cid
 
 __version__ = "0.1.0"
 
@@ -66,27 +66,27 @@ __all__ = [
     "service_guid_to_port",
 ]
 
-# Loaded at first use: `import vsockproxy.endpoint` must not pay for trio.
+# Loaded at first use: `import vsockproxy.address.endpoint` must not pay for trio.
 _HOMES: Final = {
-    "AF_VSOCK": "endpoint",
-    "CID_ANY": "endpoint",
-    "CID_HOST": "endpoint",
-    "CID_HYPERVISOR": "endpoint",
-    "CID_LOCAL": "endpoint",
-    "PORT_ANY": "endpoint",
+    "AF_VSOCK": "address.endpoint",
+    "CID_ANY": "address.endpoint",
+    "CID_HOST": "address.endpoint",
+    "CID_HYPERVISOR": "address.endpoint",
+    "CID_LOCAL": "address.endpoint",
+    "PORT_ANY": "address.endpoint",
     "AddressError": "errors",
     "Connection": "stats",
     "DialError": "errors",
     "ListenError": "errors",
-    "VsockEndpoint": "endpoint",
+    "VsockEndpoint": "address.endpoint",
     "VsockproxyError": "errors",
-    "local_cid": "vsock",
-    "open_vsock_listeners": "transport",
-    "open_vsock_stream": "transport",
-    "parse_listen": "address",
-    "parse_target": "address",
-    "port_to_service_guid": "endpoint",
-    "service_guid_to_port": "endpoint",
+    "local_cid": "dial.vsock",
+    "open_vsock_listeners": "dial.dial",
+    "open_vsock_stream": "dial.dial",
+    "parse_listen": "address.grammar",
+    "parse_target": "address.grammar",
+    "port_to_service_guid": "address.endpoint",
+    "service_guid_to_port": "address.endpoint",
 }
 
 

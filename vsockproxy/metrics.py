@@ -28,10 +28,10 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from vsockproxy.admission import Admission
-from vsockproxy.guest import Cid
+from vsockproxy.admit.admission import Admission
+from vsockproxy.config.guest import Cid
 from vsockproxy.guests.directory import GuestRecord, Guests
-from vsockproxy.log import lines_lost
+from vsockproxy.log.output import lines_lost
 from vsockproxy.stats import TARGET_STATES, Histogram, Reloads, RouteStats
 
 Stats = Callable[[], Iterable[RouteStats]]

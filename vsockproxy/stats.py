@@ -16,11 +16,11 @@ from contextlib import suppress
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from vsockproxy.endpoint import AF_VSOCK, GuestEndpoint, MuxEndpoint, Target, VsockEndpoint
+from vsockproxy.address.endpoint import AF_VSOCK, GuestEndpoint, MuxEndpoint, Target, VsockEndpoint
+from vsockproxy.address.sockaddr import address_of, peer_name
+from vsockproxy.config.settings import Config, Route
 from vsockproxy.errors import DialError
-from vsockproxy.route import Config, Route
-from vsockproxy.sockaddr import address_of, peer_name
-from vsockproxy.transfer import EndReason, Meter
+from vsockproxy.pump.transfer import EndReason, Meter
 
 if TYPE_CHECKING:
     import trio

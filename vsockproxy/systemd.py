@@ -19,7 +19,7 @@ from time import monotonic_ns
 from types import TracebackType
 from typing import Final, Self
 
-from vsockproxy.endpoint import FdEndpoint, ListenEndpoint
+from vsockproxy.address.endpoint import FdEndpoint, ListenEndpoint
 from vsockproxy.errors import ListenError
 
 FIRST_FD: Final = 3  # SD_LISTEN_FDS_START

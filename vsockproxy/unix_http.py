@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 from http.client import HTTPConnection
 
-from vsockproxy.sockaddr import unix_address
+from vsockproxy.address.sockaddr import unix_address
 
 
 class UnixConnection(HTTPConnection):

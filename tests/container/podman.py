@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import trio
 
-from tests.daemon import PATIENCE, REPOSITORY, Daemon
+from tests.daemon_process import PATIENCE, REPOSITORY, Daemon
 from tests.kernel.boot import lacking, require
 
 CACHE: Final = REPOSITORY / ".cache" / "container"

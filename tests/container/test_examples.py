@@ -9,10 +9,10 @@ from typing import Any, Final
 import pytest
 from ruamel.yaml import YAML
 
-from tests.daemon import REPOSITORY
+from tests.daemon_process import REPOSITORY
+from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint, VsockEndpoint
 from vsockproxy.config.environment import environment_config
-from vsockproxy.endpoint import MuxEndpoint, TcpEndpoint, VsockEndpoint
-from vsockproxy.route import Config
+from vsockproxy.config.settings import Config
 
 CONFIG: Final = REPOSITORY / "config" / "container"
 PODS: Final = sorted(CONFIG.glob("sidecar-*.yaml"))

@@ -17,9 +17,9 @@ import trio
 
 from tests.container import podman
 from tests.container.podman import IMAGE, PROFILE, USER, Container, container, run_python
-from tests.daemon import PATIENCE, REPOSITORY
-from tests.fakes import echo, mux_server, open_folder
-from vsockproxy.endpoint import AF_VSOCK
+from tests.daemon_process import PATIENCE, REPOSITORY
+from tests.fake_services import echo, mux_server, open_folder
+from vsockproxy.address.endpoint import AF_VSOCK
 
 pytestmark = pytest.mark.container
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.daemon import Daemon, daemon, environment
-from tests.fakes import echo
+from tests.daemon_process import Daemon, daemon, environment
+from tests.fake_services import echo
 from tests.sockets import ends_by_reset, read_to_end
 
 # Each leaves something unread, so that the kernel resets the connection when it is killed.

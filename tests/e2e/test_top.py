@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.daemon import Daemon, daemon
-from tests.fakes import echo, mux_server
-from tests.terminal import Terminal, terminal
+from tests.cli.terminal import Terminal, terminal
+from tests.daemon_process import Daemon, daemon
+from tests.fake_services import echo, mux_server
 
 LEAVES: bytes = b"\x1b[?1049l"
 SHOWS_CURSOR: bytes = b"\x1b[?25h"

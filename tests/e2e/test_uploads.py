@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.daemon import daemon
+from tests.daemon_process import daemon
 
 GIBIBYTE = 2**30
 BLOCK = bytes(range(256)) * 4096  # 1 MiB

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from vsockproxy.admission import Admission
-from vsockproxy.endpoint import ListenEndpoint
-from vsockproxy.events import Events
+from vsockproxy.address.endpoint import ListenEndpoint
+from vsockproxy.admit.admission import Admission
+from vsockproxy.config.settings import Config
 from vsockproxy.guests.directory import Guests
-from vsockproxy.listener import RouteListener
-from vsockproxy.route import Config
+from vsockproxy.listen.listener import RouteListener
+from vsockproxy.log.recent import Events
 from vsockproxy.stats import Reloads, RouteStats
 
 RouteState = Literal["listening", "waiting", "paused", "draining", "drained"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from vsockproxy.log import Throttle, get_logger
+from vsockproxy.log.output import Throttle, get_logger
 
 if TYPE_CHECKING:
     import ssl

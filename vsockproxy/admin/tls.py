@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ssl
 
+from vsockproxy.config.settings import TlsSettings
 from vsockproxy.errors import ConfigError, Problem
-from vsockproxy.route import TlsSettings
 
 
 def tls_context(settings: TlsSettings, source: str) -> ssl.SSLContext:

@@ -15,14 +15,20 @@ from time import monotonic, time
 from typing import Any, Final, TypeVar
 
 from vsockproxy import __version__
-from vsockproxy.access import CidRule, NetworkRule, parse_rule
+from vsockproxy.address.endpoint import (
+    FdEndpoint,
+    MuxEndpoint,
+    TcpEndpoint,
+    UnixEndpoint,
+    VsockEndpoint,
+)
 from vsockproxy.admin import schema
 from vsockproxy.admin.daemon import Daemon
 from vsockproxy.admin.rates import Rates
-from vsockproxy.endpoint import FdEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint, VsockEndpoint
+from vsockproxy.admit.peer import peer_at
+from vsockproxy.config.access import CidRule, NetworkRule, parse_rule
+from vsockproxy.config.settings import Route
 from vsockproxy.errors import AddressError
-from vsockproxy.peer import peer_at
-from vsockproxy.route import Route
 from vsockproxy.stats import Connection, RouteStats, TargetState
 
 Key = tuple[Any, int]

@@ -13,7 +13,12 @@ from pathlib import Path
 
 import typer
 
-from vsockproxy.cli import asking, guests, inspecting, serving, steering, watching
+from vsockproxy.cli import check as asking
+from vsockproxy.cli import control as steering
+from vsockproxy.cli import diagnose as inspecting
+from vsockproxy.cli import guests
+from vsockproxy.cli import run as serving
+from vsockproxy.cli import top as watching
 from vsockproxy.cli.program import FAILED, app
 
 __all__ = ["app", "main"]

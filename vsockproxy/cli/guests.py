@@ -14,7 +14,7 @@ import typer
 from vsockproxy.cli.program import ConfigOption, default_file, read, source_of
 
 if TYPE_CHECKING:
-    from vsockproxy.guest import Guest
+    from vsockproxy.config.guest import Guest
     from vsockproxy.guests.directory import GuestRecord
     from vsockproxy.guests.survey import Vm
 

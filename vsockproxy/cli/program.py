@@ -18,7 +18,7 @@ from vsockproxy import __version__
 from vsockproxy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vsockproxy.route import Config
+    from vsockproxy.config.settings import Config
 
 FAILED: Final = 1
 WRONG: Final = 2

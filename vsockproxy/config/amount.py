@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from vsockproxy.duration import AUTO, OFF, shown
+from vsockproxy.config.duration import AUTO, OFF, shown
 from vsockproxy.errors import VsockproxyError
 
 _MOST: Final = 0x7FFFFFFF  # connections, or bytes of a buffer: more than a kernel gives

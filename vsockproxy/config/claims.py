@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Final
 
-from vsockproxy.endpoint import (
+from vsockproxy.address.endpoint import (
     CID_ANY,
     CID_LOCAL,
     FdEndpoint,

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vsockproxy.address.endpoint import Handshake
 from vsockproxy.config.document import KeyPath
-from vsockproxy.endpoint import Handshake
-from vsockproxy.route import Policy
+from vsockproxy.config.settings import Policy
 
 
 @dataclass(frozen=True, slots=True)

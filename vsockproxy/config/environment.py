@@ -17,11 +17,11 @@ from typing import Any, Final, TypeAlias, get_args, get_origin
 from pydantic import BaseModel
 
 from vsockproxy.config.document import Document, Finding, KeyPath, Plain, spell
+from vsockproxy.config.duration import OFF
 from vsockproxy.config.load import build_config
 from vsockproxy.config.schema import FileTables
-from vsockproxy.duration import OFF
+from vsockproxy.config.settings import Config
 from vsockproxy.errors import ConfigError
-from vsockproxy.route import Config
 
 PREFIX: Final = "VSOCKPROXY_"
 FILE: Final = "VSOCKPROXY_CONFIG"

@@ -12,15 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
-from vsockproxy.address import expand_ports, parse_listen, parse_target
-from vsockproxy.config.claims import Claims, is_loop
-from vsockproxy.config.document import Document, Finding, KeyPath, Plain, read_document, spell
-from vsockproxy.config.entry import Entry
-from vsockproxy.config.guests import WrongKeyError, read_guest
-from vsockproxy.config.policy import fit_policy
-from vsockproxy.config.schema import GuestTable, RouteTable, nearest, read_tables
-from vsockproxy.duration import AUTO, OFF
-from vsockproxy.endpoint import (
+from vsockproxy.address.endpoint import (
     PORT_ANY,
     GuestEndpoint,
     ListenEndpoint,
@@ -32,9 +24,16 @@ from vsockproxy.endpoint import (
     check_absolute,
     check_guest_name,
 )
-from vsockproxy.errors import AddressError, ConfigError
-from vsockproxy.guest import Cid, Guest, Mux, MuxGlob, StaticWay, UnixSockets
-from vsockproxy.route import (
+from vsockproxy.address.grammar import expand_ports, parse_listen, parse_target
+from vsockproxy.config.claims import Claims, is_loop
+from vsockproxy.config.document import Document, Finding, KeyPath, Plain, read_document, spell
+from vsockproxy.config.duration import AUTO, OFF
+from vsockproxy.config.entry import Entry
+from vsockproxy.config.guest import Cid, Guest, Mux, MuxGlob, StaticWay, UnixSockets
+from vsockproxy.config.guest_table import WrongKeyError, read_guest
+from vsockproxy.config.policy import fit_policy
+from vsockproxy.config.schema import GuestTable, RouteTable, nearest, read_tables
+from vsockproxy.config.settings import (
     AdminSettings,
     Config,
     Limits,
@@ -45,6 +44,7 @@ from vsockproxy.route import (
     Route,
     TlsSettings,
 )
+from vsockproxy.errors import AddressError, ConfigError
 
 COMMAND_LINE: Final = "command line"
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from vsockproxy.access import CidRule, GuestRule, Kind, Rule
-from vsockproxy.endpoint import (
+from vsockproxy.address.endpoint import (
     FdEndpoint,
     GuestEndpoint,
     ListenEndpoint,
@@ -21,8 +20,9 @@ from vsockproxy.endpoint import (
     UnixEndpoint,
     VsockEndpoint,
 )
+from vsockproxy.config.access import CidRule, GuestRule, Kind, Rule
+from vsockproxy.config.settings import Policy
 from vsockproxy.errors import AddressError
-from vsockproxy.route import Policy
 
 FindCid = Callable[[str], int | None]
 """The CID of a guest; None where the guest is wrong already. Raises `AddressError`."""

@@ -22,7 +22,8 @@ from pydantic import (
     ValidationError,
 )
 
-from vsockproxy.access import Rule, parse_rule
+from vsockproxy.address.endpoint import Handshake
+from vsockproxy.config.access import Rule, parse_rule
 from vsockproxy.config.amount import (
     parse_bandwidth,
     parse_burst,
@@ -30,9 +31,9 @@ from vsockproxy.config.amount import (
     parse_rate,
     parse_size,
 )
+from vsockproxy.config.destination import Pattern, parse_pattern
 from vsockproxy.config.document import Finding, KeyPath, Plain
-from vsockproxy.destination import Pattern, parse_pattern
-from vsockproxy.duration import (
+from vsockproxy.config.duration import (
     AUTO,
     OFF,
     parse_bound,
@@ -42,10 +43,8 @@ from vsockproxy.duration import (
     parse_user_timeout,
     shown,
 )
-from vsockproxy.endpoint import Handshake
-from vsockproxy.errors import AddressError
-from vsockproxy.guest import LIBVIRT_URI
-from vsockproxy.route import (
+from vsockproxy.config.guest import LIBVIRT_URI
+from vsockproxy.config.settings import (
     AdminSettings,
     Balance,
     HalfClose,
@@ -60,7 +59,8 @@ from vsockproxy.route import (
     PumpChoice,
     PumpSettings,
 )
-from vsockproxy.users import parse_group, parse_mode, parse_owner
+from vsockproxy.config.users import parse_group, parse_mode, parse_owner
+from vsockproxy.errors import AddressError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from vsockproxy import vsock
-from vsockproxy.doctor.daemon import Daemon, judge_daemon
+from vsockproxy.address.endpoint import AF_VSOCK
+from vsockproxy.address.sockaddr import errno_of, new_socket
+from vsockproxy.config.settings import Config, PumpSettings
+from vsockproxy.dial import vsock
 from vsockproxy.doctor.finding import Finding, note, ok, problem
 from vsockproxy.doctor.machine import Machine
-from vsockproxy.doctor.process import judge_process
+from vsockproxy.doctor.running_daemon import Daemon, judge_daemon
+from vsockproxy.doctor.sandbox import judge_process
 from vsockproxy.doctor.targets import ask_targets
 from vsockproxy.doctor.transports import judge_transports, uses_vsock
-from vsockproxy.endpoint import AF_VSOCK
 from vsockproxy.errors import ConfigError, VsockproxyError
-from vsockproxy.pump import open_pump
-from vsockproxy.route import Config, PumpSettings
-from vsockproxy.sockaddr import errno_of, new_socket
+from vsockproxy.pump.native import open_pump
 
 
 def try_vsock() -> int:

@@ -11,13 +11,13 @@ from typing import Final
 
 import trio
 
+from vsockproxy.address.endpoint import Target
+from vsockproxy.config.guest import Cid, Mux
+from vsockproxy.config.settings import Config, Policy
 from vsockproxy.doctor.finding import Finding, note, ok, problem
-from vsockproxy.endpoint import Target
-from vsockproxy.guest import Cid, Mux
+from vsockproxy.doctor.probe import Probe, probe
 from vsockproxy.guests.answer import GuestError
 from vsockproxy.guests.directory import GuestRecord, Guests
-from vsockproxy.probe import Probe, probe
-from vsockproxy.route import Config, Policy
 
 _MOST: Final = 64  # targets; a range of ports may have thousands
 _AT_ONCE: Final = 16

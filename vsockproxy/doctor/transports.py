@@ -11,10 +11,10 @@ import errno
 from collections.abc import Iterator
 from typing import Final
 
+from vsockproxy.address.endpoint import CID_ANY, CID_HOST, CID_LOCAL, GuestEndpoint, VsockEndpoint
+from vsockproxy.config.settings import Config
 from vsockproxy.doctor.finding import Finding, note, ok, problem
 from vsockproxy.doctor.machine import Machine
-from vsockproxy.endpoint import CID_ANY, CID_HOST, CID_LOCAL, GuestEndpoint, VsockEndpoint
-from vsockproxy.route import Config
 
 FAMILY: Final = "AF_VSOCK"
 TO_GUESTS: Final = "to guests"

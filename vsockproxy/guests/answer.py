@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from vsockproxy.endpoint import CID_ANY, CID_HOST
+from vsockproxy.address.endpoint import CID_ANY, CID_HOST
 from vsockproxy.errors import VsockproxyError
 
 _LONGEST_SHOWN: Final = 40  # characters of an answer that is none

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import trio
 
-from vsockproxy.endpoint import Dialable, GuestEndpoint
+from vsockproxy.address.endpoint import Dialable, GuestEndpoint
+from vsockproxy.config.guest import Cid, DynamicWay, Guest, Mux, StaticWay
 from vsockproxy.errors import AddressError, DialError
-from vsockproxy.guest import Cid, DynamicWay, Guest, Mux, StaticWay
 from vsockproxy.guests.answer import GuestError
 from vsockproxy.guests.sources import look_up
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from vsockproxy.guests.answer import GuestError, checked_cid
-from vsockproxy.guests.files import is_there
+from vsockproxy.guests.file_system import is_there
 from vsockproxy.unix_http import UnixConnection
 
 SOCKETS: Final = (

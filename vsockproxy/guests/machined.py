@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import trio
 
-from vsockproxy.endpoint import CID_ANY
+from vsockproxy.address.endpoint import CID_ANY
 from vsockproxy.guests.answer import GuestError, checked_cid
-from vsockproxy.guests.dialogue import Dialogue, open_dialogue
-from vsockproxy.guests.files import is_there
+from vsockproxy.guests.file_system import is_there
+from vsockproxy.guests.json_stream import Dialogue, open_dialogue
 
 _SOCKET: Final = "systemd/machine/io.systemd.Machine"
 _LIST: Final = "io.systemd.Machine.List"

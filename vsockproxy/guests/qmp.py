@@ -12,7 +12,7 @@ from typing import Any, Final
 import trio
 
 from vsockproxy.guests.answer import GuestError, checked_cid
-from vsockproxy.guests.dialogue import Dialogue, open_dialogue
+from vsockproxy.guests.json_stream import Dialogue, open_dialogue
 
 _GREETED_WITHIN: Final = 3.0  # seconds; a monitor that has another client says nothing
 # Devices with an id=, and those without one.

@@ -10,7 +10,7 @@ from functools import partial
 
 import trio
 
-from vsockproxy.guest import (
+from vsockproxy.config.guest import (
     Cid,
     CidFile,
     Command,
@@ -59,7 +59,7 @@ def _look_up(way: MuxGlob | Libvirt | Incus | CidFile) -> Cid | Mux:
             from vsockproxy.guests import incus  # noqa: PLC0415 - at its use
 
             return Cid(incus.find_cid(name))
-    from vsockproxy.guests import files  # noqa: PLC0415 - at its use
+    from vsockproxy.guests import file_system as files  # noqa: PLC0415 - at its use
 
     if isinstance(way, MuxGlob):
         return Mux(files.find_socket(way.pattern), way.handshake)

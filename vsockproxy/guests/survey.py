@@ -15,11 +15,12 @@ from typing import Final
 
 import trio
 
-from vsockproxy.endpoint import CID_NAMES, KINDS
-from vsockproxy.guest import LIBVIRT_URI, Cid, Incus, Libvirt, Machine, Mux, Qmp
-from vsockproxy.guests import incus, libvirt, machined, processes
+from vsockproxy.address.endpoint import CID_NAMES, KINDS
+from vsockproxy.config.guest import LIBVIRT_URI, Cid, Incus, Libvirt, Machine, Mux, Qmp
+from vsockproxy.guests import incus, libvirt, machined
+from vsockproxy.guests import vmm_processes as processes
 from vsockproxy.guests.answer import GuestError
-from vsockproxy.guests.files import is_there
+from vsockproxy.guests.file_system import is_there
 
 _PATIENCE: Final = 5.0  # seconds for each of those who are asked
 _LIBVIRT: Final = ("/run/libvirt/libvirt-sock-ro", "/run/libvirt/virtqemud-sock-ro")

@@ -1,0 +1,134 @@
+"""A daemon in this process with its operator's socket, and clients of that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import trio
+
+from tests.fake_services import Service, echo
+from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint, UnixEndpoint
+from vsockproxy.config.settings import (
+    AdminSettings,
+    Config,
+    Policy,
+    PumpChoice,
+    PumpSettings,
+    Route,
+)
+from vsockproxy.daemon.supervisor import Reload, Supervisor
+from vsockproxy.stats import Connection, RouteStats
+
+PATIENCE = 10.0
+"""Seconds to wait for what must happen; only a failing test waits so long."""
+
+
+class Steered:
+    """A supervisor that runs, and its API.
+
+    Attributes:
+      socket: the operator's socket.
+    """
+
+    def __init__(self, supervisor: Supervisor, http: httpx.AsyncClient, socket: Path) -> None:
+        self.supervisor = supervisor
+        self.socket = socket
+        self._http = http
+
+    async def ask(
+        self, method: str, path: str, body: object = None, **query: Any
+    ) -> httpx.Response:
+        """One request of the API, and its answer."""
+        content = None if body is None else json.dumps(body)
+        return await self._http.request(method, path, content=content, params=query or None)
+
+    async def send(self, path: str, content: bytes) -> httpx.Response:
+        """An order with a body that need not be JSON."""
+        return await self._http.post(path, content=content)
+
+    async def get(self, path: str, **query: Any) -> Any:
+        """The JSON of a question that is answered."""
+        answer = await self.ask("GET", path, **query)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def post(self, path: str, body: object = None) -> Any:
+        """The JSON of an order that is carried out."""
+        answer = await self.ask("POST", path, body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def stats(self, name: str) -> RouteStats:
+        """A route's counters."""
+        return next(stats for stats in self.supervisor.stats() if stats.route.name == name)
+
+    def path(self, name: str) -> str:
+        """Where a route listens, which is a Unix socket."""
+        listen = self.stats(name).route.listen
+        assert isinstance(listen, UnixEndpoint)
+        return listen.path
+
+    async def connect(self, name: str) -> trio.SocketStream:
+        """A client of a route."""
+        return await trio.open_unix_socket(self.path(name))
+
+    async def live(self, name: str) -> tuple[trio.SocketStream, Connection]:
+        """A client whose first byte has come back, and its connection."""
+        before = set(self.stats(name).live)
+        client = await self.connect(name)
+        await client.send_all(b"x")
+        assert await client.receive_some() == b"x"
+        [connection] = self.stats(name).live - before
+        return client, connection
+
+    async def closed(self, name: str, reason: str, number: int = 1) -> None:
+        """Wait until so many connections of a route have ended for a reason."""
+        with trio.fail_after(PATIENCE):
+            while self.stats(name).closed[reason] < number:
+                await trio.lowlevel.checkpoint()
+
+    async def reload(self, **changes: Any) -> None:
+        """Reload with a configuration that differs in this."""
+        config = replace(self.supervisor.config, **changes)
+        await self.supervisor.reload(lambda: config)
+
+
+@asynccontextmanager
+async def steered(
+    folder: Path,
+    *names: str,
+    service: Service = echo,
+    policy: Policy = Policy(),  # noqa: B008 - it is frozen
+    choice: PumpChoice = "auto",
+    reload: Reload | None = None,
+    target: MuxEndpoint | None = None,
+) -> AsyncIterator[Steered]:
+    """A daemon with routes of these names, from Unix sockets to one target: a TCP service."""
+    async with trio.open_nursery() as nursery:
+        [served] = await nursery.start(partial(trio.serve_tcp, service, 0, host="127.0.0.1"))
+        endpoint = target or TcpEndpoint("127.0.0.1", served.socket.getsockname()[1])
+        routes = tuple(
+            Route(name, UnixEndpoint(str(folder / f"{name}.sock")), endpoint, policy)
+            for name in names
+        )
+        socket = folder / "admin.sock"
+        config = Config(
+            routes, pump=PumpSettings(choice), admin=AdminSettings(UnixEndpoint(str(socket)))
+        )
+        supervisor = Supervisor(config)
+
+        async def run(*, task_status: trio.TaskStatus[None]) -> None:
+            await supervisor.run(reload=reload, task_status=task_status)
+
+        await nursery.start(run)
+        transport = httpx.AsyncHTTPTransport(uds=str(socket))
+        async with httpx.AsyncClient(transport=transport, base_url="http://daemon") as http:
+            yield Steered(supervisor, http, socket)
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,274 @@
+"""Whether the daemon is ready: what it says of itself, and the command that asks."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import httpx
+import pytest
+import trio
+from prometheus_client import CollectorRegistry
+
+from tests.admin.fake_daemon import Observed
+from tests.daemon_process import command, daemon, environment
+from tests.fake_services import dead_unix_socket, says, unix_listener, unused_tcp_port
+from vsockproxy.admin import health
+from vsockproxy.admin.health import UnhealthyError, ask, ask_url, metrics_listen
+from vsockproxy.admin.observe import serve_metrics
+from vsockproxy.config.environment import variables
+
+SOON: Final = 5.0
+"""Seconds that only a failing test waits."""
+
+
+@pytest.fixture
+def tcp() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.setblocking(False)
+        yield sock
+
+
+@asynccontextmanager
+async def serving(sock: socket.socket, lacking: list[str] | None = None) -> AsyncIterator[None]:
+    """The daemon's HTTP side, with these things not ready."""
+    serve = partial(serve_metrics, [sock], CollectorRegistry(), Observed(lacking or []))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+def url(sock: socket.socket, path: str = "") -> str:
+    return f"http://127.0.0.1:{sock.getsockname()[1]}{path}"
+
+
+def listen_text(sock: socket.socket) -> str:
+    return f"127.0.0.1:{sock.getsockname()[1]}"
+
+
+async def asked(asking: Callable[[], str]) -> str:
+    """What the blocking call answers, while the server goes on."""
+    return await trio.to_thread.run_sync(asking)
+
+
+# --- what the daemon says -----------------------------------------------------------------
+
+
+async def test_ready_is_200_and_unready_503_with_every_reason(tcp: socket.socket) -> None:
+    lacking: list[str] = []
+    async with serving(tcp, lacking), httpx.AsyncClient() as client:
+        ready = await client.get(url(tcp, "/readyz"))
+    lacking += ["draining", "route web: does not listen"]
+    async with serving(tcp, lacking), httpx.AsyncClient() as client:
+        unready = await client.get(url(tcp, "/readyz"))
+        healthy = await client.get(url(tcp, "/healthz"))
+    assert (ready.status_code, ready.text) == (200, "ready\n")
+    assert (unready.status_code, unready.text) == (503, "draining\nroute web: does not listen\n")
+    assert (healthy.status_code, healthy.text) == (200, "ok\n")
+
+
+async def test_a_server_that_is_told_nothing_is_ready(tcp: socket.socket) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_metrics, [tcp], CollectorRegistry(), Observed())
+        assert await asked(lambda: ask_url(url(tcp), SOON)) == "ready"
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_index_names_both(tcp: socket.socket) -> None:
+    async with serving(tcp), httpx.AsyncClient() as client:
+        index = await client.get(url(tcp, "/"))
+    assert "/healthz" in index.text
+    assert "/readyz" in index.text
+
+
+# --- asking -------------------------------------------------------------------------------
+
+
+async def test_asking_is_over_tcp_by_address_or_url(tcp: socket.socket) -> None:
+    async with serving(tcp):
+        assert await asked(lambda: ask(listen_text(tcp), SOON)) == "ready"
+        assert await asked(lambda: ask_url(url(tcp), SOON)) == "ready"
+        assert await asked(lambda: ask_url(url(tcp, "/healthz"), SOON)) == "ok"
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0:", "tcp:"])
+async def test_a_listener_on_every_address_is_asked_on_the_loopback(
+    tcp: socket.socket, host: str
+) -> None:
+    async with serving(tcp):
+        assert await asked(lambda: ask(f"{host}{tcp.getsockname()[1]}", SOON)) == "ready"
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+async def test_asking_is_over_a_unix_socket(tmp_path: Path, abstract: bool) -> None:
+    path = f"@{tmp_path}/m" if abstract else f"{tmp_path}/m"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path.replace("@", "\0"))
+        sock.listen()
+        sock.setblocking(False)
+        async with serving(sock):
+            assert await asked(lambda: ask(f"unix:{path}", SOON)) == "ready"
+
+
+async def test_what_is_not_ready_is_told_in_one_line(tcp: socket.socket) -> None:
+    async with serving(tcp, ["draining", "route web: does not listen"]):
+        with pytest.raises(UnhealthyError, match=r"^draining route web: does not listen$"):
+            await asked(lambda: ask(listen_text(tcp), SOON))
+
+
+async def test_a_page_that_is_not_there_is_unhealthy(tcp: socket.socket) -> None:
+    async with serving(tcp):
+        with pytest.raises(UnhealthyError, match="There is nothing at /frobnicate"):
+            await asked(lambda: ask_url(url(tcp, "/frobnicate"), SOON))
+
+
+def test_where_nobody_listens_is_said(tmp_path: Path) -> None:
+    port = unused_tcp_port()
+    with pytest.raises(UnhealthyError, match=f"nothing answers at 127.0.0.1:{port}: Connection"):
+        ask(f"127.0.0.1:{port}", SOON)
+    dead_unix_socket(tmp_path / "dead")
+    for name in ("dead", "absent"):
+        with pytest.raises(UnhealthyError, match=f"nothing answers at unix:{tmp_path}/{name}: "):
+            ask(f"unix:{tmp_path}/{name}", SOON)
+
+
+def test_a_daemon_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
+    with unix_listener(tmp_path / "m"), pytest.raises(UnhealthyError, match="the daemon hangs"):
+        ask(f"unix:{tmp_path}/m", 0.05)
+
+
+async def test_another_protocols_answer_is_said(tcp: socket.socket) -> None:
+    async def answer(stream: trio.SocketStream) -> None:
+        async with stream:
+            await says(b"SSH-2.0-OpenSSH_9.6\r\n")(stream)
+            await stream.receive_some()  # a close over an unread request would be a reset
+
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(tcp.dup()))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, answer, [listener])
+        with pytest.raises(UnhealthyError, match="does not speak HTTP"):
+            await asked(lambda: ask(listen_text(tcp), SOON))
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("text", ["https://x/", "x:80", "http://", "http://x:port/", "unix:/a"])
+def test_what_is_no_http_url_is_said(text: str) -> None:
+    with pytest.raises(UnhealthyError, match="is no URL"):
+        ask_url(text, SOON)
+
+
+@pytest.mark.parametrize("text", ["fd:metrics", "vsock::9490", "vsock-mux:/v:1"])
+def test_a_listener_that_has_no_address_here_is_said(text: str) -> None:
+    with pytest.raises(UnhealthyError, match=r"cannot be asked: say with --url"):
+        ask(text, SOON)
+
+
+# --- where --------------------------------------------------------------------------------
+
+
+def test_the_listener_is_the_files_or_the_environments(tmp_path: Path) -> None:
+    toml, yaml = tmp_path / "c.toml", tmp_path / "c.yaml"
+    toml.write_text("metrics.listen = 9490")
+    yaml.write_text("metrics: {listen: 'unix:/m'}")
+    environ = {health.METRICS_VARIABLE: " 9491 "}
+    assert metrics_listen(toml, environ) == "9490"
+    assert metrics_listen(yaml, environ) == "unix:/m"
+    assert metrics_listen(None, environ) == "9491"
+
+
+@pytest.mark.parametrize("text", ['forward.80 = "3:80"', "[metrics]", 'metrics = "x"'])
+def test_a_configuration_without_metrics_is_told_what_to_add(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    for named in (file, None):
+        with pytest.raises(UnhealthyError, match=r"give it \[metrics\] listen"):
+            metrics_listen(named, {})
+
+
+def test_the_variable_is_the_one_that_run_reads() -> None:
+    assert health.METRICS_VARIABLE in variables()
+
+
+# --- the command --------------------------------------------------------------------------
+
+
+async def test_the_command_asks_the_daemon_that_the_environment_describes(tmp_path: Path) -> None:
+    environ = {
+        "VSOCKPROXY_FORWARD": f"unix:{tmp_path}/front=unix:{tmp_path}/back",
+        "VSOCKPROXY_METRICS_LISTEN": f"unix:{tmp_path}/metrics",
+    }
+    async with daemon("run", environ=environ) as running:
+        await running.wait_for("ready")
+        done = await trio.to_thread.run_sync(partial(command, "health", environ=environ))
+        assert (done.returncode, done.stdout, done.stderr) == (0, "ready\n", "")
+        assert await running.stop() == 0
+    done = command("health", environ=environ)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"vsockproxy: nothing answers at unix:{tmp_path}/metrics: ")
+
+
+async def test_the_command_takes_an_address_or_a_url(tcp: socket.socket) -> None:
+    async with serving(tcp):
+        for option, value in (("--metrics", listen_text(tcp)), ("--url", url(tcp))):
+            done = await trio.to_thread.run_sync(partial(command, "health", option, value))
+            assert (done.returncode, done.stdout) == (0, "ready\n")
+
+
+def test_everything_wrong_is_status_1_and_a_line(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text("metrics = ")
+    for arguments in (
+        (),
+        ("--metrics", "x"),
+        ("--url", "x"),
+        ("-c", wrong),
+        ("-c", tmp_path / "absent.toml"),
+    ):
+        done = command("health", *arguments)
+        assert done.returncode == 1, done
+        assert done.stderr.startswith("vsockproxy: ")
+        assert len(done.stderr.splitlines()) == 1
+
+
+HEAVY: Final = {"trio", "pydantic", "structlog", "prometheus_client", "hypercorn", "ruamel"}
+
+
+def test_asking_imports_nothing_heavy() -> None:
+    code = "import sys, vsockproxy.admin.health; print(*sys.modules)"
+    done = subprocess.check_output([sys.executable, "-c", code], env=environment(), text=True)
+    assert "http.client" in done.split()
+    assert not HEAVY & set(done.split())
+
+
+def test_the_command_imports_nothing_heavy_of_its_own() -> None:
+    done = command("health", "--metrics", "1", environ={"PYTHONPROFILEIMPORTTIME": "1"})
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "http.client" in imported
+    assert not imported & (HEAVY - {"pydantic"})  # which typer takes to read options
+
+
+def test_the_operators_socket_is_asked_where_the_metrics_cannot_be(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    admin = '[admin]\nsocket = "/run/admin.sock"\n'
+    tls = '[metrics]\nlisten = "9490"\ncertificate = "/x.pem"\n'
+    for text in (admin, tls + admin):
+        file.write_text(text)
+        assert metrics_listen(file, {}) == "unix:/run/admin.sock"
+    assert metrics_listen(None, {"VSOCKPROXY_ADMIN_SOCKET": "/run/a"}) == "unix:/run/a"
+    file.write_text(tls)
+    with pytest.raises(UnhealthyError, match=r"over TLS, .* give it \[admin\] socket"):
+        metrics_listen(file, {})
+
+
+def test_without_any_configuration_a_daemon_at_the_usual_place_is_asked(tmp_path: Path) -> None:
+    folder = tmp_path / "vsockproxy"
+    folder.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "admin.sock"))
+        environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
+        assert metrics_listen(None, environ) == f"unix:{folder}/admin.sock"

@@ -1,0 +1,409 @@
+"""Limits: who waits, who is turned away, and that room is used as soon as there is some."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.fake_services import hold
+from tests.listen.running_route import PATIENCE, Served, serving, unix_at
+from tests.sockets import ends_by_reset
+from vsockproxy.admit import admission as admission_module
+from vsockproxy.admit import descriptors
+from vsockproxy.admit.admission import Admission
+from vsockproxy.config.settings import Limits, Policy
+
+
+@pytest.fixture(autouse=True)
+def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits is woken: the look after a second must not hide that somebody was forgotten."""
+    monkeypatch.setattr(admission_module, "_LOOK_AGAIN", 3600.0)
+
+
+# ---- max_connections ----
+
+
+async def test_clients_over_the_limit_wait_until_one_ends() -> None:
+    async with serving(Policy(max_connections=2)) as route:
+        first, second = await route.live(), await route.live()
+        third = route.connect()
+        await third.send_all(b"x")
+        await route.waits("max_connections")
+        assert len(route.stats.live) == 2
+        await first.aclose()
+        with trio.fail_after(PATIENCE):
+            assert await third.receive_some() == b"x"
+        assert route.stats.rejected.total() == 0
+        await second.aclose()
+        await third.aclose()
+
+
+async def test_many_clients_at_once_all_get_their_turn() -> None:
+    async with serving(Policy(max_connections=3)) as route:
+
+        async def client() -> None:
+            assert await route.exchange(b"hello") == b"hello"
+            assert len(route.stats.live) <= 3
+
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as clients:
+                for _ in range(50):
+                    clients.start_soon(client)
+        await route.closed("finished", 50)
+        assert route.stats.waits["max_connections"]
+
+
+async def test_clients_over_the_limit_are_reset_where_the_route_says_so() -> None:
+    async with serving(Policy(max_connections=1, over_limit="reject")) as route:
+        first = await route.live()
+        assert await ends_by_reset(route.connect())
+        await route.rejected("max_connections")
+        assert route.stats.connections == 1, "who is turned away was never a connection"
+        await first.aclose()
+        await route.closed("finished")
+        assert await route.exchange(b"x") == b"x"
+
+
+async def test_a_reload_that_raises_the_limit_lets_the_waiting_in() -> None:
+    async with (
+        serving(Policy(max_connections=1)) as route,
+        await route.live(),
+        route.connect() as second,
+    ):
+        await second.send_all(b"x")
+        await route.waits("max_connections")
+        route.adopt(Policy(max_connections=2))
+        with trio.fail_after(PATIENCE):
+            assert await second.receive_some() == b"x"
+
+
+async def test_a_reload_counts_the_connections_that_were_there_before() -> None:
+    async with serving(Policy()) as route, await route.live(), await route.live():
+        route.adopt(Policy(max_connections=2, over_limit="reject"))
+        assert await ends_by_reset(route.connect())
+        await route.rejected("max_connections")
+
+
+async def test_stopping_does_not_wait_for_clients_that_wait() -> None:
+    async with (
+        serving(Policy(max_connections=1, drain_timeout=0.0)) as route,
+        await route.live(),
+        route.connect(),
+    ):
+        await route.waits("max_connections")
+        route.listener.stop()
+        with trio.fail_after(PATIENCE):
+            await route.listener.released.wait()
+
+
+# ---- the limit of all routes ----
+
+
+async def test_routes_share_a_limit_and_pass_its_room_on() -> None:
+    admission = Admission(Limits(max_connections=2))
+    async with (
+        serving(Policy(), admission=admission) as one,
+        serving(Policy(), admission=admission) as two,
+    ):
+        first, second = await one.live(), await two.live()
+
+        async def client(route: Served) -> None:
+            assert await route.exchange(b"hello") == b"hello"
+            assert admission.live <= 2
+
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as clients:
+                for number in range(30):
+                    clients.start_soon(client, (one, two)[number % 2])
+                await one.waits("limits_max_connections")
+                await two.waits("limits_max_connections")
+                assert admission.live == 2
+                assert not admission.is_open
+                await first.aclose()
+                await second.aclose()
+        await one.closed("finished", 16)
+        await two.closed("finished", 16)
+        assert admission.live == 0
+        assert admission.is_open
+
+
+async def test_room_that_one_route_cannot_use_goes_to_the_other() -> None:
+    """The route that is woken has reached its own limit meanwhile."""
+    admission = Admission(Limits(max_connections=2))
+    async with (
+        serving(Policy(), admission=admission) as narrow,
+        serving(Policy(), admission=admission) as wide,
+        await narrow.live(),
+    ):
+        ends = await wide.live()
+        async with narrow.connect(), wide.connect() as client:
+            await narrow.waits("limits_max_connections")
+            await client.send_all(b"x")
+            await wide.waits("limits_max_connections")
+            narrow.adopt(Policy(max_connections=1))
+            await ends.aclose()
+            with trio.fail_after(PATIENCE):
+                assert await client.receive_some() == b"x"
+
+
+async def test_a_reload_of_the_shared_limit_lets_the_waiting_in() -> None:
+    admission = Admission(Limits(max_connections=1))
+    async with (
+        serving(Policy(), admission=admission) as route,
+        await route.live(),
+        route.connect() as second,
+    ):
+        await second.send_all(b"x")
+        await route.waits("limits_max_connections")
+        admission.adopt(Limits())
+        with trio.fail_after(PATIENCE):
+            assert await second.receive_some() == b"x"
+
+
+# ---- connection_rate ----
+
+
+async def test_a_rate_lets_a_burst_in_and_turns_the_rest_away() -> None:
+    policy = Policy(connection_rate=0.001, connection_burst=3, over_limit="reject")
+    async with serving(policy) as route:
+        for _ in range(3):
+            assert await route.exchange(b"x") == b"x"
+        assert await ends_by_reset(route.connect())
+        await route.rejected("connection_rate")
+
+
+async def test_a_rate_spreads_the_clients_that_wait() -> None:
+    async with serving(Policy(connection_rate=50.0, connection_burst=1)) as route:
+        started = trio.current_time()
+        for _ in range(6):
+            assert await route.exchange(b"x") == b"x"
+        assert trio.current_time() - started >= 5 / 50
+        assert route.stats.waits["connection_rate"]
+
+
+async def test_a_reload_does_not_fill_the_bucket() -> None:
+    policy = Policy(connection_rate=0.001, connection_burst=1, over_limit="reject")
+    async with serving(policy) as route:
+        assert await route.exchange(b"x") == b"x"
+        route.adopt(policy)
+        assert await ends_by_reset(route.connect())
+
+
+# ---- max_connections_per_source ----
+
+
+async def test_a_source_over_its_limit_is_reset_and_others_come_in() -> None:
+    async with serving(Policy(max_connections_per_source=1)) as route:
+        first = await route.live("127.0.0.1")
+        assert await ends_by_reset(route.connect("127.0.0.1"))
+        await route.rejected("max_connections_per_source")
+        assert await route.exchange(b"x", "127.0.0.2") == b"x"
+        await first.aclose()
+        await route.closed("finished", 2)
+        assert await route.exchange(b"x", "127.0.0.1") == b"x"
+        await route.closed("finished", 3)
+        assert route.stats.sources == {}, "a source that is gone takes no room"
+
+
+async def test_a_reload_counts_the_sources_of_live_connections() -> None:
+    async with serving(Policy()) as route:
+        live = await route.live("127.0.0.1")
+        route.adopt(Policy(max_connections_per_source=1))
+        assert await ends_by_reset(route.connect("127.0.0.1"))
+        assert await route.exchange(b"x", "127.0.0.2") == b"x"
+        await live.aclose()
+        await route.closed("finished", 2)
+        assert route.stats.sources == {}
+
+
+async def test_clients_of_a_unix_socket_are_counted_by_their_user(tmp_path: Path) -> None:
+    policy = Policy(max_connections_per_source=1)
+    async with serving(policy, listen_at=unix_at(tmp_path)) as route, await route.live():
+        assert route.stats.sources == {f"uid:{os.geteuid()}": 1}
+        client = route.connect()
+        await route.rejected("max_connections_per_source")
+        await client.aclose()
+
+
+# ---- descriptors ----
+
+
+@contextmanager
+def at_most(connections: int) -> Iterator[None]:
+    """Lower the limit of descriptors, so that there is room for so many connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = descriptors.count_open() + 2 * connections
+    largest = next(n for n in range(wanted, 4096) if n - descriptors.reserve(n) == wanted)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (largest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_clients_wait_before_the_descriptor_table_is_full() -> None:
+    """The clients and the target are in this process too, so each connection has four."""
+    admission = Admission()
+    async with serving(Policy(), admission=admission) as route:
+        with at_most(30):
+            assert admission.descriptors_free() >= 60
+            async with AsyncExitStack() as clients:
+                with trio.fail_after(PATIENCE):
+                    while not route.stats.waits["descriptors"]:
+                        before = route.stats.connections
+                        await clients.enter_async_context(route.connect())
+                        while (
+                            route.stats.connections == before
+                            and not route.stats.waits["descriptors"]
+                        ):
+                            await trio.lowlevel.checkpoint()
+                        admission.recount()  # the test itself has opened some
+                assert 1 <= admission.live < 30
+                assert not admission.is_open
+                assert route.stats.accept_errors == 0
+                assert route.stats.dial_failures == {}
+                os.close(os.dup(0))  # the reserve is there
+            with trio.fail_after(PATIENCE):
+                while admission.live or not admission.is_open:
+                    await trio.lowlevel.checkpoint()
+                    admission.recount()
+            assert await route.exchange(b"again") == b"again"
+
+
+async def test_descriptors_that_others_give_back_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission_module, "_LOOK_AGAIN", 0.05)
+    admission = Admission()
+    async with serving(Policy(), admission=admission) as route:
+        with ExitStack() as files, at_most(4):
+            with suppress(OSError):
+                while admission.descriptors_free():
+                    os_file = os.dup(0)
+                    files.callback(os.close, os_file)
+            client = route.connect()
+            await client.send_all(b"x")
+            await route.waits("descriptors")
+            files.close()
+            with trio.fail_after(PATIENCE):
+                assert await client.receive_some() == b"x"
+            await client.aclose()
+
+
+def test_the_limit_is_raised_as_far_as_it_goes() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    try:
+        before, after = descriptors.raise_limit()
+        assert (before, after) == (min(soft, 256), hard)
+        assert descriptors.limit() == hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_open_descriptors_are_counted() -> None:
+    before = descriptors.count_open()
+    with socket.socket(), socket.socket():
+        assert descriptors.count_open() == before + 2
+
+
+def test_descriptors_are_counted_without_the_kernels_short_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = descriptors.count_open()
+    monkeypatch.setattr(descriptors, "_TABLE", Path("/proc/none"))
+    assert descriptors.count_open() == before
+
+
+# ---- the log ----
+
+
+async def test_rejections_are_logged_at_a_bounded_rate() -> None:
+    async with (
+        serving(Policy(max_connections=1, over_limit="reject")) as route,
+        await route.live(),
+    ):
+        for number in range(20):
+            assert await ends_by_reset(route.connect())
+            await route.rejected("max_connections", number + 1)
+        [line] = route.events("rejected")
+        assert line["reason"] == "max_connections"
+        assert line["left_out"] == 0
+        assert str(line["client"]).startswith("127.0.0.1:")
+        assert "max_connections" in str(line["why"])
+
+
+async def test_the_next_line_says_how_many_were_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = MockClock()
+    monkeypatch.setattr("vsockproxy.log.output.monotonic", clock.current_time)
+    async with (
+        serving(Policy(max_connections=1, over_limit="reject")) as route,
+        await route.live(),
+    ):
+        for number in range(5):
+            assert await ends_by_reset(route.connect())
+            await route.rejected("max_connections", number + 1)
+        clock.jump(60)
+        assert await ends_by_reset(route.connect())
+        await route.rejected("max_connections", 6)
+        assert [line["left_out"] for line in route.events("rejected")] == [0, 4]
+
+
+# ---- max_lifetime ----
+
+
+@pytest.mark.parametrize("choice", ["native", "portable"])
+async def test_a_connection_is_cut_at_the_end_of_its_life(choice: str) -> None:
+    async with serving(Policy(max_lifetime=0.1), choice=choice) as route:  # type: ignore[arg-type] # one of the two
+        client = await route.live()
+        assert await ends_by_reset(client)
+        await route.closed("max_lifetime")
+
+
+async def test_a_life_that_is_long_enough_changes_nothing() -> None:
+    async with serving(Policy(max_lifetime=60.0)) as route:
+        assert await route.exchange(b"x" * 100_000) == b"x" * 100_000
+        await route.closed("finished")
+
+
+async def test_a_life_ends_during_a_silent_hold_and_live_ones_keep_theirs() -> None:
+    async with serving(Policy(), service=hold) as route:
+        old = route.connect()
+        with trio.fail_after(PATIENCE):
+            while not route.stats.live:
+                await trio.lowlevel.checkpoint()
+        route.adopt(Policy(max_lifetime=0.05))
+        assert await ends_by_reset(route.connect())
+        await route.closed("max_lifetime")
+        assert len(route.stats.live) == 1
+        await old.aclose()
+
+
+def names(route: Served) -> set[str]:
+    """The events that a route has logged."""
+    return {str(call.args[0]) for call in route.log.calls}
+
+
+async def test_nothing_is_said_where_nothing_is_limited() -> None:
+    async with serving(Policy()) as route:
+        assert await route.exchange(b"x") == b"x"
+        await route.closed("finished")
+        assert names(route) == {"connection"}
+
+
+def test_a_moments_spike_of_other_descriptors_does_not_shut_the_gate_for_good() -> None:
+    admission = Admission()
+    admission.live = 1  # somebody is always connected
+    room = admission.recount()
+    with ExitStack() as spike:
+        for _ in range(100):
+            spike.enter_context(socket.socket())
+        assert admission.recount() <= room - 100
+    admission.recount()
+    assert admission.recount() == room

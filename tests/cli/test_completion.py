@@ -1,0 +1,74 @@
+"""Completion as the shells themselves do it, with the script that the program prints."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import pytest
+import trio
+
+from tests.admin.running_daemon import steered
+from tests.daemon_process import PATIENCE, environment
+
+# What bash does when the Tab key is pressed: complete(1) names the function.
+BASH: Final = """\
+eval "$(vsockproxy --show-completion bash)"
+COMP_WORDS=(vsockproxy {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+_vsockproxy_completion vsockproxy
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+FISH: Final = """\
+vsockproxy --show-completion fish | source
+complete -C 'vsockproxy {words}' | string split -f 1 \\t
+"""
+
+
+def completed(
+    shell: str, script: str, tmp_path: Path, environ: Mapping[str, str] | None = None
+) -> list[str]:
+    if not shutil.which(shell):
+        pytest.skip(f"apt install {shell}")
+    program = tmp_path / "vsockproxy"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m vsockproxy "$@"\n')
+    program.chmod(0o755)
+    options = ["--norc"] if shell == "bash" else ["--no-config"]
+    done = subprocess.run(
+        [shell, *options, "-c", script],
+        env={
+            **environment(),
+            "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+            "HOME": str(tmp_path),
+            **(environ or {}),
+        },
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    return [line.strip() for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(("shell", "script"), [("bash", BASH), ("fish", FISH)])
+def test_a_command_and_its_options_are_completed(shell: str, script: str, tmp_path: Path) -> None:
+    assert completed(shell, script.format(words="doc"), tmp_path) == ["doctor"]
+    assert "--root" in completed(shell, script.format(words="doctor --"), tmp_path)
+
+
+async def test_a_routes_name_is_completed_by_asking_the_daemon(tmp_path: Path) -> None:
+    async with steered(tmp_path, "web", "web-2", "db") as running:
+        environ = {"VSOCKPROXY_ADMIN": str(running.socket)}
+        complete = partial(completed, "bash", tmp_path=tmp_path, environ=environ)
+        names = await trio.to_thread.run_sync(complete, BASH.format(words="drain w"))
+        option = await trio.to_thread.run_sync(complete, BASH.format(words="kill --route d"))
+    assert names == ["web", "web-2"]
+    assert option == ["db"]
+
+
+def test_without_a_daemon_there_is_nothing_to_complete(tmp_path: Path) -> None:
+    environ = {"VSOCKPROXY_ADMIN": str(tmp_path / "none")}
+    assert completed("bash", BASH.format(words="drain w"), tmp_path, environ) == [""]

@@ -1,0 +1,91 @@
+"""The man pages: made from what stands here now, and pages that man can show."""
+
+import shutil
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from man import roff
+from man.generate import pages
+from tests.cli.test_cli import COMMANDS
+from vsockproxy.config.schema import TABLES
+
+PAGES = pages()
+NAMES = sorted(PAGES)
+
+
+def shown(markdown: str) -> list[str]:
+    return list(roff.blocks(markdown))
+
+
+@pytest.mark.parametrize("file", NAMES, ids=lambda file: file.name)
+def test_the_pages_are_up_to_date(file: Path) -> None:
+    assert file.read_text() == PAGES[file], f"{file.name} is behind: make man"
+
+
+def test_every_command_and_exit_status_has_its_place() -> None:
+    page = (PAGES[NAMES[0]]).replace("\\-", "-")
+    for name in COMMANDS:
+        assert f'.SS "{name}"' in page
+    for text in ('.SH "EXIT STATUS"', '.SH "SIGNALS"', r"\fB--wait\fR \fITIME\fR"):
+        assert text in page
+
+
+def test_every_key_of_every_table_is_a_term() -> None:
+    lines = PAGES[NAMES[1]].splitlines()
+    terms = {line for above, line in pairwise(lines) if above == ".TP"}
+    for model in TABLES.values():
+        for key in model.model_fields:
+            assert rf"\fB{key}\fR" in terms
+
+
+@pytest.mark.parametrize("file", NAMES, ids=lambda file: file.name)
+@pytest.mark.skipif(not shutil.which("groff"), reason="apt install groff-base")
+def test_groff_has_no_complaint(file: Path) -> None:
+    done = subprocess.run(
+        ["groff", "-ww", "-man", "-z", "-Tutf8", file], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("file", NAMES, ids=lambda file: file.name)
+@pytest.mark.skipif(not shutil.which("man"), reason="apt install man-db")
+def test_man_shows_them_without_a_warning(file: Path) -> None:
+    done = subprocess.run(
+        ["man", "--warnings", "-P", "cat", "-l", file],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": "/usr/bin:/bin", "MANWIDTH": "80", "LC_ALL": "C"},
+    )
+    assert done.stderr == ""
+    assert "SEE ALSO" in done.stdout
+
+
+def test_what_is_to_be_copied_keeps_its_signs() -> None:
+    assert shown("use `a-b ~^'\\`, not a-b") == [
+        ".PP",
+        r"use \fBa\-b \(ti\(ha\(aq\e\fR, not a-b",
+    ]
+
+
+def test_a_line_that_looks_like_a_request_is_none() -> None:
+    assert shown(".TH is no request") == [".PP", r"\&.TH is no request"]
+    assert shown("    'quoted'")[-3] == r"\(aqquoted\(aq"
+
+
+def test_a_table_becomes_terms() -> None:
+    table = "| key | type | meaning |\n|---|---|---|\n| `a` | text | What `b` is |\n| `c` | - | d |"
+    assert shown(table) == [
+        *(".TP", r"\fBa\fR", r"What \fBb\fR is", ".IP", "type: text"),
+        *(".TP", r"\fBc\fR", "d"),
+    ]
+
+
+def test_a_link_is_its_text_and_a_list_has_bullets() -> None:
+    assert shown("- see [the `page`](page.md)\n  here\n- **b**") == [
+        *(".TP", r"\(bu", r"see the \fBpage\fR here"),
+        *(".TP", r"\(bu", r"\fBb\fR"),
+    ]

@@ -1,0 +1,82 @@
+"""The keys of a file, the page that explains them, and the files in config/: all agree."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from vsockproxy.config.document import parse_document
+from vsockproxy.config.load import build_config, load_config
+from vsockproxy.config.schema import TABLES, FileTables, PolicyKeys, RouteTable
+from vsockproxy.config.settings import Config, Policy
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted(path for path in (ROOT / "config").iterdir() if path.is_file())
+FULL = ROOT / "config" / "vsockproxy.toml"
+PAGE = ROOT / "docs" / "configuration.md"
+
+
+def toml(text: str) -> Config:
+    return build_config(parse_document(text.encode(), "x.toml", ".toml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_every_file_in_config_is_a_configuration(path: Path) -> None:
+    assert load_config(path).routes
+
+
+def test_the_settings_that_the_full_file_has_switched_off_are_valid_too() -> None:
+    text = re.sub(r"(?m)^#(?=\S)", "", FULL.read_text())
+    assert len(toml(text).routes) > len(load_config(FULL).routes)
+
+
+def keys_of(model: type[BaseModel]) -> set[str]:
+    own = set(model.model_fields)
+    return own - set(PolicyKeys.model_fields) if model is RouteTable else own
+
+
+def sections_of(text: str, heading: str) -> Iterator[tuple[str, str]]:
+    """The name and the text of each part of a file, by a pattern with the name as its group."""
+    parts = re.split(f"(?m)^{heading}.*$", text)
+    return zip(parts[1::2], parts[2::2], strict=True)
+
+
+def test_the_page_has_every_key_and_no_other() -> None:
+    sections = dict(sections_of(PAGE.read_text(), r"## `\[+([a-z]+)\]+`"))
+    assert set(sections) == set(FileTables.model_fields)
+    for table, model in TABLES.items():
+        text = sections[table].split("\n## ")[0]
+        assert set(re.findall(r"(?m)^\| `(\w+)` \|", text)) == keys_of(model), table
+
+
+def test_the_full_file_has_every_key_and_no_other() -> None:
+    found: dict[str, set[str]] = {}
+    for name, text in sections_of(FULL.read_text(), r"\[+([a-z]+)(?:\.\w+)?\]+"):
+        found.setdefault(name, set()).update(re.findall(r"(?m)^#?(\w+) = ", text))
+    assert set(found) == set(FileTables.model_fields)
+    for table, model in TABLES.items():
+        extra = set(PolicyKeys.model_fields) if model is RouteTable else set()
+        assert keys_of(model) <= found[table] <= keys_of(model) | extra, table
+
+
+def test_the_page_tells_the_defaults_of_the_policies() -> None:
+    text = PAGE.read_text().split("\n## `[defaults]`")[1].split("\n## `[")[0]
+    rows = re.findall(r"(?m)^\| `(\w+)` \| [^|]* \| `([^`|]+)` \|", text)
+    told = {key: text for key, text in rows if key in PolicyKeys.model_fields}
+    assert toml("forward.80 = '3:80'\n[defaults]\n" + "\n".join(map(" = ".join, told.items()))) == (
+        toml("forward.80 = '3:80'")
+    )
+    assert set(told) == set(PolicyKeys.model_fields)
+
+
+def test_the_full_file_shows_the_defaults_of_the_policies() -> None:
+    shown = load_config(FULL).routes[0].policy
+    assert shown == Policy()
+
+
+def test_every_policy_of_a_route_has_its_key() -> None:
+    assert {field.name for field in fields(Policy)} == set(PolicyKeys.model_fields)
+    assert PolicyKeys().policy(PolicyKeys()) == Policy()

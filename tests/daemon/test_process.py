@@ -1,0 +1,256 @@
+"""The daemon as systemd sees it: its states, its life signs, its signals, its kept sockets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+import structlog
+import trio
+
+from tests.daemon_process import daemon
+from tests.fake_services import echo, mux_server
+from tests.fake_systemd import Manager, manager
+from tests.sockets import stream
+from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint
+from vsockproxy.config.settings import Config, Policy, Route
+from vsockproxy.daemon.process import supervise
+from vsockproxy.errors import ConfigError, Problem
+from vsockproxy.systemd import store_name
+
+LOOPBACK = TcpEndpoint("127.0.0.1", 0)
+WATCHDOG_USEC = 200_000
+
+
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+    """A service manager with a short watchdog interval, for this process and its children."""
+    with manager(tmp_path / "notify") as running:
+        running.environ["WATCHDOG_USEC"] = str(WATCHDOG_USEC)
+        for name, value in running.environ.items():
+            monkeypatch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture
+def logged() -> Iterator[list[structlog.typing.EventDict]]:
+    with structlog.testing.capture_logs() as events:
+        yield events
+
+
+@pytest.fixture
+async def guest(tmp_path: Path) -> AsyncIterator[MuxEndpoint]:
+    async with mux_server(tmp_path / "guest.sock", {80: echo}) as server:
+        yield MuxEndpoint(str(server.path), 80)
+
+
+def configuration(guest: MuxEndpoint, *names: str) -> Config:
+    policy = Policy(half_close="forward", drain_timeout=20)
+    return Config(tuple(Route(name, LOOPBACK, guest, policy) for name in names))
+
+
+Load = Callable[[], Config] | None
+
+
+async def run(config: Config, load: Load = None, *, task_status: trio.TaskStatus[None]) -> None:
+    """`supervise` in this process, until a signal; it must drain."""
+    assert await supervise(config, nullcontext(), task_status.started, load)
+
+
+@asynccontextmanager
+async def service(config: Config, load: Load = None) -> AsyncIterator[None]:
+    """The same while the block runs."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run, config, load)
+        yield
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def client_of(systemd: Manager) -> trio.SocketStream:
+    """A client of the first listener that was given to the store."""
+    [file] = (await systemd.wait_for(FDSTORE="1")).files
+    with socket.socket(fileno=os.dup(file)) as listener:
+        sock = trio.socket.socket()
+        await sock.connect(listener.getsockname())
+    return trio.SocketStream(sock)
+
+
+# ---- states ----
+
+
+async def test_ready_is_said_once_every_route_listens(systemd: Manager, guest: MuxEndpoint) -> None:
+    async with service(configuration(guest, "echo")):
+        async with await client_of(systemd) as client:
+            await client.send_all(b"x")
+            assert await client.receive_some() == b"x"
+        assert (await systemd.wait_for()).fields == {"STATUS": "1 route, 0 live connections"}
+        assert (await systemd.wait_for()).fields == {"READY": "1"}
+
+
+async def test_a_daemon_that_cannot_listen_is_never_ready(systemd: Manager, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        async with daemon("forward", taken, f"unix:{tmp_path}/x") as running:
+            assert await running.wait() == 1
+    with pytest.raises(BlockingIOError):
+        systemd.receive()
+
+
+async def test_the_status_follows_the_connections(systemd: Manager, guest: MuxEndpoint) -> None:
+    async with service(configuration(guest, "echo")):
+        async with await client_of(systemd):
+            await systemd.wait_for(STATUS="1 route, 1 live connection")
+        await systemd.wait_for(STATUS="1 route, 0 live connections")
+
+
+async def test_the_watchdog_gets_life_signs_in_less_than_its_interval(
+    systemd: Manager, guest: MuxEndpoint
+) -> None:
+    async with service(configuration(guest, "echo")):
+        await systemd.wait_for(WATCHDOG="1")
+        for _ in range(3):
+            with trio.fail_after(WATCHDOG_USEC / 1e6):
+                await systemd.wait_for(WATCHDOG="1")
+
+
+async def test_without_a_watchdog_there_is_a_status_all_the_same(
+    systemd: Manager, guest: MuxEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WATCHDOG_USEC")
+    async with service(configuration(guest, "echo")):
+        await systemd.wait_for(STATUS="1 route, 0 live connections")
+
+
+async def test_a_stop_is_said_and_gets_time_until_the_last_connection_has_ended(
+    systemd: Manager, guest: MuxEndpoint
+) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run, configuration(guest, "echo"))
+        async with await client_of(systemd) as client:
+            await client.send_all(b"x")
+            assert await client.receive_some() == b"x"
+            os.kill(os.getpid(), signal.SIGTERM)
+            await systemd.wait_for(STOPPING="1")
+            await systemd.wait_for(STATUS="draining, 1 live connection")
+            for _ in range(3):
+                await systemd.wait_for_word("EXTEND_TIMEOUT_USEC")
+
+
+# ---- reload ----
+
+
+async def test_hangup_reloads_between_reloading_and_ready(
+    systemd: Manager, guest: MuxEndpoint
+) -> None:
+    other = TcpEndpoint("localhost", 0)
+    two = Config((*configuration(guest, "echo").routes, Route("more", other, guest)))
+    async with service(configuration(guest, "echo"), lambda: two):
+        await systemd.wait_for(READY="1")
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert "MONOTONIC_USEC" in (await systemd.wait_for(RELOADING="1")).fields
+        await systemd.wait_for(FDSTORE="1")
+        await systemd.wait_for(STATUS="2 routes, 0 live connections")
+        await systemd.wait_for(READY="1")
+
+
+async def test_a_reload_that_fails_is_told_with_every_problem_and_ends_ready(
+    systemd: Manager, guest: MuxEndpoint, logged: list[structlog.typing.EventDict]
+) -> None:
+    config = configuration(guest, "echo")
+    answers: list[Config | ConfigError] = [
+        ConfigError("a.toml", (Problem("route", "is wrong"), Problem("metrics", "is worse"))),
+        config,
+    ]
+
+    def load() -> Config:
+        answer = answers.pop(0)
+        if isinstance(answer, ConfigError):
+            raise answer
+        return answer
+
+    async with service(config, load):
+        client = await client_of(systemd)
+        await systemd.wait_for(READY="1")
+        os.kill(os.getpid(), signal.SIGHUP)
+        status = "the last reload failed, see the log; 1 route, 1 live connection"
+        await systemd.wait_for(STATUS=status)
+        await systemd.wait_for(READY="1")
+        problems = [event["problem"] for event in logged if event["event"] == "reload_failed"]
+        assert problems == ["a.toml: route: is wrong", "a.toml: metrics: is worse"]
+        async with client:
+            await client.send_all(b"x")
+            assert await client.receive_some() == b"x"
+            os.kill(os.getpid(), signal.SIGHUP)
+            await systemd.wait_for(STATUS="1 route, 1 live connection")
+
+
+async def test_a_daemon_without_a_file_ends_at_hangup_as_programs_do(tmp_path: Path) -> None:
+    async with daemon("forward", f"unix:{tmp_path}/front", f"unix:{tmp_path}/x") as running:
+        await running.wait_for("ready")
+        running.send_signal(signal.SIGHUP)
+        assert await running.wait() == -signal.SIGHUP
+
+
+# ---- sockets that systemd hands in ----
+
+
+async def test_a_kept_socket_serves_its_route_again_and_goes_on_being_kept(
+    systemd: Manager, guest: MuxEndpoint
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as kept:
+        port = kept.getsockname()[1]
+        name = store_name(TcpEndpoint("127.0.0.1", port), 0)
+        early = socket.create_connection(("127.0.0.1", port))
+        arguments = ("forward", f"127.0.0.1:{port}", str(guest), "--half-close", "forward")
+        async with daemon(*arguments, sockets={name: kept}) as running:
+            async with stream(early) as client:
+                await client.send_all(b"waited")
+                assert await client.receive_some() == b"waited"
+            assert await running.stop() == 0
+        told = _all(systemd)
+        assert {"READY": "1"} in told
+        assert not [fields for fields in told if "FDSTOREREMOVE" in fields]
+
+
+async def test_a_kept_socket_that_no_route_wants_any_more_is_let_go(
+    systemd: Manager, guest: MuxEndpoint, tmp_path: Path
+) -> None:
+    kept = socket.create_server(("127.0.0.1", 0))
+    address = kept.getsockname()
+    name = store_name(TcpEndpoint(*address), 0)
+    front = f"unix:{tmp_path}/front"
+    async with daemon("forward", front, str(guest), sockets={name: kept}) as running:
+        kept.close()
+        await running.wait_for("ready")
+        await systemd.wait_for(FDSTOREREMOVE="1", FDNAME=name)
+        await systemd.wait_for(READY="1")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+
+
+async def test_a_socket_that_no_route_listens_on_is_named(guest: MuxEndpoint) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as used,
+        socket.create_server(("127.0.0.1", 0)) as surplus,
+    ):
+        sockets = {"web": used, "old": surplus}
+        async with daemon("forward", "fd:web", str(guest), sockets=sockets) as running:
+            event = await running.wait_for("surplus_socket")
+            assert (event["level"], event["name"]) == ("warning", "old")
+            await running.stop()
+            assert not [line for line in running.lines if "surplus_socket name=web" in line]
+
+
+def _all(systemd: Manager) -> list[dict[str, str]]:
+    """Every message that waits."""
+    told: list[dict[str, str]] = []
+    try:
+        while True:
+            told.append(dict(systemd.receive().fields))
+    except BlockingIOError:
+        return told

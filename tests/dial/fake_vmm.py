@@ -1,0 +1,134 @@
+"""A virtual machine monitor's vsock socket, with what real ones get wrong.
+
+Real Unix sockets; the guest behind them is a table of services, one for each port.  What
+the quirks are and who has them: docs/vmm.md.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+import trio.testing
+
+from tests.fake_services import Answer, Service, answers_ok, unix_listener
+from tests.sockets import stream
+from vsockproxy.dial import mux
+
+
+class Vmm:
+    """A VMM at a path: hosts connect by CONNECT, its guest by `guest_connects`.
+
+    Attributes:
+      path: the socket's file.
+      requests: what each host sent before the answer, all of it.
+      live: how many hosts are connected.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        services: Mapping[int, Service],
+        *,
+        answer: Answer = answers_ok,
+        most: int | None = None,
+        collapses: bool = False,
+    ) -> None:
+        """``most`` connections at once; a VMM that ``collapses`` takes half a close for a whole."""
+        self.path = path
+        self.requests: list[bytes] = []
+        self.live = 0
+        self._services = services
+        self._answer = answer
+        self._most = most
+        self._collapses = collapses
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Be there while the block runs: then the file is gone, and every connection closed."""
+        with unix_listener(self.path) as sock:
+            listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.serve_listeners, self._serve, [listener])
+                yield
+                nursery.cancel_scope.cancel()
+
+    async def guest_connects(self, port: int) -> trio.SocketStream:
+        """What the guest's connect to a host port is: a stream to ``PATH_PORT``, unannounced.
+
+        Raises OSError where nobody listens; never waits, as the VMM's only thread must not.
+        """
+        sock = socket.socket(socket.AF_UNIX)
+        sock.setblocking(False)
+        try:
+            sock.connect(f"{self.path}_{port}")
+        except BaseException:
+            sock.close()
+            raise
+        return stream(sock)
+
+    async def _serve(self, host: trio.SocketStream) -> None:
+        async with host:
+            if self.live == self._most:
+                return
+            self.live += 1
+            try:
+                await self._serve_request(host)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+            finally:
+                self.live -= 1
+
+    async def _serve_request(self, host: trio.SocketStream) -> None:
+        request = bytes(await host.receive_some(mux.LINE_MAX))
+        await trio.testing.wait_all_tasks_blocked()
+        self.requests.append(request + _waiting(host))
+        if not request.endswith(b"\n"):  # a second packet is dropped with its connection
+            return
+        port = mux.parse_request(request)
+        if port in self._services and await self._answer(host, port):
+            serve = _collapsed if self._collapses else _whole
+            await serve(host, self._services[port])
+
+
+async def never_answers(host: trio.SocketStream, port: int) -> bool:
+    """The answer of a VMM whose guest has no driver yet: none, until the host gives up."""
+    await host.receive_some(1)
+    return False
+
+
+def _waiting(host: trio.SocketStream) -> bytes:
+    """What has come and not been read."""
+    with socket.fromfd(host.socket.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            return sock.recv(4096, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return b""
+
+
+async def _whole(host: trio.SocketStream, service: Service) -> None:
+    await service(host)
+
+
+async def _collapsed(host: trio.SocketStream, service: Service) -> None:
+    """Run a service behind a VMM that ends both directions when the host ends one."""
+    near, far = (stream(sock) for sock in socket.socketpair())
+
+    async def answer() -> None:
+        async with far:
+            await service(far)
+
+    async def bring_back() -> None:
+        async for piece in near:
+            await host.send_all(piece)
+        await host.send_eof()
+
+    async with near, trio.open_nursery() as nursery:
+        nursery.start_soon(answer)
+        nursery.start_soon(bring_back)
+        async for piece in host:
+            await near.send_all(piece)
+        nursery.cancel_scope.cancel()

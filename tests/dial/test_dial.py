@@ -1,0 +1,390 @@
+"""Sockets: what a dial and a listen give, what they say when they cannot, and what they leave."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+import vsockproxy
+from tests.fake_services import (
+    as_ordinary_user,
+    cancelled_while_waiting,
+    dead_unix_socket,
+    full_tcp_listener,
+    full_unix_listener,
+    listening,
+    needs_ipv6,
+    no_descriptors_left,
+    open_folder,
+    unix_listener,
+    unused_tcp_port,
+)
+from tests.sockets import no_descriptor_left_over
+from vsockproxy.address.endpoint import (
+    AF_VSOCK,
+    Dialable,
+    MuxEndpoint,
+    TcpEndpoint,
+    UnixEndpoint,
+    VsockEndpoint,
+)
+from vsockproxy.address.sockaddr import new_socket
+from vsockproxy.dial import dial as transport
+from vsockproxy.dial.dial import abort, dial, dial_at_once, peer_name
+from vsockproxy.errors import DialError
+
+TIMEOUT = 20.0
+SHORT = 0.05
+
+
+async def fails(endpoint: Dialable, timeout: float = TIMEOUT) -> DialError:
+    """The error of a dial that must fail, and leave no descriptor."""
+    with no_descriptor_left_over(), pytest.raises(DialError) as caught:
+        await dial(endpoint, timeout)
+    assert caught.value.endpoint == endpoint
+    return caught.value
+
+
+def exchange(one: socket.socket, other: socket.socket) -> None:
+    """Prove that two sockets are the ends of one connection."""
+    for sender, receiver in ((one, other), (other, one)):
+        receiver.settimeout(TIMEOUT)
+        assert sender.send(b"ping") == 4
+        assert receiver.recv(8) == b"ping"
+
+
+# --- dial: tcp ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6), "localhost", None]
+)
+async def test_a_tcp_target_is_connected_ready_for_the_pump(host: str | None) -> None:
+    with listening(TcpEndpoint(host, 0)) as listeners:
+        endpoint = listeners[0].endpoint
+        assert isinstance(endpoint, TcpEndpoint)
+        with await dial(TcpEndpoint(host, endpoint.port), TIMEOUT) as sock:
+            listener = next(x.sock for x in listeners if x.sock.family == sock.family)
+            listener.settimeout(TIMEOUT)
+            accepted, _ = listener.accept()
+            with accepted:
+                exchange(sock, accepted)
+            assert type(sock) is socket.socket
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+            assert not os.get_inheritable(sock.fileno())
+            assert not os.get_blocking(sock.fileno())
+
+
+@needs_ipv6
+async def test_the_loopback_pair_falls_through_to_ipv6() -> None:
+    with (
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as server,
+        await dial(TcpEndpoint(None, server.getsockname()[1]), TIMEOUT) as sock,
+    ):
+        assert sock.family == socket.AF_INET6
+
+
+async def test_a_loopback_dial_makes_no_trip_through_the_loop() -> None:
+    """Cancelled beforehand, it still succeeds: there was no checkpoint."""
+    with socket.create_server(("127.0.0.1", 0)) as server, trio.CancelScope() as scope:
+        scope.cancel()
+        (await dial(TcpEndpoint("127.0.0.1", server.getsockname()[1]), TIMEOUT)).close()
+    assert not scope.cancelled_caught
+
+
+async def test_a_tcp_port_where_nobody_listens_is_refused() -> None:
+    error = await fails(TcpEndpoint("127.0.0.1", unused_tcp_port()))
+    assert (error.reason, error.errno) == ("refused", errno.ECONNREFUSED)
+
+
+async def test_when_every_address_fails_the_error_says_how_many_were_tried() -> None:
+    error = await fails(TcpEndpoint(None, unused_tcp_port()))
+    assert error.reason == "refused"
+    assert "(2 addresses tried)" in str(error)
+
+
+async def test_a_tcp_target_that_does_not_answer_times_out() -> None:
+    with full_tcp_listener() as (host, port):
+        error = await fails(TcpEndpoint(host, port), SHORT)
+    assert (error.reason, error.errno) == ("timeout", errno.ETIMEDOUT)
+
+
+async def test_cancelling_a_tcp_dial_leaks_nothing() -> None:
+    with full_tcp_listener() as (host, port):
+        await cancelled_while_waiting(TcpEndpoint(host, port))
+
+
+async def test_an_address_that_swallows_packets_leaves_time_for_the_next(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    with full_tcp_listener() as silent, socket.create_server(("127.0.0.1", 0)) as server:
+        resolves_to(monkeypatch, [silent, server.getsockname()])
+        with await dial(TcpEndpoint("two.example", 80), 5) as sock:
+            assert sock.getpeername() == server.getsockname()
+    assert trio.current_time() == pytest.approx(2.5)
+
+
+async def test_the_last_address_gives_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    with full_tcp_listener() as silent:
+        resolves_to(monkeypatch, [silent, ("127.0.0.1", unused_tcp_port())])
+        assert (await fails(TcpEndpoint("two.example", 80), SHORT)).reason == "refused"
+
+
+@pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+async def test_without_ipv6_the_reason_is_what_ipv4_said(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def without_ipv6(family: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(code, os.strerror(code))
+        return new_socket(family)
+
+    monkeypatch.setattr(transport, "new_socket", without_ipv6)
+    assert (await fails(TcpEndpoint(None, unused_tcp_port()))).reason == "refused"
+
+
+async def test_a_refusal_that_comes_late_is_a_refusal() -> None:
+    """The listener's end answers the second SYN, which Linux sends after a second."""
+    errors = []
+
+    async def refused(endpoint: TcpEndpoint) -> None:
+        with pytest.raises(DialError) as caught:
+            await dial(endpoint, TIMEOUT)
+        errors.append(caught.value.reason)
+
+    async with trio.open_nursery() as nursery:
+        with full_tcp_listener() as (host, port):
+            nursery.start_soon(refused, TcpEndpoint(host, port))
+            await trio.testing.wait_all_tasks_blocked()
+    assert errors == ["refused"]
+
+
+@needs_ipv6
+async def test_the_scope_of_an_ipv6_address_reaches_the_kernel() -> None:
+    """A link-local address without its scope is EINVAL."""
+    error = await fails(TcpEndpoint("fe80::1%lo", unused_tcp_port()))
+    assert error.errno != errno.EINVAL
+    assert error.reason == "unreachable"
+
+
+async def test_a_name_that_does_not_resolve_is_named() -> None:
+    """The name space ``.invalid`` is empty for ever (RFC 6761)."""
+    error = await fails(TcpEndpoint("no-such-host.invalid", 80))
+    assert error.reason == "name"
+    assert "'no-such-host.invalid' does not resolve" in str(error)
+
+
+async def test_a_name_that_idna_cannot_write_is_a_name_that_does_not_resolve() -> None:
+    assert (await fails(TcpEndpoint("a" * 70 + ".example", 80))).reason == "name"
+
+
+async def test_a_name_server_that_is_silent_is_a_timeout(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    monkeypatch.setattr(trio.socket, "getaddrinfo", sleeps_forever)
+    error = await fails(TcpEndpoint("silent.example", 80), 5)
+    assert error.reason == "timeout"
+    assert "'silent.example'" in str(error)
+    assert trio.current_time() == pytest.approx(5)
+
+
+async def test_cancelling_a_name_that_is_being_resolved_leaks_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trio.socket, "getaddrinfo", sleeps_forever)
+    await cancelled_while_waiting(TcpEndpoint("silent.example", 80))
+
+
+async def test_a_connection_to_oneself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Binding to the target's own port makes the simultaneous open that chance makes rarely."""
+    port = unused_tcp_port()
+
+    def bound(family: int) -> socket.socket:
+        sock = new_socket(family)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", port))
+        return sock
+
+    monkeypatch.setattr(transport, "new_socket", bound)
+    assert (await fails(TcpEndpoint("127.0.0.1", port))).reason == "refused"
+
+
+async def test_a_full_descriptor_table_is_said_so() -> None:
+    endpoint = TcpEndpoint("127.0.0.1", unused_tcp_port())
+    with no_descriptors_left(), pytest.raises(DialError) as caught:
+        await dial(endpoint, TIMEOUT)
+    assert caught.value.reason == "no_descriptors"
+
+
+# --- dial: unix ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spelling", ["{}/server", "@vsockproxy-test{}"])
+async def test_a_unix_target_is_connected(tmp_path: Path, spelling: str) -> None:
+    endpoint = UnixEndpoint(spelling.format(tmp_path))
+    with listening(endpoint) as [listener], await dial(endpoint, TIMEOUT) as sock:
+        listener.sock.settimeout(TIMEOUT)
+        accepted, _ = listener.sock.accept()
+        with accepted:
+            exchange(sock, accepted)
+        assert not os.get_inheritable(sock.fileno())
+        assert not os.get_blocking(sock.fileno())
+
+
+async def test_a_full_backlog_is_busy_and_no_connection(tmp_path: Path) -> None:
+    path = tmp_path / "full"
+    with full_unix_listener(path):
+        error = await fails(UnixEndpoint(str(path)), SHORT)
+    assert (error.reason, error.errno) == ("busy", errno.EAGAIN)
+
+
+async def test_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "full"
+    with full_unix_listener(path) as server:
+
+        async def make_room() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            server.accept()[0].close()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(make_room)
+            with trio.fail_after(TIMEOUT / 2):  # not only once, at the end
+                sock = await dial(UnixEndpoint(str(path)), TIMEOUT)
+            with sock:
+                assert sock.getpeername() == str(path)
+
+
+async def test_cancelling_the_wait_for_a_full_backlog_leaks_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "full"
+    with full_unix_listener(path):
+        await cancelled_while_waiting(UnixEndpoint(str(path)))
+
+
+@pytest.mark.parametrize("kind", ["unix", "vsock-mux"])
+async def test_a_path_that_is_not_there_is_not_found(tmp_path: Path, kind: str) -> None:
+    assert (await fails(target(kind, tmp_path / "none"))).reason == "not_found"
+
+
+@pytest.mark.parametrize("kind", ["unix", "vsock-mux"])
+async def test_a_path_of_something_else_is_said_to_be_no_socket(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "file").touch()
+    error = await fails(target(kind, tmp_path / "file"))
+    assert (error.reason, error.errno) == ("refused", errno.ECONNREFUSED)
+    assert "is not a socket" in str(error)
+    with pytest.raises(DialError, match="is not a socket"):
+        dial_at_once(UnixEndpoint(str(tmp_path)))
+
+
+@pytest.mark.parametrize("kind", ["unix", "vsock-mux"])
+async def test_a_path_whose_process_has_ended_is_refused(tmp_path: Path, kind: str) -> None:
+    dead_unix_socket(tmp_path / "dead")
+    error = await fails(target(kind, tmp_path / "dead"))
+    assert (error.reason, error.errno) == ("refused", errno.ECONNREFUSED)
+
+
+@pytest.mark.parametrize("kind", ["unix", "vsock-mux"])
+async def test_a_socket_of_which_the_mode_forbids_it_is_denied(kind: str) -> None:
+    with open_folder() as folder, unix_listener(folder / "closed"):
+        (folder / "closed").chmod(0o600 if os.geteuid() == 0 else 0)
+        with as_ordinary_user():
+            assert (await fails(target(kind, folder / "closed"))).reason == "denied"
+
+
+# --- dial: vsock, where the system has none --------------------------------------
+
+
+async def test_without_af_vsock_a_dial_is_unsupported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(socket, "AF_VSOCK", raising=False)
+    assert (await fails(VsockEndpoint(3, 80))).reason == "unsupported"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [(errno.EAFNOSUPPORT, "blocked"), (errno.EPERM, "blocked"), (errno.ENODEV, "no_transport")],
+)
+async def test_what_socket_says_of_af_vsock_becomes_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, code: int, reason: str
+) -> None:
+    def refused(family: int) -> socket.socket:
+        assert family == AF_VSOCK
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(socket, "AF_VSOCK", AF_VSOCK, raising=False)
+    monkeypatch.setattr(transport, "new_socket", refused)
+    assert (await fails(VsockEndpoint(3, 80))).reason == reason
+
+
+# --- the rest -----------------------------------------------------------------------------
+
+
+def test_a_peers_name_follows_the_address_grammar() -> None:
+    assert peer_name(socket.AF_INET, ("127.0.0.1", 5000)) == "127.0.0.1:5000"
+    assert peer_name(socket.AF_INET6, ("::1", 5000, 0, 0)) == "[::1]:5000"
+    assert peer_name(AF_VSOCK, (3, 1025)) == "vsock:3:1025"
+    assert peer_name(socket.AF_UNIX, "") == "unix"
+
+
+def test_abort_resets_a_tcp_peer() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+    ):
+        accepted, _ = server.accept()
+        abort(accepted)
+        assert accepted.fileno() == -1
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
+def test_abort_closes_a_unix_socket_and_takes_a_closed_one() -> None:
+    left, right = socket.socketpair()
+    with right:
+        abort(left)
+        abort(left)
+        assert right.recv(1) == b""
+
+
+def test_abort_sets_no_linger_where_it_would_block() -> None:
+    left, right = socket.socketpair()
+    with right, left:
+        copy = left.dup()
+        abort(left)
+        with copy:
+            linger = copy.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+            assert struct.unpack("ii", linger) == (0, 0)
+
+
+def test_the_package_offers_its_library_by_name() -> None:
+    for name in vsockproxy.__all__:
+        assert getattr(vsockproxy, name) is not None
+    with pytest.raises(AttributeError, match="nothing_of_the_sort"):
+        vsockproxy.nothing_of_the_sort  # noqa: B018 - looking it up is the test
+
+
+# --- words of this file -------------------------------------------------------------------
+
+
+def target(kind: str, path: Path) -> Dialable:
+    return UnixEndpoint(str(path)) if kind == "unix" else MuxEndpoint(str(path), 80)
+
+
+async def sleeps_forever(*_arguments: object, **_keywords: object) -> None:
+    await trio.sleep_forever()
+
+
+def resolves_to(monkeypatch: pytest.MonkeyPatch, addresses: list[tuple[str, int]]) -> None:
+    """Have every name stand for these addresses."""
+
+    async def answer(*_arguments: object, **_keywords: object) -> list[tuple[object, ...]]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", answer)

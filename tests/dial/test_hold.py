@@ -1,0 +1,253 @@
+"""The room of the clients that wait for a target: who is next, and who has left."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.sockets import PAIRS, no_descriptor_left_over, reset
+from vsockproxy.address.endpoint import UnixEndpoint
+from vsockproxy.dial.hold import Outcome, Reached, WaitingRoom, has_left
+from vsockproxy.dial.target import Target
+from vsockproxy.errors import DialError
+from vsockproxy.guests.directory import Guests
+from vsockproxy.stats import TargetState
+
+FAMILIES = [
+    pytest.param(name, marks=[pytest.mark.vsock] if name == "vsock" else []) for name in PAIRS
+]
+
+
+@pytest.fixture
+def target() -> Target:
+    return Target(TargetState(UnixEndpoint("/guest")), Guests(), {}, None)
+
+
+def leaves(client: socket.socket) -> bool:
+    """Whether a client has left, asked as the room does."""
+    poll = select.poll()
+    poll.register(client, select.POLLRDHUP)
+    return any(has_left(client, events) for _, events in poll.poll(0))
+
+
+def comes_to_be(condition: Callable[[], bool]) -> bool:
+    """Whether it is so within a second: what a socket's other end does takes a moment."""
+    deadline = trio.current_time() + 1
+    while not condition():
+        if trio.current_time() > deadline:
+            return False
+    return True
+
+
+# --- who has left -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_a_client_that_says_nothing_is_there(family: str) -> None:
+    near, far = PAIRS[family]()
+    with near, far:
+        assert not leaves(far)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_a_client_that_closes_has_left(family: str) -> None:
+    near, far = PAIRS[family]()
+    with far:
+        near.close()
+        assert comes_to_be(lambda: leaves(far))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_a_client_that_has_sent_its_request_and_ended_its_side_is_there(family: str) -> None:
+    near, far = PAIRS[family]()
+    with near, far:
+        near.send(b"request")
+        near.shutdown(socket.SHUT_WR)
+        poll = select.poll()
+        poll.register(far, select.POLLRDHUP)
+        assert poll.poll(1000)
+        assert not leaves(far)
+        assert far.recv(100) == b"request"  # nothing of it was taken
+
+
+@pytest.mark.parametrize("family", ["unix", pytest.param("vsock", marks=pytest.mark.vsock)])
+async def test_a_client_that_closes_behind_its_request_has_left(family: str) -> None:
+    near, far = PAIRS[family]()
+    with far:
+        near.send(b"request")
+        near.close()
+        assert comes_to_be(lambda: leaves(far))
+
+
+@pytest.mark.parametrize("family", ["unix", pytest.param("vsock", marks=pytest.mark.vsock)])
+async def test_a_client_that_only_listens_from_the_start_is_there(family: str) -> None:
+    near, far = PAIRS[family]()
+    with near, far:
+        near.shutdown(socket.SHUT_WR)
+        assert not leaves(far)
+        far.send(b"banner")
+        near.setblocking(True)
+        assert near.recv(100) == b"banner"
+
+
+async def test_a_tcp_client_that_resets_has_left_whatever_it_sent() -> None:
+    near, far = PAIRS["tcp"]()
+    with far:
+        near.send(b"request")
+        reset(near)
+        assert comes_to_be(lambda: leaves(far))
+
+
+# --- who is next --------------------------------------------------------------------------
+
+
+class Crowd:
+    """Clients in a room, and what became of each."""
+
+    def __init__(self, room: WaitingRoom, clients: list[socket.socket]) -> None:
+        self.room = room
+        self.clients = clients
+        self.ended: dict[int, Outcome] = {}
+        self.scopes: dict[int, trio.CancelScope] = {}
+
+    async def wait(self, number: int, deadline: float) -> None:
+        with trio.CancelScope() as self.scopes[number]:
+            waiter = self.room.enter(self.clients[number])
+            self.ended[number] = await self.room.wait(waiter, deadline)
+
+
+@pytest.fixture
+def clients() -> Iterator[list[socket.socket]]:
+    with ExitStack() as stack:
+        pairs = [socket.socketpair() for _ in range(4)]
+        for near, far in pairs:
+            stack.enter_context(near)
+            stack.enter_context(far)
+        yield [far for _, far in pairs]
+
+
+def reached(target: Target) -> tuple[Reached, socket.socket]:
+    near, far = socket.socketpair()
+    return Reached(near, target, None), far
+
+
+async def test_targets_go_to_clients_in_the_order_in_which_they_came(
+    clients: list[socket.socket], target: Target
+) -> None:
+    room = WaitingRoom()
+    crowd = Crowd(room, clients)
+    async with trio.open_nursery() as nursery:
+        for number in (2, 0, 1):
+            nursery.start_soon(crowd.wait, number, trio.current_time() + 10)
+            await trio.testing.wait_all_tasks_blocked()
+        for number in (2, 0, 1):
+            one, far = reached(target)
+            room.hand_over(one)
+            await trio.testing.wait_all_tasks_blocked()
+            assert crowd.ended.pop(number) is one
+            one.sock.close()
+            far.close()
+    assert len(room) == 0
+
+
+async def test_a_target_for_which_nobody_waits_is_closed(target: Target) -> None:
+    with no_descriptor_left_over():
+        one, far = reached(target)
+        WaitingRoom().hand_over(one)
+        assert far.recv(1) == b""
+        far.close()
+
+
+async def test_a_target_for_a_client_that_is_cancelled_meanwhile_is_closed(
+    clients: list[socket.socket], target: Target
+) -> None:
+    room = WaitingRoom()
+    crowd = Crowd(room, clients)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(crowd.wait, 0, trio.current_time() + 10)
+        await trio.testing.wait_all_tasks_blocked()
+        crowd.scopes[0].cancel()
+        one, far = reached(target)
+        room.hand_over(one)
+    assert not crowd.ended
+    assert far.recv(1) == b""
+    far.close()
+
+
+async def test_a_client_whose_time_is_over_while_it_is_called_has_its_target(
+    clients: list[socket.socket], target: Target, autojump_clock: trio.testing.MockClock
+) -> None:
+    room = WaitingRoom()
+    crowd = Crowd(room, clients)
+    one, far = reached(target)
+
+    async def call() -> None:
+        await trio.sleep(1)
+        room.hand_over(one)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(crowd.wait, 0, trio.current_time() + 1)
+        nursery.start_soon(call)
+    assert (crowd.ended[0] is one) == (one.sock.fileno() >= 0)
+    assert crowd.ended[0] in (one, "late")
+    one.sock.close()
+    far.close()
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["enter", "cancel", "hand over", "let run"]), st.integers(0, 3))
+)
+
+
+@given(STEPS)
+@settings(max_examples=150, deadline=None)
+def test_every_target_is_somebodys_or_closed_whatever_happens(
+    steps: list[tuple[str, int]],
+) -> None:
+    """Enter, be cancelled, be called, in any order: no socket is lost, none is shared."""
+    with no_descriptor_left_over(), ExitStack() as stack:
+        pairs = [socket.socketpair() for _ in range(4)]
+        for pair in pairs:
+            for end in pair:
+                stack.enter_context(end)
+        trio.run(_play, steps, [far for _, far in pairs])
+
+
+async def _play(steps: list[tuple[str, int]], clients: list[socket.socket]) -> None:
+    room = WaitingRoom()
+    crowd = Crowd(room, clients)
+    target = Target(TargetState(UnixEndpoint("/guest")), Guests(), {}, None)
+    fars: list[socket.socket] = []
+    given_to: list[Reached] = []
+    async with trio.open_nursery() as nursery:
+        for step, number in steps:
+            if step == "enter" and number not in crowd.scopes:
+                crowd.scopes[number] = trio.CancelScope()
+                nursery.start_soon(crowd.wait, number, trio.current_time() + 60)
+                await trio.testing.wait_all_tasks_blocked()
+            elif step == "cancel" and number in crowd.scopes:
+                crowd.scopes[number].cancel()
+            elif step == "hand over":
+                one, far = reached(target)
+                fars.append(far)
+                given_to.append(one)
+                room.hand_over(one)
+            elif step == "let run":
+                await trio.testing.wait_all_tasks_blocked()
+        room.dismiss(DialError(UnixEndpoint("/guest"), "denied", "no"))
+    kept = [outcome for outcome in crowd.ended.values() if isinstance(outcome, Reached)]
+    assert len({id(one) for one in kept}) == len(kept)
+    for one in given_to:
+        assert (one.sock.fileno() >= 0) == any(one is other for other in kept)
+        one.sock.close()
+    for far in fars:
+        far.close()
+    assert len(room) == 0

@@ -1,0 +1,272 @@
+"""One dial looked at closely: steps, words, remedies, and the wait for a guest."""
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import trio
+
+from tests.daemon_process import command
+from tests.fake_services import (
+    HOST_PORT,
+    answers,
+    answers_nothing,
+    dead_unix_socket,
+    echo,
+    hold,
+    mux_server,
+    says,
+    unix_listener,
+    unused_tcp_port,
+)
+from tests.sockets import no_descriptor_left_over
+from vsockproxy import errors
+from vsockproxy.address.endpoint import (
+    Dialable,
+    GuestEndpoint,
+    MuxEndpoint,
+    TcpEndpoint,
+    UnixEndpoint,
+    VsockEndpoint,
+)
+from vsockproxy.config.guest import Guest, MuxGlob
+from vsockproxy.doctor.probe import Probe, describe, probe, spell_seconds, wait_for
+from vsockproxy.errors import DialError
+from vsockproxy.guests.directory import Guests
+from vsockproxy.remedy import remedy
+
+TIMEOUT = 20.0
+SHORT = 0.05
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open() -> Iterator[None]:
+    with no_descriptor_left_over():
+        yield
+
+
+def steps(result: Probe) -> list[str]:
+    return [step.name for step in result.steps]
+
+
+# --- what is seen -------------------------------------------------------------------------
+
+
+async def test_a_guest_is_reached_in_two_steps_and_its_number_is_told(tmp_path: Path) -> None:
+    async with mux_server(tmp_path / "v", {80: hold}):
+        result = await probe(MuxEndpoint(str(tmp_path / "v"), 80), TIMEOUT, look=SHORT)
+    assert result.reached
+    assert steps(result) == ["connect", "handshake"]
+    assert result.number == HOST_PORT
+    assert result.remedy == ""
+    lines = list(describe(result))
+    assert lines[-1].startswith("reached in ")
+    assert f"  the VMM answered OK {HOST_PORT}" in lines
+
+
+async def test_a_name_is_resolved_first() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        named = await probe(TcpEndpoint("localhost", port), TIMEOUT, look=SHORT)
+        numbered = await probe(TcpEndpoint("127.0.0.1", port), TIMEOUT, look=SHORT)
+    assert steps(named) == ["resolve", "connect"]
+    assert steps(numbered) == ["connect"]
+    assert named.reached
+    assert numbered.reached
+
+
+async def test_the_step_that_failed_is_the_last_and_its_remedy_follows(tmp_path: Path) -> None:
+    async with mux_server(tmp_path / "v", {}):
+        result = await probe(MuxEndpoint(str(tmp_path / "v"), 81), TIMEOUT)
+    assert not result.reached
+    assert steps(result) == ["connect", "handshake"]
+    *_, failed, verdict, action = describe(result)
+    assert failed.startswith("  handshake")
+    assert failed.endswith("failed")
+    assert verdict.startswith("not reached: nothing listens on the guest's port 81")
+    assert action.startswith("  -> start the service in the guest, on vsock port 81")
+
+
+async def test_a_guest_that_says_nothing_takes_as_long_as_it_was_given(tmp_path: Path) -> None:
+    async with mux_server(tmp_path / "v", {80: echo}, answers_nothing):
+        result = await probe(MuxEndpoint(str(tmp_path / "v"), 80), SHORT)
+    assert result.failure is not None
+    assert result.failure.reason == "no_answer"
+    assert result.seconds >= SHORT
+    assert "console" in result.remedy
+
+
+async def test_a_socket_that_answers_no_ok_is_no_mux(tmp_path: Path) -> None:
+    async with mux_server(tmp_path / "v", {80: hold}, answers(b"HTTP/1.1 400\n")):
+        result = await probe(MuxEndpoint(str(tmp_path / "v"), 80), TIMEOUT)
+    assert f"unix:{tmp_path}/v" in result.remedy
+
+
+async def test_a_greeting_is_shown(tmp_path: Path) -> None:
+    async with mux_server(tmp_path / "v", {22: says(b"SSH-2.0-x\r\nmore")}):
+        result = await probe(MuxEndpoint(str(tmp_path / "v"), 22), TIMEOUT, look=TIMEOUT)
+    assert result.reached
+    assert "  it says: SSH-2.0-x ..." in describe(result)
+
+
+async def test_what_is_sent_is_answered(tmp_path: Path) -> None:
+    async with mux_server(tmp_path / "v", {7: echo}):
+        result = await probe(MuxEndpoint(str(tmp_path / "v"), 7), TIMEOUT, send=b"ping\n")
+    assert result.said == b"ping\n"
+    assert steps(result) == ["connect", "handshake", "answer"]
+
+
+async def test_a_socket_that_closes_at_once_has_nothing_behind_it(tmp_path: Path) -> None:
+    """So do VMMs of one socket a port: they take every connection."""
+    with unix_listener(tmp_path / "port-80") as sock:
+        sock.setblocking(False)
+
+        async def drop() -> None:
+            with trio.socket.from_stdlib_socket(sock.dup()) as listener:
+                client, _ = await listener.accept()
+                client.close()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drop)
+            result = await probe(UnixEndpoint(str(tmp_path / "port-80")), TIMEOUT, look=TIMEOUT)
+    assert not result.reached
+    assert result.what == "it took the connection and closed it at once"
+    assert "guest" in result.remedy
+    assert result.as_json()["reason"] == "closed"
+
+
+async def test_a_left_over_socket_is_told_from_a_missing_one(tmp_path: Path) -> None:
+    dead_unix_socket(tmp_path / "dead")
+    dead = await probe(MuxEndpoint(str(tmp_path / "dead"), 80), TIMEOUT)
+    missing = await probe(MuxEndpoint(str(tmp_path / "none"), 80), TIMEOUT)
+    assert "again" in dead.remedy
+    assert "correct the path" in missing.remedy
+
+
+def test_every_reason_of_every_kind_of_target_has_a_remedy() -> None:
+    targets = (
+        TcpEndpoint("127.0.0.1", 80),
+        VsockEndpoint(3, 80),
+        UnixEndpoint("/run/x"),
+        MuxEndpoint("/run/x", 80),
+    )
+    errnos = {number for _, _, number in errors._TABLE} | {None}
+    for target in targets:
+        for reason in get_args(errors.Reason):
+            for number in errnos:
+                text = remedy(DialError(target, reason, "x", number))
+                assert text
+                assert "{" not in text
+
+
+# --- waiting ------------------------------------------------------------------------------
+
+
+async def test_a_guest_that_boots_is_waited_for(tmp_path: Path) -> None:
+    attempt = partial(probe, UnixEndpoint(str(tmp_path / "s")), TIMEOUT, look=SHORT)
+    heard: list[str] = []
+    with ExitStack() as stack:
+
+        def boots(result: Probe, left: float) -> None:
+            assert 0 < left <= TIMEOUT
+            heard.append(result.what)
+            stack.enter_context(unix_listener(tmp_path / "s"))
+
+        result = await wait_for(attempt, TIMEOUT, boots)
+    assert result.reached
+    assert result.attempts == 2
+    assert heard == ["the socket does not exist"]
+
+
+async def test_waiting_ends_in_time(tmp_path: Path) -> None:
+    attempt = partial(probe, UnixEndpoint(str(tmp_path / "s")), TIMEOUT)
+    result = await wait_for(attempt, SHORT, lambda _result, _left: None)
+    assert not result.reached
+    assert result.attempts > 1
+
+
+async def test_what_no_boot_will_change_is_not_waited_for(tmp_path: Path) -> None:
+    async with mux_server(tmp_path / "v", {80: hold}, answers(b"HTTP/1.1 400\n")):
+        attempt = partial(probe, MuxEndpoint(str(tmp_path / "v"), 80), TIMEOUT)
+        result = await wait_for(attempt, TIMEOUT, lambda _result, _left: pytest.fail("waits"))
+    assert result.attempts == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.00034, "340 us"), (0.0123, "12.3 ms"), (5.0, "5.00 s")]
+)
+def test_a_time_is_spelt_in_its_unit(seconds: float, text: str) -> None:
+    assert spell_seconds(seconds) == text
+
+
+# --- the command --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[UnixEndpoint]:
+    with unix_listener(tmp_path / "port-80"):
+        yield UnixEndpoint(str(tmp_path / "port-80"))
+
+
+def test_probe_is_status_0_when_the_target_is_reached(listener: Dialable) -> None:
+    done = command("probe", str(listener))
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[0] == str(listener)
+    assert "reached in" in done.stdout
+
+
+def test_probe_is_status_1_when_not_and_tells_a_program_why() -> None:
+    port = unused_tcp_port()
+    done = command("probe", f"127.0.0.1:{port}", "--json")
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert told["reason"] == "refused"
+    assert told["reached"] is False
+    assert [step["step"] for step in told["steps"]] == ["connect"]
+    assert str(port) in told["remedy"]
+
+
+def test_probe_takes_a_guests_name_from_a_file(listener: UnixEndpoint, tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(f'[guests]\nkrun = {{ unix = "{tmp_path}/port-{{port}}" }}\n')
+    assert command("probe", "krun:80", "-c", file).returncode == 0
+    done = command("probe", "kron:80", "-c", file)
+    assert done.returncode == 2
+    assert "did you mean krun?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "quoted"),
+    [
+        (("nobody",), "'nobody'"),
+        (("vsock::80",), "'vsock::80'"),
+        (("tcp:80", "--wait", "soon"), "--wait"),
+        (("tcp:80", "--timeout", "0"), "--timeout"),
+        (("tcp:80", "--send", "\\x"), "--send"),
+        (("web:80",), "-c"),
+    ],
+)
+def test_a_wrong_probe_is_status_2_and_quoted(arguments: tuple[str, ...], quoted: str) -> None:
+    done = command("probe", *arguments)
+    assert done.returncode == 2
+    assert quoted in done.stderr
+
+
+async def test_a_guest_is_looked_for_in_a_step_of_its_own(tmp_path: Path) -> None:
+    guests = Guests([Guest("vm", MuxGlob(f"{tmp_path}/*.vm"))])
+    target = GuestEndpoint("vm", 80, "vsock-mux")
+    lost = await probe(target, TIMEOUT, guests=guests)
+    guests.forget("vm")
+    async with mux_server(tmp_path / "1.vm", {80: hold}):
+        found = await probe(target, TIMEOUT, guests=guests, look=SHORT)
+    assert steps(lost) == ["guest"]
+    assert (lost.reached, lost.target) == (False, target)
+    assert "no socket matches" in lost.what
+    assert "vsockproxy guests" in lost.remedy
+    assert steps(found) == ["guest", "connect", "handshake"]
+    assert (found.reached, str(found.target)) == (True, f"vsock-mux:{tmp_path}/1.vm:80")

@@ -1,0 +1,249 @@
+"""The other ends of the proxy's sockets, for tests: they speak real bytes over real sockets."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tests.sockets import no_descriptor_left_over
+from vsockproxy.address.endpoint import Dialable, FdEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint
+from vsockproxy.dial import mux
+from vsockproxy.dial.dial import ListeningSocket, dial, listen
+
+Service = Callable[[trio.SocketStream], Awaitable[None]]
+"""What answers on a port; the stream is closed when it returns."""
+
+Answer = Callable[[trio.SocketStream, int], Awaitable[bool]]
+"""Answers CONNECT; whether the port's service runs after that."""
+
+ORDINARY_USER = 65534
+"""Debian's nobody, as whom root tries what root may not be refused."""
+
+HOST_PORT = 1 << 30
+"""The number of the first OK of a real VMM."""
+
+
+async def echo(stream: trio.SocketStream) -> None:
+    """Send everything back, and end when the client has ended."""
+    async for piece in stream:
+        await stream.send_all(piece)
+    await stream.send_eof()
+
+
+def says(data: bytes) -> Service:
+    """A service that sends ``data`` unasked, and ends."""
+
+    async def service(stream: trio.SocketStream) -> None:
+        await stream.send_all(data)
+
+    return service
+
+
+async def hold(stream: trio.SocketStream) -> None:
+    """A service that never says anything nor ends."""
+    await trio.sleep_forever()
+
+
+def answers(*pieces: bytes) -> Answer:
+    """Answers CONNECT with these pieces, each sent once the piece before has been read."""
+
+    async def answer(stream: trio.SocketStream, port: int) -> bool:
+        for piece in pieces:
+            await stream.send_all(piece)
+            await trio.testing.wait_all_tasks_blocked(0.005)
+        return True
+
+    return answer
+
+
+async def answers_ok(stream: trio.SocketStream, port: int) -> bool:
+    """The answer of a VMM whose guest listens."""
+    await stream.send_all(mux.ok_reply(HOST_PORT))
+    return True
+
+
+async def answers_nothing(stream: trio.SocketStream, port: int) -> bool:
+    """The answer of a VMM whose guest is not up: none, with the connection kept."""
+    await trio.sleep_forever()
+    return False
+
+
+class MuxServer:
+    """A VMM's vsock socket: speaks CONNECT/OK, then runs the port's service.
+
+    A port without a service is refused as VMMs do, by closing without a word.
+
+    Attributes:
+      path: the socket's file; a target is ``MuxEndpoint(str(path), port)``.
+      requests: every request line as it came, in one read each.
+    """
+
+    def __init__(self, path: Path, services: Mapping[int, Service], answer: Answer) -> None:
+        self.path = path
+        self.requests: list[bytes] = []
+        self._services = services
+        self._answer = answer
+
+    async def serve_connection(self, stream: trio.SocketStream) -> None:
+        """Serve one client until its end, however that comes."""
+        async with stream:
+            try:
+                await self._serve(stream)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        request = await stream.receive_some(mux.LINE_MAX)
+        self.requests.append(bytes(request))
+        if not request:
+            return
+        port = mux.parse_request(bytes(request))
+        if port in self._services and await self._answer(stream, port):
+            await self._services[port](stream)
+
+
+@asynccontextmanager
+async def mux_server(
+    path: Path, services: Mapping[int, Service], answer: Answer = answers_ok
+) -> AsyncIterator[MuxServer]:
+    """A `MuxServer` that listens at ``path`` while the block runs."""
+    server = MuxServer(path, services, answer)
+    with unix_listener(path) as sock:
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, server.serve_connection, [listener])
+            yield server
+            nursery.cancel_scope.cancel()
+
+
+def has_ipv6() -> bool:
+    """Whether this machine has ::1, which containers often have not."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(
+    not has_ipv6(), reason="no ::1 here: sysctl net.ipv6.conf.lo.disable_ipv6=0"
+)
+
+
+@contextmanager
+def unix_listener(path: Path, backlog: int = 64) -> Iterator[socket.socket]:
+    """A listening Unix socket whose file goes with it; nobody accepts unless the test does."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        sock.listen(backlog)
+        try:
+            yield sock
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_unix_listener(path: Path) -> Iterator[socket.socket]:
+    """A Unix listener whose backlog is full: accept one client to make room for one."""
+    with unix_listener(path, 0) as sock, ExitStack() as clients:
+        while True:
+            client = clients.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            if client.connect_ex(str(path)):
+                break
+        yield sock
+
+
+@contextmanager
+def full_tcp_listener() -> Iterator[tuple[str, int]]:
+    """A TCP address that answers no SYN, because its backlog is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as sock, ExitStack() as clients:
+        address = sock.getsockname()
+        while True:
+            client = clients.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(address)
+            if client.connect_ex(address):
+                break
+        yield address
+
+
+def dead_unix_socket(path: Path) -> None:
+    """Leave a socket's file of which the process has ended."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+
+
+def unused_tcp_port() -> int:
+    """A port on 127.0.0.1 where nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    """Lower RLIMIT_NOFILE so far that not one more descriptor can be made."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = os.dup(0)  # the lowest free number
+    os.close(probe)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@contextmanager
+def as_ordinary_user() -> Iterator[None]:
+    """Drop root's power over files and ports for a while; nothing to do for others."""
+    uid = os.geteuid()
+    if uid == 0:
+        os.seteuid(ORDINARY_USER)
+    try:
+        yield
+    finally:
+        os.seteuid(uid)
+
+
+@contextmanager
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can reach, which pytest's own folders are not."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+@contextmanager
+def listening(
+    endpoint: TcpEndpoint | UnixEndpoint | MuxEndpoint | FdEndpoint,
+    inherited: dict[str, list[socket.socket]] | None = None,
+) -> Iterator[list[ListeningSocket]]:
+    """Listeners that are closed, and so leave nothing, when the block ends."""
+    with no_descriptor_left_over():
+        listeners = listen(endpoint, 16, inherited or {})
+        try:
+            yield listeners
+        finally:
+            for listener in listeners:
+                listener.close()
+
+
+async def cancelled_while_waiting(endpoint: Dialable) -> None:
+    """Cancel a dial once it waits: nothing may stay open, and no error may hide it."""
+    with no_descriptor_left_over(), trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dial, endpoint, 20)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+    assert scope.cancelled_caught

@@ -1,0 +1,355 @@
+"""Guests that are looked for at each dial: asked once for many, remembered, found again."""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from structlog.testing import CapturingLogger
+
+from tests.fake_services import dead_unix_socket, mux_server, says
+from tests.sockets import read_to_end
+from vsockproxy.address.endpoint import GuestEndpoint, UnixEndpoint, VsockEndpoint
+from vsockproxy.config.guest import Cid, CidFile, Command, DynamicWay, Guest, Mux, MuxGlob
+from vsockproxy.config.settings import Config, Policy, Route
+from vsockproxy.daemon.supervisor import Supervisor
+from vsockproxy.errors import DialError
+from vsockproxy.guests.answer import GuestError
+from vsockproxy.guests.directory import REMEMBERED, Guests
+from vsockproxy.metrics import make_registry
+
+WEB_FILE = CidFile("/run/web.cid")
+WEB = Guest("web", WEB_FILE)
+DB = Guest("db", CidFile("/run/db.cid"))
+WEB_80 = GuestEndpoint("web", 80)
+PATIENCE = 5.0
+
+
+class Source:
+    """Answers look-ups as the test says.
+
+    Attributes:
+      answer: what it says to the next that asks: a CID, or words for why there is none; or how
+        it breaks.
+      asked: how often each way was asked about.
+    """
+
+    def __init__(self, answer: int | str | Exception) -> None:
+        self.answer = answer
+        self.asked: Counter[DynamicWay] = Counter()
+        self.hanging: set[DynamicWay] = set()
+        self._may_answer = trio.Event()
+        self._may_answer.set()
+
+    @contextmanager
+    def slow(self) -> Iterator[None]:
+        """Answer nobody before the block has ended."""
+        self._may_answer = trio.Event()
+        yield
+        self._may_answer.set()
+
+    async def look_up(self, way: DynamicWay, threads: trio.CapacityLimiter) -> Cid | Mux:
+        self.asked[way] += 1
+        if way in self.hanging:
+            await trio.sleep_forever()
+        await self._may_answer.wait()
+        if isinstance(self.answer, str):
+            raise GuestError(self.answer)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return Cid(self.answer)
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source(7)
+
+
+@pytest.fixture
+def log() -> CapturingLogger:
+    return CapturingLogger()
+
+
+@pytest.fixture
+def guests(source: Source, log: CapturingLogger) -> Guests:
+    return Guests((WEB, DB), look_up=source.look_up, log=log)
+
+
+async def resolve(guests: Guests, endpoint: GuestEndpoint = WEB_80) -> str:
+    """The address, or why there is none."""
+    try:
+        return str(await guests.resolve(endpoint, trio.current_time() + PATIENCE))
+    except DialError as error:
+        return f"{error.reason}: {error.explanation}"
+
+
+def lines(log: CapturingLogger) -> list[str]:
+    return [f"{call.args[0]} {call.kwargs.get('error')}" for call in log.calls]
+
+
+async def test_every_port_of_a_guest_is_found_by_one_question(
+    guests: Guests, source: Source
+) -> None:
+    deadline = trio.current_time() + PATIENCE
+    assert await guests.resolve(WEB_80, deadline) == VsockEndpoint(7, 80)
+    assert await guests.resolve(GuestEndpoint("web", 22), deadline) == VsockEndpoint(7, 22)
+    assert source.asked == {WEB_FILE: 1}
+
+
+async def test_to_host_is_the_guests(source: Source) -> None:
+    guests = Guests([Guest("web", WEB_FILE, to_host=True)], look_up=source.look_up)
+    assert await resolve(guests) == "vsock:7:80,to_host"
+
+
+async def test_an_answer_is_asked_for_anew_after_a_second(
+    guests: Guests, source: Source, autojump_clock: trio.testing.MockClock
+) -> None:
+    await resolve(guests)
+    source.answer = 8
+    assert await resolve(guests) == "vsock:7:80"
+    await trio.sleep(REMEMBERED)
+    assert await resolve(guests) == "vsock:8:80"
+
+
+async def test_an_answer_that_led_nowhere_is_asked_for_anew_at_once(
+    guests: Guests, source: Source
+) -> None:
+    await resolve(guests)
+    source.answer = 8
+    guests.forget("web")
+    assert await resolve(guests) == "vsock:8:80"
+
+
+async def test_clients_that_come_at_once_share_one_question(guests: Guests, source: Source) -> None:
+    answers: list[str] = []
+
+    async def client() -> None:
+        answers.append(await resolve(guests))
+
+    for result, text in ((7, "vsock:7:80"), ("no VM", "guest: no VM")):
+        source.answer = result
+        guests.forget("web")
+        source.asked.clear()
+        async with trio.open_nursery() as nursery:
+            with source.slow():
+                for _ in range(100):
+                    nursery.start_soon(client)
+                await trio.testing.wait_all_tasks_blocked()
+        assert answers == [text] * 100
+        assert source.asked == {WEB_FILE: 1}
+        answers.clear()
+
+
+async def test_a_client_that_leaves_hands_its_question_on(guests: Guests, source: Source) -> None:
+    async with trio.open_nursery() as nursery:
+        with source.slow():
+            leaving = trio.CancelScope()
+
+            async def leave() -> None:
+                with leaving:
+                    await resolve(guests)
+
+            nursery.start_soon(leave)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(resolve, guests)
+            await trio.testing.wait_all_tasks_blocked()
+            leaving.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+    assert guests.records()[0].found == Cid(7)
+    assert source.asked == {WEB_FILE: 2}
+
+
+async def test_a_source_that_hangs_is_given_up_and_holds_up_no_other_guest(
+    guests: Guests, source: Source, autojump_clock: trio.testing.MockClock
+) -> None:
+    source.hanging.add(WEB_FILE)
+    words: list[str] = []
+
+    async def client() -> None:
+        words.append(await resolve(guests))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(client)
+        started = trio.current_time()
+        assert await resolve(guests, GuestEndpoint("db", 5432)) == "vsock:7:5432"
+        assert trio.current_time() == started
+    assert trio.current_time() <= started + PATIENCE
+    assert words == ['guest: no answer in time about file = "/run/web.cid"'] * 3
+
+
+async def test_a_client_of_little_patience_fails_no_other(
+    guests: Guests, source: Source, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with trio.open_nursery() as nursery:
+        with source.slow():
+            with pytest.raises(DialError, match="no answer in time"):
+                await guests.resolve(WEB_80, trio.current_time() + 0.1)
+            nursery.start_soon(resolve, guests)
+            await trio.testing.wait_all_tasks_blocked()
+    assert guests.records()[0].found == Cid(7)
+
+
+async def test_a_failure_is_remembered_for_a_moment(
+    guests: Guests, source: Source, autojump_clock: trio.testing.MockClock
+) -> None:
+    source.answer = "no VM"
+    for _ in range(100):
+        assert await resolve(guests) == "guest: no VM"
+    assert source.asked == {WEB_FILE: 1}
+    source.answer = 9
+    await trio.sleep(0.5)
+    assert await resolve(guests) == "vsock:9:80"
+
+
+@pytest.mark.parametrize(
+    ("defect", "words"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (ZeroDivisionError("no sense"), "ZeroDivisionError: no sense"),
+    ],
+)
+async def test_a_source_that_breaks_is_a_guest_that_is_not_found(
+    guests: Guests, source: Source, log: CapturingLogger, defect: Exception, words: str
+) -> None:
+    source.answer = defect
+    assert await resolve(guests) == f"guest: {WEB_FILE} cannot be looked up: {words}"
+    [line] = log.calls
+    assert line.kwargs["exc_info"] is defect
+    source.answer = 9
+    guests.forget("web")
+    assert await resolve(guests) == "vsock:9:80"
+
+
+async def test_the_log_has_a_line_for_each_change_and_the_record_the_last_error(
+    guests: Guests, source: Source, log: CapturingLogger
+) -> None:
+    for answer in (7, 7, "no VM", "no VM", "no answer", 7):
+        source.answer = answer
+        guests.forget("web")
+        await resolve(guests)
+        error = guests.records()[0].last_error
+        assert error == (answer if isinstance(answer, str) else None)
+    assert lines(log) == [
+        "guest_found None",
+        "guest_lost no VM",
+        "guest_lost no answer",
+        "guest_found None",
+    ]
+    assert guests.records()[0].results == {"success": 3, "failure": 3}
+
+
+async def test_a_reload_keeps_what_is_known_of_a_guest_that_stays_as_it_was(
+    guests: Guests, source: Source
+) -> None:
+    await resolve(guests)
+    guests.adopt((WEB, Guest("new", Cid(3))))
+    assert await resolve(guests) == "vsock:7:80"
+    assert source.asked == {WEB_FILE: 1}
+    guests.adopt([Guest("web", CidFile("/run/other.cid"))])
+    assert guests.records()[0].found is None
+    guests.adopt([])
+    assert await resolve(guests) == "guest: no guest 'web' is under guests any more"
+
+
+async def test_the_metrics_show_the_cid_while_it_is_known(guests: Guests, source: Source) -> None:
+    registry = make_registry(list, "1", "native", guests=guests)
+    counted = partial(registry.get_sample_value, "vsockproxy_guest_resolutions_total")
+    assert counted({"guest": "web", "result": "success"}) == 0
+    assert registry.get_sample_value("vsockproxy_guest_cid", {"guest": "web"}) is None
+    await resolve(guests)
+    assert registry.get_sample_value("vsockproxy_guest_cid", {"guest": "web"}) == 7
+    source.answer = "no VM"
+    guests.forget("web")
+    await resolve(guests)
+    assert counted({"guest": "web", "result": "success"}) == 1
+    assert counted({"guest": "web", "result": "failure"}) == 1
+    assert registry.get_sample_value("vsockproxy_guest_cid", {"guest": "web"}) is None
+
+
+# ---- a route to such a guest, with a VMM's socket for its place ----
+
+
+async def ask(front: Path) -> bytes:
+    """What a client of the route gets; nothing when it is reset."""
+    async with await trio.open_unix_socket(front) as client:
+        try:
+            return await read_to_end(client)
+        except trio.BrokenResourceError:
+            return b""
+
+
+async def test_a_vm_that_comes_back_elsewhere_is_reached_by_the_next_connection(
+    tmp_path: Path,
+) -> None:
+    guest = Guest("vm", MuxGlob(f"{tmp_path}/run-*/v.sock"))
+    front = tmp_path / "front.sock"
+    route = Route("web", UnixEndpoint(str(front)), GuestEndpoint("vm", 80, "vsock-mux"))
+    supervisor = Supervisor(Config((route,), guests=(guest,)))
+    for run in ("run-1", "run-2"):
+        (tmp_path / run).mkdir()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        async with mux_server(tmp_path / "run-1/v.sock", {80: says(b"first")}):
+            assert await ask(front) == b"first"
+        assert await ask(front) == b""
+        supervisor.guests.forget("vm")  # a failure, too, is remembered for a moment
+        async with mux_server(tmp_path / "run-2/v.sock", {80: says(b"second")}):
+            assert await ask(front) == b"second"
+            dead_unix_socket(tmp_path / "run-1/v.sock")
+            assert await ask(front) == b"second"  # for as long as the answer is remembered
+            supervisor.guests.forget("vm")
+            assert await ask(front) == b""
+        nursery.cancel_scope.cancel()
+    [stats] = supervisor.stats()
+    assert stats.dial_failures == {"guest": 2}
+    [record] = supervisor.guests.records()
+    assert "2 sockets match" in str(record.last_error)
+
+
+async def test_a_remembered_place_that_is_no_more_costs_no_client_its_connection(
+    tmp_path: Path,
+) -> None:
+    guest = Guest("vm", MuxGlob(f"{tmp_path}/*.vm"))
+    front = tmp_path / "front.sock"
+    policy = Policy(send_proxy="v1")
+    route = Route("web", UnixEndpoint(str(front)), GuestEndpoint("vm", 80, "vsock-mux"), policy)
+    supervisor = Supervisor(Config((route,), guests=(guest,)))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        for name in ("1.vm", "2.vm", "3.vm"):
+            async with mux_server(tmp_path / name, {80: says(name.encode())}):
+                assert await ask(front) == name.encode()
+        nursery.cancel_scope.cancel()
+    assert not supervisor.stats()[0].dial_failures
+
+
+async def test_a_source_that_hangs_holds_up_no_other_route(tmp_path: Path) -> None:
+    guests = (
+        Guest("stuck", Command(("/bin/sleep", "1000"))),
+        Guest("vm", MuxGlob(f"{tmp_path}/*.vm")),
+    )
+    fronts = [tmp_path / "stuck.front", tmp_path / "vm.front"]
+    routes = (
+        Route("stuck", UnixEndpoint(str(fronts[0])), GuestEndpoint("stuck", 80)),
+        Route("vm", UnixEndpoint(str(fronts[1])), GuestEndpoint("vm", 80, "vsock-mux")),
+    )
+    supervisor = Supervisor(Config(routes, guests=guests))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        async with AsyncExitStack() as waiting:
+            for _ in range(50):
+                await waiting.enter_async_context(await trio.open_unix_socket(fronts[0]))
+            while len(supervisor.stats()[0].live) < 50:
+                await trio.lowlevel.checkpoint()
+            async with mux_server(tmp_path / "1.vm", {80: says(b"hello")}):
+                assert await ask(fronts[1]) == b"hello"
+            assert len(supervisor.stats()[0].live) == 50
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,226 @@
+"""The VMs of this machine: seen in its processes, told of by those who run them, and shown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.daemon_process import command
+from tests.guests.fake_hypervisors import (
+    incus,
+    instance,
+    machined,
+    says_nothing,
+    says_once,
+    talking,
+)
+from vsockproxy.config.guest import Cid, Mux, Qmp
+from vsockproxy.config.load import forward_config
+from vsockproxy.guests import survey as surveying
+from vsockproxy.guests.survey import Places, guest_name, survey
+from vsockproxy.guests.vmm_processes import Process, find_processes
+
+
+def process(proc: Path, number: int, words: list[str], folder: str = "/", root: str = "/") -> None:
+    """A process in a /proc of the test's own."""
+    entry = proc / str(number)
+    entry.mkdir(parents=True)
+    (entry / "cmdline").write_bytes(b"".join(word.encode() + b"\0" for word in words))
+    (entry / "cwd").symlink_to(folder)
+    (entry / "root").symlink_to(root)
+
+
+QEMU = "/usr/bin/qemu-system-x86_64"
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (
+            f"{QEMU} -name web01,debug-threads=on -device vhost-vsock-pci,id=v,guest-cid=17",
+            Process("qemu", "web01", Cid(17), Cid(17)),
+        ),
+        (
+            f"{QEMU} -device vhost-vsock-pci,guest-cid=3 -qmp unix:q.sock,server=on,wait=off",
+            Process("qemu", "vm-7", Qmp("/run/vm/q.sock"), Cid(3)),
+        ),
+        (
+            'qemu-kvm -name guest=db -device {"driver":"vhost-vsock-pci","guest-cid":4}',
+            Process("qemu", "db", Cid(4), Cid(4)),
+        ),
+        (
+            "cloud-hypervisor --kernel k --vsock cid=3,socket=/tmp/ch.vsock",
+            Process("cloud-hypervisor", "vm-7", Mux("/tmp/ch.vsock"), Mux("/tmp/ch.vsock")),
+        ),
+        (
+            "vhost-device-vsock --guest-cid=4 --uds-path=4.vsock --socket=/tmp/vhost4",
+            Process("vhost-device-vsock", "vm-7", Mux("/run/vm/4.vsock"), Mux("/run/vm/4.vsock")),
+        ),
+        (
+            "vhost-device-vsock --vm guest-cid=3,uds-path=/tmp/vm3.vsock,socket=/tmp/vhost3",
+            Process("vhost-device-vsock", "vm-7", Mux("/tmp/vm3.vsock"), Mux("/tmp/vm3.vsock")),
+        ),
+    ],
+)
+def test_a_vmms_command_line_says_how_its_guest_is_reached(
+    tmp_path: Path, line: str, found: Process
+) -> None:
+    process(tmp_path, 7, line.split(" "), folder="/run/vm")
+    assert find_processes(tmp_path) == [found]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "/bin/sleep 10",
+        f"{QEMU} -m 128",
+        f"{QEMU} -device",
+        f"{QEMU} -device vhost-vsock-pci,guest-cid=2",
+        f"{QEMU} -device vhost-vsock-pci,guest-cid=x",
+        f"{QEMU} -device vhost-user-vsock-pci,chardev=c",
+        f'{QEMU} -device {{"driver":"vhost-vsock-pci"',
+        f"{QEMU} -qmp unix:/q",
+        "firecracker --api-sock /run/fc.sock",
+        "firecracker --config-file /no/such/file",
+        "cloud-hypervisor --vsock cid=3",
+        "grep guest-cid=3 vhost-vsock-pci",
+    ],
+)
+def test_what_is_no_vm_with_vsock_is_passed_over(tmp_path: Path, line: str) -> None:
+    process(tmp_path, 7, line.split(" "))
+    (tmp_path / "8").mkdir()
+    (tmp_path / "self").mkdir()
+    assert find_processes(tmp_path) == []
+
+
+def test_a_system_without_proc_shows_no_process(tmp_path: Path) -> None:
+    assert find_processes(tmp_path / "proc") == []
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"vsock": null}', '{"vsock": {"uds_path": 3}}'])
+def test_a_firecracker_whose_file_says_nothing_is_passed_over(tmp_path: Path, content: str) -> None:
+    (tmp_path / "vm.json").write_text(content)
+    process(tmp_path / "proc", 7, ["firecracker", "--config-file", f"{tmp_path}/vm.json"])
+    assert find_processes(tmp_path / "proc") == []
+
+
+def test_a_jailed_firecrackers_socket_is_below_its_root(tmp_path: Path) -> None:
+    jail = tmp_path / "jail"
+    jail.mkdir()
+    (jail / "vm.json").write_text('{"vsock": {"guest_cid": 3, "uds_path": "v.sock"}}')
+    words = ["/firecracker", "--id", "fc1", "--config-file", "/vm.json"]
+    process(tmp_path / "proc", 9, words, folder=str(jail), root=str(jail))
+    mux = Mux(f"{jail}/v.sock")
+    assert find_processes(tmp_path / "proc") == [Process("firecracker", "fc1", mux, mux)]
+
+
+# ---- everybody who may know of VMs ----
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    """A machine on which nobody knows of a VM."""
+    (tmp_path / "proc").mkdir()
+    return Places(
+        proc=tmp_path / "proc",
+        libvirt=(),
+        machined=(f"{tmp_path}/machined",),
+        incus=(f"{tmp_path}/incus", f"{tmp_path}/lxd"),
+    )
+
+
+async def test_every_vm_comes_with_a_line_to_paste(places: Places, tmp_path: Path) -> None:
+    process(places.proc, 7, ["cloud-hypervisor", "--vsock", "cid=3,socket=/tmp/c h"])
+    machines = machined({"web 01": {"vSockCid": 8}, "box": {}, "3": {"vSockCid": 9}})
+    instances = [
+        instance("web", "41"),
+        instance("old", "42", status="Stopped"),
+        instance("other", "43") | {"project": "p"},
+    ]
+    with incus(tmp_path / "incus", instances):
+        async with talking(tmp_path / "machined", machines):
+            vms, complaints = await survey(places)
+    assert [(vm.source, vm.line, str(vm.at)) for vm in vms] == [
+        ("cloud-hypervisor", 'vm-7 = { mux = "/tmp/c h" }', 'mux = "/tmp/c h"'),
+        ("machined", 'web-01 = { machine = "web 01" }', "cid = 8"),
+        ("machined", 'vm-3 = { machine = "3" }', "cid = 9"),
+        ("incus", 'web = { incus = "web" }', "cid = 41"),
+        ("incus", 'p-other = { incus = "p/other" }', "cid = 43"),
+    ]
+    assert complaints == []
+
+
+async def test_a_place_that_cannot_be_looked_at_hides_no_vm(places: Places, tmp_path: Path) -> None:
+    for name in ("machined", "incus", "libvirt"):
+        (tmp_path / name).symlink_to("x" * 300)  # stat(2) fails, whoever asks
+    process(places.proc, 7, [QEMU, "-device", "vhost-vsock-pci,guest-cid=3"])
+    vms, complaints = await survey(replace(places, libvirt=(f"{tmp_path}/libvirt",)))
+    assert [vm.line for vm in vms] == ["vm-7 = { cid = 3 }"]
+    assert complaints == []
+
+
+async def test_one_that_does_not_answer_hides_no_other(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surveying, "_PATIENCE", 0.5)
+    process(places.proc, 7, [QEMU, "-device", "vhost-vsock-pci,guest-cid=3"])
+    stuck = talking(tmp_path / "machined", says_nothing)
+    async with stuck, talking(tmp_path / "incus", says_once(b"SSH-2.0\r\n")):
+        vms, complaints = await survey(places)
+    assert [vm.line for vm in vms] == ["vm-7 = { cid = 3 }"]
+    assert len(complaints) == 2
+    assert complaints[0].startswith(f"{tmp_path}/incus cannot be asked")
+    assert complaints[1] == f"{tmp_path}/machined has not answered within 0.5 s"
+
+
+@pytest.mark.parametrize("name", ["web", "web 01", "3", "host", "vsock-mux", "", "-x", "ä", "a/b"])
+def test_every_vm_gets_a_name_that_the_configuration_takes(name: str) -> None:
+    routes = forward_config(
+        [("1", f"{guest_name(name)}:1")], {"guests": {guest_name(name): {"cid": 3}}}
+    )
+    assert len(routes.routes) == 1
+
+
+# ---- the command ----
+
+
+def test_the_command_shows_where_each_guest_is_and_why_it_is_not_found(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "cid").write_text("17\n")
+    (tmp_path / "c.toml").write_text(
+        f"""
+forward.80 = "web:80"
+[guests]
+web = {{ file = "{tmp_path}/cid" }}
+db = {{ file = "{tmp_path}/none" }}
+fixed = {{ cid = 3 }}
+"""
+    )
+    told = command("guests", "-c", f"{tmp_path}/c.toml")
+    assert told.returncode == 0
+    lines = told.stdout.splitlines()
+    assert lines[:6] == [
+        "The guests of the configuration:",
+        f'  web    file = "{tmp_path}/cid"',
+        "         -> cid = 17",
+        f'  db     file = "{tmp_path}/none"',
+        f"         -> not found: the file {tmp_path}/none does not exist: is the VM running?",
+        "  fixed  cid = 3",
+    ]
+    told = command("guests", "--json", "-c", f"{tmp_path}/c.toml")
+    web, db, fixed = json.loads(told.stdout)["guests"]
+    assert (web["at"], web["error"]) == ("cid = 17", None)
+    assert (db["at"], db["error"][:8]) == (None, "the file")
+    assert fixed == {"name": "fixed", "way": "cid = 3", "at": "cid = 3", "error": None}
+
+
+def test_a_wrong_configuration_is_told(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("guests.web = {}")
+    told = command("guests", "-c", f"{tmp_path}/c.toml")
+    assert told.returncode == 2
+    assert "guests.web: has no way to be reached" in told.stderr

@@ -1,0 +1,148 @@
+"""Routes that run on real sockets without a supervisor, and clients of theirs."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import trio
+from structlog.testing import CapturingLogger
+
+from tests.fake_services import Service, echo
+from tests.sockets import read_to_end
+from vsockproxy.address.endpoint import ListenEndpoint, Target, TcpEndpoint, UnixEndpoint
+from vsockproxy.admit.admission import Admission
+from vsockproxy.config.settings import Limits, Policy, PumpChoice, PumpSettings, Route
+from vsockproxy.dial.dial import listen
+from vsockproxy.guests.directory import Guests
+from vsockproxy.listen.listener import RouteListener
+from vsockproxy.pump.native import open_pump
+from vsockproxy.pump.transfer import Pump
+from vsockproxy.stats import RouteStats
+
+PATIENCE = 10.0
+"""Seconds to wait for what must happen; only a failing test waits so long."""
+
+
+class Served:
+    """A route that runs.
+
+    Attributes:
+      listener, stats: the route's.
+      log: every line that it wants to write.
+    """
+
+    def __init__(self, listener: RouteListener, log: CapturingLogger) -> None:
+        self.listener = listener
+        self.stats: RouteStats = listener.stats
+        self.log = log
+
+    def adopt(self, policy: Policy) -> None:
+        """Reload the route with another policy."""
+        self.listener.adopt(replace(self.listener.route, policy=policy))
+
+    def connect(self, source: str = "127.0.0.1") -> trio.SocketStream:
+        """A client of the route, from an address of the loopback; its data may wait."""
+        endpoint = self.listener.sockets[0].endpoint
+        if isinstance(endpoint, UnixEndpoint):
+            sock = socket.socket(socket.AF_UNIX)
+            sock.connect(endpoint.path)
+        else:
+            assert isinstance(endpoint, TcpEndpoint)
+            assert endpoint.host is not None  # a listener knows where it is
+            family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+            sock = socket.socket(family)
+            if family == socket.AF_INET:
+                sock.bind((source, 0))
+            sock.connect((endpoint.host, endpoint.port))
+        return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+    async def live(self, source: str = "127.0.0.1") -> trio.SocketStream:
+        """A client whose first byte has come back."""
+        client = self.connect(source)
+        await client.send_all(b"x")
+        assert await client.receive_some() == b"x"
+        return client
+
+    async def exchange(self, data: bytes, source: str = "127.0.0.1") -> bytes:
+        """What comes back for ``data``, up to the end."""
+        async with self.connect(source) as client:
+            await client.send_all(data)
+            await client.send_eof()
+            return await read_to_end(client)
+
+    async def rejected(self, reason: str, number: int = 1) -> None:
+        """Wait until so many clients have been turned away for a reason."""
+        with trio.fail_after(PATIENCE):
+            while self.stats.rejected[reason] < number:
+                await trio.lowlevel.checkpoint()
+
+    async def waits(self, reason: str) -> None:
+        """Wait until clients must wait for a reason."""
+        with trio.fail_after(PATIENCE):
+            while not self.stats.waits[reason]:
+                await trio.lowlevel.checkpoint()
+
+    async def closed(self, reason: str, number: int = 1) -> None:
+        """Wait until so many connections have ended for a reason."""
+        with trio.fail_after(PATIENCE):
+            while self.stats.closed[reason] < number:
+                await trio.lowlevel.checkpoint()
+
+    def events(self, name: str) -> list[dict[str, object]]:
+        """The lines of the log with an event's name."""
+        return [call.kwargs for call in self.log.calls if call.args == (name,)]
+
+
+@asynccontextmanager
+async def serving(
+    policy: Policy,
+    *,
+    service: Service = echo,
+    listen_at: ListenEndpoint = TcpEndpoint("127.0.0.1", 0),  # noqa: B008 - it is frozen
+    dial_to: Target | None = None,
+    admission: Admission | None = None,
+    guests: Guests | None = None,
+    choice: PumpChoice = "auto",
+    pump: Pump | None = None,
+) -> AsyncIterator[Served]:
+    """A route from ``listen_at`` to ``dial_to`` or else a TCP service, while the block runs."""
+    async with trio.open_nursery() as nursery, open_pump(PumpSettings(choice)) as chosen:
+        [target] = await nursery.start(partial(trio.serve_tcp, service, 0, host="127.0.0.1"))
+        endpoint = TcpEndpoint("127.0.0.1", target.socket.getsockname()[1])
+        route = Route("route", listen_at, dial_to or endpoint, policy)
+        sockets = listen(listen_at, policy.backlog, {}, policy)
+        log = CapturingLogger()
+        listener = RouteListener(
+            route,
+            sockets,
+            RouteStats(route),
+            pump=pump or chosen,
+            numbers=count(1),
+            log=log,
+            admission=admission or Admission(Limits()),
+            guests=guests,
+        )
+
+        def release() -> None:
+            for listening in sockets:
+                listening.close()
+
+        async def serve() -> None:
+            await listener.serve(release)
+
+        async with trio.open_nursery() as routes:
+            routes.start_soon(serve)
+            yield Served(listener, log)
+            routes.cancel_scope.cancel()
+        nursery.cancel_scope.cancel()
+
+
+def unix_at(folder: Path) -> UnixEndpoint:
+    """A Unix listener's endpoint in a folder of the test."""
+    return UnixEndpoint(str(folder / "front.sock"))

@@ -1,0 +1,224 @@
+"""Listeners whose files come and go: a VMM's folder that is made, removed and made again."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import stat
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from tests.dial.fake_vmm import Vmm
+from tests.fake_services import echo
+from tests.listen.running_route import PATIENCE
+from tests.sockets import no_descriptor_left_over, read_to_end
+from vsockproxy.address.endpoint import ListenEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint
+from vsockproxy.config.settings import Config, Policy, Route
+from vsockproxy.daemon.supervisor import Supervisor
+from vsockproxy.errors import ListenError, sentences
+from vsockproxy.listen.bind import socket_file
+from vsockproxy.listen.sockets import Ports
+
+PORT = 52
+WAITS = Policy(missing_folder="wait")
+
+
+class Store:
+    """What a service manager keeps, by name; several under one name, as systemd does."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[str, socket.socket]] = []
+
+    def keep(self, name: str, sock: socket.socket) -> None:
+        self.kept.append((name, sock.dup()))
+
+    def forget(self, name: str) -> None:
+        for kept in [kept for kept in self.kept if kept[0] == name]:
+            self.kept.remove(kept)
+            kept[1].close()
+
+
+@asynccontextmanager
+async def serving(
+    listen: ListenEndpoint, policy: Policy = WAITS, store: Store | None = None
+) -> AsyncIterator[Supervisor]:
+    """A daemon with one route, from ``listen`` to an echo."""
+    keep, forget = (store.keep, store.forget) if store else (None, None)
+    async with trio.open_nursery() as nursery:
+        [target] = await nursery.start(partial(trio.serve_tcp, echo, 0, host="127.0.0.1"))
+        service = TcpEndpoint("127.0.0.1", target.socket.getsockname()[1])
+        config = Config((Route("guest", listen, service, policy),))
+        supervisor = Supervisor(config, keep=keep, forget=forget)
+        async with trio.open_nursery() as daemon:
+            await daemon.start(supervisor.run)
+            yield supervisor
+            supervisor.stop()
+        nursery.cancel_scope.cancel()
+
+
+def file_of(endpoint: ListenEndpoint) -> Path:
+    file = socket_file(endpoint)
+    assert file is not None
+    return file
+
+
+async def becomes(condition: Callable[[], object]) -> None:
+    with trio.fail_after(PATIENCE):
+        while not condition():
+            await trio.lowlevel.checkpoint()
+
+
+async def exchange(stream: trio.SocketStream) -> bytes:
+    async with stream:
+        await stream.send_all(b"hello")
+        await stream.send_eof()
+        return await read_to_end(stream)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What every look at a listener's file has found: whether it was absent."""
+    found: list[bool] = []
+    look = Ports.is_absent
+
+    def watched(ports: Ports, endpoint: ListenEndpoint) -> bool:
+        found.append(look(ports, endpoint))
+        return found[-1]
+
+    monkeypatch.setattr(Ports, "is_absent", watched)
+    return found
+
+
+async def test_a_vmms_folder_may_come_later(tmp_path: Path) -> None:
+    vmm = Vmm(tmp_path / "jail" / "root" / "v.sock", {})
+    endpoint = MuxEndpoint(str(vmm.path), PORT)
+    with no_descriptor_left_over():
+        async with serving(endpoint, Policy()) as supervisor:
+            assert supervisor.lacking() == []  # the daemon is ready, if this guest is not
+            vmm.path.parent.mkdir(parents=True)
+            await becomes(file_of(endpoint).exists)
+            assert await exchange(await vmm.guest_connects(PORT)) == b"hello"
+        assert not file_of(endpoint).exists()
+
+
+@pytest.mark.parametrize("kind", ["vsock-mux", "unix"])
+async def test_a_folder_that_is_made_again_gets_its_socket_again(tmp_path: Path, kind: str) -> None:
+    """And the connections of before, if the VMM keeps any, go on."""
+    folder = tmp_path / "vm"
+    folder.mkdir()
+    endpoint = (
+        MuxEndpoint(str(folder / "v"), PORT)
+        if kind == "vsock-mux"
+        else UnixEndpoint(str(folder / "v_52"))
+    )
+    file = file_of(endpoint)
+    vmm = Vmm(folder / "v", {})
+    async with serving(endpoint) as supervisor:
+        old = await vmm.guest_connects(PORT)
+        await old.send_all(b"a")
+        assert await old.receive_some() == b"a"
+        for _ in range(2):
+            shutil.rmtree(folder)
+            folder.mkdir()
+            await becomes(file.exists)
+            await becomes(lambda: _answers(file))
+            assert await exchange(await vmm.guest_connects(PORT)) == b"hello"
+        assert await exchange(old) == b"hello"
+        await becomes(lambda: not supervisor.live())
+
+
+async def test_a_file_that_is_gone_is_bound_with_its_mode(tmp_path: Path) -> None:
+    file = tmp_path / "front.sock"
+    async with serving(UnixEndpoint(str(file)), Policy(mode=0o640)):
+        file.unlink()
+        await becomes(file.exists)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+async def test_a_socket_that_has_taken_the_place_is_left_alone(
+    tmp_path: Path, looks: list[bool]
+) -> None:
+    """Another daemon may have been told to serve this guest."""
+    file = tmp_path / "front.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        async with serving(UnixEndpoint(str(file))):
+            file.unlink()
+            other.bind(str(file))
+            other.listen()
+            inode = file.stat().st_ino
+            seen = len(looks)
+            await becomes(lambda: len(looks) > seen)
+        assert file.stat().st_ino == inode
+
+
+async def test_a_folder_that_is_missing_is_told_once(tmp_path: Path, looks: list[bool]) -> None:
+    folder = tmp_path / "vm"
+    endpoint = MuxEndpoint(str(folder / "v"), PORT)
+    with capture_logs() as entries:
+        async with serving(endpoint):
+            await becomes(lambda: looks == [True] * 3)
+            folder.mkdir()
+            await becomes(lambda: any(e["event"] == "listener_bound" for e in entries))
+    [waits] = [entry for entry in entries if entry["event"] == "listener_waits"]
+    assert waits["route"] == "guest"
+    assert "folder of the socket does not exist" in waits["error"]
+
+
+@pytest.mark.parametrize(
+    ("listen", "policy"),
+    [
+        (UnixEndpoint("/none/at/all"), Policy()),
+        (MuxEndpoint("/none/at/all", PORT), Policy(missing_folder="fail")),
+        (MuxEndpoint("/dev/null/x", PORT), Policy()),
+    ],
+)
+async def test_where_no_folder_is_waited_for_its_absence_is_an_error(
+    listen: ListenEndpoint, policy: Policy
+) -> None:
+    supervisor = Supervisor(Config((Route("guest", listen, TcpEndpoint(None, 1), policy),)))
+    with pytest.raises((ListenError, ExceptionGroup)) as caught:
+        await supervisor.run()
+    [sentence] = sentences(caught.value)
+    assert sentence.startswith(f"route guest: cannot listen {listen}: ")
+
+
+async def test_a_reload_takes_a_listener_over_that_still_waits(tmp_path: Path) -> None:
+    folder = tmp_path / "vm"
+    endpoint = MuxEndpoint(str(folder / "v"), PORT)
+    async with serving(endpoint) as supervisor:
+        [route] = supervisor.config.routes
+        renamed = Config((Route("renamed", endpoint, route.target, Policy(mode=0o600)),))
+        await supervisor.reload(lambda: renamed)
+        folder.mkdir()
+        await becomes(file_of(endpoint).exists)
+        assert stat.S_IMODE(file_of(endpoint).stat().st_mode) == 0o600
+        vmm = Vmm(folder / "v", {})
+        assert await exchange(await vmm.guest_connects(PORT)) == b"hello"
+        gone = Config((Route("other", TcpEndpoint("127.0.0.1", 0), route.target),))
+        await supervisor.reload(lambda: gone)
+        assert not file_of(endpoint).exists()
+
+
+async def test_the_service_manager_keeps_the_socket_that_has_a_file(tmp_path: Path) -> None:
+    file, store = tmp_path / "front.sock", Store()
+    async with serving(UnixEndpoint(str(file)), store=store):
+        [(name, old)] = store.kept
+        file.unlink()
+        await becomes(lambda: old.fileno() < 0)
+        await becomes(lambda: store.kept)
+        [(again, new)] = store.kept
+        assert again == name
+    with new, socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(file))  # in the backlog of what the next process takes over
+
+
+def _answers(file: Path) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(file)) == 0

@@ -1,0 +1,128 @@
+"""Guests that connect to the host through their VMM's socket, under the policies of a route."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.dial.fake_vmm import Vmm
+from tests.fake_services import ORDINARY_USER, as_ordinary_user, full_unix_listener, open_folder
+from tests.listen.running_route import PATIENCE, Served, serving
+from tests.sockets import read_to_end
+from vsockproxy.address.endpoint import MuxEndpoint, UnixEndpoint
+from vsockproxy.config.access import UserRule
+from vsockproxy.config.settings import Policy
+
+PORT = 52
+MANY = 300
+OURS = UserRule(os.geteuid())
+
+
+@asynccontextmanager
+async def host_service(folder: Path, policy: Policy) -> AsyncIterator[tuple[Vmm, Served]]:
+    """A VMM's guest, and an echo of the host behind its port 52."""
+    vmm = Vmm(folder / "v.sock", {})
+    endpoint = MuxEndpoint(str(vmm.path), PORT)
+    async with serving(policy, listen_at=endpoint) as route:
+        yield vmm, route
+
+
+async def exchange(vmm: Vmm) -> bytes:
+    """What comes back for one byte; nothing for a guest that is turned away."""
+    async with await vmm.guest_connects(PORT) as guest:
+        try:
+            await guest.send_all(b"x")
+            await guest.send_eof()
+            return await read_to_end(guest)
+        except trio.BrokenResourceError:
+            return b""
+
+
+async def test_a_guest_reaches_a_host_service_without_a_handshake(tmp_path: Path) -> None:
+    async with host_service(tmp_path, Policy()) as (vmm, route):
+        assert await exchange(vmm) == b"x"
+        await route.closed("finished")
+
+
+async def test_a_port_where_nobody_listens_is_not_there(tmp_path: Path) -> None:
+    async with host_service(tmp_path, Policy()) as (vmm, _):
+        with pytest.raises(FileNotFoundError):
+            await vmm.guest_connects(PORT + 1)
+
+
+async def test_a_crowd_is_accepted_although_the_target_takes_nobody(tmp_path: Path) -> None:
+    """A VMM has one thread, and a connect that had to wait for a backlog would stop it."""
+    vmm = Vmm(tmp_path / "v.sock", {})
+    endpoint = MuxEndpoint(str(vmm.path), PORT)
+    with full_unix_listener(tmp_path / "full"):
+        full = UnixEndpoint(str(tmp_path / "full"))
+        policy = Policy(connect_timeout=PATIENCE * 10)
+        async with (
+            serving(policy, listen_at=endpoint, dial_to=full) as route,
+            AsyncExitStack() as guests,
+        ):
+            for _ in range(MANY):
+                await guests.enter_async_context(await vmm.guest_connects(PORT))
+            with trio.fail_after(PATIENCE):
+                while len(route.stats.live) < MANY:
+                    await trio.lowlevel.checkpoint()
+
+
+async def test_guests_over_the_limit_wait_and_never_their_vmm(tmp_path: Path) -> None:
+    async with (
+        host_service(tmp_path, Policy(max_connections=1)) as (vmm, route),
+        AsyncExitStack() as guests,
+    ):
+        first = await vmm.guest_connects(PORT)
+        await first.send_all(b"x")
+        assert await first.receive_some() == b"x"
+        waiting = [
+            await guests.enter_async_context(await vmm.guest_connects(PORT)) for _ in range(MANY)
+        ]
+        await waiting[0].send_all(b"x")
+        await route.waits("max_connections")
+        await first.aclose()
+        assert await waiting[0].receive_some() == b"x"
+
+
+async def test_guests_over_the_limit_can_be_turned_away(tmp_path: Path) -> None:
+    policy = Policy(max_connections=1, over_limit="reject")
+    async with host_service(tmp_path, policy) as (vmm, route), await vmm.guest_connects(PORT) as it:
+        await it.send_all(b"x")
+        assert await it.receive_some() == b"x"
+        assert await exchange(vmm) == b""
+        await route.rejected("max_connections")
+
+
+async def test_a_vmm_is_known_by_its_user(tmp_path: Path) -> None:
+    async with host_service(tmp_path, Policy(allow=(OURS,))) as (vmm, route):
+        assert await exchange(vmm) == b"x"
+        route.adopt(Policy(deny=(OURS,)))
+        assert await exchange(vmm) == b""
+        await route.rejected("denied")
+        route.adopt(Policy(max_connections_per_source=1))
+        async with await vmm.guest_connects(PORT) as first:
+            await first.send_all(b"x")
+            assert await first.receive_some() == b"x"
+            assert await exchange(vmm) == b""
+        await route.rejected("max_connections_per_source")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+async def test_a_vmm_of_another_user_needs_the_sockets_mode() -> None:
+    with open_folder() as folder:
+        async with host_service(folder, Policy(mode=0o600)) as (vmm, route):
+            with as_ordinary_user(), pytest.raises(PermissionError):
+                await vmm.guest_connects(PORT)
+            route.adopt(Policy(mode=0o660, owner=ORDINARY_USER))
+            with as_ordinary_user():
+                guest = await vmm.guest_connects(PORT)
+            await guest.aclose()
+            found = (folder / "v.sock_52").stat()
+            assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (ORDINARY_USER, 0o660)

@@ -1,0 +1,144 @@
+"""A relayed connection is told from a direct one by nothing that its two ends can do.
+
+Hypothesis draws what both ends do, in what order; the same is done over a direct TCP
+connection and over a relayed one, and what each end has seen must agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.sockets import Pair, reset, tcp_pair
+from vsockproxy.config.settings import PumpChoice, PumpSettings
+from vsockproxy.pump.native import open_pump
+from vsockproxy.pump.transfer import Bounds, Meter
+
+Seen = Literal["open", "eof", "reset"]
+Step = tuple[str, int, int]  # what, which end, how many bytes
+
+LEFT, RIGHT = 0, 1
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.integers(LEFT, RIGHT), st.integers(1, 20_000)),
+        st.tuples(st.just("eof"), st.integers(LEFT, RIGHT), st.just(0)),
+        st.tuples(st.just("settle"), st.just(LEFT), st.just(0)),
+    ),
+    max_size=8,
+)
+last_steps = st.sampled_from(["eof both", "reset", "close"])
+
+
+@dataclass
+class End:
+    """One outer end: what it sent, and what came to it."""
+
+    sock: trio.socket.SocketType
+    sent: int = 0
+    ended: bool = False
+    received: bytearray = field(default_factory=bytearray)
+    seen: Seen = "open"
+
+    async def send(self, size: int) -> None:
+        data = bytes((self.sent + index) % 251 for index in range(size))
+        self.sent += size
+        while data:
+            data = data[await self.sock.send(data) :]
+
+    def eof(self) -> None:
+        self.ended = True
+        self.sock.shutdown(trio.socket.SHUT_WR)
+
+    async def read(self, *, until: int | None = None) -> None:
+        """Read until so many bytes have come in all, or until the stream's end."""
+        while self.seen == "open" and (until is None or len(self.received) < until):
+            try:
+                data = await self.sock.recv(65536)
+            except ConnectionResetError:
+                self.seen = "reset"
+            else:
+                self.received += data
+                self.seen = "open" if data else "eof"
+
+
+@dataclass(frozen=True)
+class Story:
+    """What an end saw: how many bytes came, whether they were right, and how it ended."""
+
+    bytes: int
+    right: bool
+    seen: Seen
+
+
+async def play(pair: Pair, script: list[Step], last: str) -> tuple[Story, Story]:
+    """Do it, and say what the right end and the left end saw."""
+    ends = [End(trio.socket.from_stdlib_socket(sock)) for sock in pair]
+    left, right = ends
+    with left.sock, right.sock:
+        for what, which, size in script:
+            if what == "settle":
+                await settle(ends)
+            elif not ends[which].ended:
+                await ends[which].send(size) if what == "send" else ends[which].eof()
+        await finish(ends, last)
+    return told(left), told(right)
+
+
+async def finish(ends: list[End], last: str) -> None:
+    left, right = ends
+    if last == "eof both":
+        for end in ends:
+            if not end.ended:
+                end.eof()
+        await left.read()
+        await right.read()
+        return
+    # What was under way when an end went is anybody's guess, also without a proxy.
+    await settle(ends)
+    if last == "close":
+        left.sock.close()
+    else:
+        reset(left.sock._sock)  # type: ignore[attr-defined]  # the socket that trio wraps
+    await right.read()
+
+
+async def settle(ends: list[End]) -> None:
+    """Let everything arrive that was sent."""
+    left, right = ends
+    await left.read(until=right.sent)
+    await right.read(until=left.sent)
+    for end, other in ((left, right), (right, left)):
+        if other.ended:
+            await end.read()
+
+
+def told(end: End) -> Story:
+    right = all(value == index % 251 for index, value in enumerate(end.received))
+    return Story(len(end.received), right, end.seen)
+
+
+@pytest.mark.parametrize("choice", ["native", "portable"])
+@given(script=steps, last=last_steps)
+@settings(deadline=None, max_examples=200)
+async def test_both_ends_see_what_they_would_see_without_a_proxy(
+    choice: PumpChoice, script: list[Step], last: str
+) -> None:
+    direct = await play(tcp_pair(), script, last)
+    async with open_pump(PumpSettings(choice)) as pump, trio.open_nursery() as nursery:
+        left, client = tcp_pair()
+        target, right = tcp_pair()
+
+        async def transfer() -> None:
+            await pump.transfer(client.detach(), target.detach(), Bounds(), Meter())
+
+        nursery.start_soon(transfer)
+        relayed = await play((left, right), script, last)
+        nursery.cancel_scope.cancel()
+    assert relayed == direct
+    assert all(story.right for story in relayed)

@@ -1,0 +1,241 @@
+"""PROXY headers on routes: told to targets, believed of those who are trusted."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tests.fake_services import hold, says
+from tests.listen.running_route import PATIENCE, Served, serving, unix_at
+from tests.sockets import ends_by_reset, read_to_end
+from vsockproxy.address.endpoint import TcpEndpoint
+from vsockproxy.config.access import parse_rule
+from vsockproxy.config.settings import Policy
+from vsockproxy.errors import DialError
+from vsockproxy.relay.preamble import send_header
+from vsockproxy.relay.proxy_protocol import (
+    Header,
+    InetAddress,
+    UnixAddress,
+    Version,
+    VsockAddress,
+    build_header,
+    parse_header,
+)
+
+LOOPBACK = (parse_rule("127.0.0.1"),)
+TRUSTING = Policy(accept_proxy=True, proxy_trusted=LOOPBACK, connect_timeout=PATIENCE)
+CLIENT = Header(
+    InetAddress(ip_address("192.0.2.7"), 4711), InetAddress(ip_address("192.0.2.1"), 443)
+)
+GUEST = Header(VsockAddress(7, 1025))
+
+
+# ---- sent to the target ----
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("choice", ["native", "portable"])
+async def test_the_target_learns_who_its_client_is(version: Version, choice: str) -> None:
+    async with serving(Policy(send_proxy=version), choice=choice) as route:  # type: ignore[arg-type] # one of the two
+        client = route.connect("127.0.0.5")
+        own, theirs = client.socket.getsockname(), client.socket.getpeername()
+        async with client:
+            await client.send_all(b"hello")
+            await client.send_eof()
+            answer = await read_to_end(client)
+        expected = Header(
+            InetAddress(ip_address(own[0]), own[1]), InetAddress(ip_address(theirs[0]), theirs[1])
+        )
+        assert answer == build_header(version, expected) + b"hello"
+        await route.closed("finished")
+        assert route.stats.upstream_bytes == len(b"hello"), "the header is not the client's"
+
+
+async def test_a_target_that_speaks_first_has_the_header_already() -> None:
+    async def service(stream: trio.SocketStream) -> None:
+        header = await stream.receive_some()
+        await stream.send_all(b"220 ready " + header)
+
+    async with (
+        serving(Policy(send_proxy="v1"), service=service) as route,
+        route.connect() as client,
+    ):
+        assert (await read_to_end(client)).startswith(b"220 ready PROXY TCP4 127.0.0.1 ")
+
+
+async def test_a_unix_client_is_told_as_one(tmp_path: Path) -> None:
+    endpoint = unix_at(tmp_path)
+    async with serving(Policy(send_proxy="v2"), listen_at=endpoint) as route:
+        answer = await route.exchange(b"x")
+    assert parse_header(answer[:-1]) == Header(
+        UnixAddress(b""), UnixAddress(endpoint.path.encode())
+    )
+
+
+async def test_a_target_that_takes_no_header_is_a_dial_that_timed_out() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                near.send(bytes(65536))
+        with pytest.raises(DialError) as caught:
+            await send_header(near, TcpEndpoint(None, 80), b"PROXY", trio.current_time() + 0.01)
+    assert caught.value.reason == "timeout"
+
+
+async def test_a_target_that_is_gone_before_the_header_is_a_failed_dial() -> None:
+    near, far = socket.socketpair()
+    with near:
+        far.close()
+        with pytest.raises(DialError):
+            await send_header(near, TcpEndpoint(None, 80), b"PROXY", trio.current_time() + 10)
+
+
+# ---- accepted from a client ----
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+async def test_a_header_is_taken_to_the_byte(version: Version) -> None:
+    async with serving(TRUSTING) as route:
+        header = build_header(version, CLIENT)
+        assert await route.exchange(header + b"PROXY is data here") == b"PROXY is data here"
+        await route.closed("finished")
+        [line] = route.events("connection")
+        assert line["client"] == "192.0.2.7:4711"
+
+
+async def test_a_header_that_comes_byte_by_byte_is_taken() -> None:
+    async with serving(TRUSTING) as route, route.connect() as client:
+        client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in build_header("v2", CLIENT) + b"x":
+            await client.send_all(bytes([byte]))
+            await trio.testing.wait_all_tasks_blocked()
+        assert await client.receive_some() == b"x"
+
+
+async def test_nothing_is_dialled_before_the_header_is_there() -> None:
+    async with serving(TRUSTING, service=says(b"first")) as route, route.connect() as client:
+        with trio.fail_after(PATIENCE):
+            while not route.stats.live:
+                await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
+        assert sum(route.stats.dial_seconds.counts) == 0
+        await client.send_all(build_header("v1", CLIENT))
+        assert await read_to_end(client) == b"first"
+
+
+@pytest.mark.parametrize("header", [CLIENT, GUEST])
+async def test_the_header_is_passed_on(header: Header) -> None:
+    async with serving(replace(TRUSTING, send_proxy="v2")) as route:
+        answer = await route.exchange(build_header("v2", header) + b"x")
+    assert answer[-1:] == b"x"
+    assert parse_header(answer[:-1]).source == header.source
+
+
+async def test_a_header_that_names_nobody_leaves_the_sender_as_the_client() -> None:
+    async with serving(replace(TRUSTING, send_proxy="v1")) as route:
+        answer = await route.exchange(b"PROXY UNKNOWN\r\nx", "127.0.0.1")
+        assert answer.startswith(b"PROXY TCP4 127.0.0.1 127.0.0.1 ")
+
+
+async def test_who_is_not_trusted_is_reset_whatever_it_says() -> None:
+    async with serving(TRUSTING) as route:
+        client = route.connect("127.0.0.9")
+        with suppress(trio.BrokenResourceError):
+            await client.send_all(build_header("v1", CLIENT))
+        assert await ends_by_reset(client)
+        await route.rejected("proxy_untrusted")
+        assert route.stats.connections == 0
+
+
+@pytest.mark.parametrize(
+    "data", [b"GET / HTTP/1.1\r\n\r\n", b"PROXY TCP4 x y 1 2\r\n", b"\r\n\r\nX"]
+)
+async def test_a_malformed_header_is_reset_at_once(data: bytes) -> None:
+    async with serving(TRUSTING) as route:
+        client = route.connect()
+        await client.send_all(data)
+        assert await ends_by_reset(client)
+        await route.rejected("proxy_malformed")
+        await route.closed("rejected_proxy_malformed")
+        assert sum(route.stats.dial_seconds.counts) == 0
+
+
+async def test_a_client_that_ends_within_its_header_is_malformed() -> None:
+    async with serving(TRUSTING) as route, route.connect() as client:
+        await client.send_all(b"PROXY TCP4 192.0.2")
+        await client.send_eof()
+        await route.closed("rejected_proxy_malformed")
+
+
+async def test_a_slow_header_is_reset_when_its_time_is_over() -> None:
+    policy = replace(TRUSTING, connect_timeout=0.1)
+    async with serving(policy) as route:
+        client = route.connect()
+        await client.send_all(b"PROXY TCP4 ")
+        assert await ends_by_reset(client)
+        await route.closed("rejected_proxy_timeout")
+        assert route.stats.rejected == {"proxy_timeout": 1}
+
+
+async def test_slow_headers_count_towards_the_limit() -> None:
+    policy = replace(TRUSTING, max_connections=1, over_limit="reject")
+    async with serving(policy) as route, route.connect():
+        with trio.fail_after(PATIENCE):
+            while not route.stats.live:
+                await trio.lowlevel.checkpoint()
+        assert await ends_by_reset(route.connect())
+        await route.rejected("max_connections")
+
+
+async def named(route: Served, source: str) -> trio.SocketStream:
+    """A client that says by its header that it comes from ``source``."""
+    client = route.connect()
+    end = InetAddress(ip_address(source), 1)
+    await client.send_all(build_header("v2", Header(end, end)) + b"x")
+    return client
+
+
+async def test_the_lists_are_about_the_client_that_the_header_names() -> None:
+    policy = replace(TRUSTING, deny=(parse_rule("192.0.2.0/24"),))
+    async with serving(policy) as route:
+        assert await ends_by_reset(await named(route, "192.0.2.7"))
+        await route.closed("rejected_denied")
+        [line] = route.events("rejected")
+        assert line["client"] == "192.0.2.7:1"
+        async with await named(route, "198.51.100.7") as client:
+            assert await client.receive_some() == b"x"
+
+
+async def test_sources_are_counted_by_the_client_that_the_header_names() -> None:
+    policy = replace(TRUSTING, max_connections_per_source=1)
+    async with serving(policy, service=hold) as route, await named(route, "192.0.2.7"):
+        with trio.fail_after(PATIENCE):
+            while not route.stats.sources:
+                await trio.lowlevel.checkpoint()
+        assert await ends_by_reset(await named(route, "192.0.2.7"))
+        await route.closed("rejected_max_connections_per_source")
+        async with await named(route, "192.0.2.8"):
+            with trio.fail_after(PATIENCE):
+                while len(route.stats.sources) < 2:
+                    await trio.lowlevel.checkpoint()
+
+
+async def test_a_stop_while_a_header_is_awaited_ends_it() -> None:
+    async with serving(TRUSTING) as route:
+        client = route.connect()
+        with trio.fail_after(PATIENCE):
+            while not route.stats.live:
+                await trio.lowlevel.checkpoint()
+        route.listener.end()
+        assert await ends_by_reset(client)
+        await route.closed("shutdown")

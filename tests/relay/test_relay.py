@@ -1,0 +1,196 @@
+"""One connection as an operator sees it: what it does now, and its end on demand."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.fake_services import hold
+from tests.listen.running_route import PATIENCE, Served, serving
+from tests.sockets import read_to_end, tcp_pair
+from vsockproxy.address.endpoint import AF_VSOCK, UnixEndpoint, VsockEndpoint
+from vsockproxy.config.settings import Policy, PumpChoice, PumpSettings, Route
+from vsockproxy.pump.native import open_pump
+from vsockproxy.pump.portable import PortablePump
+from vsockproxy.pump.transfer import Accepted
+from vsockproxy.stats import Connection
+
+ROUTE = Route("route", UnixEndpoint("/run/front"), UnixEndpoint("/run/back"))
+
+both_pumps = pytest.mark.parametrize("choice", ["native", "portable"])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(PATIENCE):
+        while not condition():
+            await trio.lowlevel.checkpoint()
+
+
+def only(route: Served) -> Connection:
+    [connection] = route.stats.live
+    return connection
+
+
+async def is_reset(client: trio.SocketStream) -> bool:
+    try:
+        await read_to_end(client)
+    except trio.BrokenResourceError:
+        return True
+    return False
+
+
+@both_pumps
+async def test_an_ended_connection_is_reset_and_counted_under_the_reason(
+    choice: PumpChoice,
+) -> None:
+    async with serving(Policy(), choice=choice) as route, await route.live() as client:
+        connection = only(route)
+        connection.end("killed")
+        connection.end("killed")
+        assert await is_reset(client)
+        await route.closed("killed")
+        assert not route.stats.live
+        connection.end("drained")
+        assert dict(route.stats.closed) == {"killed": 1}
+
+
+async def test_a_connection_that_is_ended_before_its_task_runs_ends() -> None:
+    async with serving(Policy()) as route:
+        left, right = tcp_pair()
+        connection = Connection(1, route.listener.route, left.family, left.getpeername())
+        route.listener._gate.admit(right.fileno(), connection)
+        connection.end("killed")
+        with trio.fail_after(PATIENCE):
+            await route.listener._relay.serve(right.detach(), connection)
+        assert route.stats.closed == {"killed": 1}
+        async with trio.SocketStream(trio.socket.from_stdlib_socket(left)) as client:
+            assert await is_reset(client)
+
+
+@both_pumps
+async def test_only_the_connection_that_is_meant_ends(choice: PumpChoice) -> None:
+    async with (
+        serving(Policy(), choice=choice) as route,
+        await route.live() as first,
+    ):
+        connection = only(route)
+        async with await route.live() as second:
+            connection.end("killed")
+            assert await is_reset(first)
+            await second.send_all(b"still here")
+            await second.send_eof()
+            assert await read_to_end(second) == b"still here"
+
+
+async def test_a_dial_that_waits_ends_on_demand(tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(full))
+        listener.listen(0)
+        first.connect(str(full))
+        async with serving(Policy(connect_timeout=3600.0)) as route:
+            route.listener.adopt(replace(route.listener.route, target=UnixEndpoint(str(full))))
+            async with route.connect() as client:
+                await until(lambda: bool(route.stats.live) and only(route).dialling is not None)
+                only(route).end("killed")
+                assert await is_reset(client)
+                await route.closed("killed")
+
+
+@both_pumps
+async def test_a_connection_tells_which_halves_have_ended(choice: PumpChoice) -> None:
+    async with (
+        serving(Policy(), service=hold, choice=choice) as route,
+        route.connect() as client,
+    ):
+        await until(lambda: bool(route.stats.live) and only(route).running is not None)
+        running = only(route).running
+        assert running is not None
+        assert not running.upstream_done()
+        await client.send_eof()
+        await until(running.upstream_done)
+        assert not running.downstream_done()
+
+
+@both_pumps
+async def test_silence_counts_from_the_last_byte(
+    choice: PumpChoice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(Policy(), choice=choice) as route, await route.live() as client:
+        connection = only(route)
+        assert connection.running is not None
+        last = connection.running.active()
+        assert last >= int(connection.opened)
+        monkeypatch.setattr("vsockproxy.stats.monotonic", lambda: last + 60)
+        assert connection.idle_seconds == pytest.approx(60, abs=1)
+        await client.send_eof()
+        await read_to_end(client)
+
+
+# ---- accepting ----
+
+
+@both_pumps
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_an_accepted_client_is_known_by_its_address(choice: PumpChoice, host: str) -> None:
+    async with open_pump(PumpSettings(choice)) as pump:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as listener, socket.socket(family) as client:
+            listener.bind((host, 0))
+            listener.listen()
+            client.connect(listener.getsockname())
+            listener.setblocking(False)
+            [(descriptor, address)] = pump.accept(listener.fileno(), 64)
+            os.close(descriptor)
+            connection = Connection(1, ROUTE, family, address)
+            assert connection.address == client.getsockname()
+            with pytest.raises(BlockingIOError):
+                pump.accept(listener.fileno(), 64)
+
+
+@both_pumps
+async def test_no_more_clients_are_accepted_than_there_is_room_for(choice: PumpChoice) -> None:
+    async with open_pump(PumpSettings(choice)) as pump:
+        with socket.socket() as listener, ExitStack() as stack:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            listener.setblocking(False)
+            for _ in range(5):
+                stack.enter_context(socket.create_connection(listener.getsockname()))
+            for room, number in ((2, 2), (64, 3)):
+                clients = pump.accept(listener.fileno(), room)
+                assert len(clients) == number
+                for descriptor, _ in clients:
+                    os.close(descriptor)
+
+
+def test_a_vsock_clients_address_is_read_from_the_kernels() -> None:
+    connection = Connection(1, ROUTE, AF_VSOCK, VsockEndpoint(7, 1025).to_sockaddr())
+    assert connection.address == (7, 1025)
+    assert connection.client == "vsock:7:1025"
+
+
+async def test_an_error_of_every_client_is_waited_out_and_not_spun_upon() -> None:
+    class Firewalled(PortablePump):
+        calls = 0
+
+        def accept(self, listener: int, room: int) -> list[Accepted]:
+            self.calls += 1
+            if self.calls <= 100:
+                raise PermissionError(errno.EPERM, "a security module does not like it")
+            return super().accept(listener, room)
+
+    pump = Firewalled("for this test")
+    async with serving(Policy(), pump=pump) as route:
+        assert await route.exchange(b"x") == b"x"
+        assert route.events("accept_failed")
+        assert route.events("accept_recovered")
+        assert route.stats.accept_errors == 100

@@ -1,0 +1,101 @@
+"""What the socket module wants of an endpoint: a family, an address, a new socket.
+
+Owns: how a host or a path is written there, and a peer's address for people.
+Connects and binds nothing: `transport` and `binding` do.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Any, Final
+
+from vsockproxy.address.endpoint import AF_VSOCK, TcpEndpoint, VsockEndpoint
+
+Address = tuple[int, tuple[Any, ...]]
+"""A family, and the address as the socket module has it for that family."""
+
+NO_IPV6: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+"""What the kernel says of ::1 on a machine without IPv6."""
+
+NO_VSOCK: Final = (
+    "this system's Python has no AF_VSOCK; a VMM's Unix socket is reached by unix: or vsock-mux:"
+)
+
+_NONBLOCK: Final[int] = getattr(socket, "SOCK_NONBLOCK", 0)  # Linux's; saves a system call
+# Behind the family, which is the host's order; what follows is the network's.
+_SOCKADDR_IN: Final = struct.Struct("!H4s")
+_SOCKADDR_IN6: Final = struct.Struct("!HI16s")
+_SCOPE: Final = struct.Struct("=I")
+_IPV4: Final = re.compile(r"[0-9.]+")
+
+
+def new_socket(family: int) -> socket.socket:
+    """A stream socket of a family: non-blocking, close-on-exec, the caller's to close."""
+    sock = socket.socket(family, socket.SOCK_STREAM | _NONBLOCK)
+    if not _NONBLOCK:
+        sock.setblocking(False)
+    return sock
+
+
+def literal_addresses(endpoint: TcpEndpoint) -> list[Address] | None:
+    """The addresses of an endpoint that names no name; None where one must be resolved."""
+    host, port = endpoint.host, endpoint.port
+    if host is None:
+        return [(socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET6, ("::1", port))]
+    if _IPV4.fullmatch(host):
+        return [(socket.AF_INET, (host, port))]
+    # The socket module drops a scope (fe80::1%eth0) that getaddrinfo turns into a number.
+    if ":" in host and "%" not in host:
+        return [(socket.AF_INET6, (host, port))]
+    return None
+
+
+def distinct_addresses(found: Sequence[tuple[Any, ...]]) -> list[Address]:
+    """What getaddrinfo found, in its order, each address once."""
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+
+
+def unresolved(endpoint: TcpEndpoint, error: Exception) -> str:
+    """The sentence for a name that getaddrinfo, or IDNA before it, has refused."""
+    cause = error.strerror if isinstance(error, OSError) else error
+    return f"the host name {endpoint.host!r} does not resolve: {cause}"
+
+
+def unix_address(path: str) -> str:
+    """A Unix endpoint's path for bind and connect: ``@`` is the abstract namespace's NUL."""
+    return "\0" + path[1:] if path.startswith("@") else path
+
+
+def errno_of(error: OSError) -> int:
+    """The errno of an OSError; EIO for one that Python made without."""
+    return error.errno or errno.EIO
+
+
+def address_of(family: int, raw: bytes) -> Any:
+    """The address in a ``struct sockaddr`` as the socket module has it: `ip(7)`, `vsock(7)`."""
+    if family == socket.AF_INET:
+        port, host = _SOCKADDR_IN.unpack_from(raw, 2)
+        return socket.inet_ntop(family, host), port
+    if family == socket.AF_INET6:
+        port, flow, host = _SOCKADDR_IN6.unpack_from(raw, 2)
+        [scope] = _SCOPE.unpack_from(raw, 2 + _SOCKADDR_IN6.size)
+        return socket.inet_ntop(family, host), port, flow, scope
+    if family == AF_VSOCK:
+        peer = VsockEndpoint.from_sockaddr(raw)
+        return peer.cid, peer.port
+    return ""
+
+
+def peer_name(family: int, address: Any) -> str:
+    """The peer's address that accept gave, for people: ``[::1]:5000``, ``vsock:3:1025``."""
+    if family == socket.AF_INET:
+        return f"{address[0]}:{address[1]}"
+    if family == socket.AF_INET6:
+        return f"[{address[0]}]:{address[1]}"
+    if family == AF_VSOCK:
+        return f"vsock:{address[0]}:{address[1]}"
+    return "unix"

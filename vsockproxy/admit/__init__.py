@@ -1,0 +1,1 @@
+"""Admission: limits and access rules between a listener's backlog and a relay."""

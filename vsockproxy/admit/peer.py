@@ -1,0 +1,62 @@
+"""Who is at the other end of a socket: its address, or for a Unix socket its user.
+
+Owns: the step from what the kernel knows to `access.Peer`.  Judges nobody.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import suppress
+from typing import Any, Final
+
+from vsockproxy.address.endpoint import AF_VSOCK
+from vsockproxy.config.access import Peer, ip_of
+
+# unix(7) and asm-generic/socket.h; the second is not in the socket module.
+_PEERCRED: Final[int] = getattr(socket, "SO_PEERCRED", 17)
+_PEERGROUPS: Final = 59
+_CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
+_GID: Final = struct.Struct("=I")
+_MOST_GROUPS: Final = 1024 // _GID.size  # CPython's getsockopt reads no more
+
+
+def peer_at(family: int, address: Any) -> Peer:
+    """What an address says of a client, as accept or a PROXY header gave it."""
+    if family in (socket.AF_INET, socket.AF_INET6):
+        return Peer(ip=ip_of(address[0]))
+    if family == AF_VSOCK:
+        return Peer(cid=address[0])
+    return Peer()
+
+
+def peer_of(client: int, family: int, address: Any) -> Peer:
+    """What is known of an accepted client; nothing where the kernel is silent.
+
+    ``client`` is its socket's descriptor, which stays the caller's.
+
+    A Unix client is who it was when it connected; of more than 256 groups of its own only
+    the first counts.
+    """
+    if family != getattr(socket, "AF_UNIX", None):
+        return peer_at(family, address)
+    sock = socket.socket(family, socket.SOCK_STREAM, 0, client)
+    try:
+        return _user_of(sock)
+    finally:
+        sock.detach()
+
+
+def _user_of(sock: socket.socket) -> Peer:
+    with suppress(OSError):
+        raw = sock.getsockopt(socket.SOL_SOCKET, _PEERCRED, _CREDENTIALS.size)
+        _, uid, gid = _CREDENTIALS.unpack(raw)
+        return Peer(uid=uid, gids=frozenset({gid, *_groups(sock)}))
+    return Peer()
+
+
+def _groups(sock: socket.socket) -> list[int]:
+    with suppress(OSError):  # before Linux 4.13, or more of them than fit
+        raw = sock.getsockopt(socket.SOL_SOCKET, _PEERGROUPS, _MOST_GROUPS * _GID.size)
+        return [gid for (gid,) in _GID.iter_unpack(raw)]
+    return []

@@ -1,0 +1,285 @@
+"""A guest without a VM, for `vsockproxy demo`: something to proxy to on any machine.
+
+Owns: the embedded guest, which is a vsock-mux socket as a VMM would offer it with a small
+HTTP service behind it, and the configuration that leads there.  The daemon beside it is
+the ordinary one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from http import HTTPStatus
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import h11
+import trio
+
+from vsockproxy.address.endpoint import (
+    GuestEndpoint,
+    ListenEndpoint,
+    MuxEndpoint,
+    TcpEndpoint,
+    UnixEndpoint,
+)
+from vsockproxy.admin.socket_path import NAME, is_live, make_private, of_user
+from vsockproxy.config.document import Plain
+from vsockproxy.config.guest import MuxGlob
+from vsockproxy.config.load import forward_config
+from vsockproxy.config.settings import Config
+from vsockproxy.dial import mux
+from vsockproxy.listen.bind import listen
+from vsockproxy.log.output import get_logger
+
+GUEST_PORT: Final = 80
+"""The guest's port on which the HTTP service answers; every other is refused."""
+
+_FIRST_NUMBER: Final = 1 << 30  # as Firecracker counts its host ports
+_CHUNK: Final = 65536
+_ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - shown, not bound
+
+Service = Callable[[trio.SocketStream], Awaitable[None]]
+
+_PAGE: Final = """\
+Hello from the embedded guest.
+
+You asked for {method} {target}, and port {port} of the guest answered: your request
+came in on a TCP port of the host, went through the VMM's vsock socket (CONNECT {port},
+OK), and this answer went the same way back.
+
+Now look at /metrics of the metrics listener: the bytes of both are counted there.
+"""
+
+
+def demo_config(
+    mux_path: str, port: int, metrics_port: int, wait_for_guest: float | None = None
+) -> Config:
+    """The configuration of the demo, as config/demo.toml writes it where nobody waits."""
+    waits: dict[str, Plain] = {"wait_for_guest": wait_for_guest} if wait_for_guest else {}
+    return forward_config(
+        [(str(port), f"vsock-mux:{mux_path}:{GUEST_PORT}")],
+        {
+            # Unlike most VMMs, this guest honours a half-close.
+            "defaults": {"half_close": "forward", **waits},
+            "metrics": {"listen": f"127.0.0.1:{metrics_port}"},
+        },
+    )
+
+
+@asynccontextmanager
+async def embedded_guests(config: Config, boot_delay: float = 0.0) -> AsyncIterator[None]:
+    """A guest at every vsock-mux socket that the routes lead to, while the block runs.
+
+    With ``boot_delay`` they are there only so many seconds later.  SIGUSR1 stops the guests
+    as a VM's end would, and starts them again: where a pattern leads to one, under another
+    name, as a VM that starts again has another CID.  Raises exception groups with a `ListenError`
+    where a socket's file cannot be made.
+    """
+    paths = set(_paths(config))
+    with trio.open_signal_receiver(signal.SIGUSR1) as switch:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_switch_guests, sorted(paths), switch, boot_delay)
+            yield
+            nursery.cancel_scope.cancel()
+
+
+def _paths(config: Config) -> Iterator[str]:
+    """Where the routes look for guests behind a VMM's socket: paths, and patterns with a ``*``."""
+    ways = {guest.name: guest.way for guest in config.guests}
+    for target in (target for route in config.routes for target in route.targets):
+        if isinstance(target, MuxEndpoint):
+            yield target.path
+        elif isinstance(target, GuestEndpoint) and isinstance(way := ways[target.guest], MuxGlob):
+            yield way.pattern
+
+
+async def _switch_guests(
+    paths: list[str],
+    switch: AsyncIterator[int],
+    boot_delay: float,
+    *,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    log = get_logger()
+    if boot_delay:
+        task_status.started()
+        await trio.sleep(boot_delay)
+    for started in count(1 if boot_delay else 0):
+        async with trio.open_nursery() as guests:
+            for path in paths:
+                await guests.start(serve_guest, Path(path.replace("*", str(started))))
+            if started:
+                log.info("guest_started")
+            else:
+                task_status.started()
+            await anext(switch)
+            guests.cancel_scope.cancel()
+        log.info("guest_stopped")
+        await anext(switch)
+
+
+async def serve_guest(
+    path: Path, *, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Be a guest behind a VMM's socket at ``path``; runs until cancelled.
+
+    Speaks Firecracker's side of the handshake: ``OK`` with a number from 2**30 up, and a
+    refused port is closed without a word.  The socket's file goes with it.
+
+    Raises `ListenError` when the file cannot be made.
+    """
+    [listening] = listen(UnixEndpoint(str(path)), 128, {})
+    serve = partial(_serve_client, {GUEST_PORT: serve_http}, count(_FIRST_NUMBER))
+    try:
+        # trio closes the listener it serves, before its file could be told from another's.
+        sock = trio.socket.from_stdlib_socket(listening.sock.dup())
+        await trio.serve_listeners(serve, [trio.SocketListener(sock)], task_status=task_status)
+    finally:
+        listening.close()
+
+
+async def _serve_client(
+    services: Mapping[int, Service], numbers: Iterator[int], stream: trio.SocketStream
+) -> None:
+    async with stream:
+        try:
+            service = services.get(mux.parse_request(await _read_line(stream)))
+            if service is not None:
+                await stream.send_all(mux.ok_reply(next(numbers)))
+                await service(stream)
+        except (mux.MalformedLineError, trio.BrokenResourceError):
+            return
+
+
+async def _read_line(stream: trio.SocketStream) -> bytes:
+    """The handshake's line, byte by byte: what follows it is the service's."""
+    reader = mux.LineReader()
+    while not reader.done:
+        byte = await stream.receive_some(1)
+        if not byte:
+            raise mux.MalformedLineError(reader.line)
+        reader.feed(byte)
+    return reader.line
+
+
+async def serve_http(stream: trio.SocketStream) -> None:
+    """Answer HTTP/1.1 requests until the client has no more; its half-close is no end."""
+    connection = h11.Connection(h11.SERVER)
+    try:
+        while (request := await _next_request(connection, stream)) is not None:
+            await _answer(connection, stream, request)
+            if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
+                break
+            connection.start_next_cycle()
+    except h11.RemoteProtocolError as error:
+        await _refuse(connection, stream, error)
+    await stream.send_eof()
+
+
+async def _next_request(
+    connection: h11.Connection, stream: trio.SocketStream
+) -> h11.Request | None:
+    """The next request, its body read and dropped; None when the client has ended."""
+    request: h11.Request | None = None
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            connection.receive_data(await stream.receive_some(_CHUNK))
+        elif isinstance(event, h11.Request):
+            request = event
+        elif isinstance(event, h11.EndOfMessage):
+            return request
+        elif not isinstance(event, h11.Data):
+            return None
+
+
+async def _answer(
+    connection: h11.Connection, stream: trio.SocketStream, request: h11.Request
+) -> None:
+    method, target = request.method.decode(), request.target.decode("latin-1")
+    page = _PAGE.format(method=method, target=target, port=GUEST_PORT).encode()
+    await _send(connection, stream, 200, page, with_body=method != "HEAD")
+
+
+async def _refuse(
+    connection: h11.Connection, stream: trio.SocketStream, error: h11.RemoteProtocolError
+) -> None:
+    if connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+        await _send(connection, stream, error.error_status_hint, b"This is not HTTP.\n")
+
+
+async def _send(
+    connection: h11.Connection,
+    stream: trio.SocketStream,
+    status: int,
+    page: bytes,
+    *,
+    with_body: bool = True,
+) -> None:
+    headers = [
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Content-Length", str(len(page))),
+    ]
+    reason = HTTPStatus(status).phrase
+    parts: list[h11.Event] = [h11.Response(status_code=status, headers=headers, reason=reason)]
+    if with_body:
+        parts.append(h11.Data(data=page))
+    parts.append(h11.EndOfMessage())
+    await stream.send_all(b"".join(connection.send(part) or b"" for part in parts))
+
+
+def with_admin(config: Config, environ: Mapping[str, str], folder: Path) -> Config:
+    """The configuration with an operator's socket, unless it says something of it itself.
+
+    It is where the commands look for a daemon that a user runs by hand; another demo that
+    is there already leaves ``folder``, which they are to be told of.
+    """
+    if config.admin.socket != "auto":
+        return config
+    place = of_user(environ, os.getuid())
+    try:
+        make_private(place.parent)
+    except OSError:
+        place = folder / NAME
+    if is_live(place):
+        place = folder / NAME
+    return replace(config, admin=replace(config.admin, socket=UnixEndpoint(str(place))))
+
+
+def greeting(config: Config, environ: Mapping[str, str], boot_delay: float = 0.0) -> str:
+    """What to type now that the demo runs."""
+    lines = ["An embedded guest answers behind the proxy. In another terminal:", ""]
+    if boot_delay:
+        boots = f"The guest boots for {boot_delay:g} s; with wait_for_guest, clients wait for it."
+        lines.insert(0, boots)
+    lines += [f"    curl {_url(route.listen)}/" for route in config.routes]
+    if config.metrics is not None:
+        lines.append(f"    curl {_url(config.metrics)}/metrics")
+    if config.admin.listen is not None:
+        place = config.admin.listen.path
+        usual = place == str(of_user(environ, os.getuid()))
+        option = "" if usual else f" --socket {place}"
+        commands = ("status", "connections", "doctor")
+        lines += [f"    vsockproxy {command}{option}" for command in commands]
+    lines += [
+        "",
+        f"To break the guest, and to start it again: kill -USR1 {os.getpid()}",
+    ]
+    return "\n".join([*lines, "Ctrl-C ends it."])
+
+
+def _url(listen: ListenEndpoint) -> str:
+    """The URL of a listener, or curl's arguments for one that has none."""
+    if isinstance(listen, TcpEndpoint):
+        host = listen.host or "127.0.0.1"
+        host = _ANYWHERE.get(host, f"[{host}]" if ":" in host else host)
+        return f"http://{host}:{listen.port}"
+    if isinstance(listen, UnixEndpoint):
+        return f"--unix-socket {listen.path} http://localhost"
+    return str(listen)

@@ -1,0 +1,204 @@
+"""Where a TCP target may be: patterns as values, and what they say of a target.
+
+Owns: the grammar of a pattern, what a pattern matches, and `Destinations`.  Resolves no name:
+`config` asks about what is written, and `transport` about each address before it dials it.
+
+| written | matches |
+|---|---|
+| ``10.0.0.0/8:443``, ``[fd00::]/8:*`` | every address of the network, at these ports |
+| ``10.1.2.3:5000-5010``, ``[::1]:*`` | one address; IPv4-mapped is IPv4 |
+| ``db.internal:5432`` | the name, as the target is written |
+| ``*.example.com:443`` | every name below ``example.com``, and not that itself |
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Final
+
+from vsockproxy.address.endpoint import TcpEndpoint
+from vsockproxy.config.access import ip_of, parse_network
+from vsockproxy.errors import AddressError
+
+_EVERY_PORT: Final = range(1, 0x10000)
+_PATTERN: Final = re.compile(r"(?P<host>\[[^\]]*\](?:/[^:]*)?|[^:\[\]]+):(?P<ports>[^:\]]+)")
+_PORTS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
+_NAME: Final = re.compile(r"(?:\*\.)?[^\s:/\[\]@,%{}*]+")
+_LOOPBACK: Final = ("127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPattern:
+    """Addresses of an IP network, at some ports."""
+
+    network: IPv4Network | IPv6Network
+    ports: range
+
+    def matches(self, ip: IPv4Address | IPv6Address, port: int) -> bool:
+        """Whether the address is in the network, and the port one of these."""
+        return ip in self.network and port in self.ports
+
+    def __str__(self) -> str:
+        address, slash, bits = str(self.network).partition("/")
+        host = f"[{address}]" if self.network.version == 6 else address
+        mask = "" if self.network.prefixlen == self.network.max_prefixlen else slash + bits
+        return f"{host}{mask}:{_spell(self.ports)}"
+
+
+@dataclass(frozen=True, slots=True)
+class NamePattern:
+    """A name in small letters, or with ``*.`` in front every name below it, at some ports."""
+
+    name: str
+    ports: range
+
+    def matches(self, name: str, port: int) -> bool:
+        """Whether the name, however it is capitalised, and the port are of these."""
+        plain = name.lower().removesuffix(".")
+        found = plain.endswith(self.name[1:]) if self.name[0] == "*" else plain == self.name
+        return found and port in self.ports
+
+    def __str__(self) -> str:
+        return f"{self.name}:{_spell(self.ports)}"
+
+
+Pattern = NetworkPattern | NamePattern
+
+
+@dataclass(frozen=True, slots=True)
+class Destinations:
+    """A route's two lists; ``allow`` None lets it go wherever ``deny`` does not forbid.
+
+    Deny wins.  In ``allow``, networks and names are two questions: where there are networks,
+    an address must be in one of them, whatever name led to it; where there are names, a
+    target that is written by name must have one of them.
+    """
+
+    allow: tuple[Pattern, ...] | None = None
+    deny: tuple[Pattern, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.allow is not None or bool(self.deny)
+
+    def admits(self, target: TcpEndpoint, address: str) -> bool:
+        """Whether the target may be dialled at an IP address, its own or its name's."""
+        ip, port = _reached(address), target.port
+        if any(one.matches(ip, port) for one in _networks(self.deny)):
+            return False
+        networks = _networks(self.allow)
+        if networks and not any(one.matches(ip, port) for one in networks):
+            return False
+        return self.objection(target) is None
+
+    def objection(self, target: TcpEndpoint) -> str | None:
+        """Why a target cannot be meant, with the remedy; a name's addresses are not known."""
+        name = None if target.host is None or _is_address(target.host) else target.host
+        if name is None:
+            return self._objection_to_addresses(target)
+        for one in _names(self.deny):
+            if one.matches(name, target.port):
+                return _denied(one, target)
+        names, networks = _names(self.allow), _networks(self.allow)
+        if (names or (self.allow is not None and not networks)) and not any(
+            one.matches(name, target.port) for one in names
+        ):
+            return f'target_allow has no name that matches {target}: add "{name}:{target.port}"'
+        if networks and not any(target.port in one.ports for one in networks):
+            return (
+                f"target_allow has no network for port {target.port} of {target}:"
+                f' add where {name} may be, as in "10.0.0.0/8:{target.port}"'
+            )
+        return None
+
+    def _objection_to_addresses(self, target: TcpEndpoint) -> str | None:
+        """Of the addresses that a target has itself, one that may be dialled is enough."""
+        addresses = _LOOPBACK if target.host is None else (target.host,)
+        left = [_reached(address) for address in addresses]
+        for one in _networks(self.deny):
+            left = [ip for ip in left if not one.matches(ip, target.port)]
+            if not left:
+                return _denied(one, target)
+        if self.allow is None:
+            return None
+        networks = _networks(self.allow)
+        if any(one.matches(ip, target.port) for one in networks for ip in left):
+            return None
+        wanted = NetworkPattern(ipaddress.ip_network(left[0]), range(target.port, target.port + 1))
+        return f'target_allow has nothing that matches {target}: add "{wanted}"'
+
+
+def parse_pattern(text: str) -> Pattern:
+    """The pattern that ``text`` spells; raises `AddressError` with what is wanted."""
+    match = _PATTERN.fullmatch(text)
+    if match is None:
+        raise AddressError(
+            f"{text!r} is no pattern of targets: write HOST:PORTS, where HOST is a network"
+            " (10.0.0.0/8, [fd00::]/8) or a name (db.internal, *.example.com),"
+            " and PORTS is 443, 5000-5010 or *"
+        )
+    host, ports = match["host"], _ports(text, match["ports"])
+    if host == "*":
+        written = match["ports"]
+        raise AddressError(
+            f"{text!r}: for every host write 0.0.0.0/0:{written} and [::]/0:{written}"
+        )
+    if host.startswith("[") or re.fullmatch(r"[0-9./]+", host):
+        return NetworkPattern(_network(text, host), ports)
+    if not _NAME.fullmatch(host):
+        raise AddressError(f"{text!r}: {host!r} is neither a network nor a name; only *. may lead")
+    return NamePattern(host.lower().removesuffix("."), ports)
+
+
+def _network(text: str, host: str) -> IPv4Network | IPv6Network:
+    address = host.replace("[", "").replace("]", "")
+    network = parse_network(address)
+    if network is None or (":" in address) != host.startswith("["):
+        raise AddressError(f"{text!r}: {host} is no network: write 10.0.0.0/8 or [fd00::]/8")
+    return network
+
+
+def _ports(text: str, written: str) -> range:
+    if written == "*":
+        return _EVERY_PORT
+    match = _PORTS.fullmatch(written)
+    if match is None:
+        raise AddressError(f"{text!r}: {written!r} is no port: write 443, 5000-5010 or *")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if not 1 <= first <= last < 0x10000:
+        raise AddressError(f"{text!r}: ports are 1 to 65535, the lower one first")
+    return range(first, last + 1)
+
+
+def _spell(ports: range) -> str:
+    if ports == _EVERY_PORT:
+        return "*"
+    return f"{ports[0]}" if len(ports) == 1 else f"{ports[0]}-{ports[-1]}"
+
+
+def _denied(pattern: Pattern, target: TcpEndpoint) -> str:
+    return f'target_deny has "{pattern}", which matches {target}: choose another, or take that out'
+
+
+def _reached(address: str) -> IPv4Address | IPv6Address:
+    """Where a connection to an address ends: at 0.0.0.0 and :: this machine answers itself."""
+    ip = ip_of(address)
+    return ip_of(_LOOPBACK[ip.version == 6]) if ip.is_unspecified else ip
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _networks(patterns: tuple[Pattern, ...] | None) -> list[NetworkPattern]:
+    return [one for one in patterns or () if isinstance(one, NetworkPattern)]
+
+
+def _names(patterns: tuple[Pattern, ...] | None) -> list[NamePattern]:
+    return [one for one in patterns or () if isinstance(one, NamePattern)]

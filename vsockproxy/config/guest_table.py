@@ -1,0 +1,103 @@
+"""What a table of ``[guests]`` means: the one way to the guest that is written there.
+
+Owns: which keys of a guest go together, and the ways that they make.  `load` says where the
+table stands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+from vsockproxy.address.endpoint import check_absolute
+from vsockproxy.config.guest import (
+    PORT_MARK,
+    Cid,
+    CidFile,
+    Command,
+    DynamicWay,
+    Guest,
+    Incus,
+    Libvirt,
+    Machine,
+    Mux,
+    MuxGlob,
+    Qmp,
+    StaticWay,
+    UnixSockets,
+)
+from vsockproxy.config.schema import GuestTable
+from vsockproxy.errors import AddressError
+
+_WAYS: Final = (
+    *("cid", "mux", "unix"),
+    *("libvirt", "qmp", "machine", "incus", "file", "command"),
+)
+_OVER_VSOCK: Final = frozenset(_WAYS) - {"mux", "unix"}
+_WITH: Final = {"to_host": _OVER_VSOCK, "handshake": {"mux"}, "uri": {"libvirt"}}
+_MISPLACED: Final = {
+    "to_host": "is for a guest with a CID, and this one has a socket",
+    "handshake": "is for a guest with a mux",
+    "uri": "is for a guest of libvirt",
+}
+_PATHS: Final = frozenset({"mux", "unix", "qmp", "file"})
+_NAMED: Final[dict[str, Callable[[Any], StaticWay | DynamicWay]]] = {
+    "unix": UnixSockets,
+    "qmp": Qmp,
+    "machine": Machine,
+    "incus": Incus,
+    "file": CidFile,
+    "command": Command,
+}
+_PATTERN: Final = re.compile(r"[*?\[]")
+
+
+class WrongKeyError(AddressError):
+    """A key of a guest's table cannot be meant; ``key`` is empty for the table as a whole."""
+
+    def __init__(self, key: str, message: str) -> None:
+        self.key = key
+        super().__init__(message)
+
+
+def read_guest(name: str, table: GuestTable) -> Guest:
+    """The guest that a table describes; raises `WrongKeyError`."""
+    written = table.model_fields_set
+    ways = [key for key in _WAYS if key in written]
+    if len(ways) != 1:
+        read = f"has {' and '.join(ways)}" if ways else "has no way to be reached"
+        raise WrongKeyError("", f"{read}: write one of {', '.join(_WAYS)}, as in cid = 3")
+    [key] = ways
+    for other, companions in _WITH.items():
+        if other in written and key not in companions:
+            raise WrongKeyError(other, _MISPLACED[other])
+    _check_text(key, getattr(table, key))
+    way = _way(table, key)
+    return Guest(name, way, table.to_host and not isinstance(way, StaticWay))
+
+
+def _check_text(key: str, value: object) -> None:
+    if isinstance(value, str) and (not value.strip() or "\0" in value):
+        raise WrongKeyError(key, f"{value!r} says nothing that could be looked for")
+    if key == "unix" and PORT_MARK not in str(value):
+        raise WrongKeyError(key, f"{value!r} has no {PORT_MARK}: each port is a socket")
+    if key in _PATHS:
+        try:
+            check_absolute(str(value))
+        except AddressError as error:
+            raise WrongKeyError(key, str(error)) from error
+
+
+def _way(table: GuestTable, key: str) -> StaticWay | DynamicWay:
+    value = getattr(table, key)
+    if key in _NAMED:
+        return _NAMED[key](value)
+    match key:
+        case "cid":
+            return Cid(value, table.to_host)
+        case "mux":
+            is_pattern = _PATTERN.search(value)
+            return (MuxGlob if is_pattern else Mux)(value, table.handshake)
+        case _:
+            return Libvirt(value, table.uri)

@@ -1,0 +1,1 @@
+"""Dialling: from a target to a connected socket, one target or several."""

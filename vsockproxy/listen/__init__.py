@@ -1,0 +1,1 @@
+"""Listening: bind addresses, own the listening sockets, accept clients."""

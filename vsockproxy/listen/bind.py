@@ -1,0 +1,336 @@
+"""Endpoints to listeners: binds each kind of address, and minds the files of Unix sockets.
+
+Owns: `listen`, `ListeningSocket`, and the rule by which a stale socket file is replaced.
+Knows nothing of routes, and accepts nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from vsockproxy.address.endpoint import (
+    AF_VSOCK,
+    FdEndpoint,
+    ListenEndpoint,
+    MuxEndpoint,
+    TcpEndpoint,
+    UnixEndpoint,
+    VsockEndpoint,
+)
+from vsockproxy.address.sockaddr import (
+    NO_IPV6,
+    NO_VSOCK,
+    Address,
+    distinct_addresses,
+    errno_of,
+    literal_addresses,
+    new_socket,
+    peer_name,
+    unix_address,
+    unresolved,
+)
+from vsockproxy.config.settings import Policy
+from vsockproxy.dial.sockopt import apply, listener_options
+from vsockproxy.errors import ListenError, explain, listen_error
+
+_PORT_TRIES: Final = 16  # for one free port on two addresses; the second try nearly always has it
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ListeningSocket:
+    """A listener: the socket, and the endpoint it really has: an address and a
+    port where a name, a bare port or port 0 was asked for.
+
+    Closing it is the owner's; the owner's tasks must have stopped waiting for it.
+    """
+
+    sock: socket.socket
+    endpoint: ListenEndpoint
+    _file: tuple[Path, int, int] | None = None  # path, device and inode of a file we made
+
+    @classmethod
+    def adopted(cls, sock: socket.socket, endpoint: ListenEndpoint) -> ListeningSocket:
+        """A listener that another process opened at ``endpoint`` and left to this one."""
+        file = socket_file(endpoint)
+        if file is not None:
+            with suppress(OSError):  # somebody has removed the file
+                return cls(sock, endpoint, (file, *_identity(file)))
+        return cls(sock, endpoint)
+
+    def configure(self, policy: Policy) -> None:
+        """Give the socket, and its file if it has one, what a policy says of them.
+
+        Clients that connect from now on find it so.  Raises `ListenError`.
+        """
+        try:
+            apply(self.sock, self.sock.family, listener_options(policy))
+            if self._file is not None:
+                _give(self.endpoint, self._file[0], policy)
+        except OSError as error:
+            raise listen_error(self.endpoint, errno_of(error)) from error
+
+    def close(self) -> None:
+        """Close, and remove the socket's file if it is still the one that was made here."""
+        if self._file is not None and self.sock.fileno() >= 0:
+            path, *identity = self._file
+            # While the socket is open its inode's number cannot be another file's.
+            with suppress(OSError):
+                if _identity(path) == tuple(identity):
+                    path.unlink()
+        self.sock.close()
+
+
+def socket_file(endpoint: ListenEndpoint) -> Path | None:
+    """The file by which clients find a listener at ``endpoint``; None where there is none."""
+    if isinstance(endpoint, MuxEndpoint):
+        return Path(endpoint.listen_path)
+    if isinstance(endpoint, UnixEndpoint) and not endpoint.path.startswith("@"):
+        return Path(endpoint.path)
+    return None
+
+
+def listen(
+    endpoint: ListenEndpoint,
+    backlog: int,
+    inherited: Mapping[str, Sequence[socket.socket]],
+    policy: Policy = Policy(),  # noqa: B008 - it is frozen
+    leaving: Sequence[socket.socket] = (),
+) -> list[ListeningSocket]:
+    """The listeners of an endpoint: one for each address that its host has.
+
+    ``backlog`` is listen(2)'s; ``policy`` says the options and a socket file's owner and
+    mode, which it has before anybody can connect.  ``fd:NAME`` gets duplicates of the sockets
+    of ``inherited``, which stay the caller's.  A Unix socket's file is replaced when it is
+    this user's and nobody listens there.  ``leaving`` are listeners of the caller's own at a
+    TCP endpoint's port; where addresses overlap they do not stand in the way (on Linux).
+
+    Raises `ListenError`, with nothing left open.
+    """
+    try:
+        match endpoint:
+            case TcpEndpoint():
+                return _configured(_listen_tcp(endpoint, backlog, leaving), policy)
+            case VsockEndpoint():
+                return _configured([_listen_vsock(endpoint, backlog)], policy)
+            case UnixEndpoint():
+                return [_listen_unix(endpoint, endpoint.path, backlog, policy)]
+            case MuxEndpoint():
+                return [_listen_unix(endpoint, endpoint.listen_path, backlog, policy)]
+            case FdEndpoint():
+                return _configured(_listen_inherited(endpoint, inherited), policy)
+    except OSError as error:
+        raise listen_error(endpoint, errno_of(error)) from error
+
+
+def _configured(listeners: list[ListeningSocket], policy: Policy) -> list[ListeningSocket]:
+    with ExitStack() as undo:
+        for listening in listeners:
+            undo.callback(listening.close)
+        for listening in listeners:
+            listening.configure(policy)
+        undo.pop_all()
+    return listeners
+
+
+def _listen_tcp(
+    endpoint: TcpEndpoint, backlog: int, leaving: Sequence[socket.socket]
+) -> list[ListeningSocket]:
+    addresses = literal_addresses(endpoint)
+    if addresses is None:
+        try:
+            addresses = distinct_addresses(
+                socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+            )
+        except (socket.gaierror, UnicodeError) as error:
+            raise ListenError(endpoint, "name", unresolved(endpoint, error)) from error
+    for _ in range(_PORT_TRIES - 1):
+        with suppress(_PortTakenError):
+            return _bind_all(endpoint, addresses, backlog, leaving)
+    return _bind_all(endpoint, addresses, backlog, leaving)
+
+
+class _PortTakenError(OSError):
+    """The port that the kernel chose is somebody's on another of the addresses."""
+
+
+def _bind_all(
+    endpoint: TcpEndpoint,
+    addresses: Sequence[Address],
+    backlog: int,
+    leaving: Sequence[socket.socket],
+) -> list[ListeningSocket]:
+    port = endpoint.port
+    with ExitStack() as undo:
+        bound: list[ListeningSocket] = []
+        for family, (host, _, *rest) in addresses:
+            try:
+                sock = _listening(family, (host, port, *rest), backlog, leaving)
+            except OSError as error:
+                if bound and host == "::1" and error.errno in NO_IPV6:
+                    continue
+                if error.errno == errno.EADDRINUSE and endpoint.port == 0:
+                    raise _PortTakenError(error.errno, error.strerror) from error
+                if len(addresses) > 1:
+                    raise _listen_error_at(endpoint, (family, (host, port)), error) from error
+                raise
+            undo.callback(sock.close)
+            name, port = sock.getsockname()[:2]
+            bound.append(ListeningSocket(sock, TcpEndpoint(name, port)))
+        undo.pop_all()
+    return bound
+
+
+def _listen_error_at(endpoint: TcpEndpoint, address: Address, error: OSError) -> ListenError:
+    """The error of an endpoint with several addresses: which one it was is worth a word."""
+    reason, sentence = explain("listen", endpoint, errno_of(error))
+    return ListenError(endpoint, reason, f"{peer_name(*address)}: {sentence}", error.errno)
+
+
+def _listening(
+    family: int, address: Any, backlog: int, leaving: Sequence[socket.socket] = ()
+) -> socket.socket:
+    # Where every listener has SO_REUSEPORT when the last one is bound, and is this user's,
+    # Linux does not mind that they overlap (socket(7)).  Off again: a second daemon of this
+    # user is to be told that the port is taken, as ever.
+    with ExitStack() as undo:
+        for sock in leaving:
+            undo.callback(_share_port, sock, False)
+            _share_port(sock, True)
+        sock = _bound(family, address, share=bool(leaving))
+        try:
+            sock.listen(backlog)
+            if leaving:
+                _share_port(sock, False)
+        except BaseException:
+            sock.close()
+            raise
+    return sock
+
+
+def _share_port(sock: socket.socket, share: bool) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, share)
+
+
+def _bound(family: int, address: Any, *, share: bool = False) -> socket.socket:
+    sock = new_socket(family)
+    try:
+        if family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if share:
+            _share_port(sock, True)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _listen_vsock(endpoint: VsockEndpoint, backlog: int) -> ListeningSocket:
+    if not hasattr(socket, "AF_VSOCK"):
+        raise ListenError(endpoint, "unsupported", NO_VSOCK)
+    sock = _listening(AF_VSOCK, (endpoint.cid, endpoint.port), backlog)
+    return ListeningSocket(sock, replace(endpoint, port=sock.getsockname()[1]))
+
+
+def _listen_unix(
+    endpoint: UnixEndpoint | MuxEndpoint, path: str, backlog: int, policy: Policy
+) -> ListeningSocket:
+    listening = _bind_unix(endpoint, path)
+    try:
+        listening.configure(policy)  # nobody can connect before listen(2)
+        listening.sock.listen(backlog)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _bind_unix(endpoint: UnixEndpoint | MuxEndpoint, path: str) -> ListeningSocket:
+    address = unix_address(path)
+    if path.startswith("@"):
+        return ListeningSocket(_bound(socket.AF_UNIX, address), endpoint)
+    file = Path(path)
+    try:
+        sock = _bound(socket.AF_UNIX, address)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        with suppress(FileNotFoundError):  # gone by itself meanwhile
+            _remove_stale(endpoint, file)
+        sock = _bound(socket.AF_UNIX, address)
+    try:
+        return ListeningSocket(sock, endpoint, (file, *_identity(file)))
+    except OSError:
+        sock.close()
+        raise
+
+
+def _give(endpoint: ListenEndpoint, file: Path, policy: Policy) -> None:
+    """Set the owner, the group and the mode of a socket's file, in so far as they are said."""
+    if policy.owner is not None or policy.group is not None:
+        owner, group = (-1 if number is None else number for number in (policy.owner, policy.group))
+        try:
+            os.chown(file, owner, group)
+        except PermissionError as error:
+            sentence = "only root gives its file to another user, or to a group it is not in"
+            raise ListenError(endpoint, "denied", sentence, error.errno) from error
+    if policy.mode is not None:
+        file.chmod(policy.mode)
+
+
+def _remove_stale(endpoint: UnixEndpoint | MuxEndpoint, file: Path) -> None:
+    """Remove a socket's file that its process has left; raises when it is anything else."""
+    found = file.lstat()
+    if not stat.S_ISSOCK(found.st_mode):
+        sentence = "something that is not a socket is in the way: remove it, or choose another path"
+        raise ListenError(endpoint, "in_use", sentence, errno.EADDRINUSE)
+    if found.st_uid != os.geteuid():
+        sentence = f"a socket of another user (uid {found.st_uid}) is in the way"
+        raise ListenError(endpoint, "in_use", sentence, errno.EADDRINUSE)
+    with new_socket(socket.AF_UNIX) as probe:
+        if probe.connect_ex(str(file)) not in (errno.ECONNREFUSED, errno.ENOENT):
+            raise listen_error(endpoint, errno.EADDRINUSE)
+    # Another daemon may have done all this meanwhile: its new socket is not to be removed.
+    if _identity(file) == (found.st_dev, found.st_ino):
+        file.unlink()
+
+
+def _listen_inherited(
+    endpoint: FdEndpoint, inherited: Mapping[str, Sequence[socket.socket]]
+) -> list[ListeningSocket]:
+    given = inherited.get(endpoint.name)
+    if not given:
+        names = ", ".join(sorted(inherited)) or "none at all"
+        sentence = f"systemd handed in no socket of this name; there are: {names}"
+        raise ListenError(endpoint, "not_found", sentence)
+    for sock in given:
+        if not _is_listener(sock):
+            sentence = "the socket handed in is not a listening stream socket (Accept=no is wanted)"
+            raise ListenError(endpoint, "invalid", sentence)
+    with ExitStack() as undo:
+        copies = [undo.enter_context(sock.dup()) for sock in given]
+        for copy in copies:
+            copy.setblocking(False)
+        undo.pop_all()
+    return [ListeningSocket(copy, endpoint) for copy in copies]
+
+
+def _is_listener(sock: socket.socket) -> bool:
+    return sock.type == socket.SOCK_STREAM and bool(
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.lstat()
+    return found.st_dev, found.st_ino

@@ -1,0 +1,1 @@
+"""The log: where lines go, how they look, and the recent events kept in memory."""

@@ -1,0 +1,1 @@
+"""Pumps: move bytes between two connected sockets, in C or in trio."""

@@ -1,0 +1,1 @@
+"""Relays: one connection from its first byte to its end, PROXY headers included."""

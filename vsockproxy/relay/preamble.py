@@ -1,0 +1,124 @@
+"""The PROXY header over sockets: reading a client's, sending ours to a target.
+
+Owns: the waiting, within a time limit, and the step between a header's addresses and those
+of the socket module.  The bytes are `proxy_protocol`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from typing import Any, Final
+
+import trio
+
+from vsockproxy.address.endpoint import AF_VSOCK, Target
+from vsockproxy.address.sockaddr import errno_of
+from vsockproxy.config.access import ip_of
+from vsockproxy.errors import DialError, VsockproxyError, dial_error
+from vsockproxy.relay import proxy_protocol
+from vsockproxy.relay.proxy_protocol import (
+    Header,
+    HeaderReader,
+    InetAddress,
+    MalformedHeaderError,
+    Source,
+    UnixAddress,
+    VsockAddress,
+)
+from vsockproxy.stats import Connection
+
+_AF_UNIX: Final[int] = getattr(socket, "AF_UNIX", -1)
+
+
+class NoHeaderError(VsockproxyError):
+    """A client sent no PROXY header; ``slow`` if it might still have done so."""
+
+    def __init__(self, *, slow: bool) -> None:
+        self.slow = slow
+        super().__init__("no PROXY header in time" if slow else "no PROXY header")
+
+
+async def read_header(sock: socket.socket, timeout: float) -> Header:
+    """A client's header, within ``timeout`` seconds; what is behind it stays in the socket.
+
+    ``sock`` may be blocking or not.  Raises `NoHeaderError`.
+    """
+    reader = HeaderReader()
+    with trio.move_on_after(timeout):
+        try:
+            while not reader.done:
+                await trio.lowlevel.wait_readable(sock)
+                _read_some(sock, reader)
+            return proxy_protocol.parse_header(reader.data)
+        except (MalformedHeaderError, OSError) as error:
+            raise NoHeaderError(slow=False) from error
+    raise NoHeaderError(slow=True)
+
+
+def _read_some(sock: socket.socket, reader: HeaderReader) -> None:
+    with suppress(BlockingIOError):
+        data = sock.recv(reader.room, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        if not data:
+            raise MalformedHeaderError(reader.data)
+        sock.recv(reader.feed(data))
+
+
+async def send_header(
+    sock: socket.socket, endpoint: Target, header: bytes, deadline: float
+) -> None:
+    """Send a header to a target that has just been dialled, until ``deadline``.
+
+    ``deadline`` is in trio's time.  Raises `DialError`; the socket stays the caller's.
+    """
+    with trio.CancelScope(deadline=deadline):
+        try:
+            while header := header[_send_some(sock, header) :]:
+                await trio.lowlevel.wait_writable(sock)
+        except OSError as error:
+            raise dial_error(endpoint, errno_of(error)) from error
+        return
+    raise DialError(endpoint, "timeout", "it takes no PROXY header within connect_timeout")
+
+
+def _send_some(sock: socket.socket, data: bytes) -> int:
+    try:
+        return sock.send(data)
+    except BlockingIOError:
+        return 0
+
+
+def header_of(connection: Connection, client: socket.socket) -> Header:
+    """What is said to a target of its client: what the client's own header said, or the socket."""
+    destination = connection.destination
+    if destination is None:
+        destination = (client.family, client.getsockname())
+    return Header(_to_header(connection.family, connection.address), _to_header(*destination))
+
+
+def follow_header(connection: Connection, header: Header) -> None:
+    """Have a connection be the client's whom the header names, if it names one."""
+    if header.source is not None:
+        connection.family, connection.address = _from_header(header.source)
+        if header.destination is not None:
+            connection.destination = _from_header(header.destination)
+
+
+def _to_header(family: int, address: Any) -> Source | None:
+    if family in (socket.AF_INET, socket.AF_INET6):
+        return InetAddress(ip_of(address[0]), address[1])
+    if family == AF_VSOCK:
+        return VsockAddress(*address)
+    if family == _AF_UNIX:
+        return UnixAddress(address if isinstance(address, bytes) else os.fsencode(address))
+    return None
+
+
+def _from_header(source: Source) -> tuple[int, Any]:
+    if isinstance(source, InetAddress):
+        family = socket.AF_INET if source.ip.version == 4 else socket.AF_INET6
+        return family, (str(source.ip), source.port)
+    if isinstance(source, VsockAddress):
+        return AF_VSOCK, tuple(source)
+    return _AF_UNIX, source.path
