@@ -17,7 +17,8 @@ import trio.testing
 from tests.sockets import no_descriptor_left_over
 from vsockproxy.address.endpoint import Dialable, FdEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint
 from vsockproxy.dial import mux
-from vsockproxy.dial.dial import ListeningSocket, dial, listen
+from vsockproxy.dial.dial import dial
+from vsockproxy.listen.bind import ListeningSocket, listen
 
 Service = Callable[[trio.SocketStream], Awaitable[None]]
 """What answers on a port; the stream is closed when it returns."""

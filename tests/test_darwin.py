@@ -20,8 +20,9 @@ import pytest
 from vsockproxy.address.endpoint import AF_VSOCK, VsockEndpoint
 from vsockproxy.dial import dial as transport
 from vsockproxy.dial import vsock
-from vsockproxy.dial.dial import dial, listen
+from vsockproxy.dial.dial import dial
 from vsockproxy.errors import DialError, ListenError
+from vsockproxy.listen.bind import listen
 
 TARGET = VsockEndpoint(2, 12345)
 TARGET_BYTES = bytes.fromhex("0c 28 0000 39300000 02000000")

@@ -40,7 +40,7 @@ ENDPOINTS: dict[str, ListenEndpoint | Dialable] = {
 }
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 # Reasons that no errno has: a resolver's answer, and what the table does not know.
-WITHOUT_ERRNO = {"client_left", "max_waiting", "guest", "forbidden", "name", "other"}
+WITHOUT_ERRNO = {"client_left", "too_many_held", "guest", "forbidden", "name", "other"}
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: "-".join(map(str, row)))

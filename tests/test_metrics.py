@@ -13,21 +13,15 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from vsockproxy.address.endpoint import TcpEndpoint, VsockEndpoint
-from vsockproxy.admit.admission import REASONS, Admission, Hindrance, Rejection
+from vsockproxy.admit.admission import REASONS, Admission, QueueReason, RejectReason
 from vsockproxy.config.guest import Cid, CidFile, Guest
 from vsockproxy.config.settings import Config, Limits, Policy, Route
+from vsockproxy.connection import Connection
 from vsockproxy.errors import Reason
 from vsockproxy.guests.directory import Guests
 from vsockproxy.metrics import MetricsCollector, make_registry
 from vsockproxy.pump.transfer import EndReason
-from vsockproxy.stats import (
-    CONNECTION_BOUNDS,
-    DIAL_BOUNDS,
-    Connection,
-    Reloads,
-    RouteStats,
-    TargetState,
-)
+from vsockproxy.stats import CONNECTION_BOUNDS, DIAL_BOUNDS, Reloads, RouteStats, TargetState
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "metrics.md"
 ROUTE: Final = Route(
@@ -88,8 +82,8 @@ def busy(stats: RouteStats) -> None:
     stats.dial_failures["refused"] += 1
     stats.accept_errors += 3
     stats.rejected["denied"] += 1
-    stats.waits["descriptors"] += 1
-    stats.held["served"] += 1
+    stats.accept_pauses["descriptors"] += 1
+    stats.held_results["served"] += 1
     stats.targets = [TargetState(ROUTE.target)]
     stats.dial_seconds.observe(0.001)
 
@@ -245,9 +239,9 @@ def test_the_page_lists_every_way_a_connection_ends() -> None:
 
 
 def test_the_page_lists_every_reason_to_turn_a_client_away_or_have_it_wait() -> None:
-    assert [row[0] for row in table("Why clients are turned away")] == _words(Rejection)
-    assert [row[0] for row in table("Why clients wait")] == _words(Hindrance)
-    assert {*_words(Rejection), *_words(Hindrance)} == set(REASONS)
+    assert [row[0] for row in table("Why clients are turned away")] == _words(RejectReason)
+    assert [row[0] for row in table("Why clients wait")] == _words(QueueReason)
+    assert {*_words(RejectReason), *_words(QueueReason)} == set(REASONS)
 
 
 def _words(literals: object) -> list[str]:

@@ -36,10 +36,11 @@ if TYPE_CHECKING:
         service_guid_to_port,
     )
     from vsockproxy.address.grammar import parse_listen, parse_target
-    from vsockproxy.dial.dial import open_vsock_listeners, open_vsock_stream
+    from vsockproxy.connection import Connection
+    from vsockproxy.dial.dial import open_vsock_stream
     from vsockproxy.dial.vsock import local_cid
     from vsockproxy.errors import AddressError, DialError, ListenError, VsockproxyError
-    from vsockproxy.stats import Connection
+    from vsockproxy.listen.bind import open_vsock_listeners
 
 __version__ = "0.1.0"
 
@@ -75,13 +76,13 @@ _HOMES: Final = {
     "CID_LOCAL": "address.endpoint",
     "PORT_ANY": "address.endpoint",
     "AddressError": "errors",
-    "Connection": "stats",
+    "Connection": "connection",
     "DialError": "errors",
     "ListenError": "errors",
     "VsockEndpoint": "address.endpoint",
     "VsockproxyError": "errors",
     "local_cid": "dial.vsock",
-    "open_vsock_listeners": "dial.dial",
+    "open_vsock_listeners": "listen.bind",
     "open_vsock_stream": "dial.dial",
     "parse_listen": "address.grammar",
     "parse_target": "address.grammar",

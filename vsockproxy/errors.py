@@ -29,7 +29,7 @@ Reason = Literal[
     "denied",  # file permissions, or a privileged port
     "forbidden",  # target_allow and target_deny do not let the route go there
     "busy",  # a Unix listener's backlog is full
-    "max_waiting",  # as many clients wait for the target as may
+    "too_many_held",  # as many clients wait for the target as may
     "client_left",  # the client went away while it waited for the target
     "name",  # a host name does not resolve
     "guest",  # a guest of [guests] was not found: its VM does not run, or nobody could say

@@ -145,13 +145,13 @@ class _Families:
             "What each target's last answer was: 1 for the state that it is in.",
             labels=["route", "target", "state"],
         )
-        self.waiting = GaugeMetricFamily(
-            "vsockproxy_clients_waiting",
+        self.held = GaugeMetricFamily(
+            "vsockproxy_clients_held",
             "Clients that are held until a target answers.",
             labels=["route"],
         )
-        self.guest_waits = CounterMetricFamily(
-            "vsockproxy_guest_waits",
+        self.held_results = CounterMetricFamily(
+            "vsockproxy_held_clients",
             "Clients that were held until a target answered, by how that ended.",
             labels=["route", "result"],
         )
@@ -164,12 +164,12 @@ class _Families:
             "vsockproxy_accept_errors", "Failed accept(2) calls.", labels=["route"]
         )
         self.rejected = CounterMetricFamily(
-            "vsockproxy_rejected",
+            "vsockproxy_clients_rejected",
             "Clients that were turned away, by why.",
             labels=["route", "reason"],
         )
-        self.waits = CounterMetricFamily(
-            "vsockproxy_admission_waits",
+        self.accept_pauses = CounterMetricFamily(
+            "vsockproxy_accept_pauses",
             "How often accepting paused while clients waited, by why.",
             labels=["route", "reason"],
         )
@@ -240,9 +240,9 @@ class _Families:
         self.accept_errors.add_metric(label, stats.accept_errors)
         if route.policy.max_connections is not None:
             self.limit.add_metric(label, route.policy.max_connections)
-        self.waiting.add_metric(label, stats.waiting)
-        for result, number in stats.held.items():
-            self.guest_waits.add_metric([route.name, result], number)
+        self.held.add_metric(label, stats.held)
+        for result, number in stats.held_results.items():
+            self.held_results.add_metric([route.name, result], number)
         for target in stats.targets:
             for state in TARGET_STATES:
                 labels = [route.name, str(target.address), state]
@@ -251,7 +251,7 @@ class _Families:
             (self.closed, stats.closed),
             (self.dial_failures, stats.dial_failures),
             (self.rejected, stats.rejected),
-            (self.waits, stats.waits),
+            (self.accept_pauses, stats.accept_pauses),
         ):
             for reason, number in counter.items():
                 family.add_metric([route.name, reason], number)

@@ -20,15 +20,15 @@ class Observed:
     """
 
     def __init__(
-        self, lacking: Sequence[str] = (), unreachable: Sequence[str] = (), *, hung: bool = False
+        self, not_ready: Sequence[str] = (), unreachable: Sequence[str] = (), *, hung: bool = False
     ) -> None:
-        self._lacking = lacking
+        self._lacking = not_ready
         self._unreachable = unreachable
         self._hung = hung
         self.dialled: list[str] = []
         self.dialling = 0
 
-    def lacking(self) -> list[str]:
+    def not_ready(self) -> list[str]:
         """What is not ready."""
         return list(self._lacking)
 

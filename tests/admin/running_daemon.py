@@ -23,8 +23,9 @@ from vsockproxy.config.settings import (
     PumpSettings,
     Route,
 )
+from vsockproxy.connection import Connection
 from vsockproxy.daemon.supervisor import Reload, Supervisor
-from vsockproxy.stats import Connection, RouteStats
+from vsockproxy.stats import RouteStats
 
 PATIENCE = 10.0
 """Seconds to wait for what must happen; only a failing test waits so long."""

@@ -45,7 +45,7 @@ async def test_the_status_says_what_runs(tmp_path: Path) -> None:
         said = await daemon.get("/v1/status")
         await client.aclose()
     assert said["ready"] is True
-    assert said["lacking"] == []
+    assert said["not_ready"] == []
     assert said["connections"] == 1
     assert said["fingerprint"] == daemon.supervisor.config.fingerprint
     assert said["reloads"] == {"success": 0, "failure": 0}
@@ -392,7 +392,7 @@ async def test_a_limit_that_keeps_clients_waiting_is_named(tmp_path: Path) -> No
         client, _ = await daemon.live("web")
         shown = await daemon.get("/v1/routes/web")
         await client.aclose()
-    assert (shown["state"], shown["waiting_for"]) == ("waiting", "max_connections")
+    assert (shown["state"], shown["queued_by"]) == ("queued", "max_connections")
 
 
 async def test_the_daemons_end_does_not_wait_for_a_drained_route(tmp_path: Path) -> None:
@@ -463,9 +463,9 @@ async def test_failures_and_changes_are_remembered_and_connections_are_not(tmp_p
         await daemon.post("/v1/routes/web/pause")
         told = (await daemon.get("/v1/events"))["events"]
         later = (await daemon.get("/v1/events", after=told[-1]["number"]))["events"]
-    assert [event["event"] for event in told][-1] == "paused"
+    assert [event["event"] for event in told][-1] == "route_paused"
     assert told[-1]["route"] == "web"
-    assert "connection" not in {event["event"] for event in told}
+    assert "connection_closed" not in {event["event"] for event in told}
     assert [event["number"] for event in told] == list(range(1, len(told) + 1))
     assert later == []
 

@@ -34,9 +34,9 @@ def tcp() -> Iterator[socket.socket]:
 
 
 @asynccontextmanager
-async def serving(sock: socket.socket, lacking: list[str] | None = None) -> AsyncIterator[None]:
+async def serving(sock: socket.socket, not_ready: list[str] | None = None) -> AsyncIterator[None]:
     """The daemon's HTTP side, with these things not ready."""
-    serve = partial(serve_metrics, [sock], CollectorRegistry(), Observed(lacking or []))
+    serve = partial(serve_metrics, [sock], CollectorRegistry(), Observed(not_ready or []))
     async with trio.open_nursery() as nursery:
         await nursery.start(serve)
         yield
@@ -60,11 +60,11 @@ async def asked(asking: Callable[[], str]) -> str:
 
 
 async def test_ready_is_200_and_unready_503_with_every_reason(tcp: socket.socket) -> None:
-    lacking: list[str] = []
-    async with serving(tcp, lacking), httpx.AsyncClient() as client:
+    not_ready: list[str] = []
+    async with serving(tcp, not_ready), httpx.AsyncClient() as client:
         ready = await client.get(url(tcp, "/readyz"))
-    lacking += ["draining", "route web: does not listen"]
-    async with serving(tcp, lacking), httpx.AsyncClient() as client:
+    not_ready += ["draining", "route web: does not listen"]
+    async with serving(tcp, not_ready), httpx.AsyncClient() as client:
         unready = await client.get(url(tcp, "/readyz"))
         healthy = await client.get(url(tcp, "/healthz"))
     assert (ready.status_code, ready.text) == (200, "ready\n")

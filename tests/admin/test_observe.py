@@ -24,8 +24,8 @@ from vsockproxy.admin.observe import serve_metrics
 from vsockproxy.admin.server import MOST, Tls, without_tls
 from vsockproxy.admin.tls import tls_context
 from vsockproxy.config.settings import TlsSettings
-from vsockproxy.dial.dial import abort
 from vsockproxy.errors import ConfigError
+from vsockproxy.pump.reset import reset
 
 REQUEST: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 BIG: Final = "x" * 20_000_000  # more than any socket's buffers hold
@@ -206,7 +206,7 @@ async def test_what_the_http_library_cannot_read_is_one_line_of_the_log(
             await stream.send_all(AS_HTTP_2)
             await wait_for_the_peers_end(stream)
             await stream.aclose()
-    assert [entry["event"] for entry in logs] == ["http_failed"]
+    assert [entry["event"] for entry in logs] == ["http_request_failed"]
 
 
 async def test_a_client_that_resets_in_mid_answer_harms_nobody(tcp: socket.socket) -> None:
@@ -215,7 +215,7 @@ async def test_a_client_that_resets_in_mid_answer_harms_nobody(tcp: socket.socke
         await request_without_reading(stream)
         raw = socket.socket(fileno=os.dup(stream.socket.fileno()))
         await stream.aclose()
-        abort(raw)
+        reset(raw)
         assert (await client.get(url(tcp, "/"))).status_code == 200
 
 

@@ -36,7 +36,7 @@ async def test_clients_over_the_limit_wait_until_one_ends() -> None:
         first, second = await route.live(), await route.live()
         third = route.connect()
         await third.send_all(b"x")
-        await route.waits("max_connections")
+        await route.queues("max_connections")
         assert len(route.stats.live) == 2
         await first.aclose()
         with trio.fail_after(PATIENCE):
@@ -58,7 +58,7 @@ async def test_many_clients_at_once_all_get_their_turn() -> None:
                 for _ in range(50):
                     clients.start_soon(client)
         await route.closed("finished", 50)
-        assert route.stats.waits["max_connections"]
+        assert route.stats.accept_pauses["max_connections"]
 
 
 async def test_clients_over_the_limit_are_reset_where_the_route_says_so() -> None:
@@ -79,7 +79,7 @@ async def test_a_reload_that_raises_the_limit_lets_the_waiting_in() -> None:
         route.connect() as second,
     ):
         await second.send_all(b"x")
-        await route.waits("max_connections")
+        await route.queues("max_connections")
         route.adopt(Policy(max_connections=2))
         with trio.fail_after(PATIENCE):
             assert await second.receive_some() == b"x"
@@ -98,7 +98,7 @@ async def test_stopping_does_not_wait_for_clients_that_wait() -> None:
         await route.live(),
         route.connect(),
     ):
-        await route.waits("max_connections")
+        await route.queues("max_connections")
         route.listener.stop()
         with trio.fail_after(PATIENCE):
             await route.listener.released.wait()
@@ -123,8 +123,8 @@ async def test_routes_share_a_limit_and_pass_its_room_on() -> None:
             async with trio.open_nursery() as clients:
                 for number in range(30):
                     clients.start_soon(client, (one, two)[number % 2])
-                await one.waits("limits_max_connections")
-                await two.waits("limits_max_connections")
+                await one.queues("limits_max_connections")
+                await two.queues("limits_max_connections")
                 assert admission.live == 2
                 assert not admission.is_open
                 await first.aclose()
@@ -145,9 +145,9 @@ async def test_room_that_one_route_cannot_use_goes_to_the_other() -> None:
     ):
         ends = await wide.live()
         async with narrow.connect(), wide.connect() as client:
-            await narrow.waits("limits_max_connections")
+            await narrow.queues("limits_max_connections")
             await client.send_all(b"x")
-            await wide.waits("limits_max_connections")
+            await wide.queues("limits_max_connections")
             narrow.adopt(Policy(max_connections=1))
             await ends.aclose()
             with trio.fail_after(PATIENCE):
@@ -162,7 +162,7 @@ async def test_a_reload_of_the_shared_limit_lets_the_waiting_in() -> None:
         route.connect() as second,
     ):
         await second.send_all(b"x")
-        await route.waits("limits_max_connections")
+        await route.queues("limits_max_connections")
         admission.adopt(Limits())
         with trio.fail_after(PATIENCE):
             assert await second.receive_some() == b"x"
@@ -186,7 +186,7 @@ async def test_a_rate_spreads_the_clients_that_wait() -> None:
         for _ in range(6):
             assert await route.exchange(b"x") == b"x"
         assert trio.current_time() - started >= 5 / 50
-        assert route.stats.waits["connection_rate"]
+        assert route.stats.accept_pauses["connection_rate"]
 
 
 async def test_a_reload_does_not_fill_the_bucket() -> None:
@@ -257,12 +257,12 @@ async def test_clients_wait_before_the_descriptor_table_is_full() -> None:
             assert admission.descriptors_free() >= 60
             async with AsyncExitStack() as clients:
                 with trio.fail_after(PATIENCE):
-                    while not route.stats.waits["descriptors"]:
+                    while not route.stats.accept_pauses["descriptors"]:
                         before = route.stats.connections
                         await clients.enter_async_context(route.connect())
                         while (
                             route.stats.connections == before
-                            and not route.stats.waits["descriptors"]
+                            and not route.stats.accept_pauses["descriptors"]
                         ):
                             await trio.lowlevel.checkpoint()
                         admission.recount()  # the test itself has opened some
@@ -289,7 +289,7 @@ async def test_descriptors_that_others_give_back_are_seen(monkeypatch: pytest.Mo
                     files.callback(os.close, os_file)
             client = route.connect()
             await client.send_all(b"x")
-            await route.waits("descriptors")
+            await route.queues("descriptors")
             files.close()
             with trio.fail_after(PATIENCE):
                 assert await client.receive_some() == b"x"
@@ -332,7 +332,7 @@ async def test_rejections_are_logged_at_a_bounded_rate() -> None:
         for number in range(20):
             assert await ends_by_reset(route.connect())
             await route.rejected("max_connections", number + 1)
-        [line] = route.events("rejected")
+        [line] = route.events("client_rejected")
         assert line["reason"] == "max_connections"
         assert line["left_out"] == 0
         assert str(line["client"]).startswith("127.0.0.1:")
@@ -352,7 +352,7 @@ async def test_the_next_line_says_how_many_were_left_out(monkeypatch: pytest.Mon
         clock.jump(60)
         assert await ends_by_reset(route.connect())
         await route.rejected("max_connections", 6)
-        assert [line["left_out"] for line in route.events("rejected")] == [0, 4]
+        assert [line["left_out"] for line in route.events("client_rejected")] == [0, 4]
 
 
 # ---- max_lifetime ----
@@ -394,7 +394,7 @@ async def test_nothing_is_said_where_nothing_is_limited() -> None:
     async with serving(Policy()) as route:
         assert await route.exchange(b"x") == b"x"
         await route.closed("finished")
-        assert names(route) == {"connection"}
+        assert names(route) == {"connection_closed"}
 
 
 def test_a_moments_spike_of_other_descriptors_does_not_shut_the_gate_for_good() -> None:

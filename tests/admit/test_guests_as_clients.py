@@ -101,7 +101,7 @@ async def test_a_guest_over_the_limit_waits(route: Served) -> None:
     assert await first.receive_some() == b"x"
     async with await connect(route) as second:
         await second.send_all(b"x")
-        await route.waits("max_connections")
+        await route.queues("max_connections")
         await first.aclose()
         assert await second.receive_some() == b"x"
 
@@ -120,7 +120,7 @@ async def test_guests_that_come_too_fast_wait(route: Served) -> None:
     assert await exchange(route) == b"x"
     async with await connect(route) as second:
         await second.send_all(b"x")
-        await route.waits("connection_rate")
+        await route.queues("connection_rate")
         route.adopt(Policy())
         assert await second.receive_some() == b"x"
 
@@ -143,7 +143,7 @@ async def test_a_guest_reaches_a_unix_service_under_the_same_policies(tmp_path: 
                 await first.send_all(b"x")
                 assert await first.receive_some() == b"x"
                 await second.send_all(b"x")
-                await route.waits("max_connections")
+                await route.queues("max_connections")
                 await first.aclose()
                 assert await second.receive_some() == b"x"
             nursery.cancel_scope.cancel()

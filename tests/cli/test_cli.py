@@ -347,7 +347,7 @@ async def test_a_connection_is_relayed_logged_and_drained(
         await server.send_all(b"answer")
         await server.aclose()
         assert await everything(client) == b"answer"
-        line = await running.wait_for("connection", reason="finished")
+        line = await running.wait_for("connection_closed", reason="finished")
         assert (line["upstream_bytes"], line["downstream_bytes"]) == ("3", "6")
         assert await running.wait() == 0
         await running.wait_for("stopped", drained="true")
@@ -364,7 +364,7 @@ async def test_a_second_signal_ends_at_once_with_status_1(
         await running.wait_for("draining")
         running.send_signal(number)
         assert await running.wait() == 1
-        await running.wait_for("connection", reason="shutdown")
+        await running.wait_for("connection_closed", reason="shutdown")
         with pytest.raises(trio.BrokenResourceError):
             await everything(client)
         await client.aclose()
@@ -378,7 +378,7 @@ async def test_a_drain_that_takes_too_long_is_status_1(
     async with daemon("run", "-c", file, sockets={"web": tcp}) as running:
         client, server = await started(running, tcp, target)
         assert await running.stop() == 1
-        await running.wait_for("connection", reason="drained")
+        await running.wait_for("connection_closed", reason="drained")
         await client.aclose()
         await server.aclose()
 
@@ -406,7 +406,7 @@ async def test_forward_relays_without_a_file(tcp: socket.socket, target: socket.
         client, server = await started(running, tcp, target)
         await client.aclose()
         await server.aclose()
-        await running.wait_for("connection")
+        await running.wait_for("connection_closed")
         assert await running.stop() == 0
         await running.wait_for("listening", owner="route fd:web")
 
@@ -420,7 +420,7 @@ async def test_forward_takes_relative_paths_from_the_shells_folder_on(
         client, server = await started(running, tcp, target)
         await client.aclose()
         await server.aclose()
-        end = await running.wait_for("connection")
+        end = await running.wait_for("connection_closed")
         assert end["target"] == f"unix:{tmp_path}/target"
         assert (tmp_path / "metrics").is_socket()
         assert await running.stop() == 0

@@ -99,13 +99,13 @@ async def test_connections_are_shown_and_one_is_killed(place: Place) -> None:
         told = json.loads((await place.run("connections", "--json", "--sort", "id")).stdout)
         one, two = (live["id"] for live in told["connections"])
         assert (await place.run("kill", str(one))).stdout == "ended 1 connection\n"
-        await place.running.wait_for("connection", reason="killed", number=one)
+        await place.running.wait_for("connection_closed", reason="killed", number=one)
         await other.send_all(b"y")
         assert await other.receive_some() == b"y"
         done = await place.run("kill", str(one), str(two), status=1)
         assert done.stdout == "ended 1 connection\n"
         assert f"there is no live connection {one}" in done.stderr
-        await place.running.wait_for("connection", reason="killed", number=two)
+        await place.running.wait_for("connection_closed", reason="killed", number=two)
         assert isinstance(first, trio.SocketStream)
 
 

@@ -194,7 +194,7 @@ async def test_the_demo_answers_counts_and_ends_at_ctrl_c(tmp_path: Path) -> Non
         status = await trio.to_thread.run_sync(partial(command, "status", environ=runtime))
         assert f"unix:{web}" in status.stdout
         page = await get(web, "/")
-        await running.wait_for("connection", reason="finished")
+        await running.wait_for("connection_closed", reason="finished")
         text = await get(metrics, "/metrics")
         running.send_signal(signal.SIGINT)
         assert await running.wait() == 0
@@ -273,8 +273,8 @@ async def test_a_request_waits_for_a_guest_that_boots_late(tmp_path: Path) -> No
         await running.wait_for("target_down", reason="not_found")
         await running.wait_for("guest_started")
         await running.wait_for("target_up", was="down")
-        line = await running.wait_for("connection", reason="finished")
-        assert 0 < float(line["waited"]) < 5
+        line = await running.wait_for("connection_closed", reason="finished")
+        assert 0 < float(line["held_seconds"]) < 5
         assert await running.stop() == 0
 
 

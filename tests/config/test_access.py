@@ -30,8 +30,8 @@ from vsockproxy.config.access import (
     parse_rule,
 )
 from vsockproxy.config.settings import Policy
-from vsockproxy.dial.dial import listen
 from vsockproxy.errors import AddressError, ListenError
+from vsockproxy.listen.bind import listen
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users: run as root")
 
@@ -223,7 +223,7 @@ async def test_a_denied_client_is_reset_before_anything_is_dialled() -> None:
         await route.rejected("denied")
         assert await route.exchange(b"x", "127.0.0.1") == b"x"
         assert route.stats.connections == 1
-        [line] = route.events("rejected")
+        [line] = route.events("client_rejected")
         assert line["reason"] == "denied"
         assert str(line["client"]).startswith("127.0.0.2:")
 
@@ -322,7 +322,7 @@ async def test_a_reload_that_may_not_change_the_owner_says_so_and_goes_on() -> N
     with open_folder() as folder, as_other_owner(folder):
         async with serving(Policy(), listen_at=unix_at(folder)) as route:
             route.adopt(Policy(owner=0))
-            assert len(route.events("listener_kept")) == 1
+            assert len(route.events("listener_options_failed")) == 1
             assert await route.exchange(b"x") == b"x"
 
 

@@ -273,7 +273,7 @@ async def test_a_client_whose_target_is_forbidden_is_reset_counted_and_logged() 
         assert route.stats.dial_failures == {"forbidden": 1}
         [line] = route.events("dial_failed")
         assert line["reason"] == "forbidden"
-        [end] = route.events("connection")
+        [end] = route.events("connection_closed")
         assert end["reason"] == "dial_forbidden"
         assert "dial_seconds" not in end, "it is not known"
 

@@ -305,7 +305,7 @@ async def test_run_takes_the_environment_where_no_file_is_named(tmp_path: Path) 
         with trio.fail_after(PATIENCE):
             async with await trio.open_unix_socket(tmp_path / "front") as client:
                 assert await client.receive_some() == b"hello"
-        await running.wait_for("connection")
+        await running.wait_for("connection_closed")
         assert await running.stop() == 0
 
 

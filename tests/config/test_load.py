@@ -519,7 +519,7 @@ WRONG_TOML = {
             "defaults.connection_rate: -1 is no usable rate: 0.001 to 2147483647 in a second",
             "defaults.connection_burst: 'off' is no number: write a whole number, or \"auto\"",
             "defaults.buffer_size: '1KB' is no size: write bytes, or a text such as \"256KiB\"",
-            "defaults.over_limit: 'drop' is none of 'wait' or 'reject'",
+            "defaults.over_limit: 'drop' is none of 'queue' or 'reject'",
         ],
     ),
     "wrong rules": (

@@ -240,10 +240,10 @@ async def test_a_socket_that_no_route_listens_on_is_named(guest: MuxEndpoint) ->
     ):
         sockets = {"web": used, "old": surplus}
         async with daemon("forward", "fd:web", str(guest), sockets=sockets) as running:
-            event = await running.wait_for("surplus_socket")
+            event = await running.wait_for("unused_socket")
             assert (event["level"], event["name"]) == ("warning", "old")
             await running.stop()
-            assert not [line for line in running.lines if "surplus_socket name=web" in line]
+            assert not [line for line in running.lines if "unused_socket name=web" in line]
 
 
 def _all(systemd: Manager) -> list[dict[str, str]]:

@@ -35,10 +35,11 @@ from vsockproxy.address.endpoint import (
     UnixEndpoint,
     VsockEndpoint,
 )
-from vsockproxy.address.sockaddr import new_socket
+from vsockproxy.address.sockaddr import new_socket, peer_name
 from vsockproxy.dial import dial as transport
-from vsockproxy.dial.dial import abort, dial, dial_at_once, peer_name
+from vsockproxy.dial.dial import dial, dial_at_once
 from vsockproxy.errors import DialError
+from vsockproxy.pump.reset import reset
 
 TIMEOUT = 20.0
 SHORT = 0.05
@@ -333,31 +334,31 @@ def test_a_peers_name_follows_the_address_grammar() -> None:
     assert peer_name(socket.AF_UNIX, "") == "unix"
 
 
-def test_abort_resets_a_tcp_peer() -> None:
+def test_reset_resets_a_tcp_peer() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname()) as client,
     ):
         accepted, _ = server.accept()
-        abort(accepted)
+        reset(accepted)
         assert accepted.fileno() == -1
         with pytest.raises(ConnectionResetError):
             client.recv(1)
 
 
-def test_abort_closes_a_unix_socket_and_takes_a_closed_one() -> None:
+def test_reset_closes_a_unix_socket_and_takes_a_closed_one() -> None:
     left, right = socket.socketpair()
     with right:
-        abort(left)
-        abort(left)
+        reset(left)
+        reset(left)
         assert right.recv(1) == b""
 
 
-def test_abort_sets_no_linger_where_it_would_block() -> None:
+def test_reset_sets_no_linger_where_it_would_block() -> None:
     left, right = socket.socketpair()
     with right, left:
         copy = left.dup()
-        abort(left)
+        reset(left)
         with copy:
             linger = copy.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
             assert struct.unpack("ii", linger) == (0, 0)

@@ -19,9 +19,11 @@ import vsockproxy
 from tests.fake_services import as_ordinary_user, echo
 from tests.sockets import no_descriptor_left_over, read_to_end
 from vsockproxy.address.endpoint import CID_ANY, CID_LOCAL, PORT_ANY, VsockEndpoint
+from vsockproxy.address.sockaddr import peer_name
 from vsockproxy.dial import vsock
-from vsockproxy.dial.dial import ListeningSocket, dial, listen, peer_name
+from vsockproxy.dial.dial import dial
 from vsockproxy.errors import DialError, ListenError
+from vsockproxy.listen.bind import ListeningSocket, listen
 
 pytestmark = pytest.mark.vsock
 

@@ -197,7 +197,7 @@ async def test_a_client_whose_time_is_over_while_it_is_called_has_its_target(
         nursery.start_soon(crowd.wait, 0, trio.current_time() + 1)
         nursery.start_soon(call)
     assert (crowd.ended[0] is one) == (one.sock.fileno() >= 0)
-    assert crowd.ended[0] in (one, "late")
+    assert crowd.ended[0] in (one, "timeout")
     one.sock.close()
     far.close()
 

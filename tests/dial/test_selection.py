@@ -82,20 +82,20 @@ async def test_a_client_that_comes_before_its_vm_is_served_once_it_runs(tmp_path
     guest = guest_at(tmp_path)
     async with serving(WAIT, dial_to=guest) as route, route.connect() as client:
         await client.send_all(b"early")
-        await until(lambda: route.stats.waiting == 1 and state_of(route) == "down")
+        await until(lambda: route.stats.held == 1 and state_of(route) == "down")
         async with mux_server(Path(guest.path), {80: echo}):
             await client.send_eof()
             assert await read_to_end(client) == b"early"
         await route.closed("finished")
-        assert dict(route.stats.held) == {"served": 1}
-        assert route.stats.waiting == 0
+        assert dict(route.stats.held_results) == {"served": 1}
+        assert route.stats.held == 0
         assert not route.stats.dial_failures
         [down] = route.events("target_down")
         assert (down["target"], down["reason"]) == (str(guest), "not_found")
         [up] = route.events("target_up")
         assert (up["was"], up["route"]) == ("down", "route")
-        [line] = route.events("connection")
-        assert float(str(line["waited"])) > 0
+        [line] = route.events("connection_closed")
+        assert float(str(line["held_seconds"])) > 0
         assert line["vmm_port"]
 
 
@@ -137,7 +137,7 @@ async def test_targets_of_every_kind_are_waited_for(tmp_path: Path, kind: str) -
     unix = UnixEndpoint(str(tmp_path / "service"))
     target = TcpEndpoint("127.0.0.1", port) if kind == "tcp" else unix
     async with serving(WAIT, dial_to=target) as route, route.connect() as client:
-        await until(lambda: route.stats.waiting == 1)
+        await until(lambda: route.stats.held == 1)
         with unix_listener(Path(unix.path)) as for_unix:
             sock = socket.create_server(("127.0.0.1", port)) if kind == "tcp" else for_unix
             sock.setblocking(False)
@@ -160,10 +160,10 @@ async def test_a_client_over_vsock_waits_and_one_that_leaves_does_not(tmp_path: 
             patient.send(b"request")
             patient.shutdown(socket.SHUT_WR)
             leaver.send(b"request")
-            await until(lambda: route.stats.waiting == 2)
+            await until(lambda: route.stats.held == 2)
             leaver.close()
             await route.closed("dial_client_left")
-            assert route.stats.waiting == 1
+            assert route.stats.held == 1
             with unix_listener(service) as sock:
                 sock.setblocking(False)
                 listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
@@ -179,7 +179,7 @@ async def test_a_wait_has_an_end_and_the_log_says_what_was_wrong(tmp_path: Path)
         await client.send_all(b"request")
         assert await is_reset(client)
         await route.closed("dial_not_found")
-        assert dict(route.stats.held) == {"late": 1}
+        assert dict(route.stats.held_results) == {"timeout": 1}
         assert dict(route.stats.dial_failures) == {"not_found": 1}
         [line] = route.events("dial_failed")
         assert "is the VM running?; a client waited 0.2" in str(line["error"])
@@ -193,11 +193,11 @@ async def test_no_more_clients_wait_than_may(tmp_path: Path) -> None:
         route.connect() as first,
         route.connect() as second,
     ):
-        await until(lambda: route.stats.waiting == 2)
+        await until(lambda: route.stats.held == 2)
         async with route.connect() as third:
             assert await is_reset(third)
-        await route.closed("dial_max_waiting")
-        assert dict(route.stats.held) == {"max_waiting": 1}
+        await route.closed("dial_too_many_held")
+        assert dict(route.stats.held_results) == {"full": 1}
         async with mux_server(Path(guest.path), {80: says(b"up")}):
             assert await read_to_end(first) == b"up"
             assert await read_to_end(second) == b"up"
@@ -206,14 +206,14 @@ async def test_no_more_clients_wait_than_may(tmp_path: Path) -> None:
 async def test_an_error_that_time_does_not_mend_ends_the_wait(tmp_path: Path) -> None:
     guest = guest_at(tmp_path)
     async with serving(WAIT, dial_to=guest) as route, route.connect() as client:
-        await until(lambda: route.stats.waiting == 1)
+        await until(lambda: route.stats.held == 1)
         async with mux_server(Path(guest.path), {80: echo}, answers(b"HTTP/1.1 400\n")):
             assert await is_reset(client)
             await route.closed("dial_protocol")
             async with route.connect() as later:
                 assert await is_reset(later)
             await route.closed("dial_protocol", 2)
-        assert dict(route.stats.held) == {"failed": 1}
+        assert dict(route.stats.held_results) == {"failed": 1}
 
 
 async def test_whoever_finds_the_guest_up_brings_in_those_who_wait(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ async def test_a_defect_in_a_dial_ends_no_route(
     guest = guest_at(tmp_path)
     async with mux_server(Path(guest.path), {80: echo}), serving(WAIT, dial_to=guest) as route:
         assert await route.exchange(b"hello") == b"hello"
-        [defect] = route.events("dial_crashed")
+        [defect] = route.events("dial_error")
         assert defect["route"] == "route"
 
 
@@ -299,10 +299,10 @@ async def test_a_client_that_leaves_waits_no_more(
         route.connect() as patient,
     ):
         leaver = route.connect()
-        await until(lambda: route.stats.waiting == 2)
+        await until(lambda: route.stats.held == 2)
         leave(leaver.socket._sock)  # type: ignore[attr-defined] # no trio call closes so
         await route.closed("dial_client_left")
-        assert route.stats.waiting == 1
+        assert route.stats.held == 1
         assert not route.stats.dial_failures
         assert not route.events("dial_failed")
         async with mux_server(Path(guest.path), {80: echo}) as server:
@@ -319,9 +319,9 @@ async def test_a_client_that_has_said_all_is_served_all_the_same(
     async with serving(WAIT, listen_at=at, dial_to=guest) as route, route.connect() as client:
         await client.send_all(b"request")
         await client.send_eof()
-        await until(lambda: route.stats.waiting == 1)
+        await until(lambda: route.stats.held == 1)
         async with route.connect() as other:  # by the time that it has left, both were looked at
-            await until(lambda: route.stats.waiting == 2)
+            await until(lambda: route.stats.held == 2)
             await other.aclose()
             await route.closed("dial_client_left")
         async with mux_server(Path(guest.path), {80: echo}):
@@ -333,12 +333,12 @@ async def test_an_operator_can_end_a_client_that_waits(tmp_path: Path) -> None:
         serving(WAIT, dial_to=guest_at(tmp_path)) as route,
         route.connect() as client,
     ):
-        await until(lambda: route.stats.waiting == 1)
+        await until(lambda: route.stats.held == 1)
         [connection] = route.stats.live
         connection.end("killed")
         assert await is_reset(client)
         await route.closed("killed")
-        assert route.stats.waiting == 0
+        assert route.stats.held == 0
 
 
 async def test_those_who_ask_at_once_whether_a_target_answers_share_a_dial(tmp_path: Path) -> None:
@@ -390,14 +390,14 @@ async def test_five_hundred_clients_of_a_guest_that_boots_are_served(tmp_path: P
         async with trio.open_nursery() as nursery:
             for _ in range(number):
                 nursery.start_soon(client, route, answer)
-            await until(lambda: route.stats.waiting == number)
+            await until(lambda: route.stats.held == number)
             before = len(server.requests)
             assert before < 20
             services[80] = echo
         assert answer == [b"request"] * number
         assert number <= len(server.requests) - before <= number + 10
         assert at_once <= 65
-        assert dict(route.stats.held) == {"served": number}
+        assert dict(route.stats.held_results) == {"served": number}
         assert len(route.events("target_down")) == len(route.events("target_up")) == 1
 
 
@@ -413,7 +413,7 @@ async def test_many_clients_of_a_guest_that_never_boots_are_told_in_time(tmp_pat
         for client in clients:
             assert await is_reset(client) or True  # a Unix client sees an end, not a reset
             await client.aclose()
-        assert dict(route.stats.held) == {"late": 100}
+        assert dict(route.stats.held_results) == {"timeout": 100}
         assert len(server.requests) < 20
 
 
@@ -493,7 +493,7 @@ async def test_the_first_target_that_answers_is_taken(tmp_path: Path) -> None:
         assert await route.exchange(b"") == b"two"
         assert (state_of(route), state_of(route, 1)) == ("down", "up")
         await route.closed("finished")
-        [line] = route.events("connection")
+        [line] = route.events("connection_closed")
         assert line["target"] == str(two)
         assert not route.stats.dial_failures
         async with mux_server(Path(one.path), {80: says(b"one")}):
@@ -538,7 +538,7 @@ async def test_clients_that_wait_get_whichever_target_answers_first(tmp_path: Pa
             async with mux_server(Path(two.path), {80: says(b"two")}):
                 assert await read_to_end(client) == b"two"
         await route.closed("finished")
-        assert route.events("connection")[0]["target"] == str(two)
+        assert route.events("connection_closed")[0]["target"] == str(two)
 
 
 # --- what is known ------------------------------------------------------------------------
@@ -621,16 +621,16 @@ async def test_a_route_is_ready_once_a_target_is_up_where_that_is_asked(tmp_path
     guest = guest_at(tmp_path)
     async with serving(replace(PLAIN, ready_when_up=True), dial_to=guest) as route:
         await until(lambda: state_of(route) == "down")
-        lacking = route.listener.lacking()
-        assert lacking is not None
-        assert lacking.startswith(f"route route: cannot dial {guest}: the VMM's socket does not")
+        not_ready = route.listener.not_ready()
+        assert not_ready is not None
+        assert not_ready.startswith(f"route route: cannot dial {guest}: the VMM's socket does not")
         async with mux_server(Path(guest.path), {80: echo}):
-            await until(lambda: route.listener.lacking() is None)
+            await until(lambda: route.listener.not_ready() is None)
         async with route.connect() as client:
             assert await is_reset(client)
-        assert route.listener.lacking() is not None
+        assert route.listener.not_ready() is not None
         async with mux_server(Path(guest.path), {80: echo}):
-            await until(lambda: route.listener.lacking() is None)
+            await until(lambda: route.listener.not_ready() is None)
 
 
 async def test_the_daemon_is_ready_with_its_routes(tmp_path: Path) -> None:
@@ -639,10 +639,10 @@ async def test_the_daemon_is_ready_with_its_routes(tmp_path: Path) -> None:
     supervisor = Supervisor(Config((Route("web", listen_at, guest, policy),)))
     async with trio.open_nursery() as nursery:
         await nursery.start(supervisor.run)
-        [lacking] = supervisor.lacking()
-        assert lacking.startswith(f"route web: cannot dial {guest}")
+        [not_ready] = supervisor.not_ready()
+        assert not_ready.startswith(f"route web: cannot dial {guest}")
         async with mux_server(Path(guest.path), {80: echo}):
-            await until(lambda: supervisor.lacking() == [])
+            await until(lambda: supervisor.not_ready() == [])
         nursery.cancel_scope.cancel()
 
 
@@ -651,7 +651,7 @@ async def test_no_route_is_asked_for_its_targets_unless_it_says_so(tmp_path: Pat
         async with route.connect() as client:
             assert await is_reset(client)
         assert state_of(route) == "down"
-        assert route.listener.lacking() is None
+        assert route.listener.not_ready() is None
 
 
 async def test_a_vm_that_is_restarted_is_waited_for(tmp_path: Path) -> None:
@@ -661,6 +661,6 @@ async def test_a_vm_that_is_restarted_is_waited_for(tmp_path: Path) -> None:
         async with vmm.running():
             assert await route.exchange(b"before") == b"before"
         async with route.connect() as client:
-            await until(lambda: route.stats.waiting == 1)
+            await until(lambda: route.stats.held == 1)
             async with vmm.running():
                 assert await question(client) == b"request"

@@ -20,7 +20,7 @@ from vsockproxy.address.endpoint import (
     VsockEndpoint,
 )
 from vsockproxy.config.settings import Policy
-from vsockproxy.dial.dial import dial, listen
+from vsockproxy.dial.dial import dial
 from vsockproxy.dial.sockopt import (
     CLIENTS_KEEPALIVE,
     Options,
@@ -28,6 +28,7 @@ from vsockproxy.dial.sockopt import (
     listener_options,
     target_options,
 )
+from vsockproxy.listen.bind import listen
 
 TIMEOUT = 20.0
 TCP = socket.IPPROTO_TCP

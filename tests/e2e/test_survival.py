@@ -109,7 +109,7 @@ async def test_a_client_that_is_killed_ends_its_connection_alone(
             client.kill()
             with pytest.raises(trio.BrokenResourceError):
                 await read_to_end(server)
-            await running.wait_for("connection", route="fd:sink", reason="client_reset")
+            await running.wait_for("connection_closed", route="fd:sink", reason="client_reset")
             assert await answers(ports["echo"])
 
 
@@ -126,7 +126,9 @@ async def test_a_target_that_is_killed_resets_its_client_and_the_log_says_why(
             assert (await target.stdout.receive_some()).strip() == b"unread"
             target.kill()
             assert await ends_by_reset(client)
-            end = await running.wait_for("connection", route="fd:sink", reason="target_reset")
+            end = await running.wait_for(
+                "connection_closed", route="fd:sink", reason="target_reset"
+            )
             assert "the client was reset" in end["why"]
             assert await answers(ports["echo"])
 
@@ -141,7 +143,7 @@ async def test_a_full_descriptor_table_is_told_counted_and_got_over(
             await running.wait_for("ready")
             _leave_descriptors(running.pid, 20)
             clients = [await trio.open_tcp_stream(*front.getsockname()) for _ in range(60)]
-            told = await running.wait_for("clients_wait", reason="descriptors")
+            told = await running.wait_for("clients_queued", reason="descriptors")
             assert "LimitNOFILE" in told["why"]
             for client in clients:
                 await client.aclose()
@@ -177,7 +179,9 @@ async def test_a_dead_target_is_told_once_however_many_come(tmp_path: Path) -> N
         async with daemon("run", "-c", file, sockets={"front": front}) as running:
             for number in range(1, 11):
                 with socket.create_connection(front.getsockname()):
-                    await running.wait_for("connection", number=number, reason="dial_not_found")
+                    await running.wait_for(
+                        "connection_closed", number=number, reason="dial_not_found"
+                    )
             told = await running.wait_for("dial_failed", reason="not_found")
             assert (told["number"], told["left_out"]) == ("1", "0")
             assert await running.stop() == 0

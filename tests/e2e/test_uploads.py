@@ -103,7 +103,7 @@ async def test_a_gibibyte_that_waits_for_its_answer_gets_it(
                 nursery.start_soon(trio.to_thread.run_sync, receive, target_kind, listener)
                 nursery.start_soon(client)
             assert answers == [expected]
-            end = await running.wait_for("connection", reason="finished")
+            end = await running.wait_for("connection_closed", reason="finished")
             assert int(end["upstream_bytes"]) == GIBIBYTE
             assert end.get("vmm_port") == ("1073741824" if target_kind == "vsock-mux" else None)
             assert await running.stop() == 0

@@ -239,8 +239,8 @@ async def test_the_log_has_a_line_for_each_change_and_the_record_the_last_error(
         assert error == (answer if isinstance(answer, str) else None)
     assert lines(log) == [
         "guest_found None",
-        "guest_lost no VM",
-        "guest_lost no answer",
+        "guest_not_found no VM",
+        "guest_not_found no answer",
         "guest_found None",
     ]
     assert guests.records()[0].results == {"success": 3, "failure": 3}

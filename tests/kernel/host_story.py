@@ -237,7 +237,7 @@ class Story:
             busy.recv(1)
             self._guest.kill()
             ends = {"busy": end_of(busy), "idle": end_of(idle)}
-        reset = {"event": "connection", "reason": "target_reset"}
+        reset = {"event": "connection_closed", "reason": "target_reset"}
         logged = [self._daemon.event(**reset, route=route) for route in ("source", "echo")]
         return {"client_saw": ends, "logged": logged}
 
@@ -288,7 +288,9 @@ class Story:
         return {"client_saw": saw, "seconds": seconds, "logged": logged}
 
     def _access(self, route: str) -> Facts:
-        return {"logged": self._daemon.event(event="connection", route=route, reason="finished")}
+        return {
+            "logged": self._daemon.event(event="connection_closed", route=route, reason="finished")
+        }
 
 
 def client(route: str) -> socket.socket:
@@ -338,7 +340,7 @@ def waiting() -> float:
     return next(
         value
         for name, labels, value in scrape()
-        if name == "vsockproxy_clients_waiting" and labels["route"] == "early"
+        if name == "vsockproxy_clients_held" and labels["route"] == "early"
     )
 
 

@@ -215,7 +215,7 @@ def held_pump() -> Facts:
     return {
         "killed_after": killed,
         "said": [line for line in journal() if "atchdog" in line],
-        "logged": events("not_alive"),
+        "logged": events("pump_hung"),
         "restarts": int(show("NRestarts")) - restarts,
         "new": main_pid() not in (0, pid),
         "exchange": waited,
@@ -307,7 +307,7 @@ def private_network() -> Facts:
     return {
         "apart": _link(main_pid(), "net") != _link("self", "net"),
         "exchange": exchange(FRONT),
-        "surplus": events("surplus_socket", since),
+        "surplus": events("unused_socket", since),
     }
 
 

@@ -18,8 +18,8 @@ from tests.sockets import read_to_end
 from vsockproxy.address.endpoint import ListenEndpoint, Target, TcpEndpoint, UnixEndpoint
 from vsockproxy.admit.admission import Admission
 from vsockproxy.config.settings import Limits, Policy, PumpChoice, PumpSettings, Route
-from vsockproxy.dial.dial import listen
 from vsockproxy.guests.directory import Guests
+from vsockproxy.listen.bind import listen
 from vsockproxy.listen.listener import RouteListener
 from vsockproxy.pump.native import open_pump
 from vsockproxy.pump.transfer import Pump
@@ -82,10 +82,10 @@ class Served:
             while self.stats.rejected[reason] < number:
                 await trio.lowlevel.checkpoint()
 
-    async def waits(self, reason: str) -> None:
+    async def queues(self, reason: str) -> None:
         """Wait until clients must wait for a reason."""
         with trio.fail_after(PATIENCE):
-            while not self.stats.waits[reason]:
+            while not self.stats.accept_pauses[reason]:
                 await trio.lowlevel.checkpoint()
 
     async def closed(self, reason: str, number: int = 1) -> None:

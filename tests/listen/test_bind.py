@@ -32,9 +32,9 @@ from vsockproxy.address.endpoint import (
     VsockEndpoint,
 )
 from vsockproxy.address.sockaddr import new_socket
-from vsockproxy.dial.dial import listen
 from vsockproxy.errors import ListenError
 from vsockproxy.listen import bind as binding
+from vsockproxy.listen.bind import listen
 
 TIMEOUT = 20.0
 

@@ -100,7 +100,7 @@ async def test_a_vmms_folder_may_come_later(tmp_path: Path) -> None:
     endpoint = MuxEndpoint(str(vmm.path), PORT)
     with no_descriptor_left_over():
         async with serving(endpoint, Policy()) as supervisor:
-            assert supervisor.lacking() == []  # the daemon is ready, if this guest is not
+            assert supervisor.not_ready() == []  # the daemon is ready, if this guest is not
             vmm.path.parent.mkdir(parents=True)
             await becomes(file_of(endpoint).exists)
             assert await exchange(await vmm.guest_connects(PORT)) == b"hello"
@@ -165,7 +165,7 @@ async def test_a_folder_that_is_missing_is_told_once(tmp_path: Path, looks: list
             await becomes(lambda: looks == [True] * 3)
             folder.mkdir()
             await becomes(lambda: any(e["event"] == "listener_bound" for e in entries))
-    [waits] = [entry for entry in entries if entry["event"] == "listener_waits"]
+    [waits] = [entry for entry in entries if entry["event"] == "listener_retrying"]
     assert waits["route"] == "guest"
     assert "folder of the socket does not exist" in waits["error"]
 

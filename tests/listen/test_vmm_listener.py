@@ -86,7 +86,7 @@ async def test_guests_over_the_limit_wait_and_never_their_vmm(tmp_path: Path) ->
             await guests.enter_async_context(await vmm.guest_connects(PORT)) for _ in range(MANY)
         ]
         await waiting[0].send_all(b"x")
-        await route.waits("max_connections")
+        await route.queues("max_connections")
         await first.aclose()
         assert await waiting[0].receive_some() == b"x"
 

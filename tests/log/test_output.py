@@ -56,7 +56,7 @@ def test_logfmt_is_the_format_where_nobody_watches(lines: Lines) -> None:
 
 def test_json_keeps_numbers_and_the_order_of_keys(lines: Lines) -> None:
     settings = LogSettings(format="json")
-    [line] = lines("connection", settings, upstream_bytes=7, seconds=0.25, dial_seconds=None)
+    [line] = lines("connection_closed", settings, upstream_bytes=7, seconds=0.25, dial_seconds=None)
     event = json.loads(line)
     assert list(event)[:3] == ["time", "level", "event"]
     assert (event["upstream_bytes"], event["seconds"], event["dial_seconds"]) == (7, 0.25, None)
@@ -82,7 +82,7 @@ def _with_traceback(form: LogFormat) -> str:
     try:
         raise ValueError(HOSTILE)
     except ValueError:
-        log.get_logger().exception("connection_failed", route="web")
+        log.get_logger().exception("connection_error", route="web")
     return stream.getvalue()
 
 
@@ -150,7 +150,7 @@ def test_the_log_says_how_much_is_missing_when_it_goes_on(monkeypatch: pytest.Mo
         closing(log.configure(LogSettings(), pipe)) as output,
     ):
         while not output.lost:
-            log.get_logger().info("connection")
+            log.get_logger().info("connection_closed")
         told = next(line for line in read if "event=log_lines_lost" in line)
         assert "level=warning" in told
         assert "lines=1" in told
@@ -170,7 +170,7 @@ def test_in_the_journal_each_line_begins_with_its_priority(form: LogFormat) -> N
             try:
                 raise ValueError
             except ValueError:
-                logger.exception("connection_failed")
+                logger.exception("connection_error")
             output.close()
         lines = read.readlines()
     assert [line[:3] for line in lines[:4]] == ["<7>", "<6>", "<4>", "<3>"]
@@ -206,7 +206,7 @@ def test_a_flood_is_one_line_in_ten_seconds_which_says_how_many_were_left_out(
 def test_each_event_and_reason_has_a_line_of_its_own() -> None:
     with structlog.testing.capture_logs() as written:
         throttle = log.Throttle(log.get_logger())
-        for event in ("dial_failed", "rejected", "dial_failed"):
+        for event in ("dial_failed", "client_rejected", "dial_failed"):
             for reason in ("refused", "timeout"):
                 throttle.warning(event, dict, reason=reason, error="no")
     assert len(written) == 4

@@ -109,7 +109,7 @@ async def test_a_header_is_taken_to_the_byte(version: Version) -> None:
         header = build_header(version, CLIENT)
         assert await route.exchange(header + b"PROXY is data here") == b"PROXY is data here"
         await route.closed("finished")
-        [line] = route.events("connection")
+        [line] = route.events("connection_closed")
         assert line["client"] == "192.0.2.7:4711"
 
 
@@ -210,7 +210,7 @@ async def test_the_lists_are_about_the_client_that_the_header_names() -> None:
     async with serving(policy) as route:
         assert await ends_by_reset(await named(route, "192.0.2.7"))
         await route.closed("rejected_denied")
-        [line] = route.events("rejected")
+        [line] = route.events("client_rejected")
         assert line["client"] == "192.0.2.7:1"
         async with await named(route, "198.51.100.7") as client:
             assert await client.receive_some() == b"x"

@@ -18,10 +18,10 @@ from tests.listen.running_route import PATIENCE, Served, serving
 from tests.sockets import read_to_end, tcp_pair
 from vsockproxy.address.endpoint import AF_VSOCK, UnixEndpoint, VsockEndpoint
 from vsockproxy.config.settings import Policy, PumpChoice, PumpSettings, Route
+from vsockproxy.connection import Connection
 from vsockproxy.pump.native import open_pump
 from vsockproxy.pump.portable import PortablePump
 from vsockproxy.pump.transfer import Accepted
-from vsockproxy.stats import Connection
 
 ROUTE = Route("route", UnixEndpoint("/run/front"), UnixEndpoint("/run/back"))
 
@@ -129,7 +129,7 @@ async def test_silence_counts_from_the_last_byte(
         assert connection.running is not None
         last = connection.running.active()
         assert last >= int(connection.opened)
-        monkeypatch.setattr("vsockproxy.stats.monotonic", lambda: last + 60)
+        monkeypatch.setattr("vsockproxy.connection.monotonic", lambda: last + 60)
         assert connection.idle_seconds == pytest.approx(60, abs=1)
         await client.send_eof()
         await read_to_end(client)

@@ -30,7 +30,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "pid": 4711,
         "started": 1000.0,
         "uptime_seconds": 192.0,
-        "lacking": [],
+        "not_ready": [],
         "connections": 3,
         "descriptors_free": 19829,
         **changes,
@@ -275,7 +275,7 @@ def busy() -> Traffic:
                 route(upstream_bytes=second**2 * 1000, downstream_bytes=second * 2_000_000),
                 route(
                     "a-database-of-a-name-that-is-long",
-                    state="waiting",
+                    state="queued",
                     upstream_bytes=second * 500_000,
                     connections=second * 12,
                     dial_failures={"refused": second},
@@ -303,7 +303,7 @@ vsockproxy 1.2.3  process 4711  up 3m 12s  3 connections  19829 fds free
 connections by rate, descending
 routes       state      live  new/s fail/s   in/s  out/s          last minute
 web          listening     2      0      0   6.8K   1.9M ████████ ████
-a-database-… waiting       2     12    1.0 488.3K      0 ██       ████
+a-database-… queued        2     12    1.0 488.3K      0 ██       ████
      id route client (3)             state      in    out   rate    idle     age
 >123456 web   unix                   open     5.0G      0   1.2M    0.0s   1d 1h
      17 web   203.0.113.7:40017      open     1.7K      0    170    8.5s     43s
@@ -391,7 +391,7 @@ def test_the_second_line_says_what_is_out_of_the_ordinary() -> None:
     traffic, panel = busy(), Panel()
     panel.filter = "web"
     assert "those with 'web'" in text_of(traffic, panel)[1]
-    traffic.observe(look(9.0, status=status(lacking=["draining: 3 connections are left"])))
+    traffic.observe(look(9.0, status=status(not_ready=["draining: 3 connections are left"])))
     assert "not ready: draining: 3 connections are left" in text_of(traffic, panel)[1]
     panel.press("p")
     assert "paused" in text_of(traffic, panel)[1]

@@ -5,7 +5,7 @@ Owns: the interface alone.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 from vsockproxy.address.endpoint import ListenEndpoint
 from vsockproxy.admit.admission import Admission
@@ -13,9 +13,7 @@ from vsockproxy.config.settings import Config
 from vsockproxy.guests.directory import Guests
 from vsockproxy.listen.listener import RouteListener
 from vsockproxy.log.recent import Events
-from vsockproxy.stats import Reloads, RouteStats
-
-RouteState = Literal["listening", "waiting", "paused", "draining", "drained"]
+from vsockproxy.stats import Reloads, RouteState, RouteStats
 
 
 class Daemon(Protocol):
@@ -39,7 +37,7 @@ class Daemon(Protocol):
         """The counters of every route, those that still drain included."""
         ...
 
-    def lacking(self) -> list[str]:
+    def not_ready(self) -> list[str]:
         """What keeps it from being ready, in words."""
         ...
 

@@ -41,7 +41,7 @@ _MOST_DIALS: Final = 16  # of one request
 class Observed(Protocol):
     """What is asked of the daemon."""
 
-    def lacking(self) -> list[str]:
+    def not_ready(self) -> list[str]:
         """What is not ready, a sentence each; nothing when all is."""
         ...
 
@@ -128,13 +128,13 @@ async def _healthy(observed: Observed, _request: Request) -> Response:
 
 
 async def _ready(observed: Observed, request: Request) -> Response:
-    lacking = observed.lacking()
+    not_ready = observed.not_ready()
     names = dict.fromkeys(request.query_params.getlist("target"))
     for name in islice(names, _MOST_DIALS):
         error = await observed.reach(name)
         if error is not None:
-            lacking.append(f"route {name}: {error}")
-    return _text("".join(f"{line}\n" for line in lacking or ["ready"]), 503 if lacking else 200)
+            not_ready.append(f"route {name}: {error}")
+    return _text("".join(f"{line}\n" for line in not_ready or ["ready"]), 503 if not_ready else 200)
 
 
 async def _index(_request: Request) -> Response:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from vsockproxy.stats import Connection
+from vsockproxy.connection import Connection
 
 _SHORTEST: Final = 0.25  # seconds between two looks; below that a rate is noise
 _FRESH: Final = 1.0  # seconds until a look is followed by another

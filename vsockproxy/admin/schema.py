@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-RouteState = Literal["listening", "waiting", "paused", "draining", "drained"]
+from vsockproxy.stats import RouteState
+
 HalfState = Literal["open", "ended"]
 ConnectionState = Literal["dialling", "open", "half-closed"]
 SortKey = Literal[
@@ -50,7 +51,7 @@ class Status(BaseModel):
     fingerprint: Annotated[str, _is("Changes with anything in the configuration.")]
     pump: Annotated[str, _is("What moves the bytes: native or portable.")]
     ready: bool
-    lacking: Annotated[list[str], _is("What keeps it from being ready, a sentence each.")]
+    not_ready: Annotated[list[str], _is("What keeps it from being ready, a sentence each.")]
     connections: Annotated[int, _is("How many are open.")]
     descriptors_free: Annotated[int, _is("File descriptors that connections may still take.")]
     reloads: Annotated[dict[str, int], _is("How many reloads went through, and how many not.")]
@@ -89,14 +90,14 @@ class Route(BaseModel):
             " draining: accepts no more, connections are left; drained: none are"
         ),
     ]
-    waiting_for: Annotated[str | None, _is("The limit, where the state is waiting.")] = None
+    queued_by: Annotated[str | None, _is("The limit, where the state is waiting.")] = None
     live: Annotated[int, _is("Connections that are open.")]
     held: Annotated[int, _is("How many of them wait until a target answers.")]
     connections: Annotated[int, _is("Connections that were ever accepted.")]
     closed: Annotated[dict[str, int], _is("Connections that ended, by reason.")]
     dial_failures: dict[str, int]
     rejected: dict[str, int]
-    waits: dict[str, int]
+    accept_pauses: dict[str, int]
     accept_errors: int
     upstream_bytes: int
     downstream_bytes: int

@@ -103,7 +103,7 @@ class _Clients:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         reason = type(error).__name__
-        self._failures.warning("http_failed", dict, reason=reason, error=repr(error))
+        self._failures.warning("http_request_failed", dict, reason=reason, error=repr(error))
 
     def _wrapped(self, stream: trio.SocketStream) -> trio.abc.Stream:
         """The stream, or the TLS over it of which hypercorn makes the handshake."""

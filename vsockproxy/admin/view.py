@@ -28,8 +28,9 @@ from vsockproxy.admin.rates import Rates
 from vsockproxy.admit.peer import peer_at
 from vsockproxy.config.access import CidRule, NetworkRule, parse_rule
 from vsockproxy.config.settings import Route
+from vsockproxy.connection import Connection
 from vsockproxy.errors import AddressError
-from vsockproxy.stats import Connection, RouteStats, TargetState
+from vsockproxy.stats import RouteStats, TargetState
 
 Key = tuple[Any, int]
 """What a connection is sorted by, and its number: no two are alike."""
@@ -43,7 +44,7 @@ _ADDRESSES: Final = (TcpEndpoint, VsockEndpoint, UnixEndpoint, MuxEndpoint, FdEn
 
 def status(daemon: Daemon) -> schema.Status:
     """The daemon as a whole."""
-    lacking = daemon.lacking()
+    not_ready = daemon.not_ready()
     return schema.Status(
         version=__version__,
         pid=os.getpid(),
@@ -52,8 +53,8 @@ def status(daemon: Daemon) -> schema.Status:
         source=daemon.config.source,
         fingerprint=daemon.config.fingerprint,
         pump=daemon.pump_name,
-        ready=not lacking,
-        lacking=lacking,
+        ready=not not_ready,
+        not_ready=not_ready,
         connections=sum(len(stats.live) for stats in daemon.stats()),
         descriptors_free=daemon.admission.descriptors_free(),
         reloads=dict(daemon.reloads.results),
@@ -64,21 +65,21 @@ def route(daemon: Daemon, stats: RouteStats) -> schema.Route:
     """A route at work."""
     state = daemon.state_of(stats)
     listener = daemon.listeners.get(stats.route.listen)
-    waiting_for = listener.hindrance() if listener and state == "waiting" else None
+    queued_by = listener.queue_reason() if listener and state == "queued" else None
     error = stats.last_error
     return schema.Route(
         name=stats.route.name,
         listen=str(stats.route.listen),
         targets=[_target(known) for known in stats.targets],
         state=state,
-        waiting_for=waiting_for,
+        queued_by=queued_by,
         live=len(stats.live),
-        held=stats.waiting,
+        held=stats.held,
         connections=stats.connections,
         closed=dict(stats.closed),
         dial_failures=dict(stats.dial_failures),
         rejected=dict(stats.rejected),
-        waits=dict(stats.waits),
+        accept_pauses=dict(stats.accept_pauses),
         accept_errors=stats.accept_errors,
         upstream_bytes=stats.upstream_bytes,
         downstream_bytes=stats.downstream_bytes,

@@ -21,15 +21,16 @@ from vsockproxy.admit import descriptors
 from vsockproxy.admit.peer import peer_at, peer_of
 from vsockproxy.config.access import Access, Peer, matches_any
 from vsockproxy.config.settings import Limits, Policy, Route
+from vsockproxy.connection import Connection
 from vsockproxy.log.output import Throttle
-from vsockproxy.stats import Connection, RouteStats
+from vsockproxy.stats import RouteStats
 
 Limit = Literal["max_connections", "limits_max_connections", "connection_rate"]
 
-Hindrance = Limit | Literal["descriptors"]
+QueueReason = Limit | Literal["descriptors"]
 """Why clients wait in the backlog; the label ``reason`` of admission_waits_total."""
 
-Rejection = (
+RejectReason = (
     Limit
     | Literal[
         "max_connections_per_source",
@@ -52,7 +53,7 @@ REASONS: Final[Mapping[str, str]] = {
     "proxy_malformed": "what it sent is no PROXY header",
     "proxy_timeout": "it sent no whole PROXY header within connect_timeout",
 }
-"""What a `Hindrance` or a `Rejection` means, for the log."""
+"""What a `QueueReason` or a `RejectReason` means, for the log."""
 
 _LOOK_AGAIN: Final = 1.0  # seconds; what frees a descriptor is not always a connection
 _EACH: Final = 2  # descriptors of a connection
@@ -158,7 +159,7 @@ class Gate:
 
     # ---- waiting in the backlog ----
 
-    def hindrance(self) -> Hindrance | None:
+    def queue_reason(self) -> QueueReason | None:
         """Why clients must stay in the backlog now, if they must."""
         shared = self._shared
         # Asked for every client: where nothing is near its limit, this is all.
@@ -166,7 +167,7 @@ class Gate:
             return None
         if shared.is_short():
             return "descriptors"
-        return self._limit() if self._policy.over_limit == "wait" else None
+        return self._limit() if self._policy.over_limit == "queue" else None
 
     def _limit(self) -> Limit | None:
         """The limit that is reached, if one is."""
@@ -181,9 +182,9 @@ class Gate:
 
     async def opened(self) -> None:
         """Wait until a client may be accepted."""
-        while reason := self.hindrance():
-            self._stats.waits[reason] += 1
-            self._write("clients_wait", reason, lambda: {"route": self._stats.route.name})
+        while reason := self.queue_reason():
+            self._stats.accept_pauses[reason] += 1
+            self._write("clients_queued", reason, lambda: {"route": self._stats.route.name})
             self.pass_on()  # what woke us, and is no use here, is of use to somebody else
             own = reason in ("max_connections", "connection_rate")
             lot = self._waiting if own else self._shared.waiting
@@ -200,7 +201,7 @@ class Gate:
             self._shared.parked -= 1
         return not pause.cancelled_caught
 
-    def _pause(self, reason: Hindrance) -> float:
+    def _pause(self, reason: QueueReason) -> float:
         if reason == "connection_rate" and self._bucket is not None:
             return self._bucket.seconds()
         return _LOOK_AGAIN
@@ -242,18 +243,18 @@ class Gate:
         self._shared.live -= 1
         self.pass_on()
 
-    def identify(self, connection: Connection) -> Rejection | None:
+    def identify(self, connection: Connection) -> RejectReason | None:
         """Judge a connection by what its PROXY header says: why it may not stay, if so."""
         if not self._asks:
             return None
         return self._judge(peer_at(connection.family, connection.address), connection)
 
-    def reject(self, connection: Connection, reason: Rejection) -> None:
+    def reject(self, connection: Connection, reason: RejectReason) -> None:
         """Count a client that is turned away; log it, unless there are too many."""
         self._stats.rejected[reason] += 1
-        self._write("rejected", reason, connection.names)
+        self._write("client_rejected", reason, connection.names)
 
-    def _refusal(self, client: int, connection: Connection) -> Rejection | None:
+    def _refusal(self, client: int, connection: Connection) -> RejectReason | None:
         policy = self._policy
         if policy.over_limit == "reject" and (limit := self._limit()):
             return limit
@@ -266,7 +267,7 @@ class Gate:
     def _peer(self, client: int, connection: Connection) -> Peer:
         return peer_of(client, connection.family, connection.address)
 
-    def _judge(self, peer: Peer, connection: Connection) -> Rejection | None:
+    def _judge(self, peer: Peer, connection: Connection) -> RejectReason | None:
         if not self._access.admits(peer):
             return "denied"
         most = self._policy.max_connections_per_source
@@ -277,7 +278,10 @@ class Gate:
         return None
 
     def _write(
-        self, event: str, reason: Hindrance | Rejection, names: Callable[[], Mapping[str, object]]
+        self,
+        event: str,
+        reason: QueueReason | RejectReason,
+        names: Callable[[], Mapping[str, object]],
     ) -> None:
         self._log.warning(event, names, reason=reason, why=REASONS[reason])
 

@@ -24,7 +24,7 @@ _STYLES: Final = {
     "paused": "yellow",
     "draining": "yellow",
     "drained": "yellow",
-    "waiting": "red",
+    "queued": "red",
     "dialling": "yellow",
 }
 
@@ -58,7 +58,7 @@ def _console(stream: TextIO) -> Console:
 def status(daemon: Answer, routes: Answer) -> RenderableType:
     """The daemon in a line, its routes, and what went wrong last at each."""
     parts: list[RenderableType] = [Text(_summary(daemon))]
-    parts += [Text(f"not ready: {line}", "red") for line in daemon["lacking"]]
+    parts += [Text(f"not ready: {line}", "red") for line in daemon["not_ready"]]
     parts += [Text(""), _routes(routes["routes"])]
     errors = [route for route in routes["routes"] if route["last_error"]]
     if errors:
@@ -82,7 +82,7 @@ def _routes(routes: list[Answer]) -> Table:
             Text(route["name"]),
             Text(route["listen"]),
             Text(" ".join(map(_target, route["targets"]))),
-            _state(route["state"], route["waiting_for"]),
+            _state(route["state"], route["queued_by"]),
             str(route["live"]),
             str(route["connections"]),
             str(sum(route["dial_failures"].values())),

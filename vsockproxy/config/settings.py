@@ -27,7 +27,7 @@ from vsockproxy.config.guest import Guest
 Balance = Literal["first", "round_robin"]
 HalfClose = Literal["auto", "forward", "hold"]
 KeepAlive = float | Literal["auto"] | None
-OverLimit = Literal["wait", "reject"]
+OverLimit = Literal["queue", "reject"]
 MissingFolder = Literal["auto", "wait", "fail"]
 ProxyVersion = Literal["off", "v1", "v2"]
 LogFormat = Literal["auto", "human", "logfmt", "json"]
@@ -106,7 +106,7 @@ class Policy:
     connection_burst: int | None = None
     bandwidth: int | None = None
     connection_bandwidth: int | None = None
-    over_limit: OverLimit = "wait"
+    over_limit: OverLimit = "queue"
     allow: tuple[Rule, ...] | None = None
     deny: tuple[Rule, ...] = ()
     mode: int | None = None

@@ -87,7 +87,7 @@ class Services:
             try:
                 listening.configure(policy)
             except ListenError as error:
-                self._log.error("listener_kept", route=None, error=str(error))
+                self._log.error("listener_options_failed", route=None, error=str(error))
 
     async def _serve(self, server: _Server, *, task_status: trio.TaskStatus[None]) -> None:
         sockets = [listening.sock for listening in self._ports[server.endpoint]]
@@ -96,7 +96,9 @@ class Services:
             with server.scope:
                 await serve(sockets, task_status=task_status)
         except* OSError as errors:  # no descriptor is left: the routes go on without
-            self._log.error("http_off", server=server.name, error=_first(errors), remedy=_REMEDY)
+            self._log.error(
+                "http_server_failed", server=server.name, error=_first(errors), remedy=_REMEDY
+            )
             with suppress(RuntimeError):  # it had started, and was served for a while
                 task_status.started()
         finally:

@@ -173,7 +173,7 @@ class _Service:
                 self._notifier.watchdog()
                 self._extend_timeout()
             else:
-                self._log.error("not_alive", remedy="WatchdogSec= has systemd restart the service")
+                self._log.error("pump_hung", remedy="WatchdogSec= has systemd restart the service")
             self._tell_status()
             while not self._notifier.flush():  # noqa: ASYNC110 - systemd sets no Event
                 await trio.sleep(_RETRY)
@@ -220,7 +220,7 @@ class _Service:
         used = {end.name for end in self._endpoints() if isinstance(end, FdEndpoint)}
         for name in self._inherited.keys() - used:
             remedy = f"clients wait there in vain: listen on fd:{name}, or stop its .socket unit"
-            self._log.warning("surplus_socket", name=name, remedy=remedy)
+            self._log.warning("unused_socket", name=name, remedy=remedy)
 
     def _endpoints(self) -> Iterator[ListenEndpoint]:
         config = self._supervisor.config

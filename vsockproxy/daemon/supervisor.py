@@ -16,7 +16,6 @@ from typing import Any
 import trio
 
 from vsockproxy.address.endpoint import ListenEndpoint
-from vsockproxy.admin.daemon import RouteState
 from vsockproxy.admit.admission import Admission
 from vsockproxy.config.settings import Config, Policy, Route
 from vsockproxy.daemon.http import Services, wanted_by
@@ -30,7 +29,7 @@ from vsockproxy.log.output import get_logger
 from vsockproxy.log.recent import Events, Recorder
 from vsockproxy.pump.native import open_pump
 from vsockproxy.pump.transfer import Pump
-from vsockproxy.stats import Reloads, RouteStats
+from vsockproxy.stats import Reloads, RouteState, RouteStats
 
 Reload = Callable[[], Awaitable[list[str]]]
 """Reads the configuration again; what is wrong with it, if it is not taken."""
@@ -96,7 +95,7 @@ class Supervisor:
         """
         self._reload = reload
         async with open_pump(self.config.pump) as self._pump:
-            self._log.info("pump", pump=self._pump.name, why=self._pump.why)
+            self._log.info("pump_started", pump=self._pump.name, why=self._pump.why)
             certificates = self._beside.certificates(self.config)
             self._open(self.config)
             self._beside.adopt(certificates)
@@ -142,7 +141,7 @@ class Supervisor:
     def stop(self) -> None:
         """Drain at the first call, end every connection at the second."""
         self._stops += 1
-        self._log.info("draining" if self._stops == 1 else "ending", connections=self.live())
+        self._log.info("draining" if self._stops == 1 else "shutting_down", connections=self.live())
         self._tell_listeners()
         self._stopping.set()
 
@@ -150,15 +149,17 @@ class Supervisor:
         """Return once every pump thread has answered; for a watchdog, with its own deadline."""
         await self._pump.alive()
 
-    def lacking(self) -> list[str]:
+    def not_ready(self) -> list[str]:
         """What keeps the daemon from being ready, in words; empty when it is."""
-        lacking = []
+        not_ready = []
         if self._stops:
-            lacking.append(f"draining: {self.live()} connections are left")
+            not_ready.append(f"draining: {self.live()} connections are left")
         if self.admission.is_short():
-            lacking.append("file descriptors are nearly used up: raise LimitNOFILE= (ulimit -Hn)")
-        lacking.extend(filter(None, (listener.lacking() for listener in self.listeners.values())))
-        return lacking
+            not_ready.append("file descriptors are nearly used up: raise LimitNOFILE= (ulimit -Hn)")
+        not_ready.extend(
+            filter(None, (listener.not_ready() for listener in self.listeners.values()))
+        )
+        return not_ready
 
     def live(self) -> int:
         """How many connections are open."""
@@ -187,20 +188,20 @@ class Supervisor:
             return "draining" if stats.live else "drained"
         if listener.is_paused:
             return "paused"
-        return "waiting" if listener.hindrance() else "listening"
+        return "queued" if listener.queue_reason() else "listening"
 
     def pause(self, name: str) -> None:
         """Have a route's clients wait in the backlog until `resume`; a drained one stays so."""
         if listener := self._listener(name):
             listener.pause()
-            self._log.info("paused", route=name)
+            self._log.info("route_paused", route=name)
 
     async def drain(self, name: str) -> None:
         """Close a route's listener until `resume`; its connections end by themselves."""
         async with self._changing:
             if listener := self._listener(name):
                 self._drained[name] = listener.route.listen
-                self._log.info("route_drains", route=name, connections=len(listener.stats.live))
+                self._log.info("route_draining", route=name, connections=len(listener.stats.live))
                 await self._retire(listener, listener.retire)
 
     async def resume(self, name: str) -> None:
@@ -210,7 +211,7 @@ class Supervisor:
                 listener.resume()
             elif name in self._drained and not self._stops:
                 self._start_again(name)
-            self._log.info("resumed", route=name)
+            self._log.info("route_resumed", route=name)
 
     def _start_again(self, name: str) -> None:
         endpoint = self._drained.pop(name)

@@ -1,9 +1,7 @@
-"""Sockets for the layers above: dial a target, listen, abort.
+"""Dial a target: connect to each kind of address within a time limit.
 
-Owns: connecting to each kind of address within a time limit, and the translation of what
-the kernel says into `DialError`.  `listen` is `binding`'s, shown here because this module
-is all that the relay and the listeners need to know of sockets.  Knows nothing of routes,
-bytes or counters.
+Owns: connecting, and the translation of the kernel's errors into `DialError`.  Knows nothing
+of routes, bytes or counters.
 
 The sockets are the standard library's, non-blocking and close-on-exec, and belong to the
 caller once returned.  A dial that succeeds at once makes no trip through trio's loop, and
@@ -16,7 +14,6 @@ import errno
 import math
 import os
 import socket
-import struct
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -44,7 +41,6 @@ from vsockproxy.address.sockaddr import (
     errno_of,
     literal_addresses,
     new_socket,
-    peer_name,
     unix_address,
     unresolved,
 )
@@ -53,19 +49,6 @@ from vsockproxy.config.settings import Policy
 from vsockproxy.dial import mux, vsock
 from vsockproxy.dial.sockopt import Options, apply, target_options
 from vsockproxy.errors import AddressError, DialError, dial_error, explain
-from vsockproxy.listen.bind import ListeningSocket, listen
-
-__all__ = [
-    "ListeningSocket",
-    "abort",
-    "adopted",
-    "dial",
-    "dial_at_once",
-    "listen",
-    "open_vsock_listeners",
-    "open_vsock_stream",
-    "peer_name",
-]
 
 PLAIN: Final = target_options(Policy())
 """The options of a dial for which nothing is configured."""
@@ -73,7 +56,6 @@ PLAIN: Final = target_options(Policy())
 ANYWHERE: Final = Destinations()
 """No bound for where a target is."""
 
-_RESET_AT_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds (socket(7))
 _FIRST_RETRY: Final = 0.001  # seconds, doubled each time
 _LONGEST_RETRY: Final = 0.05
 
@@ -174,35 +156,6 @@ async def open_vsock_stream(
         raise AddressError(f"{endpoint} cannot be dialled: name one CID and one port, not any")
     sock = await dial(endpoint, timeout)
     return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-
-
-async def open_vsock_listeners(
-    port: int, *, cid: int = CID_ANY, backlog: int = 4096
-) -> list[trio.SocketListener]:
-    """trio listeners on a vsock port, for `trio.serve_listeners`; always one.
-
-    Raises `ListenError`, and `AddressError` for numbers beyond 32 bits.
-    """
-    await trio.lowlevel.checkpoint()
-    listeners = listen(VsockEndpoint(cid, port), backlog, {})
-    return [trio.SocketListener(trio.socket.from_stdlib_socket(one.sock)) for one in listeners]
-
-
-def adopted(descriptor: int, family: int) -> socket.socket:
-    """A socket of a descriptor that is the caller's, and is the socket's from now on."""
-    return socket.socket(family, socket.SOCK_STREAM, 0, descriptor)
-
-
-def abort(sock: socket.socket) -> None:
-    """Close so that a TCP peer sees a reset, not a clean end; never raises.
-
-    Other families only close: AF_VSOCK has no reset to send, and SO_LINGER blocks there.
-    """
-    with suppress(OSError):
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
-    with suppress(OSError):
-        sock.close()
 
 
 async def _open(family: int, connect: Connect, options: Options = PLAIN) -> socket.socket:

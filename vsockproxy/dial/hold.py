@@ -28,7 +28,7 @@ class Reached(NamedTuple):
     vmm_port: int | None
 
 
-Outcome = Reached | DialError | Literal["left", "late"]
+Outcome = Reached | DialError | Literal["left", "timeout"]
 """Why a client waits no more: there is a target, there will be none, it left, time is over."""
 
 
@@ -40,7 +40,7 @@ class Waiter:
     def __init__(self, client: socket.socket) -> None:
         self.client = client
         self.called = trio.Event()
-        self.outcome: Outcome = "late"
+        self.outcome: Outcome = "timeout"
 
     def call(self, outcome: Outcome) -> None:
         """Have it go on; it has left its room already."""

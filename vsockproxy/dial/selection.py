@@ -18,11 +18,12 @@ from typing import Any, Final
 import trio
 
 from vsockproxy.config.settings import Route
+from vsockproxy.connection import Connection
 from vsockproxy.dial.hold import Outcome, Reached, WaitingRoom
 from vsockproxy.dial.target import OURS, Target
 from vsockproxy.errors import DialError
 from vsockproxy.guests.directory import Guests
-from vsockproxy.stats import Connection, RouteStats, TargetState, WaitResult
+from vsockproxy.stats import HeldResult, RouteStats, TargetState
 
 _AT_ONCE: Final = 64  # dials at once for clients that have waited
 _FIRST_PAUSE: Final = 0.05  # seconds between two dials of an absent target; doubled each time
@@ -167,19 +168,19 @@ class Targets:
     ) -> socket.socket:
         """Have a client wait until a target answers; what is dialled for it is its own."""
         if len(self._room) >= self._policy.max_waiting:
-            self._stats.held["max_waiting"] += 1
+            self._stats.held_results["full"] += 1
             sentence = f"{len(self._room)} clients wait for it already, as max_waiting allows"
-            raise DialError(connection.target, "max_waiting", sentence)
+            raise DialError(connection.target, "too_many_held", sentence)
         began = trio.current_time()
         waiter = self._room.enter(client)
         self._attend()
-        self._stats.waiting += 1
+        self._stats.held += 1
         try:
             outcome = await self._room.wait(waiter, deadline)
         finally:
-            self._stats.waiting -= 1
-            connection.waited = trio.current_time() - began
-        self._stats.held[_result(outcome)] += 1
+            self._stats.held -= 1
+            connection.held_seconds = trio.current_time() - began
+        self._stats.held_results[_result(outcome)] += 1
         if isinstance(outcome, Reached):
             return self._follow(connection, outcome)
         raise self._error_of(outcome, connection)
@@ -195,7 +196,7 @@ class Targets:
         if outcome == "left":
             sentence = "the client left while it waited"
             return DialError(connection.target, "client_left", sentence)
-        return self._known_error(f"a client waited {connection.waited:.3g} s for it")
+        return self._known_error(f"a client waited {connection.held_seconds:.3g} s for it")
 
     def _known_error(self, more: str) -> DialError:
         """What is wrong with the first target that something is known of."""
@@ -218,7 +219,7 @@ class Targets:
                 nursery.cancel_scope.cancel()
                 self._nursery = None
 
-    def lacking(self) -> str | None:
+    def not_ready(self) -> str | None:
         """Why the route is not ready, where `ready_when_up` asks; None when it is."""
         if not self._policy.ready_when_up or any(target.is_up for target in self._targets):
             return None
@@ -307,7 +308,7 @@ class Targets:
             self._attend()
             return False
         except Exception:  # noqa: BLE001 - it is logged, and must not end the other routes
-            self._log.exception("dial_crashed", route=self._route.name)
+            self._log.exception("dial_error", route=self._route.name)
             return False
         self._room.hand_over(Reached(sock, target, numbers[0] if numbers else None))
         self._attend()
@@ -323,7 +324,7 @@ def _rank(target: Target) -> int:
     return _RANKS[target.state.name]
 
 
-def _result(outcome: Outcome) -> WaitResult:
+def _result(outcome: Outcome) -> HeldResult:
     if isinstance(outcome, Reached):
         return "served"
     return "failed" if isinstance(outcome, DialError) else outcome

@@ -84,8 +84,10 @@ def _status(daemon: Daemon, config: Config | None) -> Iterator[Finding]:
     if status["ready"]:
         yield ok(SUBJECT, text)
     else:
-        lacking = "; ".join(status["lacking"])
-        yield problem(SUBJECT, f"{text}; it is not ready: {lacking}", "vsockproxy status; its log")
+        not_ready = "; ".join(status["not_ready"])
+        yield problem(
+            SUBJECT, f"{text}; it is not ready: {not_ready}", "vsockproxy status; its log"
+        )
     if config is not None and _has_changed(config, daemon):
         yield note(SUBJECT, f"{config.source} has changed since it was read", "vsockproxy reload")
 
@@ -104,8 +106,8 @@ def _route(route: dict[str, Any]) -> Iterator[Finding]:
     if route["state"] in ("paused", "draining", "drained"):
         text = f"an operator has {'paused' if route['state'] == 'paused' else 'drained'} it"
         yield problem(subject, text, f"vsockproxy resume {route['name']}")
-    elif route["state"] == "waiting":
-        yield note(subject, f"clients wait: {route['waiting_for']} is reached")
+    elif route["state"] == "queued":
+        yield note(subject, f"clients wait: {route['queued_by']} is reached")
     last = route["last_error"]
     if last is None:
         return

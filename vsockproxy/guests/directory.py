@@ -106,7 +106,7 @@ class GuestRecord:
 
     def _note_failure(self, error: str, seconds: float, **more: object) -> None:
         if error != self.last_error and self._log is not None:
-            self._log.warning("guest_lost", guest=self.guest.name, error=error, **more)
+            self._log.warning("guest_not_found", guest=self.guest.name, error=error, **more)
         self.found, self.last_error = None, error
         self._remember("failure", seconds)
 

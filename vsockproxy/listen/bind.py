@@ -16,8 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import trio
+
 from vsockproxy.address.endpoint import (
     AF_VSOCK,
+    CID_ANY,
     FdEndpoint,
     ListenEndpoint,
     MuxEndpoint,
@@ -334,3 +337,15 @@ def _is_listener(sock: socket.socket) -> bool:
 def _identity(path: Path) -> tuple[int, int]:
     found = path.lstat()
     return found.st_dev, found.st_ino
+
+
+async def open_vsock_listeners(
+    port: int, *, cid: int = CID_ANY, backlog: int = 4096
+) -> list[trio.SocketListener]:
+    """trio listeners on a vsock port, for `trio.serve_listeners`; always one.
+
+    Raises `ListenError`, and `AddressError` for numbers beyond 32 bits.
+    """
+    await trio.lowlevel.checkpoint()
+    listeners = listen(VsockEndpoint(cid, port), backlog, {})
+    return [trio.SocketListener(trio.socket.from_stdlib_socket(one.sock)) for one in listeners]

@@ -14,16 +14,18 @@ from typing import Any, Final
 
 import trio
 
-from vsockproxy.admit.admission import Admission, Gate, Hindrance
+from vsockproxy.admit.admission import Admission, Gate, QueueReason
 from vsockproxy.config.settings import Route
-from vsockproxy.dial.dial import ListeningSocket, abort, adopted
+from vsockproxy.connection import Connection
 from vsockproxy.dial.selection import Targets
 from vsockproxy.errors import ListenError
 from vsockproxy.guests.directory import Guests
+from vsockproxy.listen.bind import ListeningSocket
 from vsockproxy.log.output import Throttle
+from vsockproxy.pump.reset import reset_descriptor
 from vsockproxy.pump.transfer import Bounds, EndReason, Pump
 from vsockproxy.relay.relay import Relay
-from vsockproxy.stats import Connection, RouteStats, TargetState
+from vsockproxy.stats import RouteStats, TargetState
 
 _BATCH: Final = 64  # clients taken before other tasks get their turn; arbitrary
 
@@ -114,7 +116,7 @@ class RouteListener:
         try:
             listening.configure(self.route.policy)
         except ListenError as error:
-            self._log.error("listener_kept", route=self.route.name, error=str(error))
+            self._log.error("listener_options_failed", route=self.route.name, error=str(error))
 
     async def serve(self, release: Callable[[], object]) -> bool:
         """Accept until `stop`, then let the connections end.
@@ -149,9 +151,9 @@ class RouteListener:
         """Whether clients wait in the backlog because somebody wants it so."""
         return self._resumed is not None
 
-    def hindrance(self) -> Hindrance | None:
+    def queue_reason(self) -> QueueReason | None:
         """The limit that keeps clients in the backlog now, if one does."""
-        return self._gate.hindrance()
+        return self._gate.queue_reason()
 
     async def reach(self) -> str | None:
         """Dial the targets until one answers, and hang up: why none does, if that is so."""
@@ -176,9 +178,9 @@ class RouteListener:
         """What is known of each target."""
         return self.stats.targets
 
-    def lacking(self) -> str | None:
+    def not_ready(self) -> str | None:
         """Why the route is not ready, in words; None when it is."""
-        return self._targets.lacking()
+        return self._targets.not_ready()
 
     def stop(self) -> None:
         """Accept no more; live connections have ``drain_timeout`` to end."""
@@ -218,7 +220,7 @@ class RouteListener:
         troubles = 0
         while True:
             await trio.lowlevel.wait_readable(sock)
-            if self._gate.hindrance():
+            if self._gate.queue_reason():
                 await self._gate.opened()
             if self._resumed is not None:
                 self._gate.pass_on()
@@ -257,7 +259,7 @@ class RouteListener:
                 connection = Connection(next(self._numbers), self.route, family, address)
                 self._take(client, connection, relays)
             taken += len(clients)
-            if len(clients) < room or taken >= _BATCH or self._gate.hindrance():
+            if len(clients) < room or taken >= _BATCH or self._gate.queue_reason():
                 return None
         return None if taken else trouble
 
@@ -265,7 +267,7 @@ class RouteListener:
         if self._gate.admit(client, connection):
             relays.start_soon(self._relay.serve, client, connection, name="relay")
         else:
-            abort(adopted(client, connection.family))
+            reset_descriptor(client, connection.family)
 
     async def _back_off(self, error: OSError, troubles: int) -> None:
         """Wait, for the descriptor table or memory to have room again: 10 ms to 1 s."""

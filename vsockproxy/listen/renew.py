@@ -43,7 +43,7 @@ async def _bind(listener: RouteListener, ports: Ports, log: Any, told: str) -> s
         before = ports.renew(f"route {route.name}", route.listen, route.policy)
     except ListenError as error:
         if error.explanation != told:
-            log.warning("listener_waits", **names, error=str(error))
+            log.warning("listener_retrying", **names, error=str(error))
         return error.explanation
     await listener.replace(ports[route.listen])
     for listening in before:

@@ -14,25 +14,25 @@ what happened, in these words:
 | ``reloaded`` | a new configuration runs | routes, config |
 | ``reload_failed`` | the configuration could not be replaced | problem |
 | ``needs_restart`` | a reload changed what a running daemon cannot change | settings |
-| ``not_alive`` | a pump thread does not answer the watchdog | remedy |
-| ``surplus_socket`` | a socket was handed in that no route uses | name, remedy |
+| ``pump_hung`` | a pump thread does not answer the watchdog | remedy |
+| ``unused_socket`` | a socket was handed in that no route uses | name, remedy |
 | ``guest_found`` | where a guest is, once it is asked for or has changed | guest, at |
-| ``guest_lost`` | where a guest is could not be found out | guest, error |
+| ``guest_not_found`` | where a guest is could not be found out | guest, error |
 | ``connection`` | a connection has ended (the access line) | number, route, client, target, \
 upstream_bytes, downstream_bytes, seconds, dial_seconds, reason, why, vmm_port |
 | ``dial_failed`` | targets could not be reached | number, route, client, target, reason, error, \
 left_out |
-| ``dial_crashed`` | a bug ended a dial of the daemon's own | route, exception |
-| ``connection_failed`` | a bug ended a connection | number, route, client, target, exception |
+| ``dial_error`` | a bug ended a dial of the daemon's own | route, exception |
+| ``connection_error`` | a bug ended a connection | number, route, client, target, exception |
 | ``rejected`` | clients were turned away | number, route, client, target, reason, why, left_out |
-| ``clients_wait`` | clients wait in the backlog | route, reason, why, left_out |
-| ``listener_kept`` | a listener could not take new options | route, error |
+| ``clients_queued`` | clients wait in the backlog | route, reason, why, left_out |
+| ``listener_options_failed`` | a listener could not take new options | route, error |
 | ``paused``, ``resumed`` | an operator has a route's clients wait, or come in again | route |
-| ``route_drains`` | an operator closed a route's listener | route, connections |
-| ``http_off`` | a server beside the routes could not run | server, error, remedy |
+| ``route_draining`` | an operator closed a route's listener | route, connections |
+| ``http_server_failed`` | a server beside the routes could not run | server, error, remedy |
 | ``accept_failed`` | clients wait: accept(2) fails | route, error, remedy |
 | ``accept_recovered`` | clients are accepted again | route, failures |
-| ``http_failed`` | requests broke the HTTP library | reason, error, left_out |
+| ``http_request_failed`` | requests broke the HTTP library | reason, error, left_out |
 | ``draining`` | told to stop: live connections may end | connections |
 | ``ending`` | told again: live connections are ended | connections |
 | ``stopped`` | the last line | drained |

@@ -15,7 +15,7 @@ from vsockproxy.log.format import escape
 KEPT: Final = 200
 """How many events are remembered."""
 
-_EACH_CONNECTION: Final = "connection"  # the access line: neither a failure nor a change
+_EACH_CONNECTION: Final = "connection_closed"  # the access line: neither a failure nor a change
 _SENTENCES: Final = ("error", "why", "problem")
 _ELSEWHERE: Final = ("route", "remedy")
 

@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from vsockproxy.dial.dial import abort
+from vsockproxy.pump.reset import reset
 from vsockproxy.pump.transfer import Accepted, Bounds, EndReason, Limit, Meter, Transfer
 
 _CHUNK: Final = 65536
@@ -190,9 +190,9 @@ class _Run:
         """Close both sockets, by reset towards a side that would take a cut for the end."""
         upstream_whole = self.upstream.done and not self.upstream.dropped
         if reason in ("target_reset", "killed", "max_lifetime"):
-            abort(self.client.sock)
+            reset(self.client.sock)
         if reason == "client_reset" and not upstream_whole:
-            abort(self.target.sock)
+            reset(self.target.sock)
         self.client.sock.close()
         self.target.sock.close()
 

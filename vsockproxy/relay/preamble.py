@@ -16,6 +16,7 @@ import trio
 from vsockproxy.address.endpoint import AF_VSOCK, Target
 from vsockproxy.address.sockaddr import errno_of
 from vsockproxy.config.access import ip_of
+from vsockproxy.connection import Connection
 from vsockproxy.errors import DialError, VsockproxyError, dial_error
 from vsockproxy.relay import proxy_protocol
 from vsockproxy.relay.proxy_protocol import (
@@ -27,7 +28,6 @@ from vsockproxy.relay.proxy_protocol import (
     UnixAddress,
     VsockAddress,
 )
-from vsockproxy.stats import Connection
 
 _AF_UNIX: Final[int] = getattr(socket, "AF_UNIX", -1)
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import trio
 
-from vsockproxy.admit.admission import Gate, Rejection
-from vsockproxy.dial.dial import abort, adopted
+from vsockproxy.admit.admission import Gate, RejectReason
+from vsockproxy.connection import Connection
 from vsockproxy.dial.selection import Targets
 from vsockproxy.errors import DialError
 from vsockproxy.log.output import Throttle
+from vsockproxy.pump.reset import reset, reset_descriptor
 from vsockproxy.pump.transfer import ENDINGS, Bounds, Pump, Transfer
 from vsockproxy.relay.preamble import (
     NoHeaderError,
@@ -28,7 +29,7 @@ from vsockproxy.relay.preamble import (
     send_header,
 )
 from vsockproxy.relay.proxy_protocol import build_header
-from vsockproxy.stats import Connection, RouteStats
+from vsockproxy.stats import RouteStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Relay:
         self._end(connection, connection.ending if begun == "killed" else begun)
 
     def _note_defect(self, connection: Connection) -> str:
-        self.log.exception("connection_failed", **connection.names())
+        self.log.exception("connection_error", **connection.names())
         return "error"
 
     def _end(self, connection: Connection, reason: str) -> None:
@@ -76,7 +77,7 @@ class Relay:
     async def _begin(self, client: int, connection: Connection) -> Awaitable[Transfer] | str:
         """Dial and hand over to the pump: the transfer, or why there is none."""
         if connection.ending == "killed":  # before this task ran, so there was nothing to stop
-            abort(adopted(client, connection.family))
+            reset_descriptor(client, connection.family)
             return connection.ending
         started = monotonic()
         policy = connection.route.policy
@@ -85,10 +86,10 @@ class Relay:
         try:
             target = self.targets.connect_at_once()
         except DialError as error:
-            abort(adopted(client, connection.family))
+            reset_descriptor(client, connection.family)
             return self._note_failure(connection, error)
         except BaseException:
-            abort(adopted(client, connection.family))
+            reset_descriptor(client, connection.family)
             raise
         if target is None:
             return await self._begin_slowly(client, connection)
@@ -97,8 +98,8 @@ class Relay:
     def _hand_over(
         self, client: int, target: socket.socket, connection: Connection, started: float
     ) -> Awaitable[Transfer]:
-        connection.dial_seconds = monotonic() - started - connection.waited
-        if not connection.waited:  # else it was dialled beforehand
+        connection.dial_seconds = monotonic() - started - connection.held_seconds
+        if not connection.held_seconds:  # else it was dialled beforehand
             self.stats.dial_seconds.observe(connection.dial_seconds)
         return self.pump.transfer(client, target.detach(), self.bounds, connection)
 
@@ -106,24 +107,24 @@ class Relay:
         self, descriptor: int, connection: Connection
     ) -> Awaitable[Transfer] | str:
         """`_begin` where something must be waited for."""
-        client = adopted(descriptor, connection.family)
+        client = socket.socket(connection.family, socket.SOCK_STREAM, 0, descriptor)
         try:
             if connection.route.policy.accept_proxy:
                 ended = await self._identify(client, connection)
                 if ended is not None:
-                    abort(client)
+                    reset(client)
                     return ended
             started = monotonic()
             target = await self._wait_for_target(client, connection)
             if target is None:
-                abort(client)
+                reset(client)
                 return connection.ending
             return self._hand_over(client.detach(), target, connection, started)
         except DialError as error:
-            abort(client)
+            reset(client)
             return self._note_failure(connection, error)
         except BaseException:
-            abort(client)
+            reset(client)
             raise
 
     async def _wait_for_target(
@@ -159,7 +160,7 @@ class Relay:
 
     async def _identify(self, client: socket.socket, connection: Connection) -> str | None:
         """Learn from the client's header whose connection it is; why it ends here, if it does."""
-        rejection: Rejection | None = None
+        rejection: RejectReason | None = None
         with trio.CancelScope() as scope:
             connection.dialling = scope
             rejection = await self._follow_header(client, connection)
@@ -173,7 +174,7 @@ class Relay:
 
     async def _follow_header(
         self, client: socket.socket, connection: Connection
-    ) -> Rejection | None:
+    ) -> RejectReason | None:
         try:
             header = await read_header(client, connection.route.policy.connect_timeout)
         except NoHeaderError as error:
@@ -202,10 +203,10 @@ class Relay:
             words["dial_seconds"] = round(connection.dial_seconds, 6)
         if connection.vmm_port is not None:
             words["vmm_port"] = connection.vmm_port
-        if connection.waited:
-            words["waited"] = round(connection.waited, 6)
+        if connection.held_seconds:
+            words["held_seconds"] = round(connection.held_seconds, 6)
         self.log.info(
-            "connection",
+            "connection_closed",
             **connection.names(),
             upstream_bytes=connection.upstream_bytes,
             downstream_bytes=connection.downstream_bytes,

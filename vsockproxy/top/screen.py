@@ -29,7 +29,7 @@ _STYLES: Final = {
     "paused": "yellow",
     "draining": "yellow",
     "drained": "yellow",
-    "waiting": "red",
+    "queued": "red",
     "dialling": "yellow",
 }
 _BRIEF: Final = {"half-closed": "half", "dialling": "dials"}
@@ -233,8 +233,8 @@ def _state(traffic: Traffic, panel: Panel) -> Text:
         return Text(f"waiting for the daemon: {traffic.trouble}", "bold red")
     if panel.is_paused:
         return Text("paused: p goes on", "bold yellow")
-    if traffic.look is not None and traffic.look.status["lacking"]:
-        return Text(f"not ready: {'; '.join(traffic.look.status['lacking'])}", "bold red")
+    if traffic.look is not None and traffic.look.status["not_ready"]:
+        return Text(f"not ready: {'; '.join(traffic.look.status['not_ready'])}", "bold red")
     only = f", those with {panel.filter!r} (escape shows all)" if panel.filter else ""
     return Text(f"connections by {panel.sort}, {panel.direction}ending{only}")
 
