@@ -19,8 +19,8 @@ from vsockproxy.address.endpoint import ListenEndpoint, Target, TcpEndpoint, Uni
 from vsockproxy.admit.admission import Admission
 from vsockproxy.config.settings import Limits, Policy, PumpChoice, PumpSettings, Route
 from vsockproxy.guests.directory import Guests
-from vsockproxy.listen.bind import listen
-from vsockproxy.listen.listener import RouteListener
+from vsockproxy.listen.listener import RouteListener, listen_for
+from vsockproxy.listen.sockets import ListeningSockets
 from vsockproxy.pump.native import open_pump
 from vsockproxy.pump.transfer import Pump
 from vsockproxy.stats import RouteStats
@@ -42,9 +42,9 @@ class Served:
         self.stats: RouteStats = listener.stats
         self.log = log
 
-    def adopt(self, policy: Policy) -> None:
+    def reconfigure(self, policy: Policy) -> None:
         """Reload the route with another policy."""
-        self.listener.adopt(replace(self.listener.route, policy=policy))
+        self.listener.reconfigure(replace(self.listener.route, policy=policy))
 
     def connect(self, source: str = "127.0.0.1") -> trio.SocketStream:
         """A client of the route, from an address of the loopback; its data may wait."""
@@ -116,11 +116,12 @@ async def serving(
         [target] = await nursery.start(partial(trio.serve_tcp, service, 0, host="127.0.0.1"))
         endpoint = TcpEndpoint("127.0.0.1", target.socket.getsockname()[1])
         route = Route("route", listen_at, dial_to or endpoint, policy)
-        sockets = listen(listen_at, policy.backlog, {}, policy)
         log = CapturingLogger()
+        sockets = ListeningSockets(log=log)
+        sockets.open({listen_at: listen_for(route)})
+        log.calls.clear()
         listener = RouteListener(
-            route,
-            sockets,
+            sockets.lease(listen_at, listen_for(route)),
             RouteStats(route),
             pump=pump or chosen,
             numbers=count(1),
@@ -129,17 +130,11 @@ async def serving(
             guests=guests,
         )
 
-        def release() -> None:
-            for listening in sockets:
-                listening.close()
-
-        async def serve() -> None:
-            await listener.serve(release)
-
         async with trio.open_nursery() as routes:
-            routes.start_soon(serve)
+            routes.start_soon(listener.serve)
             yield Served(listener, log)
             routes.cancel_scope.cancel()
+        sockets.close_all()
         nursery.cancel_scope.cancel()
 
 

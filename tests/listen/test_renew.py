@@ -20,25 +20,25 @@ from tests.listen.running_route import PATIENCE
 from tests.sockets import no_descriptor_left_over, read_to_end
 from vsockproxy.address.endpoint import ListenEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint
 from vsockproxy.config.settings import Config, Policy, Route
-from vsockproxy.daemon.supervisor import Supervisor
+from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.errors import ListenError, sentences
 from vsockproxy.listen.bind import socket_file
-from vsockproxy.listen.sockets import Ports
+from vsockproxy.listen.sockets import ListeningSockets
 
 PORT = 52
 WAITS = Policy(missing_folder="wait")
 
 
-class Store:
-    """What a service manager keeps, by name; several under one name, as systemd does."""
+class FakeFdStore:
+    """A fake of systemd's fd store: duplicates by name, several under one name."""
 
     def __init__(self) -> None:
         self.kept: list[tuple[str, socket.socket]] = []
 
-    def keep(self, name: str, sock: socket.socket) -> None:
+    def fd_store(self, name: str, sock: socket.socket) -> None:
         self.kept.append((name, sock.dup()))
 
-    def forget(self, name: str) -> None:
+    def fd_remove(self, name: str) -> None:
         for kept in [kept for kept in self.kept if kept[0] == name]:
             self.kept.remove(kept)
             kept[1].close()
@@ -46,19 +46,18 @@ class Store:
 
 @asynccontextmanager
 async def serving(
-    listen: ListenEndpoint, policy: Policy = WAITS, store: Store | None = None
-) -> AsyncIterator[Supervisor]:
+    listen: ListenEndpoint, policy: Policy = WAITS, store: FakeFdStore | None = None
+) -> AsyncIterator[Daemon]:
     """A daemon with one route, from ``listen`` to an echo."""
-    keep, forget = (store.keep, store.forget) if store else (None, None)
     async with trio.open_nursery() as nursery:
         [target] = await nursery.start(partial(trio.serve_tcp, echo, 0, host="127.0.0.1"))
         service = TcpEndpoint("127.0.0.1", target.socket.getsockname()[1])
         config = Config((Route("guest", listen, service, policy),))
-        supervisor = Supervisor(config, keep=keep, forget=forget)
-        async with trio.open_nursery() as daemon:
-            await daemon.start(supervisor.run)
-            yield supervisor
-            supervisor.stop()
+        daemon = Daemon(config, store=store)
+        async with trio.open_nursery() as running:
+            await running.start(daemon.run)
+            yield daemon
+            daemon.stop()
         nursery.cancel_scope.cancel()
 
 
@@ -85,13 +84,13 @@ async def exchange(stream: trio.SocketStream) -> bytes:
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """What every look at a listener's file has found: whether it was absent."""
     found: list[bool] = []
-    look = Ports.is_absent
+    look = ListeningSockets.is_absent
 
-    def watched(ports: Ports, endpoint: ListenEndpoint) -> bool:
-        found.append(look(ports, endpoint))
+    def watched(sockets: ListeningSockets, endpoint: ListenEndpoint) -> bool:
+        found.append(look(sockets, endpoint))
         return found[-1]
 
-    monkeypatch.setattr(Ports, "is_absent", watched)
+    monkeypatch.setattr(ListeningSockets, "is_absent", watched)
     return found
 
 
@@ -99,8 +98,8 @@ async def test_a_vmms_folder_may_come_later(tmp_path: Path) -> None:
     vmm = Vmm(tmp_path / "jail" / "root" / "v.sock", {})
     endpoint = MuxEndpoint(str(vmm.path), PORT)
     with no_descriptor_left_over():
-        async with serving(endpoint, Policy()) as supervisor:
-            assert supervisor.not_ready() == []  # the daemon is ready, if this guest is not
+        async with serving(endpoint, Policy()) as daemon:
+            assert daemon.not_ready() == []  # the daemon is ready, if this guest is not
             vmm.path.parent.mkdir(parents=True)
             await becomes(file_of(endpoint).exists)
             assert await exchange(await vmm.guest_connects(PORT)) == b"hello"
@@ -119,7 +118,7 @@ async def test_a_folder_that_is_made_again_gets_its_socket_again(tmp_path: Path,
     )
     file = file_of(endpoint)
     vmm = Vmm(folder / "v", {})
-    async with serving(endpoint) as supervisor:
+    async with serving(endpoint) as daemon:
         old = await vmm.guest_connects(PORT)
         await old.send_all(b"a")
         assert await old.receive_some() == b"a"
@@ -130,7 +129,7 @@ async def test_a_folder_that_is_made_again_gets_its_socket_again(tmp_path: Path,
             await becomes(lambda: _answers(file))
             assert await exchange(await vmm.guest_connects(PORT)) == b"hello"
         assert await exchange(old) == b"hello"
-        await becomes(lambda: not supervisor.live())
+        await becomes(lambda: not daemon.supervisor.live())
 
 
 async def test_a_file_that_is_gone_is_bound_with_its_mode(tmp_path: Path) -> None:
@@ -181,9 +180,9 @@ async def test_a_folder_that_is_missing_is_told_once(tmp_path: Path, looks: list
 async def test_where_no_folder_is_waited_for_its_absence_is_an_error(
     listen: ListenEndpoint, policy: Policy
 ) -> None:
-    supervisor = Supervisor(Config((Route("guest", listen, TcpEndpoint(None, 1), policy),)))
+    daemon = Daemon(Config((Route("guest", listen, TcpEndpoint(None, 1), policy),)))
     with pytest.raises((ListenError, ExceptionGroup)) as caught:
-        await supervisor.run()
+        await daemon.run()
     [sentence] = sentences(caught.value)
     assert sentence.startswith(f"route guest: cannot listen {listen}: ")
 
@@ -191,22 +190,22 @@ async def test_where_no_folder_is_waited_for_its_absence_is_an_error(
 async def test_a_reload_takes_a_listener_over_that_still_waits(tmp_path: Path) -> None:
     folder = tmp_path / "vm"
     endpoint = MuxEndpoint(str(folder / "v"), PORT)
-    async with serving(endpoint) as supervisor:
-        [route] = supervisor.config.routes
+    async with serving(endpoint) as daemon:
+        [route] = daemon.config.routes
         renamed = Config((Route("renamed", endpoint, route.target, Policy(mode=0o600)),))
-        await supervisor.reload(lambda: renamed)
+        await daemon.replace(lambda: renamed)
         folder.mkdir()
         await becomes(file_of(endpoint).exists)
         assert stat.S_IMODE(file_of(endpoint).stat().st_mode) == 0o600
         vmm = Vmm(folder / "v", {})
         assert await exchange(await vmm.guest_connects(PORT)) == b"hello"
         gone = Config((Route("other", TcpEndpoint("127.0.0.1", 0), route.target),))
-        await supervisor.reload(lambda: gone)
+        await daemon.replace(lambda: gone)
         assert not file_of(endpoint).exists()
 
 
 async def test_the_service_manager_keeps_the_socket_that_has_a_file(tmp_path: Path) -> None:
-    file, store = tmp_path / "front.sock", Store()
+    file, store = tmp_path / "front.sock", FakeFdStore()
     async with serving(UnixEndpoint(str(file)), store=store):
         [(name, old)] = store.kept
         file.unlink()

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 def routes(daemon: Steered, port: int) -> tuple[Route, Route]:
     """A route on 127.0.0.1, and the same on 127.0.0.1 and ::1."""
-    [route] = daemon.supervisor.config.routes
+    [route] = daemon.daemon.config.routes
     narrow = replace(route, name="web", listen=TcpEndpoint("127.0.0.1", port))
     return narrow, replace(narrow, listen=TcpEndpoint(None, port))
 

@@ -103,10 +103,10 @@ async def test_guests_over_the_limit_can_be_turned_away(tmp_path: Path) -> None:
 async def test_a_vmm_is_known_by_its_user(tmp_path: Path) -> None:
     async with host_service(tmp_path, Policy(allow=(OURS,))) as (vmm, route):
         assert await exchange(vmm) == b"x"
-        route.adopt(Policy(deny=(OURS,)))
+        route.reconfigure(Policy(deny=(OURS,)))
         assert await exchange(vmm) == b""
         await route.rejected("denied")
-        route.adopt(Policy(max_connections_per_source=1))
+        route.reconfigure(Policy(max_connections_per_source=1))
         async with await vmm.guest_connects(PORT) as first:
             await first.send_all(b"x")
             assert await first.receive_some() == b"x"
@@ -120,7 +120,7 @@ async def test_a_vmm_of_another_user_needs_the_sockets_mode() -> None:
         async with host_service(folder, Policy(mode=0o600)) as (vmm, route):
             with as_ordinary_user(), pytest.raises(PermissionError):
                 await vmm.guest_connects(PORT)
-            route.adopt(Policy(mode=0o660, owner=ORDINARY_USER))
+            route.reconfigure(Policy(mode=0o660, owner=ORDINARY_USER))
             with as_ordinary_user():
                 guest = await vmm.guest_connects(PORT)
             await guest.aclose()

@@ -60,8 +60,8 @@ class ListeningSocket:
     _file: tuple[Path, int, int] | None = None  # path, device and inode of a file we made
 
     @classmethod
-    def adopted(cls, sock: socket.socket, endpoint: ListenEndpoint) -> ListeningSocket:
-        """A listener that another process opened at ``endpoint`` and left to this one."""
+    def restored(cls, sock: socket.socket, endpoint: ListenEndpoint) -> ListeningSocket:
+        """Return a listener that another process opened at ``endpoint`` and left to this one."""
         file = socket_file(endpoint)
         if file is not None:
             with suppress(OSError):  # somebody has removed the file

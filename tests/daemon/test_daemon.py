@@ -26,7 +26,7 @@ from vsockproxy.address.endpoint import (
     UnixEndpoint,
 )
 from vsockproxy.config.settings import Config, Policy, PumpChoice, PumpSettings, Route
-from vsockproxy.daemon.supervisor import Supervisor
+from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.errors import ConfigError, ListenError, Problem
 from vsockproxy.stats import RouteStats
 
@@ -48,16 +48,17 @@ async def guest(tmp_path: Path) -> AsyncIterator[MuxEndpoint]:
         yield MuxEndpoint(str(server.path), GUEST_PORT)
 
 
-class Daemon:
-    """A supervisor that runs, and how to reach its routes."""
+class Running:
+    """A daemon that runs, and how to reach its routes."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self.supervisor = supervisor
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.supervisor = daemon.supervisor
         self.drained: bool | None = None
         self.ended = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        self.drained = await self.supervisor.run(task_status=task_status)
+        self.drained = await self.daemon.run(task_status=task_status)
         self.ended.set()
 
     def stats(self, name: str) -> RouteStats:
@@ -80,8 +81,8 @@ class Daemon:
         return await trio.open_tcp_stream(address.host, address.port)
 
     async def reload(self, *routes: Route, metrics: UnixEndpoint | None = None) -> None:
-        config = replace(self.supervisor.config, routes=routes, metrics=metrics)
-        await self.supervisor.reload(lambda: config)
+        config = replace(self.daemon.config, routes=routes, metrics=metrics)
+        await self.daemon.replace(lambda: config)
 
     async def closed(self, name: str, reason: str, number: int = 1) -> None:
         """Wait until so many connections of a route have ended for a reason."""
@@ -96,9 +97,9 @@ async def running(
     choice: PumpChoice = "auto",
     metrics: UnixEndpoint | None = None,
     **inherited: socket.socket,
-) -> AsyncIterator[Daemon]:
+) -> AsyncIterator[Running]:
     config = Config(routes, metrics, pump=PumpSettings(choice))
-    daemon = Daemon(Supervisor(config, inherited={k: [v] for k, v in inherited.items()}))
+    daemon = Running(Daemon(config, inherited={k: [v] for k, v in inherited.items()}))
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)
         yield daemon
@@ -308,7 +309,7 @@ async def test_a_changed_target_is_for_new_connections_and_live_ones_stay(
                 assert await read_to_end(client) == b"the other"
             assert await exchange(live, b"after") == b"after"
             assert daemon.stats("web").connections == 2
-            assert daemon.supervisor.reloads.results == {"success": 1, "failure": 0}
+            assert daemon.daemon.reloads.results == {"success": 1, "failure": 0}
 
 
 async def test_a_removed_route_refuses_new_clients_and_drains(guest: MuxEndpoint) -> None:
@@ -355,7 +356,7 @@ async def test_a_stop_during_a_reload_drains_and_starts_nothing_more(
                 with trio.fail_after(5):
                     while not daemon.supervisor._draining:
                         await trio.lowlevel.checkpoint()
-                daemon.supervisor.stop()
+                daemon.daemon.stop()
             with trio.fail_after(5):
                 await daemon.ended.wait()
             assert daemon.drained is True
@@ -372,14 +373,14 @@ async def test_a_drain_during_a_reload_is_of_the_route_as_reloaded(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(daemon.reload, moved)
             with trio.fail_after(5):
-                while daemon.supervisor.config.routes != (moved,):
+                while daemon.daemon.config.routes != (moved,):
                     await trio.lowlevel.checkpoint()
                 for _ in range(ticks):
                     await trio.lowlevel.checkpoint()
-                await daemon.supervisor.drain("moves")
+                await daemon.daemon.drain("moves")
         assert daemon.supervisor.state_of(daemon.stats("moves")) == "drained"
         assert files_of(at) == []
-        await daemon.supervisor.resume("moves")
+        await daemon.daemon.resume("moves")
         async with await daemon.connect("moves") as client:
             await client.send_all(b"x")
             assert await client.receive_some() == b"x"
@@ -409,7 +410,7 @@ async def test_a_reload_that_cannot_have_a_port_changes_nothing(
                 await daemon.reload(fresh, taken)
             assert not (tmp_path / "fresh").exists()
             assert await exchange(await daemon.connect(), b"x") == b"x"
-            assert daemon.supervisor.reloads.results == {"success": 0, "failure": 1}
+            assert daemon.daemon.reloads.results == {"success": 0, "failure": 1}
 
 
 async def test_a_file_that_is_wrong_changes_nothing(guest: MuxEndpoint) -> None:
@@ -419,9 +420,9 @@ async def test_a_file_that_is_wrong_changes_nothing(guest: MuxEndpoint) -> None:
     route = Route("echo", LOOPBACK, guest, Policy(half_close="forward"))
     async with running(route) as daemon:
         with pytest.raises(ConfigError):
-            await daemon.supervisor.reload(load)
+            await daemon.daemon.replace(load)
         assert await exchange(await daemon.connect(), b"x") == b"x"
-        assert daemon.supervisor.reloads.results["failure"] == 1
+        assert daemon.daemon.reloads.results["failure"] == 1
 
 
 async def test_a_hundred_reloads_under_load_lose_no_connection_and_no_descriptor(
@@ -455,7 +456,7 @@ async def test_a_hundred_reloads_under_load_lose_no_connection_and_no_descriptor
                 stop.set()
             await daemon.closed("echo", "finished", done)
         assert daemon.stats("echo").closed == {"finished": done}
-        assert daemon.supervisor.reloads.results["success"] == 102
+        assert daemon.daemon.reloads.results["success"] == 102
 
 
 async def test_a_changed_metrics_listener_moves(guest: MuxEndpoint, tmp_path: Path) -> None:
@@ -466,6 +467,21 @@ async def test_a_changed_metrics_listener_moves(guest: MuxEndpoint, tmp_path: Pa
         await daemon.reload(route, metrics=two)
         assert "vsockproxy_build_info" in await scrape(two)
         assert not (tmp_path / "one").exists()
+
+
+async def test_a_removed_metrics_socket_is_bound_again_and_serves(
+    guest: MuxEndpoint, tmp_path: Path
+) -> None:
+    metrics = UnixEndpoint(str(tmp_path / "metrics"))
+    async with running(Route("echo", LOOPBACK, guest), metrics=metrics) as daemon:
+        Path(metrics.path).unlink()
+        with trio.fail_after(10):
+            while files_of([metrics]) == []:
+                await trio.lowlevel.checkpoint()
+        assert "vsockproxy_build_info" in await scrape(metrics)
+        daemon.daemon.stop()
+        await daemon.ended.wait()
+    assert files_of([metrics]) == []
 
 
 async def test_metrics_that_fail_while_they_are_served_end_no_route(
@@ -494,7 +510,7 @@ async def test_metrics_that_fail_while_they_are_served_end_no_route(
 async def test_the_pumps_threads_answer(guest: MuxEndpoint, choice: PumpChoice) -> None:
     async with running(Route("echo", LOOPBACK, guest), choice=choice) as daemon:
         with trio.fail_after(5):
-            await daemon.supervisor.alive()
+            await daemon.daemon.alive()
 
 
 # ---- the end ----
@@ -510,7 +526,7 @@ async def test_stopping_lets_live_connections_finish_and_takes_no_new_ones(
         assert await client.receive_some() == b"before"
         address = daemon.address("echo")
         assert isinstance(address, TcpEndpoint)
-        daemon.supervisor.stop()
+        daemon.daemon.stop()
         with trio.fail_after(5):
             while await _accepts(address.port):
                 await trio.lowlevel.checkpoint()
@@ -530,7 +546,7 @@ async def test_a_connection_that_outlives_the_drain_is_reset(
             client = await daemon.connect("held")
             await client.send_all(b"x")
             await _until_live(daemon, "held")
-            daemon.supervisor.stop()
+            daemon.daemon.stop()
             assert await ends_by_reset(client)
             await daemon.ended.wait()
             assert daemon.drained is False
@@ -545,8 +561,8 @@ async def test_a_second_stop_ends_at_once(tmp_path: Path, choice: PumpChoice) ->
             client = await daemon.connect("held")
             await client.send_all(b"x")
             await _until_live(daemon, "held")
-            daemon.supervisor.stop()
-            daemon.supervisor.stop()
+            daemon.daemon.stop()
+            daemon.daemon.stop()
             assert await ends_by_reset(client)
             await daemon.ended.wait()
             assert daemon.drained is False
@@ -554,10 +570,10 @@ async def test_a_second_stop_ends_at_once(tmp_path: Path, choice: PumpChoice) ->
 
 
 async def test_a_stop_before_the_start_is_not_forgotten(guest: MuxEndpoint) -> None:
-    supervisor = Supervisor(Config((Route("echo", LOOPBACK, guest),)))
-    supervisor.stop()
+    daemon = Daemon(Config((Route("echo", LOOPBACK, guest),)))
+    daemon.stop()
     with trio.fail_after(5):
-        assert await supervisor.run()
+        assert await daemon.run()
 
 
 async def test_a_daemon_that_ran_leaves_no_descriptor_open(
@@ -591,7 +607,7 @@ def files_of(endpoints: list[UnixEndpoint]) -> list[str]:
     return [endpoint.path for endpoint in endpoints if Path(endpoint.path).exists()]
 
 
-async def _until_live(daemon: Daemon, name: str) -> None:
+async def _until_live(daemon: Running, name: str) -> None:
     with trio.fail_after(5):
         while daemon.stats(name).upstream_bytes == 0:
             await trio.lowlevel.checkpoint()
