@@ -94,7 +94,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return found
 
 
-async def test_a_vmms_folder_may_come_later(tmp_path: Path) -> None:
+async def test_a_listener_is_bound_once_its_vmms_folder_exists(tmp_path: Path) -> None:
     vmm = Vmm(tmp_path / "jail" / "root" / "v.sock", {})
     endpoint = MuxEndpoint(str(vmm.path), PORT)
     with no_descriptor_left_over():
@@ -107,7 +107,7 @@ async def test_a_vmms_folder_may_come_later(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["vsock-mux", "unix"])
-async def test_a_folder_that_is_made_again_gets_its_socket_again(tmp_path: Path, kind: str) -> None:
+async def test_a_folder_that_is_made_again_gets_a_new_socket(tmp_path: Path, kind: str) -> None:
     """And the connections of before, if the VMM keeps any, go on."""
     folder = tmp_path / "vm"
     folder.mkdir()
@@ -132,7 +132,7 @@ async def test_a_folder_that_is_made_again_gets_its_socket_again(tmp_path: Path,
         await becomes(lambda: not daemon.supervisor.live())
 
 
-async def test_a_file_that_is_gone_is_bound_with_its_mode(tmp_path: Path) -> None:
+async def test_a_removed_socket_file_is_bound_again_with_its_mode(tmp_path: Path) -> None:
     file = tmp_path / "front.sock"
     async with serving(UnixEndpoint(str(file)), Policy(mode=0o640)):
         file.unlink()
@@ -140,7 +140,7 @@ async def test_a_file_that_is_gone_is_bound_with_its_mode(tmp_path: Path) -> Non
         assert stat.S_IMODE(file.stat().st_mode) == 0o640
 
 
-async def test_a_socket_that_has_taken_the_place_is_left_alone(
+async def test_a_foreign_socket_at_the_path_is_not_replaced(
     tmp_path: Path, looks: list[bool]
 ) -> None:
     """Another daemon may have been told to serve this guest."""
@@ -156,7 +156,7 @@ async def test_a_socket_that_has_taken_the_place_is_left_alone(
         assert file.stat().st_ino == inode
 
 
-async def test_a_folder_that_is_missing_is_told_once(tmp_path: Path, looks: list[bool]) -> None:
+async def test_a_missing_folder_is_logged_once(tmp_path: Path, looks: list[bool]) -> None:
     folder = tmp_path / "vm"
     endpoint = MuxEndpoint(str(folder / "v"), PORT)
     with capture_logs() as entries:
@@ -177,7 +177,7 @@ async def test_a_folder_that_is_missing_is_told_once(tmp_path: Path, looks: list
         (MuxEndpoint("/dev/null/x", PORT), Policy()),
     ],
 )
-async def test_where_no_folder_is_waited_for_its_absence_is_an_error(
+async def test_a_missing_folder_is_an_error_where_the_policy_does_not_wait(
     listen: ListenEndpoint, policy: Policy
 ) -> None:
     daemon = Daemon(Config((Route("guest", listen, TcpEndpoint(None, 1), policy),)))
@@ -187,7 +187,7 @@ async def test_where_no_folder_is_waited_for_its_absence_is_an_error(
     assert sentence.startswith(f"route guest: cannot listen {listen}: ")
 
 
-async def test_a_reload_takes_a_listener_over_that_still_waits(tmp_path: Path) -> None:
+async def test_a_reload_takes_over_a_listener_without_a_socket_yet(tmp_path: Path) -> None:
     folder = tmp_path / "vm"
     endpoint = MuxEndpoint(str(folder / "v"), PORT)
     async with serving(endpoint) as daemon:
@@ -204,7 +204,7 @@ async def test_a_reload_takes_a_listener_over_that_still_waits(tmp_path: Path) -
         assert not file_of(endpoint).exists()
 
 
-async def test_the_service_manager_keeps_the_socket_that_has_a_file(tmp_path: Path) -> None:
+async def test_the_fd_store_gets_the_socket_that_replaces_a_removed_one(tmp_path: Path) -> None:
     file, store = tmp_path / "front.sock", FakeFdStore()
     async with serving(UnixEndpoint(str(file)), store=store):
         [(name, old)] = store.kept

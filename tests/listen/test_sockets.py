@@ -72,7 +72,7 @@ async def test_a_reload_that_fails_leaves_the_old_address_alone(tmp_path: Path) 
         await daemon.reload(routes=(wide,))
 
 
-async def test_two_names_of_one_address_still_clash(
+async def test_two_host_names_of_one_address_clash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only a listener that is about to go makes room."""
