@@ -304,7 +304,7 @@ def test_a_socket_file_is_given_to_its_owner_and_group(tmp_path: Path) -> None:
 @needs_root
 def test_who_cannot_give_a_file_away_is_told_and_leaves_none() -> None:
     with open_folder() as folder, as_other_owner(folder), no_descriptor_left_over():
-        with pytest.raises(ListenError, match="only root gives") as caught:
+        with pytest.raises(ListenError, match="only root can give") as caught:
             opened(unix_at(folder), Policy(owner=0))
         assert caught.value.reason == "denied"
         assert list(folder.iterdir()) == []

@@ -29,7 +29,7 @@ GUEST_PORT = 80
 
 
 class Running:
-    """A daemon that runs, and how to reach its routes."""
+    """A daemon that runs, and clients of its routes."""
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
@@ -45,7 +45,7 @@ class Running:
         return next(s for s in self.supervisor.stats() if s.route.name == name)
 
     def address(self, name: str) -> ListenEndpoint:
-        """Where a route really listens."""
+        """Return the real endpoint of a route's listener."""
         listeners = self.supervisor.listeners.values()
         listener = next(x for x in listeners if x.route.name == name)
         return listener.sockets[0].endpoint
@@ -65,7 +65,7 @@ class Running:
         await self.daemon.replace(lambda: config)
 
     async def closed(self, name: str, reason: str, number: int = 1) -> None:
-        """Wait until so many connections of a route have ended for a reason."""
+        """Wait until ``number`` connections of a route have ended for a reason."""
         with trio.fail_after(10):
             while self.stats(name).closed[reason] < number:
                 await trio.lowlevel.checkpoint()
@@ -101,7 +101,7 @@ async def exchange(client: trio.SocketStream, data: bytes) -> bytes:
 
 @contextmanager
 def no_descriptors_left() -> Iterator[None]:
-    """Let nothing be opened in this process: the table ends at what is open now."""
+    """Have every open(2) of this process fail with EMFILE, for a block."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     probe = os.dup(0)
     os.close(probe)

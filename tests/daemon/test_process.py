@@ -1,4 +1,4 @@
-"""The daemon as systemd sees it: its states, its life signs, its signals, its kept sockets."""
+"""The daemon under systemd: states, watchdog, signals, and sockets of the fd store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WATCHDOG_USEC = 200_000
 
 @pytest.fixture
 def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
-    """A service manager with a short watchdog interval, for this process and its children."""
+    """A fake systemd with a short watchdog interval, for this process and its children."""
     with manager(tmp_path / "notify") as running:
         running.environ["WATCHDOG_USEC"] = str(WATCHDOG_USEC)
         for name, value in running.environ.items():
@@ -58,13 +58,13 @@ Load = Callable[[], Config] | None
 
 
 async def run(config: Config, load: Load = None, *, task_status: trio.TaskStatus[None]) -> None:
-    """`supervise` in this process, until a signal; it must drain."""
+    """Run `supervise` in this process until a signal; it must drain."""
     assert await supervise(config, nullcontext(), task_status.started, load)
 
 
 @asynccontextmanager
 async def service(config: Config, load: Load = None) -> AsyncIterator[None]:
-    """The same while the block runs."""
+    """Run `supervise` for a block."""
     async with trio.open_nursery() as nursery:
         await nursery.start(run, config, load)
         yield
@@ -72,7 +72,7 @@ async def service(config: Config, load: Load = None) -> AsyncIterator[None]:
 
 
 async def client_of(systemd: Manager) -> trio.SocketStream:
-    """A client of the first listener that was given to the store."""
+    """Connect a client to the first listener that the fd store was given."""
     [file] = (await systemd.wait_for(FDSTORE="1")).files
     with socket.socket(fileno=os.dup(file)) as listener:
         sock = trio.socket.socket()
@@ -247,7 +247,7 @@ async def test_an_unused_inherited_socket_is_logged(guest: MuxEndpoint) -> None:
 
 
 def _all(systemd: Manager) -> list[dict[str, str]]:
-    """Every message that waits."""
+    """Return every message that is queued."""
     told: list[dict[str, str]] = []
     try:
         while True:

@@ -1,4 +1,4 @@
-"""Listeners: where they are, which file may stand in the way, and what a failure leaves."""
+"""Bind listeners: their addresses, the files of Unix sockets, and errors that leave nothing open."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def refuses(
     endpoint: TcpEndpoint | UnixEndpoint | MuxEndpoint | FdEndpoint | VsockEndpoint,
     inherited: dict[str, list[socket.socket]] | None = None,
 ) -> ListenError:
-    """The error of a listen that must fail, and leave no descriptor."""
+    """Return the error of a listen that must fail and leave no descriptor."""
     with no_descriptor_left_over(), pytest.raises(ListenError) as caught:
         listen(endpoint, 16, inherited or {})
     assert caught.value.endpoint == endpoint
@@ -278,7 +278,7 @@ def test_a_folder_that_is_not_writable_is_denied() -> None:
 
 
 def test_inherited_sockets_are_duplicated_and_outlive_the_duplicates(tmp_path: Path) -> None:
-    """A reload closes and opens the same name: the sockets that systemd gave must last."""
+    """A reload closes and opens the same name: the sockets that systemd passed must last."""
     with socket.create_server(("127.0.0.1", 0)) as one, unix_listener(tmp_path / "s") as two:
         for _ in range(2):
             with listening(FdEndpoint("web"), {"web": [one, two]}) as copies:
@@ -297,7 +297,7 @@ def test_an_unknown_inherited_name_lists_the_names_that_exist() -> None:
         error = refuses(FdEndpoint("web"), {"metrics": [one], "api": [one]})
     assert error.reason == "not_found"
     assert "there are: api, metrics" in str(error)
-    assert "none at all" in str(refuses(FdEndpoint("web")))
+    assert "it passed none" in str(refuses(FdEndpoint("web")))
 
 
 def test_an_inherited_socket_that_is_not_a_listening_stream_is_an_error() -> None:
@@ -312,7 +312,7 @@ def test_an_inherited_socket_that_is_not_a_listening_stream_is_an_error() -> Non
 
 
 def place(kind: str, folder: Path) -> tuple[UnixEndpoint | MuxEndpoint, Path]:
-    """A listener's endpoint and where its file is to appear."""
+    """Return a listener's endpoint and the file that it will have."""
     path = folder / "v.sock"
     if kind == "unix":
         return UnixEndpoint(str(path)), path
@@ -320,7 +320,7 @@ def place(kind: str, folder: Path) -> tuple[UnixEndpoint | MuxEndpoint, Path]:
 
 
 def says_no(code: int) -> Callable[[int], socket.socket]:
-    """A `new_socket` of a kernel or a sandbox that has no AF_VSOCK."""
+    """A fake of `new_socket` in a kernel or a sandbox without AF_VSOCK."""
 
     def refused(family: int) -> socket.socket:
         assert family == AF_VSOCK

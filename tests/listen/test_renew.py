@@ -48,7 +48,7 @@ class FakeFdStore:
 async def serving(
     listen: ListenEndpoint, policy: Policy = WAITS, store: FakeFdStore | None = None
 ) -> AsyncIterator[Daemon]:
-    """A daemon with one route, from ``listen`` to an echo."""
+    """Run a daemon with one route, from ``listen`` to an echo service."""
     async with trio.open_nursery() as nursery:
         [target] = await nursery.start(partial(trio.serve_tcp, echo, 0, host="127.0.0.1"))
         service = TcpEndpoint("127.0.0.1", target.socket.getsockname()[1])
@@ -82,7 +82,7 @@ async def exchange(stream: trio.SocketStream) -> bytes:
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """What every look at a listener's file has found: whether it was absent."""
+    """Record whether each look at a listener's file found it absent."""
     found: list[bool] = []
     look = ListeningSockets.is_absent
 
@@ -108,7 +108,7 @@ async def test_a_listener_is_bound_once_its_vmms_folder_exists(tmp_path: Path) -
 
 @pytest.mark.parametrize("kind", ["vsock-mux", "unix"])
 async def test_a_folder_that_is_made_again_gets_a_new_socket(tmp_path: Path, kind: str) -> None:
-    """And the connections of before, if the VMM keeps any, go on."""
+    """Connections from before, if the VMM keeps any, go on."""
     folder = tmp_path / "vm"
     folder.mkdir()
     endpoint = (
@@ -143,7 +143,7 @@ async def test_a_removed_socket_file_is_bound_again_with_its_mode(tmp_path: Path
 async def test_a_foreign_socket_at_the_path_is_not_replaced(
     tmp_path: Path, looks: list[bool]
 ) -> None:
-    """Another daemon may have been told to serve this guest."""
+    """Another daemon may have taken over this guest."""
     file = tmp_path / "front.sock"
     with socket.socket(socket.AF_UNIX) as other:
         async with serving(UnixEndpoint(str(file))):
@@ -218,6 +218,6 @@ async def test_the_fd_store_gets_the_socket_that_replaces_a_removed_one(tmp_path
 
 
 def _answers(file: Path) -> bool:
-    """Whether somebody listens there."""
+    """Return whether a process listens at a file."""
     with socket.socket(socket.AF_UNIX) as client:
         return client.connect_ex(str(file)) == 0

@@ -26,7 +26,7 @@ OURS = UserRule(os.geteuid())
 
 @asynccontextmanager
 async def host_service(folder: Path, policy: Policy) -> AsyncIterator[tuple[Vmm, Served]]:
-    """A VMM's guest, and an echo of the host behind its port 52."""
+    """A VMM's guest, and an echo service of the host behind host port 52."""
     vmm = Vmm(folder / "v.sock", {})
     endpoint = MuxEndpoint(str(vmm.path), PORT)
     async with serving(policy, listen_at=endpoint) as route:
@@ -34,7 +34,7 @@ async def host_service(folder: Path, policy: Policy) -> AsyncIterator[tuple[Vmm,
 
 
 async def exchange(vmm: Vmm) -> bytes:
-    """What comes back for one byte; nothing for a guest that is turned away."""
+    """Return the echo of one byte; nothing for a guest that is rejected."""
     async with await vmm.guest_connects(PORT) as guest:
         try:
             await guest.send_all(b"x")
@@ -57,7 +57,7 @@ async def test_a_host_port_without_a_listener_is_refused(tmp_path: Path) -> None
 
 
 async def test_many_clients_are_accepted_although_the_target_accepts_none(tmp_path: Path) -> None:
-    """A VMM has one thread, and a connect that had to wait for a backlog would stop it."""
+    """A VMM has one thread: a connect that blocks on a full backlog would stop it."""
     vmm = Vmm(tmp_path / "v.sock", {})
     endpoint = MuxEndpoint(str(vmm.path), PORT)
     with full_unix_listener(tmp_path / "full"):
