@@ -296,7 +296,7 @@ def test_an_unknown_inherited_name_lists_the_names_that_exist() -> None:
     with socket.create_server(("127.0.0.1", 0)) as one:
         error = refuses(FdEndpoint("web"), {"metrics": [one], "api": [one]})
     assert error.reason == "not_found"
-    assert "there are: api, metrics" in str(error)
+    assert "it passed api, metrics" in str(error)
     assert "it passed none" in str(refuses(FdEndpoint("web")))
 
 
