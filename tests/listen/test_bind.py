@@ -1,4 +1,4 @@
-"""Bind listeners: their addresses, the files of Unix sockets, and errors that leave nothing open."""
+"""Bind listeners: addresses, the files of Unix sockets, errors that leave nothing open."""
 
 from __future__ import annotations
 

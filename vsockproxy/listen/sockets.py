@@ -90,7 +90,6 @@ class ListeningSockets:
                 if endpoint not in self._open:
                     self._open[endpoint] = self._opened(endpoint, how, wanted)
                     opened.append(endpoint)
-                    self._keep(endpoint)
                     self._log.debug("listening", owner=how.owner, listen=str(endpoint))
         except ListenError:
             self.close(opened)
@@ -203,7 +202,7 @@ class ListeningSockets:
         sockets = self._listen(endpoint, entry.how)
         self._discard(endpoint)
         before, entry.sockets = entry.sockets, sockets
-        self._keep(endpoint)
+        self._keep(endpoint, sockets)
         if entry.lease is not None:
             await entry.lease.switch()
         for listening in before:
@@ -215,7 +214,7 @@ class ListeningSockets:
         self, endpoint: ListenEndpoint, how: Listen, wanted: Mapping[ListenEndpoint, Listen]
     ) -> _Open:
         restored = self._restored(endpoint)
-        if restored:  # their options are those of the process before: a lease sets them
+        if restored:  # the store keeps them already; their options are set by the first lease
             return _Open(restored, how, configured=None)
         try:
             sockets = self._listen(endpoint, how, self._leaving_at(endpoint, wanted))
@@ -223,6 +222,7 @@ class ListeningSockets:
             if error.errno != errno.ENOENT or not how.policy.waits_for_folder(endpoint):
                 raise
             sockets = []
+        self._keep(endpoint, sockets)
         return _Open(sockets, how, configured=how.policy)
 
     def _listen(
@@ -264,9 +264,9 @@ class ListeningSockets:
             restored.append(ListeningSocket.restored(copy, endpoint))
         return restored
 
-    def _keep(self, endpoint: ListenEndpoint) -> None:
+    def _keep(self, endpoint: ListenEndpoint, sockets: Sequence[ListeningSocket]) -> None:
         if self._store is not None and not isinstance(endpoint, FdEndpoint):
-            for index, listening in enumerate(self._open[endpoint].sockets):
+            for index, listening in enumerate(sockets):
                 self._store.fd_store(store_name(endpoint, index), listening.sock)
 
     def _discard(self, endpoint: ListenEndpoint) -> None:
