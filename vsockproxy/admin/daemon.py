@@ -13,7 +13,7 @@ from vsockproxy.admit.admission import Admission
 from vsockproxy.config.settings import Config
 from vsockproxy.guests.directory import Guests
 from vsockproxy.listen.listener import RouteListener
-from vsockproxy.log.recent import Events
+from vsockproxy.log.recent import RecentEvents
 from vsockproxy.stats import Reloads, RouteState, RouteStats
 
 
@@ -57,7 +57,7 @@ class Daemon(Protocol):
     config: Config
     started: float
     reloads: Reloads
-    events: Events
+    events: RecentEvents
 
     @property
     def supervisor(self) -> Routes:

@@ -22,7 +22,7 @@ from vsockproxy.daemon.supervisor import Supervisor
 from vsockproxy.errors import VsockproxyError
 from vsockproxy.listen.sockets import FdStore, Listen, ListeningSockets
 from vsockproxy.log.output import get_logger
-from vsockproxy.log.recent import Events, Recorder
+from vsockproxy.log.recent import RecentEvents, Recorder
 from vsockproxy.pump.native import open_pump
 from vsockproxy.pump.transfer import Pump
 from vsockproxy.stats import Reloads
@@ -58,7 +58,7 @@ class Daemon:
         """
         self.config = config
         self.started = time()
-        self.events = Events()
+        self.events = RecentEvents()
         self.reloads = Reloads(config)
         self._load = load
         self._log: Any = Recorder(get_logger(), self.events)
