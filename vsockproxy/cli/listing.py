@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vsockproxy.config.settings import Config, Policy, Route
+from vsockproxy.readable import count
 
 _ONE_LINE = 10_000  # columns: for a program that reads it, a route is one line however long
 
@@ -70,6 +71,4 @@ def _spell(name: str, value: object) -> str:
 
 
 def _summary(config: Config) -> str:
-    number = len(config.routes)
-    routes = f"{number} route{'' if number == 1 else 's'}"
-    return f"{routes}; metrics: {config.metrics or 'not served'}"
+    return f"{count(len(config.routes), 'route')}; metrics: {config.metrics or 'not served'}"

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vsockproxy.readable import size, span
+from vsockproxy.readable import count, duration, size
 
 Answer = dict[str, Any]
 
@@ -67,11 +67,10 @@ def status(daemon: Answer, routes: Answer) -> RenderableType:
 
 
 def _summary(daemon: Answer) -> str:
-    number = daemon["connections"]
+    uptime = duration(daemon["uptime_seconds"])
     return (
-        f"vsockproxy {daemon['version']}, process {daemon['pid']}, {span(daemon['uptime_seconds'])}"
-        f" up, {daemon['pump']} pump, {number} connection{'' if number == 1 else 's'};"
-        f" {daemon['source']}"
+        f"vsockproxy {daemon['version']}, process {daemon['pid']}, {uptime} up,"
+        f" {daemon['pump']} pump, {count(daemon['live'], 'connection')}; {daemon['source']}"
     )
 
 
@@ -84,7 +83,7 @@ def _routes(routes: list[Answer]) -> Table:
             Text(" ".join(map(_target, route["targets"]))),
             _state(route["state"], route["queued_by"]),
             str(route["live"]),
-            str(route["connections"]),
+            str(route["accepted"]),
             str(sum(route["dial_failures"].values())),
             size(route["upstream_bytes"]),
             size(route["downstream_bytes"]),
@@ -100,7 +99,7 @@ def _target(target: Answer) -> str:
 
 def _last_error(route: Answer) -> Text:
     error = route["last_error"]
-    ago = span(max(0.0, time.time() - error["time"]))
+    ago = duration(max(0.0, time.time() - error["time"]))
     return Text(f"{route['name']}, {ago} ago: {error['reason']}: {error['message']}", "red")
 
 
@@ -120,12 +119,11 @@ def connections(page: Answer) -> RenderableType:
             size(live["upstream_bytes"]),
             size(live["downstream_bytes"]),
             f"{size(live['upstream_rate'] + live['downstream_rate'])}/s",
-            span(live["idle_seconds"]),
-            span(live["age_seconds"]),
+            duration(live["idle_seconds"]),
+            duration(live["age_seconds"]),
         )
     more = f", {len(shown)} of them here" if len(shown) < page["total"] else ""
-    number = page["total"]
-    return Group(table, Text(f"{number} connection{'' if number == 1 else 's'}{more}"))
+    return Group(table, Text(f"{count(page['total'], 'connection')}{more}"))
 
 
 def _table(*names: str) -> Table:

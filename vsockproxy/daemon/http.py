@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from vsockproxy import __version__
 from vsockproxy.address.endpoint import ListenEndpoint
 from vsockproxy.admin.daemon import Daemon
 from vsockproxy.config.settings import Config, Policy
@@ -128,15 +127,7 @@ class Services:
     def _registry(self) -> CollectorRegistry:
         from vsockproxy.metrics import make_registry  # noqa: PLC0415 - see above
 
-        daemon = self._daemon
-        return make_registry(
-            daemon.stats,
-            __version__,
-            daemon.pump_name,
-            daemon.admission,
-            daemon.reloads,
-            guests=daemon.guests,
-        )
+        return make_registry(self._daemon)
 
 
 def _first(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import trio
 
+from vsockproxy import readable
 from vsockproxy.address.endpoint import FdEndpoint, ListenEndpoint
 from vsockproxy.admin.socket_path import of_service
 from vsockproxy.admit.descriptors import raise_limit
@@ -193,9 +194,9 @@ class _Service:
                 self._notifier.extend_timeout(min(left, 3 * self._period))
 
     def _tell_status(self) -> None:
-        routes = _count(len(self._supervisor.listeners), "route")
+        routes = readable.count(len(self._supervisor.listeners), "route")
         doing = routes if self._drained_by is None else "draining"
-        live = _count(self._supervisor.live(), "live connection")
+        live = readable.count(self._supervisor.live(), "live connection")
         status = f"{self._trouble}{doing}, {live}"
         if status != self._status and self._notifier.status(status):
             self._status = status
@@ -242,10 +243,6 @@ class _Asked:
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.done = trio.Event()
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _problems(error: VsockproxyError) -> list[str]:

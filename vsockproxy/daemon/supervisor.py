@@ -16,7 +16,7 @@ from typing import Any
 import trio
 
 from vsockproxy.address.endpoint import ListenEndpoint
-from vsockproxy.admit.admission import Admission
+from vsockproxy.admit.admission import Admission, QueueReason
 from vsockproxy.config.settings import Config, Policy, Route
 from vsockproxy.daemon.http import Services, wanted_by
 from vsockproxy.errors import ListenError, VsockproxyError
@@ -189,6 +189,11 @@ class Supervisor:
         if listener.is_paused:
             return "paused"
         return "queued" if listener.queue_reason() else "listening"
+
+    def queued_by(self, stats: RouteStats) -> QueueReason | None:
+        """Return the limit that queues a route's clients in its backlog, or None."""
+        listener = self.listeners.get(stats.route.listen)
+        return listener.queue_reason() if listener else None
 
     def pause(self, name: str) -> None:
         """Have a route's clients wait in the backlog until `resume`; a drained one stays so."""
