@@ -25,7 +25,8 @@ from vsockproxy.address.endpoint import MuxEndpoint, UnixEndpoint
 from vsockproxy.admin.observe import read_only_routes
 from vsockproxy.admin.operations import OPERATIONS, openapi
 from vsockproxy.config.access import parse_rule
-from vsockproxy.config.settings import AdminSettings, Limits, Policy, PumpChoice
+from vsockproxy.config.settings import AdminSettings, Config, Limits, Policy, PumpChoice
+from vsockproxy.errors import ConfigError, Problem
 
 DOCUMENT = REPOSITORY / "docs" / "admin-api.json"
 
@@ -47,7 +48,7 @@ async def test_the_status_says_what_runs(tmp_path: Path) -> None:
     assert said["ready"] is True
     assert said["not_ready"] == []
     assert said["connections"] == 1
-    assert said["fingerprint"] == daemon.supervisor.config.fingerprint
+    assert said["fingerprint"] == daemon.daemon.config.fingerprint
     assert said["reloads"] == {"success": 0, "failure": 0}
     assert 0 < said["uptime_seconds"] < PATIENCE
 
@@ -95,7 +96,7 @@ async def test_a_route_is_reached_only_where_its_target_answers(tmp_path: Path) 
     assert (reached.status_code, reached.text) == (200, "ready\n")
     assert (unknown.status_code, unknown.text) == (
         503,
-        "route nobody: there is none that listens\n",
+        "route nobody: no route of this name listens\n",
     )
     assert (plain.status_code, alive.status_code) == (200, 200)
 
@@ -380,7 +381,7 @@ async def test_a_drained_route_whose_listener_is_taken_stays_drained(tmp_path: P
 async def test_a_drained_route_that_leaves_the_file_is_forgotten(tmp_path: Path) -> None:
     async with steered(tmp_path, "web", "other") as daemon:
         await daemon.post("/v1/routes/web/drain")
-        routes = daemon.supervisor.config.routes
+        routes = daemon.daemon.config.routes
         await daemon.reload(routes=routes[1:])
         assert [one["name"] for one in (await daemon.get("/v1/routes"))["routes"]] == ["other"]
         await daemon.reload(routes=routes)
@@ -399,7 +400,7 @@ async def test_the_daemons_end_does_not_wait_for_a_drained_route(tmp_path: Path)
     async with steered(tmp_path, "web", policy=Policy(drain_timeout=0)) as daemon:
         client, _ = await daemon.live("web")
         await daemon.post("/v1/routes/web/drain")
-        daemon.supervisor.stop()
+        daemon.daemon.stop()
         await daemon.closed("web", "drained")
         await client.aclose()
 
@@ -408,18 +409,20 @@ async def test_the_daemons_end_does_not_wait_for_a_drained_route(tmp_path: Path)
 
 
 async def test_a_reload_says_what_is_wrong_as_the_log_does(tmp_path: Path) -> None:
-    problems = ["file.toml:3: listen: is missing", "file.toml:9: unknown key"]
+    problems = [Problem("listen", "is missing", 3), Problem("", "unknown key", 9)]
 
-    async def reload() -> list[str]:
-        return problems
+    def load() -> Config:
+        if problems:
+            raise ConfigError("file.toml", tuple(problems))
+        return daemon.daemon.config
 
-    async with steered(tmp_path, "web", reload=reload) as daemon:
+    async with steered(tmp_path, "web", load=load) as daemon:
         answer = await daemon.ask("POST", "/v1/reload")
         problems.clear()
         taken = await daemon.post("/v1/reload")
     assert answer.status_code == 409
     assert answer.json()["error"] == "file.toml:3: listen: is missing\nfile.toml:9: unknown key"
-    assert taken == {"fingerprint": daemon.supervisor.config.fingerprint, "source": "command line"}
+    assert taken == {"fingerprint": daemon.daemon.config.fingerprint, "source": "command line"}
 
 
 async def test_a_daemon_without_a_file_has_nothing_to_reload(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ class _Api:
     async def routes(self, _question: _Question) -> schema.Routes:
         daemon = self._daemon
         return self._schema.Routes(
-            routes=[self._view.route(daemon, stats) for stats in daemon.stats()]
+            routes=[self._view.route(daemon, stats) for stats in daemon.supervisor.stats()]
         )
 
     async def route(self, question: _Question) -> schema.Route:
@@ -252,7 +252,7 @@ class _Api:
         return self._view.route(self._daemon, stats)
 
     async def reload(self, _question: _Question) -> schema.Reloaded:
-        problems = await self._daemon.reload_as_asked()
+        problems = await self._daemon.reload()
         if problems:
             remedy = "nothing has changed: put it right, and reload again"
             raise RefusedError(409, "\n".join(problems), remedy)
@@ -265,7 +265,7 @@ class _Api:
         return self._named(question.parameters["name"])
 
     def _named(self, name: str) -> RouteStats:
-        for stats in self._daemon.stats():
+        for stats in self._daemon.supervisor.stats():
             if stats.route.name == name:
                 return stats
         raise RefusedError(
@@ -285,7 +285,7 @@ class _Api:
 
     def _find(self, question: _Question) -> Any:
         number = question.parameters["id"]
-        for stats in self._daemon.stats():
+        for stats in self._daemon.supervisor.stats():
             for live in stats.live:
                 if live.number == number:
                     return live

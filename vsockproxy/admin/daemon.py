@@ -1,10 +1,11 @@
-"""What the API asks of the daemon, so that it need not know the supervisor.
+"""What the API asks of the daemon, so that the admin folder does not know the daemon's.
 
-Owns: the interface alone.
+Owns: the interfaces alone. Everything in them is called in the thread of the event loop.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from vsockproxy.address.endpoint import ListenEndpoint
@@ -16,45 +17,76 @@ from vsockproxy.log.recent import Events
 from vsockproxy.stats import Reloads, RouteState, RouteStats
 
 
-class Daemon(Protocol):
-    """A daemon that runs; everything is called in the thread of its event loop."""
-
-    config: Config
-    listeners: dict[ListenEndpoint, RouteListener]
-    reloads: Reloads
-    admission: Admission
-    events: Events
-    guests: Guests
-    started: float
-    """In seconds of the epoch."""
+class Routes(Protocol):
+    """The routes at work."""
 
     @property
-    def pump_name(self) -> str:
-        """What moves the bytes."""
+    def listeners(self) -> Mapping[ListenEndpoint, RouteListener]:
+        """The routes that accept, by their endpoints."""
         ...
 
-    def stats(self) -> list[RouteStats]:
-        """The counters of every route, those that still drain included."""
+    @property
+    def admission(self) -> Admission:
+        """The limits that all routes share."""
         ...
 
-    def not_ready(self) -> list[str]:
-        """What keeps it from being ready, in words."""
+    @property
+    def guests(self) -> Guests:
+        """Where guests are."""
         ...
 
-    async def alive(self) -> None:
-        """Return once everything that moves bytes has shown that it goes on."""
-        ...
-
-    async def reach(self, name: str) -> str | None:
-        """Why the target of a route cannot be dialled, if it cannot."""
+    def stats(self) -> Sequence[RouteStats]:
+        """Return the counters of every route, those that still drain included."""
         ...
 
     def state_of(self, stats: RouteStats) -> RouteState:
-        """What a route does now."""
+        """Return what a route does now."""
+        ...
+
+
+class Daemon(Protocol):
+    """A daemon that runs.
+
+    Attributes:
+      config: the configuration that runs now.
+      started: when the daemon was made, in seconds of the epoch.
+      reloads: how reloading went so far.
+      events: the recent failures and changes.
+    """
+
+    config: Config
+    started: float
+    reloads: Reloads
+    events: Events
+
+    @property
+    def supervisor(self) -> Routes:
+        """The routes at work."""
+        ...
+
+    @property
+    def pump_name(self) -> str:
+        """``native`` or ``portable``."""
+        ...
+
+    def not_ready(self) -> list[str]:
+        """Return what keeps the daemon from being ready, a sentence each."""
+        ...
+
+    async def alive(self) -> None:
+        """Return once every pump thread has answered; the caller bounds the time."""
+        ...
+
+    async def reach(self, name: str) -> str | None:
+        """Dial a route's target and hang up; return why that fails, or None."""
+        ...
+
+    async def reload(self) -> list[str]:
+        """Reload as SIGHUP does; return the problems that keep the configuration from running."""
         ...
 
     def pause(self, name: str) -> None:
-        """Have a route accept no more for now."""
+        """Leave a route's clients in the backlog until `resume`."""
         ...
 
     async def drain(self, name: str) -> None:
@@ -63,8 +95,4 @@ class Daemon(Protocol):
 
     async def resume(self, name: str) -> None:
         """Have a route accept again; raises `ListenError`."""
-        ...
-
-    async def reload_as_asked(self) -> list[str]:
-        """Reload as SIGHUP does; what is wrong, if the configuration is not taken."""
         ...

@@ -55,16 +55,16 @@ def status(daemon: Daemon) -> schema.Status:
         pump=daemon.pump_name,
         ready=not not_ready,
         not_ready=not_ready,
-        connections=sum(len(stats.live) for stats in daemon.stats()),
-        descriptors_free=daemon.admission.descriptors_free(),
+        connections=sum(len(stats.live) for stats in daemon.supervisor.stats()),
+        descriptors_free=daemon.supervisor.admission.descriptors_free(),
         reloads=dict(daemon.reloads.results),
     )
 
 
 def route(daemon: Daemon, stats: RouteStats) -> schema.Route:
     """A route at work."""
-    state = daemon.state_of(stats)
-    listener = daemon.listeners.get(stats.route.listen)
+    state = daemon.supervisor.state_of(stats)
+    listener = daemon.supervisor.listeners.get(stats.route.listen)
     queued_by = listener.queue_reason() if listener and state == "queued" else None
     error = stats.last_error
     return schema.Route(
@@ -168,7 +168,7 @@ def selected(
 ) -> Iterator[Connection]:
     """The live connections of a route and of a client; None is all."""
     is_meant = _by_client(client) if client is not None else None
-    for stats in daemon.stats():
+    for stats in daemon.supervisor.stats():
         if route_name in (None, stats.route.name):
             for live in list(stats.live):
                 if is_meant is None or is_meant(live):
