@@ -1,8 +1,8 @@
-# vsockproxy as a container: docs/containers.md says how to run it.
+# The image of vsockproxy: docs/containers.md explains how to run it.
 #
-# Two stages.  The first has a compiler and makes the wheel with the native pump; the second
-# gets the finished virtual environment and runs nothing while it is built, so its base needs
-# no shell and no package manager.  Both bases need the same Python at the same path.
+# The first stage has a compiler and builds the wheel with the native pump.  The second stage gets
+# the finished virtual environment and runs no command, so its base needs no shell and no package
+# manager.  Both bases need the same Python at the same path.
 ARG BUILD_IMAGE=docker.io/library/python:3.13-bookworm
 ARG FINAL_IMAGE=docker.io/library/python:3.13-slim-bookworm
 
@@ -11,8 +11,8 @@ WORKDIR /build
 COPY pyproject.toml setup.py README.md LICENSE ./source/
 COPY vsockproxy ./source/vsockproxy
 COPY man ./source/man
-# pip stays in the build's environment; the one that is copied has no installer in it.
-# The last line fails the build where the pump was not compiled.
+# The environment that is copied has no installer: pip stays in the build's environment.
+# The last line fails the build if the pump was not compiled.
 RUN python3 -m venv tools \
     && tools/bin/pip wheel --no-cache-dir --wheel-dir wheels ./source \
     && python3 -m venv --without-pip /opt/vsockproxy \
@@ -29,7 +29,7 @@ LABEL org.opencontainers.image.title="vsockproxy" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /opt/vsockproxy /opt/vsockproxy
-# A number, because runAsNonRoot looks at no /etc/passwd; nothing here is writable for it.
+# A number, because runAsNonRoot does not read /etc/passwd.  The user can write to no file.
 USER 65532:65532
 ENV PATH=/opt/vsockproxy/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1

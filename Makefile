@@ -15,7 +15,7 @@ LOAD_FLAGS := -std=gnu11 -Wall -Wextra -Werror -O2 -g
 
 venv: $(VENV)/installed
 
-# Editable, so that the tests and the demo run what stands here.
+# Editable, so that the tests and the demo run this working copy.
 $(VENV)/installed: pyproject.toml setup.py $(C_ALL) $(NATIVE)/build.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable ".[dev]"
@@ -33,12 +33,12 @@ check: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# docs/pictures: a minute of the demo under load, as top and as the metrics show it.
+# Draw docs/pictures: a minute of the demo under load, as `top` and the metrics show it.
 pictures: venv
 	$(BIN)/pip install --quiet --editable ".[bench]"
 	$(BIN)/python benchmarks/pictures.py
 
-# The pages are committed; a test says when they are behind what they are made from.
+# The man pages are committed; a test fails if they are older than their sources.
 man: venv
 	$(BIN)/python -m man.generate
 
@@ -69,7 +69,7 @@ build/sanitized/compiled: venv $(C_ALL)
 	cp -r tests pyproject.toml build/sanitized
 	touch $@
 
-# docs/benchmarks.md; one row alone: python benchmarks/bench.py --only churn --rounds 3
+# The results of docs/benchmarks.md.  For one row: python benchmarks/bench.py --only churn --rounds 3
 bench: venv build/load $(VENV)/plots
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/report.py
@@ -77,11 +77,11 @@ bench: venv build/load $(VENV)/plots
 bench-quick: venv build/load
 	$(BIN)/python benchmarks/bench.py --quick
 
-# The same with AF_VSOCK behind, in a kernel of its own; then its part of the page.
+# The same with AF_VSOCK targets, in a User-Mode Linux kernel; updates its part of the page.
 bench-vsock: venv build/load $(VENV)/plots
 	PYTHONPATH=. $(BIN)/python benchmarks/vsock.py
 
-# Whether the data path has become dearer, beside a plain relay; a part of the gate.
+# Fail if the data path costs more than before, relative to a plain relay; a part of .ci/run.
 guard: venv build/load
 	$(BIN)/python benchmarks/guard.py
 
@@ -93,8 +93,8 @@ build/load: $(LOAD_FILES) benchmarks/load/load.h
 	mkdir -p build
 	gcc $(LOAD_FLAGS) -o $@ $(LOAD_FILES)
 
-# Nothing can be compiled, and Python was built without AF_VSOCK, as on macOS: the package
-# installs all the same, and its suite passes on the portable pump.
+# Without a compiler and without AF_VSOCK in Python, as on macOS, the package installs and its
+# suite passes on the portable pump.
 bare: venv
 	rm -rf build/bare && mkdir -p build/bare/tree
 	CC=/bin/false $(BIN)/pip install --quiet --no-deps --target build/bare/site .

@@ -22,7 +22,8 @@ import trio
 from tests.daemon_process import PATIENCE, REPOSITORY, Daemon
 from tests.kernel.boot import require, skip_or_fail
 
-CACHE: Final = REPOSITORY / ".cache" / "container"
+# Resolved, because podman records the path of its storage.
+CACHE: Final = (REPOSITORY / ".cache" / "container").resolve()
 PROFILE: Final = REPOSITORY / "config" / "container" / "seccomp-vsock.json"
 BASE: Final = "localhost/vsockproxy-base"
 IMAGE: Final = "localhost/vsockproxy"
