@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.fake_systemd import Manager, manager
+from tests.fake_systemd import FakeSystemd, fake_systemd
 from tests.sockets import no_descriptor_left_over
 from vsockproxy.address.endpoint import ListenEndpoint, TcpEndpoint, UnixEndpoint, VsockEndpoint
 from vsockproxy.errors import ListenError
@@ -159,13 +159,13 @@ def test_a_store_name_is_the_same_in_the_next_version() -> None:
 
 
 @pytest.fixture
-def systemd(tmp_path: Path) -> Iterator[Manager]:
-    with manager(tmp_path / "notify") as running:
+def systemd(tmp_path: Path) -> Iterator[FakeSystemd]:
+    with fake_systemd(tmp_path / "notify") as running:
         yield running
 
 
 @pytest.fixture
-def notifier(systemd: Manager) -> Iterator[Notifier]:
+def notifier(systemd: FakeSystemd) -> Iterator[Notifier]:
     with Notifier(systemd.environ, os.getpid()) as notifier:
         yield notifier
 
@@ -182,7 +182,7 @@ def notifier(systemd: Manager) -> Iterator[Notifier]:
     ],
 )
 def test_each_word_is_one_datagram(
-    systemd: Manager,
+    systemd: FakeSystemd,
     notifier: Notifier,
     say: Callable[[Notifier], object],
     fields: dict[str, str],
@@ -191,12 +191,12 @@ def test_each_word_is_one_datagram(
     assert systemd.receive().fields == fields
 
 
-def test_a_status_cannot_smuggle_in_another_word(systemd: Manager, notifier: Notifier) -> None:
+def test_a_status_cannot_smuggle_in_another_word(systemd: FakeSystemd, notifier: Notifier) -> None:
     notifier.status("bad\nSTOPPING=1\n")
     assert systemd.receive().fields == {"STATUS": "bad STOPPING=1"}
 
 
-def test_a_reload_and_its_time_are_one_message(systemd: Manager, notifier: Notifier) -> None:
+def test_a_reload_and_its_time_are_one_message(systemd: FakeSystemd, notifier: Notifier) -> None:
     """Type=notify-reload takes a time that is later than its signal, in the same datagram."""
     before = clock_gettime_ns(CLOCK_MONOTONIC) // 1000
     notifier.reloading()
@@ -206,7 +206,7 @@ def test_a_reload_and_its_time_are_one_message(systemd: Manager, notifier: Notif
 
 
 def test_a_socket_for_the_store_goes_along_and_stays_open_here(
-    systemd: Manager, notifier: Notifier
+    systemd: FakeSystemd, notifier: Notifier
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         notifier.fd_store("web", sock)
@@ -217,7 +217,7 @@ def test_a_socket_for_the_store_goes_along_and_stays_open_here(
 
 
 def test_an_abstract_socket_is_told_as_well() -> None:
-    with manager("@vsockproxy-test-notify") as systemd:
+    with fake_systemd("@vsockproxy-test-notify") as systemd:
         with Notifier(systemd.environ, os.getpid()) as notifier:
             notifier.ready()
         assert systemd.receive().fields == {"READY": "1"}
@@ -243,7 +243,7 @@ def test_a_systemd_that_is_not_there_is_no_error(tmp_path: Path) -> None:
 
 
 def test_what_a_busy_systemd_has_no_room_for_waits_in_order(
-    systemd: Manager, notifier: Notifier
+    systemd: FakeSystemd, notifier: Notifier
 ) -> None:
     room = _fill(notifier)
     with socket.create_server(("127.0.0.1", 0)) as sock:
@@ -257,7 +257,7 @@ def test_what_a_busy_systemd_has_no_room_for_waits_in_order(
     assert systemd.receive().fields == {"READY": "1"}
 
 
-def test_a_status_does_not_overtake_what_waits(systemd: Manager, notifier: Notifier) -> None:
+def test_a_status_does_not_overtake_what_waits(systemd: FakeSystemd, notifier: Notifier) -> None:
     room = _fill(notifier)
     notifier.ready()
     assert not notifier.status("early")
@@ -269,7 +269,7 @@ def test_a_status_does_not_overtake_what_waits(systemd: Manager, notifier: Notif
 
 
 def test_a_socket_that_was_closed_meanwhile_holds_up_nothing(
-    systemd: Manager, notifier: Notifier
+    systemd: FakeSystemd, notifier: Notifier
 ) -> None:
     room = _fill(notifier)
     with socket.create_server(("127.0.0.1", 0)) as sock:
@@ -281,7 +281,7 @@ def test_a_socket_that_was_closed_meanwhile_holds_up_nothing(
     assert systemd.receive().fields == {"READY": "1"}
 
 
-def test_a_life_sign_needs_no_descriptor(systemd: Manager, notifier: Notifier) -> None:
+def test_a_life_sign_needs_no_descriptor(systemd: FakeSystemd, notifier: Notifier) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
     try:
@@ -303,7 +303,7 @@ def test_a_life_sign_needs_no_descriptor(systemd: Manager, notifier: Notifier) -
     ],
 )
 def test_the_watchdogs_interval_is_for_the_process_it_names(
-    systemd: Manager, environ: dict[str, str], seconds: float | None
+    systemd: FakeSystemd, environ: dict[str, str], seconds: float | None
 ) -> None:
     with Notifier({**systemd.environ, **environ}, 5) as notifier:
         assert notifier.watchdog_seconds == seconds

@@ -167,16 +167,16 @@ def cid(as_json: JsonOption = False) -> None:
     """
     from vsockproxy.address.endpoint import CID_ANY  # noqa: PLC0415 - at its use
     from vsockproxy.dial.vsock import read_local_cid  # noqa: PLC0415 - at its use
-    from vsockproxy.doctor.transports import spell_cid, why_no_cid  # noqa: PLC0415 - at its use
+    from vsockproxy.doctor.transports import describe_cid, describe_cid_error  # noqa: PLC0415 - at its use
 
     number: int | None = None
     try:
         found = read_local_cid()
     except OSError as error:
-        words = why_no_cid(error)
+        words = describe_cid_error(error)
     else:
         number = None if found == CID_ANY else found
-        words = spell_cid(found)
+        words = describe_cid(found)
     if as_json:
         typer.echo(json.dumps({"cid": number, "meaning": words}))
         raise typer.Exit(FAILED if number is None else 0)
@@ -210,7 +210,7 @@ def doctor(
     from vsockproxy.admin.client import find_socket  # noqa: PLC0415 - at its use
     from vsockproxy.doctor import report  # noqa: PLC0415 - at its use
     from vsockproxy.doctor.examination import Attempts, examine  # noqa: PLC0415 - at its use
-    from vsockproxy.doctor.machine import look  # noqa: PLC0415 - at its use
+    from vsockproxy.doctor.machine import read_machine  # noqa: PLC0415 - at its use
     from vsockproxy.doctor.running_daemon import ask_daemon  # noqa: PLC0415 - at its use
 
     here = root == Path("/")
@@ -219,7 +219,7 @@ def doctor(
         partial(
             examine,
             _configuration(config),
-            machine=look(root),
+            machine=read_machine(root),
             attempts=Attempts() if here else None,
             daemon=ask_daemon(find) if here else None,
         )
