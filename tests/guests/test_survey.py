@@ -104,9 +104,7 @@ def test_a_system_without_proc_has_no_vms(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"vsock": null}', '{"vsock": {"uds_path": 3}}'])
-def test_a_firecracker_with_a_malformed_file_is_skipped(
-    tmp_path: Path, content: str
-) -> None:
+def test_a_firecracker_with_a_malformed_file_is_skipped(tmp_path: Path, content: str) -> None:
     (tmp_path / "vm.json").write_text(content)
     process(tmp_path / "proc", 7, ["firecracker", "--config-file", f"{tmp_path}/vm.json"])
     assert find_vmms(tmp_path / "proc") == []
@@ -209,7 +207,7 @@ fixed = {{ cid = 3 }}
     assert told.returncode == 0
     lines = told.stdout.splitlines()
     assert lines[:6] == [
-        "The guests of the configuration:",
+        "Guests of the configuration:",
         f'  web    file = "{tmp_path}/cid"',
         "         -> cid = 17",
         f'  db     file = "{tmp_path}/none"',
