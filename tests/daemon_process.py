@@ -72,13 +72,13 @@ class Daemon:
 
         Fails, showing the log, when the daemon ends or says nothing of the kind.
         """
-        wanted = {"event": event, **{key: str(value) for key, value in fields.items()}}
+        expected = {"event": event, **{key: str(value) for key, value in fields.items()}}
         with trio.move_on_after(PATIENCE):
-            while (found := self._take(wanted)) is None and not self._ended.is_set():
+            while (found := self._take(expected)) is None and not self._ended.is_set():
                 await self._more.wait()
             if found is not None:
                 return found
-        raise AssertionError("\n".join([f"no {wanted} in the log:", *self.lines]))
+        raise AssertionError("\n".join([f"no {expected} in the log:", *self.lines]))
 
     async def wait_for_output(self, text: str) -> None:
         """Wait until ``text`` is on standard output."""
@@ -101,9 +101,9 @@ class Daemon:
         self.send_signal(signal.SIGTERM)
         return await self.wait()
 
-    def _take(self, wanted: Event) -> Event | None:
+    def _take(self, expected: Event) -> Event | None:
         for index, event in enumerate(self._unseen):
-            if wanted.items() <= event.items():
+            if expected.items() <= event.items():
                 return self._unseen.pop(index)
         return None
 

@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.vsock,
     pytest.mark.skipif(
         "VSOCKPROXY_TEST_KERNEL" not in os.environ,
-        reason="needs a kernel of its own: install the package user-mode-linux, run `make test`",
+        reason="needs a test kernel: install the package user-mode-linux, run `make test`",
     ),
 ]
 

@@ -101,7 +101,7 @@ def test_systemd_rates_the_exposure_as_low(installed: Path, name: str) -> None:
 def test_systemd_accepts_the_units(installed: Path) -> None:
     names = [unit.name.replace("@.", "@edge.") for unit in (*SERVICES, *SOCKETS)]
     done = analyze("verify", *(f"./{name}" for name in names), folder=installed)
-    assert (done.returncode, complaints(done)) == (0, [])
+    assert (done.returncode, messages(done)) == (0, [])
 
 
 def test_systemd_accepts_the_guests_units(tmp_path: Path) -> None:
@@ -131,13 +131,13 @@ def test_systemd_accepts_a_drop_in(installed: Path, drop_in: Path) -> None:
     folder.mkdir()
     shutil.copy(drop_in, folder)
     done = analyze("verify", "./vsockproxy.service", folder=installed)
-    assert (done.returncode, complaints(done)) == (0, [])
+    assert (done.returncode, messages(done)) == (0, [])
 
 
 def test_systemd_rejects_a_wrong_unit(installed: Path) -> None:
     with (installed / "vsockproxy.service").open("a") as unit:
         unit.write("[Service]\nNoSuchSetting=yes\n")
-    assert complaints(analyze("verify", "./vsockproxy.service", folder=installed))
+    assert messages(analyze("verify", "./vsockproxy.service", folder=installed))
 
 
 @pytest.mark.parametrize("drop_in", DROP_INS, ids=lambda file: file.stem)
@@ -146,7 +146,7 @@ def test_a_drop_in_names_its_folder(drop_in: Path) -> None:
     assert drop_in.read_text().startswith(place)
 
 
-def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
+def messages(done: subprocess.CompletedProcess[str]) -> list[str]:
     """Return the messages about these units, without those about the machine's own."""
     return [line for line in done.stderr.splitlines() if "vsockproxy" in line]
 

@@ -41,14 +41,16 @@ class Terminal:
         """Return the lines of the screen."""
         return [line.rstrip() for line in self._screen.display]
 
-    async def shows(self, wanted: str | Callable[[list[str]], object]) -> list[str]:
+    async def shows(self, expected: str | Callable[[list[str]], object]) -> list[str]:
         """Wait for a text on the screen or a condition on its lines; return the lines."""
-        check = (lambda lines: wanted in "\n".join(lines)) if isinstance(wanted, str) else wanted
+        check = (
+            (lambda lines: expected in "\n".join(lines)) if isinstance(expected, str) else expected
+        )
         with trio.move_on_after(PATIENCE):
             while not check(self.lines):
                 await self._more.wait()
             return self.lines
-        raise AssertionError("\n".join([f"not on the screen: {wanted}", *self.lines]))
+        raise AssertionError("\n".join([f"not on the screen: {expected}", *self.lines]))
 
     async def type(self, keys: str) -> None:
         """Send keys."""

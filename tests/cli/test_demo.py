@@ -229,9 +229,9 @@ async def test_doctor_reports_a_stopped_guest_until_it_starts_again(
         assert await running.stop() == 0
     assert (well.returncode, broken.returncode, mended.returncode) == (0, 1, 0)
     assert "no problems" in mended.stdout
-    told = " ".join(broken.stdout.split())
-    assert "the VMM's socket does not exist -> start the VM, or correct the path" in told
-    assert "1 problem" in told
+    output = " ".join(broken.stdout.split())
+    assert "the VMM's socket does not exist -> start the VM, or correct the path" in output
+    assert "1 problem" in output
 
 
 def sockets_in(folder: Path) -> list[str]:

@@ -57,7 +57,7 @@ GUEST: Final[dict[str, str]] = HOST | {
 
 
 def machine_tree(folder: Path, files: Mapping[str, str]) -> Path:
-    """A folder with these files, to be looked at as a root."""
+    """Create these files below a folder and return it."""
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ QMP_GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2}}, "capabili
 
 @asynccontextmanager
 async def fake_server(path: Path, serve_client: Serve) -> AsyncIterator[None]:
-    """A Unix socket at ``path``, where each client is served in turn, as by QEMU."""
+    """Run a server at ``path`` that serves one client at a time, as QEMU does."""
 
     async def serve(sock: trio.socket.SocketType) -> None:
         while True:

@@ -120,7 +120,7 @@ def test_a_jailed_firecrackers_socket_is_below_its_root(tmp_path: Path) -> None:
     assert find_vmms(tmp_path / "proc") == [VmmProcess("firecracker", "fc1", mux, mux)]
 
 
-# ---- everybody who may know of VMs ----
+# ---- the sources ----
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ async def test_every_vm_has_a_line_for_the_configuration(places: Places, tmp_pat
     ]
     with fake_incus(tmp_path / "incus", instances):
         async with fake_server(tmp_path / "machined", machines):
-            vms, complaints = await survey(places)
+            vms, errors = await survey(places)
     assert [(vm.source, vm.line, str(vm.at)) for vm in vms] == [
         ("cloud-hypervisor", 'vm-7 = { mux = "/tmp/c h" }', 'mux = "/tmp/c h"'),
         ("machined", 'web-01 = { machine = "web 01" }', "cid = 8"),
@@ -153,16 +153,16 @@ async def test_every_vm_has_a_line_for_the_configuration(places: Places, tmp_pat
         ("incus", 'web = { incus = "web" }', "cid = 41"),
         ("incus", 'p-other = { incus = "p/other" }', "cid = 43"),
     ]
-    assert complaints == []
+    assert errors == []
 
 
 async def test_a_source_that_cannot_be_examined_hides_no_vm(places: Places, tmp_path: Path) -> None:
     for name in ("machined", "incus", "libvirt"):
         (tmp_path / name).symlink_to("x" * 300)  # stat(2) fails for every user
     process(places.proc, 7, [QEMU, "-device", "vhost-vsock-pci,guest-cid=3"])
-    vms, complaints = await survey(replace(places, libvirt=(f"{tmp_path}/libvirt",)))
+    vms, errors = await survey(replace(places, libvirt=(f"{tmp_path}/libvirt",)))
     assert [vm.line for vm in vms] == ["vm-7 = { cid = 3 }"]
-    assert complaints == []
+    assert errors == []
 
 
 async def test_a_source_that_does_not_answer_hides_no_other_source(
@@ -172,11 +172,11 @@ async def test_a_source_that_does_not_answer_hides_no_other_source(
     process(places.proc, 7, [QEMU, "-device", "vhost-vsock-pci,guest-cid=3"])
     stuck = fake_server(tmp_path / "machined", fake_busy_monitor)
     async with stuck, fake_server(tmp_path / "incus", fake_answer(b"SSH-2.0\r\n")):
-        vms, complaints = await survey(places)
+        vms, errors = await survey(places)
     assert [vm.line for vm in vms] == ["vm-7 = { cid = 3 }"]
-    assert len(complaints) == 2
-    assert complaints[0].startswith(f"{tmp_path}/incus cannot be asked")
-    assert complaints[1] == f"{tmp_path}/machined did not answer within 0.5 s"
+    assert len(errors) == 2
+    assert errors[0].startswith(f"{tmp_path}/incus cannot be asked")
+    assert errors[1] == f"{tmp_path}/machined did not answer within 0.5 s"
 
 
 @pytest.mark.parametrize("name", ["web", "web 01", "3", "host", "vsock-mux", "", "-x", "ä", "a/b"])
@@ -203,9 +203,9 @@ db = {{ file = "{tmp_path}/none" }}
 fixed = {{ cid = 3 }}
 """
     )
-    told = command("guests", "-c", f"{tmp_path}/c.toml")
-    assert told.returncode == 0
-    lines = told.stdout.splitlines()
+    done = command("guests", "-c", f"{tmp_path}/c.toml")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
     assert lines[:6] == [
         "Guests of the configuration:",
         f'  web    file = "{tmp_path}/cid"',
@@ -214,8 +214,8 @@ fixed = {{ cid = 3 }}
         f"         -> not found: the file {tmp_path}/none does not exist: is the VM running?",
         "  fixed  cid = 3",
     ]
-    told = command("guests", "--json", "-c", f"{tmp_path}/c.toml")
-    web, db, fixed = json.loads(told.stdout)["guests"]
+    done = command("guests", "--json", "-c", f"{tmp_path}/c.toml")
+    web, db, fixed = json.loads(done.stdout)["guests"]
     assert (web["at"], web["error"]) == ("cid = 17", None)
     assert (db["at"], db["error"][:8]) == (None, "the file")
     assert fixed == {"name": "fixed", "way": "cid = 3", "at": "cid = 3", "error": None}
@@ -223,6 +223,6 @@ fixed = {{ cid = 3 }}
 
 def test_a_wrong_configuration_is_an_error_of_the_command(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("guests.web = {}")
-    told = command("guests", "-c", f"{tmp_path}/c.toml")
-    assert told.returncode == 2
-    assert "guests.web: has no way to be reached" in told.stderr
+    done = command("guests", "-c", f"{tmp_path}/c.toml")
+    assert done.returncode == 2
+    assert "guests.web: has no way to be reached" in done.stderr

@@ -78,9 +78,9 @@ def probe(
 
     endpoint, guests = _or_exit(lambda: _read_target(target, config))
     limit = seconds("--timeout", timeout, parse_timeout)
-    patience = seconds("--wait", wait, parse_timeout) if wait else None
+    retry_time = seconds("--wait", wait, parse_timeout) if wait else None
     text = _or_exit(lambda: _unescaped(send))
-    result = trio.run(_probe, endpoint, guests, limit, patience, text)
+    result = trio.run(_probe, endpoint, guests, limit, retry_time, text)
     if as_json:
         typer.echo(json.dumps(result.as_json()))
     else:
@@ -90,16 +90,16 @@ def probe(
 
 
 async def _probe(
-    target: Target, guests: Sequence[Guest], timeout: float, patience: float | None, send: bytes
+    target: Target, guests: Sequence[Guest], timeout: float, retry_time: float | None, send: bytes
 ) -> Probe:
     from vsockproxy.doctor import probe as dialling  # noqa: PLC0415 - at its use
     from vsockproxy.guests.directory import Guests  # noqa: PLC0415 - at its use
 
     attempt = partial(dialling.probe, target, timeout, guests=Guests(guests), send=send)
-    if patience is None:
+    if retry_time is None:
         return await attempt()
     with _progress() as show:
-        return await dialling.wait_for(attempt, patience, show)
+        return await dialling.wait_for(attempt, retry_time, show)
 
 
 @contextmanager
