@@ -43,11 +43,14 @@ class Terminal:
 
     async def shows(self, expected: str | Callable[[list[str]], object]) -> list[str]:
         """Wait for a text on the screen or a condition on its lines; return the lines."""
-        check = (
-            (lambda lines: expected in "\n".join(lines)) if isinstance(expected, str) else expected
-        )
+
+        def is_shown() -> object:
+            if isinstance(expected, str):
+                return expected in "\n".join(self.lines)
+            return expected(self.lines)
+
         with trio.move_on_after(PATIENCE):
-            while not check(self.lines):
+            while not is_shown():
                 await self._more.wait()
             return self.lines
         raise AssertionError("\n".join([f"not on the screen: {expected}", *self.lines]))
