@@ -1,4 +1,4 @@
-"""The real program as a process of its own: started, watched by its log, stopped.
+"""The program as a real process, observed by its log.
 
 For tests of the commands and of the whole path.  A daemon whose TCP ports must be free
 ones gets its listeners from the test, as systemd would hand them in: bind port 0, pass the
@@ -23,7 +23,7 @@ import trio
 REPOSITORY: Final = Path(__file__).parents[1]
 GUARD: Final = Path(__file__).parent / "guard"
 PATIENCE: Final = 30.0
-"""Seconds to wait for what must happen; only a failing test waits so long."""
+"""Seconds to wait for an expected event; only a failing test waits this long."""
 
 # sd_listen_fds(3): sockets from 3 upwards, and the process's own number in LISTEN_PID,
 # which exec keeps.
@@ -38,11 +38,11 @@ os.execv(sys.executable, [sys.executable, "-m", "vsockproxy", *sys.argv[2:]])
 """
 
 Event = dict[str, str]
-"""The keys and values of one logfmt line."""
+"""Keys and values of one logfmt line."""
 
 
 class Daemon:
-    """A running `vsockproxy`; made by `daemon`.
+    """A running `vsockproxy`; created by `daemon`.
 
     Attributes:
       process: its process.
@@ -59,26 +59,26 @@ class Daemon:
 
     @property
     def pid(self) -> int:
-        """Its process number."""
+        """Return its pid."""
         return self.process.pid
 
     @property
     def output(self) -> str:
-        """What it has written to standard output so far."""
+        """Return its standard output so far."""
         return self._output.decode()
 
     async def wait_for(self, event: str, **fields: object) -> Event:
-        """The next line of the log with this event and these values; each is given once.
+        """Return the next line of the log with this event and these values; each line is used once.
 
         Fails, showing the log, when the daemon ends or says nothing of the kind.
         """
-        wanted = {"event": event, **{key: str(value) for key, value in fields.items()}}
+        expected = {"event": event, **{key: str(value) for key, value in fields.items()}}
         with trio.move_on_after(PATIENCE):
-            while (found := self._take(wanted)) is None and not self._ended.is_set():
+            while (found := self._take(expected)) is None and not self._ended.is_set():
                 await self._more.wait()
             if found is not None:
                 return found
-        raise AssertionError("\n".join([f"no {wanted} in the log:", *self.lines]))
+        raise AssertionError("\n".join([f"no {expected} in the log:", *self.lines]))
 
     async def wait_for_output(self, text: str) -> None:
         """Wait until ``text`` is on standard output."""
@@ -87,28 +87,28 @@ class Daemon:
                 await self._more.wait()
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal."""
+        """Send a signal."""
         self.process.send_signal(number)
 
     async def wait(self) -> int:
-        """Wait for its end; the exit status, negative for a signal."""
+        """Wait for its end; return the exit status, negative for a signal."""
         with trio.fail_after(PATIENCE):
             await self._ended.wait()
             return await self.process.wait()
 
     async def stop(self) -> int:
-        """Tell it to drain, and wait for its end."""
+        """Drain it, wait for its end, and return the exit status."""
         self.send_signal(signal.SIGTERM)
         return await self.wait()
 
-    def _take(self, wanted: Event) -> Event | None:
+    def _take(self, expected: Event) -> Event | None:
         for index, event in enumerate(self._unseen):
-            if wanted.items() <= event.items():
+            if expected.items() <= event.items():
                 return self._unseen.pop(index)
         return None
 
     async def read_log(self) -> None:
-        """Collect standard error until its end; runs beside the test."""
+        """Collect standard error until EOF; runs as a task beside the test."""
         rest = b""
         if self.process.stderr is not None:
             async for piece in self.process.stderr:
@@ -124,7 +124,7 @@ class Daemon:
         self._tell()
 
     async def read_output(self) -> None:
-        """Collect standard output until its end; runs beside the test."""
+        """Collect standard output until EOF; runs as a task beside the test."""
         assert self.process.stdout is not None
         async for piece in self.process.stdout:
             self._output += piece
@@ -142,7 +142,7 @@ async def daemon(
     environ: Mapping[str, str] | None = None,
     log: int = subprocess.PIPE,
 ) -> AsyncIterator[Daemon]:
-    """Run ``vsockproxy ARGUMENTS`` while the block runs; it is killed if it still runs then.
+    """Run ``vsockproxy ARGUMENTS`` while the block runs; kill it if it still runs at the end.
 
     ``sockets`` are handed in under their names, for ``fd:NAME``; they stay the test's.
     Its log goes to ``log`` instead of to the test where that is given.  A traceback in the
@@ -169,7 +169,7 @@ async def daemon(
         try:
             yield running
         finally:
-            process.kill()  # nothing to do once it has ended
+            process.kill()  # no effect after its end
             with trio.CancelScope(shield=True):
                 await process.wait()
     assert not [line for line in running.lines if "Traceback" in line], "\n".join(running.lines)
@@ -180,7 +180,7 @@ def command(
     environ: Mapping[str, str] | None = None,
     stdout: int = subprocess.PIPE,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``vsockproxy ARGUMENTS`` to its end, which must not be a traceback."""
+    """Run ``vsockproxy ARGUMENTS`` to its end; fail the test on a traceback."""
     done = subprocess.run(
         [sys.executable, "-m", "vsockproxy", *map(str, arguments)],
         env={**environment(), **(environ or {})},
@@ -196,27 +196,27 @@ def command(
 
 
 def environment() -> dict[str, str]:
-    """This process's, with the guard and this repository, and without a configuration."""
+    """Return the environment with the guard and this repository, without a configuration."""
     variables = {key: value for key, value in os.environ.items() if not _is_ours(key)}
     paths = (str(GUARD), os.environ.get("PYTHONPATH"), str(REPOSITORY))
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    variables.pop("PYTHONUNBUFFERED", None)  # it would tear lines apart on a pipe
-    variables["PYTHONWARNINGS"] = "error"  # what is left open at the end is a traceback
+    variables.pop("PYTHONUNBUFFERED", None)  # it would split lines on a pipe
+    variables["PYTHONWARNINGS"] = "error"  # an unclosed resource is a traceback
     return variables
 
 
 def _is_ours(variable: str) -> bool:
-    """Whether a variable is for this process; the guard's alone is for every one."""
+    """Return whether a variable is only for this process; the guard's is for every process."""
     if variable == "VSOCKPROXY_TEST_KERNEL":
         return False
     return variable.startswith(("VSOCKPROXY_", "LISTEN_"))
 
 
 def parse_logfmt(line: str) -> Event:
-    """The keys and values of a logfmt line; nothing for a line that is none."""
+    """Return the keys and values of a logfmt line; none for another line."""
     try:
         words = shlex.split(line)
-    except ValueError:  # a text for people, with an apostrophe
+    except ValueError:  # a sentence with an apostrophe
         return {}
     return dict(word.split("=", 1) for word in words if "=" in word)
 

@@ -1,4 +1,4 @@
-"""systemd's end of sd_notify(3): the socket that $NOTIFY_SOCKET names, without a systemd."""
+"""A fake of systemd's end of sd_notify(3): the socket that $NOTIFY_SOCKET names."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Final
 
 import trio
 
-_PATIENCE: Final = 30.0
+_TIMEOUT: Final = 30.0
 _SIZE: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One datagram: its assignments, and the descriptors that came along, which are ours."""
+    """One datagram: its assignments, and its descriptors, which `FakeSystemd.close` closes."""
 
     fields: Mapping[str, str]
     files: list[int]
 
 
-class Manager:
-    """Receives what a service says; made by `manager`."""
+class FakeSystemd:
+    """Receives the notifications of a service; created by `fake_systemd`."""
 
     def __init__(self, name: str) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -35,37 +35,37 @@ class Manager:
         self._files: list[int] = []
 
     def receive(self) -> Message:
-        """The next message; raises BlockingIOError when there is none."""
+        """Return the next message; raise BlockingIOError if there is none."""
         data, files, _, _ = socket.recv_fds(self.sock, _SIZE, 8)
         self._files += files
         return Message(dict(line.split("=", 1) for line in data.decode().split("\n")), files)
 
-    async def wait_for(self, **wanted: str) -> Message:
-        """The next message with these assignments; those before it are passed over."""
-        with trio.fail_after(_PATIENCE):
+    async def wait_for(self, **expected: str) -> Message:
+        """Return the next message with these assignments; discard the messages before it."""
+        with trio.fail_after(_TIMEOUT):
             while True:
                 await trio.lowlevel.wait_readable(self.sock)
                 message = self.receive()
-                if wanted.items() <= message.fields.items():
+                if expected.items() <= message.fields.items():
                     return message
 
-    async def wait_for_word(self, word: str) -> str:
-        """The value of the next message that assigns to this word."""
-        while word not in (message := await self.wait_for()).fields:
+    async def wait_for_key(self, key: str) -> str:
+        """Return the value of the next message that assigns to this key."""
+        while key not in (message := await self.wait_for()).fields:
             pass
-        return message.fields[word]
+        return message.fields[key]
 
     def close(self) -> None:
-        """Close the socket, and every descriptor that came by it."""
+        """Close the socket and every received descriptor."""
         self.sock.close()
         for file in self._files:
             os.close(file)
 
 
 @contextmanager
-def manager(name: str | Path) -> Iterator[Manager]:
-    """A manager at a path, or at an abstract name that starts with ``@``."""
-    running = Manager(str(name))
+def fake_systemd(name: str | Path) -> Iterator[FakeSystemd]:
+    """Run a fake at a path, or at an abstract name that starts with ``@``."""
+    running = FakeSystemd(str(name))
     try:
         yield running
     finally:

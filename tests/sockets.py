@@ -1,4 +1,4 @@
-"""Pairs of connected sockets of each family, and what the tests do to them."""
+"""Pairs of connected sockets of each family, and operations on them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CID_LOCAL = 1
 
 
 def tcp_pair() -> Pair:
-    """Two ends of a TCP connection over the loopback: the one that dialled first."""
+    """Return the ends of a TCP connection over the loopback, the dialling one first."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         near = socket.create_connection(listener.getsockname())
         far, _ = listener.accept()
@@ -29,13 +29,13 @@ def tcp_pair() -> Pair:
 
 
 def unix_pair() -> Pair:
-    """Two ends of a Unix stream."""
+    """Return the ends of a Unix stream."""
     near, far = socket.socketpair()
     return _non_blocking(near, far)
 
 
 def vsock_pair() -> Pair:
-    """Two ends of a vsock connection over the loopback; only in a kernel of the tests' own."""
+    """Return the ends of a vsock connection over the loopback; only in a test kernel."""
     with socket.socket(AF_VSOCK, socket.SOCK_STREAM) as listener:
         listener.bind((0xFFFFFFFF, 0xFFFFFFFF))
         listener.listen()
@@ -56,7 +56,7 @@ PAIRS: dict[str, Callable[[], Pair]] = {"tcp": tcp_pair, "unix": unix_pair, "vso
 
 
 def transports(clients: Sequence[str] = ("tcp", "unix", "vsock")) -> list[ParameterSet]:
-    """Every (client, target) pair of families, as parameters; those with vsock are marked."""
+    """Return all (client, target) pairs of families as parameters; mark those with vsock."""
     return [
         pytest.param(
             (client, target),
@@ -69,23 +69,23 @@ def transports(clients: Sequence[str] = ("tcp", "unix", "vsock")) -> list[Parame
 
 
 def stream(sock: socket.socket) -> trio.SocketStream:
-    """The trio stream over a connected socket; owns it."""
+    """Return a trio stream that owns a connected socket."""
     return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
 
 def reset(sock: socket.socket) -> None:
-    """Close so that a TCP peer is reset."""
+    """Close the socket with a reset."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
 
 async def read_to_end(source: trio.SocketStream) -> bytes:
-    """Everything up to EOF."""
+    """Return all bytes up to EOF."""
     return b"".join([chunk async for chunk in source])
 
 
 async def ends_by_reset(source: trio.SocketStream) -> bool:
-    """Whether the stream, read to its end and closed, ends in a reset and not in EOF."""
+    """Read the stream to its end, close it, and return whether it ended in a reset."""
     async with source:
         try:
             await read_to_end(source)
@@ -95,19 +95,19 @@ async def ends_by_reset(source: trio.SocketStream) -> bool:
 
 
 def open_descriptors() -> set[str]:
-    """What this process has open: the kernel's names of its descriptors' files."""
+    """Return the files that this process has open, by the kernel's names."""
     names = set()
     for entry in Path("/proc/self/fd").iterdir():
         try:
             names.add(f"{entry.name} {entry.readlink()}")
-        except FileNotFoundError:  # the descriptor that lists the folder
+        except FileNotFoundError:  # the descriptor of the listing
             continue
     return names
 
 
 @contextmanager
 def no_descriptor_left_over() -> Iterator[None]:
-    """Assert that the block closes what it opens."""
+    """Assert that the block closes every descriptor that it opens."""
     before = open_descriptors()
     yield
     assert open_descriptors() - before == set()

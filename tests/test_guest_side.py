@@ -1,4 +1,4 @@
-"""The guest's side of docs/guest.md: each of its units' programs, over AF_VSOCK itself."""
+"""The guest's side of docs/guest.md: the programs of its units, over AF_VSOCK."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.vsock,
     pytest.mark.skipif(
         "VSOCKPROXY_TEST_KERNEL" not in os.environ,
-        reason="needs a kernel of its own: install the package user-mode-linux, run `make test`",
+        reason="needs a test kernel: install the package user-mode-linux, run `make test`",
     ),
 ]
 
@@ -34,7 +34,7 @@ ANSWER: Final = b"x" * 1_000_000
 
 
 def commands(port: int) -> dict[str, list[str]]:
-    """What the units run for a port; systemd's part of one is its own test program's."""
+    """Return the command of a unit for a port; systemd-socket-activate replaces systemd."""
     ours = [sys.executable, "-m", "vsockproxy", *_line("vsock-port@.service", port)[1:]]
     listen = re.search(
         r"^ListenStream=(.*)$", (UNITS / "vsock-port-proxyd@.socket").read_text(), re.M
@@ -55,7 +55,7 @@ def _line(unit: str, port: int) -> list[str]:
 
 
 async def answer(stream: trio.SocketStream) -> None:
-    """A service that answers a line, or what has ended, and takes longer than half a second."""
+    """Answer a line, or the bytes up to EOF, after more than half a second."""
     question = b""
     async for piece in stream:
         question += piece
@@ -67,7 +67,7 @@ async def answer(stream: trio.SocketStream) -> None:
 
 @asynccontextmanager
 async def guest_side(way: str) -> AsyncIterator[int]:
-    """A guest's TCP service and one of the three in front of it: the vsock port."""
+    """Run a guest's TCP service behind one of the three programs; yield the vsock port."""
     async with trio.open_nursery() as nursery:
         serve = partial(trio.serve_tcp, answer, 0, host="127.0.0.1")
         [listener] = await nursery.start(serve)
@@ -84,13 +84,13 @@ async def guest_side(way: str) -> AsyncIterator[int]:
 
 
 async def connect(port: int) -> trio.SocketStream:
-    """A connection, once somebody listens."""
+    """Connect, and retry until the port listens."""
     with trio.fail_after(PATIENCE):
         while True:
             sock = trio.socket.socket(AF_VSOCK, socket.SOCK_STREAM)
             try:
                 await sock.connect((CID_LOCAL, port))
-            except ConnectionResetError:  # refused; the program has not bound its port yet
+            except ConnectionResetError:  # refused: the program has not bound its port yet
                 sock.close()
                 await trio.lowlevel.checkpoint()
             else:
@@ -107,14 +107,14 @@ async def test_a_guests_tcp_service_is_reached_by_vsock(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["vsockproxy", "socat"])
-async def test_an_answer_that_waits_for_the_hosts_end_arrives_whole(way: str) -> None:
+async def test_an_answer_after_the_hosts_half_close_arrives_whole(way: str) -> None:
     async with guest_side(way) as port, await connect(port) as stream:
         await stream.send_all(b"question")
         await stream.send_eof()
         assert await read_to_end(stream) == b"question" + ANSWER
 
 
-def test_every_unit_of_the_folder_is_tried() -> None:
+def test_every_unit_of_the_folder_is_tested() -> None:
     assert {unit.name for unit in Path(UNITS).iterdir()} == {
         "vsock-port@.service",
         "vsock-port-socat@.service",

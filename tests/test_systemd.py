@@ -1,4 +1,4 @@
-"""Sockets that systemd hands in and keeps, and what it is told."""
+"""The interface to systemd: inherited sockets, names in the fd store, notifications."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from tests.fake_systemd import Manager, manager
+from tests.fake_systemd import FakeSystemd, fake_systemd
 from tests.sockets import no_descriptor_left_over
 from vsockproxy.address.endpoint import ListenEndpoint, TcpEndpoint, UnixEndpoint, VsockEndpoint
 from vsockproxy.errors import ListenError
 from vsockproxy.systemd import Notifier, inherited_sockets, is_store_name, store_name
 
-# What a daemon would do with them, told on standard output.
+# Prints the inherited sockets.
 _DAEMON = """
 import json, os
 from vsockproxy.systemd import inherited_sockets
@@ -36,12 +36,12 @@ print(json.dumps({
 }))
 """
 
-# exec keeps the process: the shell's number is the daemon's, as systemd knows it.
+# exec keeps the pid: the shell's is the one in LISTEN_PID.
 _COMMAND = ["sh", "-c", 'LISTEN_PID=$$ exec "$0" -c "$1"', sys.executable, _DAEMON]
 
 
 def hand_in(files: list[int], variables: Mapping[str, str]) -> dict[str, list[Any]]:
-    """What a process sees that is started as systemd starts one: ``files`` from 3 upwards."""
+    """Return the sockets of a process that is started as by systemd, with ``files`` from 3 up."""
     moves = [(os.POSIX_SPAWN_DUP2, file, 100 + n) for n, file in enumerate(files)]
     moves += [(os.POSIX_SPAWN_DUP2, 100 + n, 3 + n) for n, _ in enumerate(files)]
     moves += [(os.POSIX_SPAWN_CLOSE, 100 + n) for n, _ in enumerate(files)]  # type: ignore[misc] # a close has one number
@@ -56,7 +56,7 @@ def hand_in(files: list[int], variables: Mapping[str, str]) -> dict[str, list[An
     return answer
 
 
-def test_sockets_come_by_name_and_a_name_may_have_several() -> None:
+def test_sockets_are_grouped_by_name() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as a,
         socket.create_server(("127.0.0.1", 0)) as b,
@@ -73,13 +73,13 @@ def test_sockets_come_by_name_and_a_name_may_have_several() -> None:
     }
 
 
-def test_sockets_without_names_are_unknown() -> None:
-    """The word is the manual page's."""
+def test_sockets_without_names_are_named_unknown() -> None:
+    """The name is the manual page's."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         assert list(hand_in([sock.fileno()], {"LISTEN_FDS": "1"})) == ["unknown"]
 
 
-def test_a_file_that_is_no_socket_is_passed_over() -> None:
+def test_a_file_that_is_not_a_socket_is_ignored() -> None:
     reader, writer = os.pipe()
     with socket.create_server(("127.0.0.1", 0)) as sock, os.fdopen(reader), os.fdopen(writer, "w"):
         seen = hand_in([reader, sock.fileno()], {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "pipe:web"})
@@ -97,23 +97,23 @@ def test_a_file_that_is_no_socket_is_passed_over() -> None:
         {"LISTEN_PID": "5", "LISTEN_FDS": "0", "LISTEN_FDNAMES": ""},
     ],
 )
-def test_nothing_is_taken_that_is_not_meant_for_this_process(environ: dict[str, str]) -> None:
+def test_variables_for_another_process_are_ignored(environ: dict[str, str]) -> None:
     assert inherited_sockets(environ, 5) == {}
 
 
 @pytest.mark.parametrize("count", ["", "x", "-1", "1.5", " 1", "٣", "9" * 5000])
-def test_a_count_that_is_no_number_is_an_error_that_names_the_variable(count: str) -> None:
+def test_a_count_that_is_not_a_number_is_an_error_that_names_the_variable(count: str) -> None:
     with pytest.raises(ListenError, match="LISTEN_FDS") as caught:
         inherited_sockets({"LISTEN_PID": "5", "LISTEN_FDS": count}, 5)
     assert caught.value.reason == "invalid"
 
 
-def test_names_that_are_not_as_many_as_sockets_are_an_error() -> None:
+def test_a_number_of_names_that_differs_from_the_count_is_an_error() -> None:
     with pytest.raises(ListenError, match="3 names for 2 sockets"):
         inherited_sockets({"LISTEN_PID": "5", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b:c"}, 5)
 
 
-def test_a_count_beyond_the_open_files_is_an_error_and_not_a_crash() -> None:
+def test_a_count_beyond_the_open_files_is_an_error() -> None:
     run = subprocess.run(
         _COMMAND, env={**os.environ, "LISTEN_FDS": "1"}, check=False, capture_output=True
     )
@@ -133,7 +133,7 @@ def test_a_count_beyond_the_open_files_is_an_error_and_not_a_crash() -> None:
         UnixEndpoint("/run/\udcff/ü:\n.sock"),
     ],
 )
-def test_a_store_name_is_one_that_systemd_takes_and_no_operator_gives(
+def test_a_store_name_is_valid_and_differs_from_an_operators_names(
     endpoint: ListenEndpoint,
 ) -> None:
     name = store_name(endpoint, 1)
@@ -147,25 +147,25 @@ def test_store_names_differ_by_endpoint_and_by_index() -> None:
     assert len({store_name(a, 0), store_name(a, 1), store_name(b, 0)}) == 3
 
 
-def test_a_store_name_is_the_same_in_the_next_version() -> None:
-    """An upgrade finds what the last version left."""
+def test_store_names_do_not_change_between_versions() -> None:
+    """An upgrade restores the sockets of the last version."""
     assert (
         store_name(TcpEndpoint("127.0.0.1", 80), 0)
         == "vsockproxy-listener-5f44ddf8975c261c0ec83c6a94cb699e-0"
     )
 
 
-# ---- what systemd is told ----
+# ---- notifications ----
 
 
 @pytest.fixture
-def systemd(tmp_path: Path) -> Iterator[Manager]:
-    with manager(tmp_path / "notify") as running:
+def systemd(tmp_path: Path) -> Iterator[FakeSystemd]:
+    with fake_systemd(tmp_path / "notify") as running:
         yield running
 
 
 @pytest.fixture
-def notifier(systemd: Manager) -> Iterator[Notifier]:
+def notifier(systemd: FakeSystemd) -> Iterator[Notifier]:
     with Notifier(systemd.environ, os.getpid()) as notifier:
         yield notifier
 
@@ -181,8 +181,8 @@ def notifier(systemd: Manager) -> Iterator[Notifier]:
         (lambda notifier: notifier.fd_remove("a"), {"FDSTOREREMOVE": "1", "FDNAME": "a"}),
     ],
 )
-def test_each_word_is_one_datagram(
-    systemd: Manager,
+def test_each_notification_is_one_datagram(
+    systemd: FakeSystemd,
     notifier: Notifier,
     say: Callable[[Notifier], object],
     fields: dict[str, str],
@@ -191,13 +191,15 @@ def test_each_word_is_one_datagram(
     assert systemd.receive().fields == fields
 
 
-def test_a_status_cannot_smuggle_in_another_word(systemd: Manager, notifier: Notifier) -> None:
+def test_a_status_with_a_newline_is_one_assignment(
+    systemd: FakeSystemd, notifier: Notifier
+) -> None:
     notifier.status("bad\nSTOPPING=1\n")
     assert systemd.receive().fields == {"STATUS": "bad STOPPING=1"}
 
 
-def test_a_reload_and_its_time_are_one_message(systemd: Manager, notifier: Notifier) -> None:
-    """Type=notify-reload takes a time that is later than its signal, in the same datagram."""
+def test_reloading_and_its_time_are_one_message(systemd: FakeSystemd, notifier: Notifier) -> None:
+    """Type=notify-reload requires a time after its signal, in the same datagram."""
     before = clock_gettime_ns(CLOCK_MONOTONIC) // 1000
     notifier.reloading()
     fields = systemd.receive().fields
@@ -205,9 +207,7 @@ def test_a_reload_and_its_time_are_one_message(systemd: Manager, notifier: Notif
     assert before <= int(fields["MONOTONIC_USEC"]) <= clock_gettime_ns(CLOCK_MONOTONIC) // 1000
 
 
-def test_a_socket_for_the_store_goes_along_and_stays_open_here(
-    systemd: Manager, notifier: Notifier
-) -> None:
+def test_a_stored_socket_is_sent_and_stays_open(systemd: FakeSystemd, notifier: Notifier) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         notifier.fd_store("web", sock)
         message = systemd.receive()
@@ -216,15 +216,15 @@ def test_a_socket_for_the_store_goes_along_and_stays_open_here(
         assert os.path.sameopenfile(file, sock.fileno())
 
 
-def test_an_abstract_socket_is_told_as_well() -> None:
-    with manager("@vsockproxy-test-notify") as systemd:
+def test_an_abstract_socket_is_notified() -> None:
+    with fake_systemd("@vsockproxy-test-notify") as systemd:
         with Notifier(systemd.environ, os.getpid()) as notifier:
             notifier.ready()
         assert systemd.receive().fields == {"READY": "1"}
 
 
 @pytest.mark.parametrize("name", [None, "", "relative", "vsock:2:1234"])
-def test_without_a_socket_that_it_knows_it_says_nothing_and_opens_nothing(
+def test_without_a_valid_notify_socket_nothing_is_sent_or_opened(
     name: str | None,
 ) -> None:
     environ = {} if name is None else {"NOTIFY_SOCKET": name}
@@ -235,15 +235,15 @@ def test_without_a_socket_that_it_knows_it_says_nothing_and_opens_nothing(
     assert not notifier.watchdog()
 
 
-def test_a_systemd_that_is_not_there_is_no_error(tmp_path: Path) -> None:
+def test_a_missing_notify_socket_is_not_an_error(tmp_path: Path) -> None:
     with Notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")}, os.getpid()) as notifier:
         notifier.ready()
         assert not notifier.watchdog()
-        assert notifier.flush(), "there is nobody to keep it for"
+        assert notifier.flush(), "the message must be dropped"
 
 
-def test_what_a_busy_systemd_has_no_room_for_waits_in_order(
-    systemd: Manager, notifier: Notifier
+def test_messages_to_a_full_socket_are_queued_in_order(
+    systemd: FakeSystemd, notifier: Notifier
 ) -> None:
     room = _fill(notifier)
     with socket.create_server(("127.0.0.1", 0)) as sock:
@@ -257,7 +257,9 @@ def test_what_a_busy_systemd_has_no_room_for_waits_in_order(
     assert systemd.receive().fields == {"READY": "1"}
 
 
-def test_a_status_does_not_overtake_what_waits(systemd: Manager, notifier: Notifier) -> None:
+def test_a_status_does_not_overtake_queued_messages(
+    systemd: FakeSystemd, notifier: Notifier
+) -> None:
     room = _fill(notifier)
     notifier.ready()
     assert not notifier.status("early")
@@ -268,8 +270,8 @@ def test_a_status_does_not_overtake_what_waits(systemd: Manager, notifier: Notif
     assert systemd.receive().fields == {"STATUS": "late"}
 
 
-def test_a_socket_that_was_closed_meanwhile_holds_up_nothing(
-    systemd: Manager, notifier: Notifier
+def test_a_queued_socket_that_was_closed_does_not_block_the_queue(
+    systemd: FakeSystemd, notifier: Notifier
 ) -> None:
     room = _fill(notifier)
     with socket.create_server(("127.0.0.1", 0)) as sock:
@@ -281,7 +283,9 @@ def test_a_socket_that_was_closed_meanwhile_holds_up_nothing(
     assert systemd.receive().fields == {"READY": "1"}
 
 
-def test_a_life_sign_needs_no_descriptor(systemd: Manager, notifier: Notifier) -> None:
+def test_a_watchdog_message_needs_no_free_descriptor(
+    systemd: FakeSystemd, notifier: Notifier
+) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
     try:
@@ -302,15 +306,15 @@ def test_a_life_sign_needs_no_descriptor(systemd: Manager, notifier: Notifier) -
         ({"WATCHDOG_USEC": "soon"}, None),
     ],
 )
-def test_the_watchdogs_interval_is_for_the_process_it_names(
-    systemd: Manager, environ: dict[str, str], seconds: float | None
+def test_the_watchdogs_interval_applies_only_to_the_named_process(
+    systemd: FakeSystemd, environ: dict[str, str], seconds: float | None
 ) -> None:
     with Notifier({**systemd.environ, **environ}, 5) as notifier:
         assert notifier.watchdog_seconds == seconds
 
 
 def _fill(notifier: Notifier) -> int:
-    """Leave systemd no room for more; how many messages that took."""
+    """Fill systemd's socket; return the number of messages."""
     number = 0
     while notifier.watchdog():
         number += 1

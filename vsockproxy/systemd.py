@@ -1,8 +1,8 @@
-"""systemd's side of the process: the sockets it hands in and keeps, and what it is told.
+"""The interface to systemd: inherited and stored sockets, notifications, the journal.
 
-Owns: the protocols of sd_listen_fds_with_names(3) and sd_notify(3), whether the journal
-listens, and the names of the sockets in the file descriptor store.  Its own code, since it
-is a few variables and one datagram a message; knows nothing of routes or trio.
+Owns: the protocols of sd_listen_fds_with_names(3) and sd_notify(3), the detection of the
+journal, and the names of sockets in the file descriptor store.  Needs no library: the protocols
+are a few variables and one datagram a message.  Knows nothing of routes or trio.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from vsockproxy.address.endpoint import FdEndpoint, ListenEndpoint
 from vsockproxy.errors import ListenError
 
 FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
-_UNNAMED: Final = "unknown"  # what the manual page says of sockets without a name
+_UNNAMED: Final = "unknown"  # the manual page's name of an unnamed socket
 _KEPT: Final = "vsockproxy-listener-"
 _NO_ROOM: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
 
 
 def inherited_sockets(environ: Mapping[str, str], pid: int) -> dict[str, list[socket.socket]]:
-    """The sockets that systemd handed to process ``pid``, by ``FileDescriptorName=``.
+    """Return the sockets that systemd passed to process ``pid``, by ``FileDescriptorName=``.
 
-    One name may have several sockets, in the unit's order.  They are non-blocking and
-    close-on-exec, and the caller owns them.  Empty when the variables are not there or
-    meant for another process; inherited files that are no sockets stay closed to us.
+    A name may have several sockets, in the unit's order.  The result is empty if the variables
+    are unset or meant for another process.  Inherited files that are not sockets are ignored.
 
-    Raises `ListenError` for variables that contradict themselves or the open files.
+    *Resource handling*: the caller owns the sockets, which are non-blocking and close-on-exec.
+
+    Raises: `ListenError` for variables that contradict each other or the open files.
     """
     if "LISTEN_FDS" not in environ or environ.get("LISTEN_PID") != str(pid):
         return {}
@@ -43,14 +44,14 @@ def inherited_sockets(environ: Mapping[str, str], pid: int) -> dict[str, list[so
     names = _names(environ.get("LISTEN_FDNAMES"), count)
     sockets: dict[str, list[socket.socket]] = {}
     for descriptor, name in enumerate(names, FIRST_FD):
-        sock = _adopt(descriptor)
+        sock = _inherited_socket(descriptor)
         if sock is not None:
             sockets.setdefault(name, []).append(sock)
     return sockets
 
 
 def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
-    """Whether the journal reads what is written there: ``JOURNAL_STREAM``, systemd.exec(5)."""
+    """Return whether the journal reads a descriptor: ``JOURNAL_STREAM``, systemd.exec(5)."""
     status = os.fstat(descriptor)
     return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
@@ -70,8 +71,8 @@ def _names(text: str | None, count: int) -> list[str]:
     return names
 
 
-def _adopt(descriptor: int) -> socket.socket | None:
-    """The socket of an inherited descriptor; None for a file of another sort."""
+def _inherited_socket(descriptor: int) -> socket.socket | None:
+    """Return the socket of an inherited descriptor; None if it is not a socket."""
     try:
         os.set_inheritable(descriptor, False)
         sock = socket.socket(fileno=descriptor)
@@ -90,9 +91,9 @@ def _malformed(variable: str, explanation: str) -> ListenError:
 
 
 def store_name(endpoint: ListenEndpoint, index: int) -> str:
-    """The name under which systemd keeps a listener's socket over a restart.
+    """Return the name under which systemd stores a listener's socket over a restart.
 
-    An operator's FileDescriptorName= does not look like it.  sd_notify(3), FDNAME=: ASCII,
+    It cannot be confused with an operator's FileDescriptorName=.  sd_notify(3), FDNAME=: ASCII,
     no colon, at most 255 characters.
     """
     digest = hashlib.sha256(str(endpoint).encode(errors="surrogateescape")).hexdigest()[:32]
@@ -100,20 +101,20 @@ def store_name(endpoint: ListenEndpoint, index: int) -> str:
 
 
 def is_store_name(name: str) -> bool:
-    """Whether a socket of this name comes out of the store, not from a socket unit."""
+    """Return whether a socket of this name is from the fd store, not from a socket unit."""
     return name.startswith(_KEPT)
 
 
 class Notifier:
-    """Tells systemd what the service does (sd_notify(3)); without systemd, tells nobody.
+    """Notifies systemd of the service's state (sd_notify(3)); without systemd, does nothing.
 
-    Nothing here raises or blocks.  A change of state and a socket for the store that
-    systemd has no room for wait, in order, for the next message or for `flush`; what will
-    be said again anyway is dropped.
+    No method raises or blocks.  If systemd's socket is full, changes of state and sockets for the
+    store are queued, in order, until the next message or `flush`; messages that are repeated
+    anyway, such as the watchdog's, are dropped.
 
     Attributes:
-      active: whether there is somebody to tell.
-      watchdog_seconds: `watchdog` has to come within so many seconds; None for no watchdog.
+      active: whether systemd expects notifications.
+      watchdog_seconds: the interval within which `watchdog` must be called; None for no watchdog.
     """
 
     def __init__(self, environ: Mapping[str, str], pid: int) -> None:
@@ -121,8 +122,8 @@ class Notifier:
         self._address = _notify_address(environ.get("NOTIFY_SOCKET", ""))
         self.active = self._address is not None
         self.watchdog_seconds = _watchdog_seconds(environ, pid) if self.active else None
-        self._waiting: deque[tuple[str, socket.socket | None]] = deque()
-        # Made once: a beat must not fail because the descriptor table is full.
+        self._queued: deque[tuple[str, socket.socket | None]] = deque()
+        # Opened once: a watchdog message must not fail because the descriptor table is full.
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if self.active else None
         if self._sock is not None:
             self._sock.setblocking(False)
@@ -140,60 +141,63 @@ class Notifier:
             self._sock.close()
 
     def ready(self) -> None:
-        """The service has started, or has reloaded."""
-        self._tell("READY=1")
+        """Report that the service has started, or has reloaded."""
+        self._send_or_queue("READY=1")
 
     def reloading(self) -> None:
-        """A reload begins, which `ready` ends; one message, as Type=notify-reload demands."""
-        self._tell(f"RELOADING=1\nMONOTONIC_USEC={monotonic_ns() // 1000}")
+        """Report the start of a reload, which `ready` ends.
+
+        Both assignments are in one message, as Type=notify-reload requires.
+        """
+        self._send_or_queue(f"RELOADING=1\nMONOTONIC_USEC={monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        """The service drains."""
-        self._tell("STOPPING=1")
+        """Report that the service drains."""
+        self._send_or_queue("STOPPING=1")
 
     def fd_store(self, name: str, sock: socket.socket) -> None:
-        """Have systemd keep a duplicate of ``sock``, which stays the caller's.
+        """Store a duplicate of ``sock`` in systemd; ``sock`` stays the caller's.
 
-        It comes back by `inherited_sockets` in the next process of the service; of a
-        socket that it keeps already there is no second.
+        `inherited_sockets` returns it in the next process of the service.  A socket that is
+        stored already is not duplicated again.
         """
-        # FDPOLL=0: by default the store drops what poll(2) calls broken.
-        self._tell(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", sock)
+        # FDPOLL=0: by default the store discards a socket with EPOLLHUP or EPOLLERR.
+        self._send_or_queue(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", sock)
 
     def fd_remove(self, name: str) -> None:
-        """Have systemd close what it keeps under this name."""
-        self._tell(f"FDSTOREREMOVE=1\nFDNAME={name}")
+        """Remove the sockets of this name from the store."""
+        self._send_or_queue(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
     def status(self, text: str) -> bool:
-        """Say in a line how things are; whether it arrived."""
-        return self._mention(f"STATUS={' '.join(text.split())}")
+        """Send a line of status; return whether it was sent."""
+        return self._send_or_drop(f"STATUS={' '.join(text.split())}")
 
     def watchdog(self) -> bool:
-        """The service is well; whether it arrived."""
-        return self._mention("WATCHDOG=1")
+        """Send a life sign; return whether it was sent."""
+        return self._send_or_drop("WATCHDOG=1")
 
     def extend_timeout(self, seconds: float) -> bool:
-        """Starting, or stopping, takes so long from now; whether it arrived."""
-        return self._mention(f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}")
+        """Ask for this time to start or stop, from now; return whether it was sent."""
+        return self._send_or_drop(f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}")
 
     def flush(self) -> bool:
-        """Send what waits; whether nothing waits any more."""
-        while self._waiting:
+        """Send the queued messages; return whether the queue is empty."""
+        while self._queued:
             try:
-                self._send(*self._waiting[0])
+                self._send(*self._queued[0])
             except OSError as error:
                 if error.errno in _NO_ROOM:
                     return False
-            # What was refused for good is gone as well: there is nobody else to tell.
-            self._waiting.popleft()
+            # A message that fails for another reason is dropped.
+            self._queued.popleft()
         return True
 
-    def _tell(self, message: str, sock: socket.socket | None = None) -> None:
+    def _send_or_queue(self, message: str, sock: socket.socket | None = None) -> None:
         if self.active:
-            self._waiting.append((message, sock))
+            self._queued.append((message, sock))
             self.flush()
 
-    def _mention(self, message: str) -> bool:
+    def _send_or_drop(self, message: str) -> bool:
         if self.active and self.flush():
             with suppress(OSError):
                 self._send(message, None)
@@ -204,12 +208,12 @@ class Notifier:
         assert self._sock is not None
         rights = [] if sock is None else [sock.fileno()]
         control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", rights))] if rights else []
-        # Not connected: systemd may make its socket anew.
+        # Not connected: systemd may replace its socket.
         self._sock.sendmsg([message.encode()], control, 0, self._address)
 
 
 def _notify_address(text: str) -> str | None:
-    """$NOTIFY_SOCKET's path, or its name in the abstract namespace."""
+    """Return the path of $NOTIFY_SOCKET, or its abstract name; None for neither."""
     if text.startswith("@"):
         return "\0" + text[1:]
     return text if text.startswith("/") else None

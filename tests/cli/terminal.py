@@ -1,4 +1,4 @@
-"""A terminal of a test's own: a program runs in it, keys are typed, the screen is read."""
+"""A pseudo-terminal for tests: it runs a program, sends keys and reads the screen."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.daemon_process import PATIENCE, environment
 
 
 class Terminal:
-    """A terminal and the program in it; made by `terminal`.
+    """A terminal and its program; created by `terminal`.
 
     Attributes:
       process: the program's.
@@ -38,45 +38,50 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        """The screen as it is now."""
+        """Return the lines of the screen."""
         return [line.rstrip() for line in self._screen.display]
 
-    async def shows(self, wanted: str | Callable[[list[str]], object]) -> list[str]:
-        """Wait until a text is on the screen, or until the lines are as wanted; the lines."""
-        check = (lambda lines: wanted in "\n".join(lines)) if isinstance(wanted, str) else wanted
+    async def shows(self, expected: str | Callable[[list[str]], object]) -> list[str]:
+        """Wait for a text on the screen or a condition on its lines; return the lines."""
+
+        def is_shown() -> object:
+            if isinstance(expected, str):
+                return expected in "\n".join(self.lines)
+            return expected(self.lines)
+
         with trio.move_on_after(PATIENCE):
-            while not check(self.lines):
+            while not is_shown():
                 await self._more.wait()
             return self.lines
-        raise AssertionError("\n".join([f"not on the screen: {wanted}", *self.lines]))
+        raise AssertionError("\n".join([f"not on the screen: {expected}", *self.lines]))
 
     async def type(self, keys: str) -> None:
-        """Press keys."""
+        """Send keys."""
         os.write(self._ours, keys.encode())
         await trio.lowlevel.checkpoint()
 
     def resize(self, columns: int, rows: int) -> None:
-        """Change the terminal's size, which the program is told by SIGWINCH."""
+        """Change the size; the kernel sends SIGWINCH to the program."""
         self._screen.resize(rows, columns)
         set_size(self._ours, columns, rows)
         self.process.send_signal(signal.SIGWINCH)
 
     def mode(self) -> list[object]:
-        """The terminal's settings: termios(3)."""
+        """Return the settings: termios(3)."""
         return list(termios.tcgetattr(self._ours))
 
     async def wait(self) -> int:
-        """Wait for the program's end: its exit status."""
+        """Wait for the program's end; return its exit status."""
         with trio.fail_after(PATIENCE):
             return await self.process.wait()
 
     async def read(self) -> None:
-        """Bring the screen up to date until the program ends; runs beside the test."""
+        """Update the screen until the program ends; runs as a task beside the test."""
         while True:
             await trio.lowlevel.wait_readable(self._ours)
             try:
                 data = os.read(self._ours, 65536)
-            except OSError:  # the other end is closed
+            except OSError:  # the program has closed its end
                 return
             self.written += data
             self._stream.feed(data)
@@ -85,7 +90,7 @@ class Terminal:
 
 
 def set_size(descriptor: int, columns: int, rows: int) -> None:
-    """Give a terminal a size: tty_ioctl(4)."""
+    """Set the size of a terminal: tty_ioctl(4)."""
     fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
@@ -96,7 +101,7 @@ async def terminal(
     rows: int = 24,
     environ: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Terminal]:
-    """Run ``vsockproxy ARGUMENTS`` in a terminal; it is killed if it still runs at the end."""
+    """Run ``vsockproxy ARGUMENTS`` in a terminal while the block runs; kill it at the end."""
     ours, theirs = pty.openpty()
     set_size(theirs, columns, rows)
     variables = environment() | {"TERM": "xterm", "LANG": "C.UTF-8"} | dict(environ or {})

@@ -1,19 +1,17 @@
-"""The commands, as the processes that people and systemd start."""
+"""The command line: help, errors, `check`, and the choice of the configuration file."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
-import trio
 from typer.testing import CliRunner
 
-from tests.daemon_process import REPOSITORY, Daemon, command, daemon, environment
+from tests.cli.conftest import Write
+from tests.daemon_process import REPOSITORY, command, daemon, environment
 from tests.fake_services import as_ordinary_user, open_folder
 from vsockproxy import __version__
 from vsockproxy.cli import app
@@ -24,61 +22,6 @@ COMMANDS: Final = (
     *("doctor", "probe", "cid", "guests"),
     *("status", "connections", "kill", "pause", "drain", "resume", "reload"),
 )
-REQUEST: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-@pytest.fixture
-def tcp() -> Iterator[socket.socket]:
-    """A listener to hand in, on a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        yield sock
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Iterator[socket.socket]:
-    """A Unix socket to relay to; nobody accepts unless the test does."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(str(tmp_path / "target"))
-        sock.listen()
-        yield sock
-
-
-@pytest.fixture
-def full() -> Iterator[int]:
-    """A file on a full disk."""
-    with Path("/dev/full").open("w") as file:
-        yield file.fileno()
-
-
-Write = Callable[..., Path]
-
-
-@pytest.fixture
-def write(tmp_path: Path, target: socket.socket) -> Write:
-    """Writes a file with the route ``fd:web`` to ``target``, and more."""
-
-    def written(more: str = "", name: str = "config.toml") -> Path:
-        file = tmp_path / name
-        file.write_text(f'[forward]\n"fd:web" = "unix:{target.getsockname()}"\n{more}')
-        return file
-
-    return written
-
-
-async def connect(sock: socket.socket) -> trio.SocketStream:
-    client = trio.socket.socket(sock.family)
-    await client.connect(sock.getsockname())
-    return trio.SocketStream(client)
-
-
-async def accept(sock: socket.socket) -> trio.SocketStream:
-    sock.setblocking(False)
-    taken, _ = await trio.socket.from_stdlib_socket(sock).accept()
-    return trio.SocketStream(taken)
-
-
-async def everything(stream: trio.SocketStream) -> bytes:
-    return b"".join([bytes(piece) async for piece in stream])
 
 
 # --- words --------------------------------------------------------------------------------
@@ -101,14 +44,14 @@ def test_every_command_has_help(name: str) -> None:
     assert done.stdout.startswith("Usage: ")
 
 
-def test_help_waits_for_nothing_heavy() -> None:
+def test_help_does_not_import_slow_modules() -> None:
     done = command("--help", environ={"PYTHONPROFILEIMPORTTIME": "1"})
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "typer" in imported
     assert not imported & {"trio", "pydantic", "structlog", "prometheus_client", "hypercorn"}
 
 
-def test_version_says_which_pump_runs_and_why() -> None:
+def test_version_shows_the_pump_and_the_reason() -> None:
     assert command("--version").stdout == f"vsockproxy {__version__}\n"
     first, python, pump = command("version").stdout.splitlines()
     assert first == f"vsockproxy {__version__}"
@@ -117,7 +60,7 @@ def test_version_says_which_pump_runs_and_why() -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_knows_the_commands(shell: str) -> None:
+def test_completion_offers_the_commands(shell: str) -> None:
     words = {
         "_VSOCKPROXY_COMPLETE": f"complete_{shell}",
         "COMP_WORDS": "vsockproxy ",
@@ -144,7 +87,7 @@ def test_completion_knows_the_commands(shell: str) -> None:
     ],
     ids=" ".join,
 )
-def test_a_wrong_command_line_is_status_2(arguments: tuple[str, ...]) -> None:
+def test_a_wrong_command_line_exits_with_status_2(arguments: tuple[str, ...]) -> None:
     done = command(*arguments)
     assert done.returncode == 2
     assert "Usage: " in done.stderr + done.stdout
@@ -164,7 +107,7 @@ def test_a_wrong_command_line_is_status_2(arguments: tuple[str, ...]) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_a_wrong_address_or_setting_is_status_2_and_quoted(
+def test_a_wrong_address_or_setting_exits_with_status_2_and_is_quoted(
     arguments: tuple[str, ...], quoted: str
 ) -> None:
     done = command(*arguments)
@@ -176,7 +119,9 @@ def test_a_wrong_address_or_setting_is_status_2_and_quoted(
 # --- check --------------------------------------------------------------------------------
 
 
-def test_check_shows_a_line_for_each_route_however_long(write: Write, tmp_path: Path) -> None:
+def test_check_shows_each_route_on_one_line_without_a_terminal(
+    write: Write, tmp_path: Path
+) -> None:
     path = f"/run/{'x' * 80}"
     more = (
         f'"127.0.0.1:81" = "vsock-mux:{path}:80"\n"[::]:82" = "3:80"\n'
@@ -205,7 +150,7 @@ def test_check_fits_a_terminal_of_80_columns(write: Write) -> None:
 
 
 def on_a_terminal(*arguments: str) -> str:
-    """What a command writes to a terminal of 80 columns."""
+    """Return the output of a command on a terminal of 80 columns."""
     master, slave = os.openpty()
     try:
         environ = {"TERM": "dumb", "COLUMNS": "80"}
@@ -226,7 +171,7 @@ def test_check_shows_every_error_and_no_route(write: Write) -> None:
         assert quoted in done.stderr
 
 
-def test_a_file_that_is_not_there_is_status_2() -> None:
+def test_a_missing_file_exits_with_status_2() -> None:
     for name in ("check", "run"):
         option = ("--config",) if name == "run" else ()
         done = command(name, *option, "/nowhere/at-all.toml")
@@ -244,14 +189,16 @@ def test_every_file_in_config_passes_check(file: Path) -> None:
     assert command("check", file).returncode == 0
 
 
-def test_a_full_disk_behind_standard_output_is_a_sentence(write: Write, full: int) -> None:
+def test_standard_output_on_a_full_disk_is_an_error_without_a_traceback(
+    write: Write, full: int
+) -> None:
     for arguments in (("version",), ("--help",), ("check", write())):
         done = command(*arguments, stdout=full)
         assert done.returncode == 1
         assert "No space left on device" in done.stderr
 
 
-def test_a_reader_that_has_gone_is_no_traceback(write: Write) -> None:
+def test_a_closed_pipe_as_standard_output_is_status_1_without_a_traceback(write: Write) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = command("check", write(), stdout=writer)
@@ -261,7 +208,7 @@ def test_a_reader_that_has_gone_is_no_traceback(write: Write) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("version",), ("check", "config/demo.toml")])
-def test_closed_standard_streams_are_no_error(arguments: tuple[str, ...]) -> None:
+def test_closed_standard_streams_are_not_an_error(arguments: tuple[str, ...]) -> None:
     shell = ["sh", "-c", 'exec "$0" -m vsockproxy "$@" >&- 2>&-', sys.executable, *arguments]
     assert subprocess.run(shell, env=environment(), cwd=REPOSITORY, check=False).returncode == 0
 
@@ -269,7 +216,7 @@ def test_closed_standard_streams_are_no_error(arguments: tuple[str, ...]) -> Non
 # --- which file ---------------------------------------------------------------------------
 
 
-def test_run_without_a_file_names_every_place_it_looked_at() -> None:
+def test_run_without_a_file_names_every_place_of_a_configuration() -> None:
     done = command("run")
     assert done.returncode == 2
     variables = ("$VSOCKPROXY_CONFIG", "$VSOCKPROXY_FORWARD")
@@ -277,7 +224,7 @@ def test_run_without_a_file_names_every_place_it_looked_at() -> None:
         assert place in done.stderr
 
 
-def test_check_without_a_file_takes_what_run_takes(write: Write) -> None:
+def test_check_without_a_file_uses_the_configuration_of_run(write: Write) -> None:
     named = command("check", environ={"VSOCKPROXY_CONFIG": str(write())})
     asked = command("check", "-c", write())
     assert named.stdout == asked.stdout == command("check", write()).stdout
@@ -286,13 +233,15 @@ def test_check_without_a_file_takes_what_run_takes(write: Write) -> None:
     assert command("check").stderr == command("run").stderr
 
 
-def test_a_file_that_may_not_be_read_says_what_to_do() -> None:
+def test_an_unreadable_file_is_an_error_with_a_remedy() -> None:
     with open_folder() as folder:
         file = folder / "x.toml"
         file.touch()
         for arguments in (("check", str(file)), ("run", "-c", str(file))):
             file.chmod(0o644)
-            CliRunner().invoke(app, arguments)  # what it imports an ordinary user may not read
+            CliRunner().invoke(
+                app, arguments
+            )  # imports the modules, which an ordinary user cannot read
             file.chmod(0o000)
             with as_ordinary_user():
                 done = CliRunner().invoke(app, arguments)
@@ -300,7 +249,7 @@ def test_a_file_that_may_not_be_read_says_what_to_do() -> None:
             assert "x.toml: this user may not read it: check its mode" in done.stderr
 
 
-def test_the_first_place_with_a_file_is_taken(tmp_path: Path) -> None:
+def test_the_first_existing_default_file_is_used(tmp_path: Path) -> None:
     toml, yaml = tmp_path / "config.toml", tmp_path / "config.yaml"
     yaml.touch()
     assert default_file((toml, yaml)) == yaml
@@ -316,147 +265,4 @@ async def test_the_environment_names_the_file(write: Write, tcp: socket.socket) 
     async with daemon("run", sockets={"web": tcp}, environ=environ) as running:
         ready = await running.wait_for("ready")
         assert ready["config"] == environ["VSOCKPROXY_CONFIG"]
-        assert await running.stop() == 0
-
-
-# --- the daemon's life --------------------------------------------------------------------
-
-
-async def started(
-    running: Daemon, tcp: socket.socket, target: socket.socket
-) -> tuple[trio.SocketStream, trio.SocketStream]:
-    """A connection through a daemon that has just started."""
-    await running.wait_for("ready")
-    client = await connect(tcp)
-    server = await accept(target)
-    await client.send_all(b"x")
-    assert await server.receive_some() == b"x"
-    return client, server
-
-
-async def test_a_connection_is_relayed_logged_and_drained(
-    write: Write, tcp: socket.socket, target: socket.socket
-) -> None:
-    async with daemon("run", "-c", write(), sockets={"web": tcp}) as running:
-        client, server = await started(running, tcp, target)
-        running.send_signal(signal.SIGTERM)
-        await running.wait_for("draining", connections=1)
-        await client.send_all(b"yz")
-        await client.send_eof()
-        assert await everything(server) == b"yz"
-        await server.send_all(b"answer")
-        await server.aclose()
-        assert await everything(client) == b"answer"
-        line = await running.wait_for("connection_closed", reason="finished")
-        assert (line["upstream_bytes"], line["downstream_bytes"]) == ("3", "6")
-        assert await running.wait() == 0
-        await running.wait_for("stopped", drained="true")
-        await client.aclose()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_second_signal_ends_at_once_with_status_1(
-    write: Write, tcp: socket.socket, target: socket.socket, number: signal.Signals
-) -> None:
-    async with daemon("run", "-c", write(), sockets={"web": tcp}) as running:
-        client, server = await started(running, tcp, target)
-        running.send_signal(number)
-        await running.wait_for("draining")
-        running.send_signal(number)
-        assert await running.wait() == 1
-        await running.wait_for("connection_closed", reason="shutdown")
-        with pytest.raises(trio.BrokenResourceError):
-            await everything(client)
-        await client.aclose()
-        await server.aclose()
-
-
-async def test_a_drain_that_takes_too_long_is_status_1(
-    write: Write, tcp: socket.socket, target: socket.socket
-) -> None:
-    file = write('[defaults]\ndrain_timeout = "50ms"\n')
-    async with daemon("run", "-c", file, sockets={"web": tcp}) as running:
-        client, server = await started(running, tcp, target)
-        assert await running.stop() == 1
-        await running.wait_for("connection_closed", reason="drained")
-        await client.aclose()
-        await server.aclose()
-
-
-async def test_metrics_are_served_on_a_socket_that_is_handed_in(
-    write: Write, tcp: socket.socket
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as metrics:
-        file = write('[metrics]\nlisten = "fd:metrics"\n')
-        sockets = {"web": tcp, "metrics": metrics}
-        async with daemon("run", "-c", file, sockets=sockets) as running:
-            await running.wait_for("ready")
-            scraper = await connect(metrics)
-            await scraper.send_all(REQUEST)
-            answer = await everything(scraper)
-            await scraper.aclose()
-            assert await running.stop() == 0
-    assert b'vsockproxy_connections_total{route="fd:web"} 0.0' in answer
-    assert b"process_resident_memory_bytes" in answer
-
-
-async def test_forward_relays_without_a_file(tcp: socket.socket, target: socket.socket) -> None:
-    arguments = ("forward", "fd:web", f"unix:{target.getsockname()}", "--log-level", "debug")
-    async with daemon(*arguments, sockets={"web": tcp}) as running:
-        client, server = await started(running, tcp, target)
-        await client.aclose()
-        await server.aclose()
-        await running.wait_for("connection_closed")
-        assert await running.stop() == 0
-        await running.wait_for("listening", owner="route fd:web")
-
-
-async def test_forward_takes_relative_paths_from_the_shells_folder_on(
-    tcp: socket.socket, target: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    arguments = ("forward", "fd:web", "unix:target", "--metrics", "unix:metrics")
-    async with daemon(*arguments, sockets={"web": tcp}) as running:
-        client, server = await started(running, tcp, target)
-        await client.aclose()
-        await server.aclose()
-        end = await running.wait_for("connection_closed")
-        assert end["target"] == f"unix:{tmp_path}/target"
-        assert (tmp_path / "metrics").is_socket()
-        assert await running.stop() == 0
-
-
-@pytest.mark.parametrize("listener", ["route", "metrics"])
-def test_a_port_that_is_taken_is_status_1_and_named(
-    tcp: socket.socket, tmp_path: Path, listener: str
-) -> None:
-    taken = f"127.0.0.1:{tcp.getsockname()[1]}"
-    mine = tmp_path / "mine"
-    done = command(
-        "forward",
-        *(f"unix:{mine}", "3:80"),
-        *((taken, "3:81") if listener == "route" else ("--metrics", taken)),
-    )
-    assert done.returncode == 1
-    owner = f"route {taken}" if listener == "route" else "metrics"
-    assert f"vsockproxy: {owner}: cannot listen tcp:{taken}: another process" in done.stderr
-    assert not mine.exists()
-
-
-def test_a_socket_that_nobody_hands_in_is_status_1(write: Write) -> None:
-    done = command("run", "-c", write())
-    assert done.returncode == 1
-    assert "vsockproxy: route fd:web: cannot listen fd:web: " in done.stderr
-
-
-async def test_a_log_on_a_full_disk_leaves_the_daemon_serving(
-    write: Write, tcp: socket.socket, target: socket.socket, full: int
-) -> None:
-    async with daemon("run", "-c", write(), sockets={"web": tcp}, log=full) as running:
-        client = await connect(tcp)  # it waits in the backlog until the daemon is ready
-        server = await accept(target)
-        await client.send_all(b"x")
-        assert await server.receive_some() == b"x"
-        await client.aclose()
-        await server.aclose()
         assert await running.stop() == 0

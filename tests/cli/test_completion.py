@@ -1,4 +1,4 @@
-"""Completion as the shells themselves do it, with the script that the program prints."""
+"""Completion in real shells, with the script that the program prints."""
 
 import os
 import shutil
@@ -59,7 +59,7 @@ def test_a_command_and_its_options_are_completed(shell: str, script: str, tmp_pa
     assert "--root" in completed(shell, script.format(words="doctor --"), tmp_path)
 
 
-async def test_a_routes_name_is_completed_by_asking_the_daemon(tmp_path: Path) -> None:
+async def test_a_routes_name_is_completed_from_the_running_daemon(tmp_path: Path) -> None:
     async with steered(tmp_path, "web", "web-2", "db") as running:
         environ = {"VSOCKPROXY_ADMIN": str(running.socket)}
         complete = partial(completed, "bash", tmp_path=tmp_path, environ=environ)
@@ -69,6 +69,6 @@ async def test_a_routes_name_is_completed_by_asking_the_daemon(tmp_path: Path) -
     assert option == ["db"]
 
 
-def test_without_a_daemon_there_is_nothing_to_complete(tmp_path: Path) -> None:
+def test_without_a_daemon_no_route_is_completed(tmp_path: Path) -> None:
     environ = {"VSOCKPROXY_ADMIN": str(tmp_path / "none")}
     assert completed("bash", BASH.format(words="drain w"), tmp_path, environ) == [""]

@@ -51,7 +51,7 @@ async def everything(stream: trio.abc.ReceiveStream) -> bytes:
     return b"".join([bytes(piece) async for piece in stream])
 
 
-async def test_port_80_answers_a_request_with_what_was_asked(guest: Path) -> None:
+async def test_port_80_answers_with_the_request(guest: Path) -> None:
     async with connected(guest, 80) as stream:
         await stream.send_all(GET)
         await stream.send_eof()
@@ -63,7 +63,7 @@ async def test_port_80_answers_a_request_with_what_was_asked(guest: Path) -> Non
     assert f"Content-Length: {len(page)}".encode() in head
 
 
-async def test_a_client_that_has_half_closed_still_gets_its_answer(guest: Path) -> None:
+async def test_a_client_that_has_half_closed_gets_its_answer(guest: Path) -> None:
     async with connected(guest, 80) as stream:
         await stream.send_all(GET + GET)
         await stream.send_eof()
@@ -71,7 +71,7 @@ async def test_a_client_that_has_half_closed_still_gets_its_answer(guest: Path) 
     assert answer.count(b"HTTP/1.1 200 OK") == 2
 
 
-async def test_an_open_connection_takes_another_request(guest: Path) -> None:
+async def test_an_open_connection_accepts_another_request(guest: Path) -> None:
     async with connected(guest, 80) as stream:
         for _ in range(2):
             await stream.send_all(GET)
@@ -94,14 +94,14 @@ async def test_every_method_is_answered(guest: Path, method: str) -> None:
     assert answer.endswith(b"\r\n\r\n") == (method == "HEAD")
 
 
-async def test_nonsense_is_answered_with_400(guest: Path) -> None:
+async def test_a_malformed_request_is_answered_with_400(guest: Path) -> None:
     async with connected(guest, 80) as stream:
         await stream.send_all(b"hello\r\n\r\n")
         assert (await everything(stream)).startswith(b"HTTP/1.1 400 Bad Request")
 
 
 async def raw_exchange(path: Path, *pieces: bytes) -> bytes:
-    """What the guest's socket says to these bytes, and then to an end."""
+    """Return the answer of the guest's socket to these bytes and an EOF."""
     stream = await trio.open_unix_socket(path)
     async with stream:
         for piece in pieces:
@@ -111,13 +111,13 @@ async def raw_exchange(path: Path, *pieces: bytes) -> bytes:
         return await everything(stream)
 
 
-async def test_ok_has_a_number_from_2_to_the_30_up_and_each_its_own(guest: Path) -> None:
+async def test_each_ok_has_another_number_from_2_to_the_30_up(guest: Path) -> None:
     first = await raw_exchange(guest, b"CONNECT 80\n")
     second = await raw_exchange(guest, b"CONNECT 80\n")
     assert (mux.parse_reply(first), mux.parse_reply(second)) == (2**30, 2**30 + 1)
 
 
-async def test_what_follows_the_command_belongs_to_the_service(guest: Path) -> None:
+async def test_bytes_after_the_command_reach_the_service(guest: Path) -> None:
     reply = await raw_exchange(guest, b"CONN", b"ECT 80\n" + GET)
     assert reply.startswith(b"OK 1073741824\nHTTP/1.1 200 OK")
 
@@ -125,7 +125,9 @@ async def test_what_follows_the_command_belongs_to_the_service(guest: Path) -> N
 @pytest.mark.parametrize(
     "line", [b"CONNECT 81\n", b"CONNECT x\n", b"HELLO\n", b"", b"CONNECT 80", b"A" * 1000]
 )
-async def test_whatever_is_refused_is_closed_without_a_word(guest: Path, line: bytes) -> None:
+async def test_a_refused_or_malformed_command_is_closed_without_an_answer(
+    guest: Path, line: bytes
+) -> None:
     try:
         assert await raw_exchange(guest, line) == b""
     except trio.BrokenResourceError:
@@ -133,7 +135,7 @@ async def test_whatever_is_refused_is_closed_without_a_word(guest: Path, line: b
     assert (await raw_exchange(guest, b"CONNECT 80\n")).startswith(b"OK ")
 
 
-async def test_the_sockets_file_goes_with_the_guest(path: Path) -> None:
+async def test_the_socket_is_removed_with_the_guest(path: Path) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(demo.serve_guest, path)
         assert await trio.Path(path).is_socket()
@@ -141,7 +143,7 @@ async def test_the_sockets_file_goes_with_the_guest(path: Path) -> None:
     assert not await trio.Path(path).exists()
 
 
-async def test_a_file_that_is_in_the_way_stays_and_is_an_error(path: Path) -> None:
+async def test_an_existing_file_at_the_path_is_an_error_and_stays(path: Path) -> None:
     await trio.Path(path).write_text("mine")
     with pytest.RaisesGroup(ListenError, flatten_subgroups=True):
         async with demo.embedded_guests(demo.demo_config(str(path), 8080, 9490)):
@@ -168,7 +170,7 @@ def test_the_file_in_config_is_the_demos_configuration() -> None:
         ("unix:/run/web", "curl --unix-socket /run/web http://localhost/"),
     ],
 )
-def test_the_greeting_says_what_to_type(listen: str, line: str) -> None:
+def test_the_greeting_has_a_command_for_each_listener(listen: str, line: str) -> None:
     config = forward_config(
         [(listen, "vsock-mux:/guest:80")], {"metrics": {"listen": "127.0.0.1:9490"}}
     )
@@ -180,7 +182,7 @@ def test_the_greeting_says_what_to_type(listen: str, line: str) -> None:
 
 
 async def test_the_demo_answers_counts_and_ends_at_ctrl_c(tmp_path: Path) -> None:
-    """On Unix sockets, so that it needs no free port."""
+    """The listeners are Unix sockets, which need no free port."""
     web, metrics, guest = (tmp_path / name for name in ("web", "metrics", "guest"))
     file = tmp_path / "demo.toml"
     file.write_text(
@@ -189,7 +191,7 @@ async def test_the_demo_answers_counts_and_ends_at_ctrl_c(tmp_path: Path) -> Non
     )
     runtime = {"XDG_RUNTIME_DIR": str(tmp_path)}
     async with daemon("demo", "--config", file, environ=runtime) as running:
-        await running.wait_for_output("Ctrl-C ends it.")
+        await running.wait_for_output("Press Ctrl-C to end.")
         assert "    vsockproxy status\n" in running.output
         status = await trio.to_thread.run_sync(partial(command, "status", environ=runtime))
         assert f"unix:{web}" in status.stdout
@@ -207,7 +209,7 @@ async def test_the_demo_answers_counts_and_ends_at_ctrl_c(tmp_path: Path) -> Non
     assert list(await trio.Path(tmp_path, "vsockproxy").iterdir()) == []
 
 
-async def test_a_guest_that_is_broken_is_what_doctor_tells_until_it_is_mended(
+async def test_doctor_reports_a_stopped_guest_until_it_starts_again(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "demo.toml"
@@ -215,7 +217,7 @@ async def test_a_guest_that_is_broken_is_what_doctor_tells_until_it_is_mended(
     runtime = {"XDG_RUNTIME_DIR": str(tmp_path), "VSOCKPROXY_CONFIG": str(file)}
     doctor = partial(command, "doctor", environ=runtime)
     async with daemon("demo", "--config", file, environ=runtime) as running:
-        await running.wait_for_output("Ctrl-C ends it.")
+        await running.wait_for_output("Press Ctrl-C to end.")
         assert f"kill -USR1 {running.process.pid}\n" in running.output
         well = await trio.to_thread.run_sync(doctor)
         running.send_signal(signal.SIGUSR1)
@@ -226,17 +228,17 @@ async def test_a_guest_that_is_broken_is_what_doctor_tells_until_it_is_mended(
         mended = await trio.to_thread.run_sync(doctor)
         assert await running.stop() == 0
     assert (well.returncode, broken.returncode, mended.returncode) == (0, 1, 0)
-    assert "nothing is wrong" in mended.stdout
-    told = " ".join(broken.stdout.split())
-    assert "the VMM's socket does not exist -> start the VM, or correct the path" in told
-    assert "1 problem" in told
+    assert "no problems" in mended.stdout
+    output = " ".join(broken.stdout.split())
+    assert "the VMM's socket does not exist -> start the VM, or correct the path" in output
+    assert "1 problem" in output
 
 
 def sockets_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("vm-*.vsock"))
 
 
-async def test_a_guest_that_starts_again_elsewhere_is_reached_without_a_reload(
+async def test_a_guest_restarted_at_another_path_is_reached_without_a_reload(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "demo.toml"
@@ -245,7 +247,7 @@ async def test_a_guest_that_starts_again_elsewhere_is_reached_without_a_reload(
     file.write_text(text.replace("8080 =", f'"unix:{tmp_path}/web" ='))
     runtime = {"XDG_RUNTIME_DIR": str(tmp_path)}
     async with daemon("demo", "--config", file, environ=runtime) as running:
-        await running.wait_for_output("Ctrl-C ends it.")
+        await running.wait_for_output("Press Ctrl-C to end.")
         assert "port 80" in await get(tmp_path / "web", "/")
         first = sockets_in(tmp_path)
         for event in ("guest_stopped", "guest_started"):
@@ -258,7 +260,7 @@ async def test_a_guest_that_starts_again_elsewhere_is_reached_without_a_reload(
         assert await running.stop() == 0
 
 
-async def test_a_request_waits_for_a_guest_that_boots_late(tmp_path: Path) -> None:
+async def test_a_client_is_held_until_a_delayed_guest_starts(tmp_path: Path) -> None:
     file = tmp_path / "demo.toml"
     file.write_text(
         f'forward."unix:{tmp_path}/web" = "vsock-mux:{tmp_path}/guest:80"\n'
@@ -267,8 +269,8 @@ async def test_a_request_waits_for_a_guest_that_boots_late(tmp_path: Path) -> No
     runtime = {"XDG_RUNTIME_DIR": str(tmp_path)}
     arguments = ("demo", "--boot-delay", "700ms", "--config", file)
     async with daemon(*arguments, environ=runtime) as running:
-        await running.wait_for_output("Ctrl-C ends it.")
-        assert "The guest boots for 0.7 s" in running.output
+        await running.wait_for_output("Press Ctrl-C to end.")
+        assert "The guest starts in 0.7 s" in running.output
         assert "port 80" in await get(tmp_path / "web", "/")
         await running.wait_for("target_down", reason="not_found")
         await running.wait_for("guest_started")
@@ -278,15 +280,15 @@ async def test_a_request_waits_for_a_guest_that_boots_late(tmp_path: Path) -> No
         assert await running.stop() == 0
 
 
-def test_a_late_guests_demo_has_clients_wait_longer_than_it_boots() -> None:
+def test_the_demo_sets_wait_for_guest() -> None:
     [route] = demo.demo_config("/guest", 8080, 9490, 35.0).routes
     assert route.policy.wait_for_guest == 35.0
 
 
-def test_a_delay_that_is_none_is_said() -> None:
+def test_a_boot_delay_that_is_not_a_duration_is_an_error() -> None:
     done = command("demo", "--boot-delay", "soon")
     assert done.returncode == 2
-    assert "'soon' is no duration" in done.stderr
+    assert "--boot-delay: 'soon' is " in done.stderr
 
 
 async def get(path: Path, target: str) -> str:
@@ -295,15 +297,15 @@ async def get(path: Path, target: str) -> str:
         return (await client.get(f"http://localhost{target}")).text
 
 
-async def test_a_second_demo_has_its_socket_elsewhere_and_says_where(tmp_path: Path) -> None:
+async def test_a_second_demo_has_another_control_socket_and_prints_its_path(tmp_path: Path) -> None:
     runtime = {"XDG_RUNTIME_DIR": str(tmp_path)}
     for name in ("first", "other"):
         route = f'forward."unix:{tmp_path}/{name}" = "vsock-mux:{tmp_path}/{name}-guest:80"'
         (tmp_path / f"{name}.toml").write_text(route)
     async with daemon("demo", "--config", tmp_path / "first.toml", environ=runtime) as first:
-        await first.wait_for_output("Ctrl-C ends it.")
+        await first.wait_for_output("Press Ctrl-C to end.")
         async with daemon("demo", "--config", tmp_path / "other.toml", environ=runtime) as other:
-            await other.wait_for_output("Ctrl-C ends it.")
+            await other.wait_for_output("Press Ctrl-C to end.")
             [place] = re.findall(r"vsockproxy status --socket (\S+)\n", other.output)
             asked = partial(command, "status", "--socket", place)
             status = await trio.to_thread.run_sync(asked)
@@ -312,7 +314,7 @@ async def test_a_second_demo_has_its_socket_elsewhere_and_says_where(tmp_path: P
         await first.stop()
 
 
-def test_a_port_that_is_taken_is_said_with_the_way_out(tmp_path: Path) -> None:
+def test_the_error_of_a_port_in_use_names_the_options_for_other_ports(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = command("demo", "--port", str(port), environ={"XDG_RUNTIME_DIR": str(tmp_path)})

@@ -1,4 +1,4 @@
-"""The man pages: made from what stands here now, and pages that man can show."""
+"""The man pages: up to date with their sources, complete, and accepted by man and groff."""
 
 import shutil
 import subprocess
@@ -25,7 +25,7 @@ def test_the_pages_are_up_to_date(file: Path) -> None:
     assert file.read_text() == PAGES[file], f"{file.name} is behind: make man"
 
 
-def test_every_command_and_exit_status_has_its_place() -> None:
+def test_every_command_and_exit_status_is_in_the_page() -> None:
     page = (PAGES[NAMES[0]]).replace("\\-", "-")
     for name in COMMANDS:
         assert f'.SS "{name}"' in page
@@ -43,7 +43,7 @@ def test_every_key_of_every_table_is_a_term() -> None:
 
 @pytest.mark.parametrize("file", NAMES, ids=lambda file: file.name)
 @pytest.mark.skipif(not shutil.which("groff"), reason="apt install groff-base")
-def test_groff_has_no_complaint(file: Path) -> None:
+def test_groff_prints_no_warning(file: Path) -> None:
     done = subprocess.run(
         ["groff", "-ww", "-man", "-z", "-Tutf8", file], capture_output=True, text=True, check=True
     )
@@ -52,7 +52,7 @@ def test_groff_has_no_complaint(file: Path) -> None:
 
 @pytest.mark.parametrize("file", NAMES, ids=lambda file: file.name)
 @pytest.mark.skipif(not shutil.which("man"), reason="apt install man-db")
-def test_man_shows_them_without_a_warning(file: Path) -> None:
+def test_man_prints_no_warning(file: Path) -> None:
     done = subprocess.run(
         ["man", "--warnings", "-P", "cat", "-l", file],
         capture_output=True,
@@ -64,19 +64,19 @@ def test_man_shows_them_without_a_warning(file: Path) -> None:
     assert "SEE ALSO" in done.stdout
 
 
-def test_what_is_to_be_copied_keeps_its_signs() -> None:
+def test_text_to_copy_keeps_its_characters() -> None:
     assert shown("use `a-b ~^'\\`, not a-b") == [
         ".PP",
         r"use \fBa\-b \(ti\(ha\(aq\e\fR, not a-b",
     ]
 
 
-def test_a_line_that_looks_like_a_request_is_none() -> None:
+def test_a_line_that_looks_like_a_request_is_escaped() -> None:
     assert shown(".TH is no request") == [".PP", r"\&.TH is no request"]
     assert shown("    'quoted'")[-3] == r"\(aqquoted\(aq"
 
 
-def test_a_table_becomes_terms() -> None:
+def test_a_table_becomes_a_list_of_terms() -> None:
     table = "| key | type | meaning |\n|---|---|---|\n| `a` | text | What `b` is |\n| `c` | - | d |"
     assert shown(table) == [
         *(".TP", r"\fBa\fR", r"What \fBb\fR is", ".IP", "type: text"),
@@ -84,7 +84,7 @@ def test_a_table_becomes_terms() -> None:
     ]
 
 
-def test_a_link_is_its_text_and_a_list_has_bullets() -> None:
+def test_a_link_becomes_its_text_and_a_list_has_bullets() -> None:
     assert shown("- see [the `page`](page.md)\n  here\n- **b**") == [
         *(".TP", r"\(bu", r"see the \fBpage\fR here"),
         *(".TP", r"\(bu", r"\fBb\fR"),

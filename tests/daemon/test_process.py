@@ -15,7 +15,7 @@ import trio
 
 from tests.daemon_process import daemon
 from tests.fake_services import echo, mux_server
-from tests.fake_systemd import Manager, manager
+from tests.fake_systemd import FakeSystemd, fake_systemd
 from tests.sockets import stream
 from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint
 from vsockproxy.config.settings import Config, Policy, Route
@@ -28,9 +28,9 @@ WATCHDOG_USEC = 200_000
 
 
 @pytest.fixture
-def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSystemd]:
     """A fake systemd with a short watchdog interval, for this process and its children."""
-    with manager(tmp_path / "notify") as running:
+    with fake_systemd(tmp_path / "notify") as running:
         running.environ["WATCHDOG_USEC"] = str(WATCHDOG_USEC)
         for name, value in running.environ.items():
             monkeypatch.setenv(name, value)
@@ -71,7 +71,7 @@ async def service(config: Config, load: Load = None) -> AsyncIterator[None]:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def client_of(systemd: Manager) -> trio.SocketStream:
+async def client_of(systemd: FakeSystemd) -> trio.SocketStream:
     """Connect a client to the first listener that the fd store was given."""
     [file] = (await systemd.wait_for(FDSTORE="1")).files
     with socket.socket(fileno=os.dup(file)) as listener:
@@ -83,7 +83,9 @@ async def client_of(systemd: Manager) -> trio.SocketStream:
 # ---- states ----
 
 
-async def test_ready_is_sent_once_every_route_listens(systemd: Manager, guest: MuxEndpoint) -> None:
+async def test_ready_is_sent_once_every_route_listens(
+    systemd: FakeSystemd, guest: MuxEndpoint
+) -> None:
     async with service(configuration(guest, "echo")):
         async with await client_of(systemd) as client:
             await client.send_all(b"x")
@@ -92,7 +94,9 @@ async def test_ready_is_sent_once_every_route_listens(systemd: Manager, guest: M
         assert (await systemd.wait_for()).fields == {"READY": "1"}
 
 
-async def test_a_daemon_that_cannot_listen_sends_no_ready(systemd: Manager, tmp_path: Path) -> None:
+async def test_a_daemon_that_cannot_listen_sends_no_ready(
+    systemd: FakeSystemd, tmp_path: Path
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = f"127.0.0.1:{other.getsockname()[1]}"
         async with daemon("forward", taken, f"unix:{tmp_path}/x") as running:
@@ -101,7 +105,7 @@ async def test_a_daemon_that_cannot_listen_sends_no_ready(systemd: Manager, tmp_
         systemd.receive()
 
 
-async def test_the_status_follows_the_connections(systemd: Manager, guest: MuxEndpoint) -> None:
+async def test_the_status_follows_the_connections(systemd: FakeSystemd, guest: MuxEndpoint) -> None:
     async with service(configuration(guest, "echo")):
         async with await client_of(systemd):
             await systemd.wait_for(STATUS="1 route, 1 live connection")
@@ -109,7 +113,7 @@ async def test_the_status_follows_the_connections(systemd: Manager, guest: MuxEn
 
 
 async def test_the_watchdog_is_fed_within_its_interval(
-    systemd: Manager, guest: MuxEndpoint
+    systemd: FakeSystemd, guest: MuxEndpoint
 ) -> None:
     async with service(configuration(guest, "echo")):
         await systemd.wait_for(WATCHDOG="1")
@@ -119,7 +123,7 @@ async def test_the_watchdog_is_fed_within_its_interval(
 
 
 async def test_the_status_is_sent_without_a_watchdog(
-    systemd: Manager, guest: MuxEndpoint, monkeypatch: pytest.MonkeyPatch
+    systemd: FakeSystemd, guest: MuxEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WATCHDOG_USEC")
     async with service(configuration(guest, "echo")):
@@ -127,7 +131,7 @@ async def test_the_status_is_sent_without_a_watchdog(
 
 
 async def test_a_stop_is_sent_and_extends_the_timeout_until_the_last_connection_ends(
-    systemd: Manager, guest: MuxEndpoint
+    systemd: FakeSystemd, guest: MuxEndpoint
 ) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(run, configuration(guest, "echo"))
@@ -138,14 +142,14 @@ async def test_a_stop_is_sent_and_extends_the_timeout_until_the_last_connection_
             await systemd.wait_for(STOPPING="1")
             await systemd.wait_for(STATUS="draining, 1 live connection")
             for _ in range(3):
-                await systemd.wait_for_word("EXTEND_TIMEOUT_USEC")
+                await systemd.wait_for_key("EXTEND_TIMEOUT_USEC")
 
 
 # ---- reload ----
 
 
 async def test_sighup_reloads_between_reloading_and_ready(
-    systemd: Manager, guest: MuxEndpoint
+    systemd: FakeSystemd, guest: MuxEndpoint
 ) -> None:
     other = TcpEndpoint("localhost", 0)
     two = Config((*configuration(guest, "echo").routes, Route("more", other, guest)))
@@ -159,7 +163,7 @@ async def test_sighup_reloads_between_reloading_and_ready(
 
 
 async def test_a_failed_reload_logs_every_problem_and_sends_ready(
-    systemd: Manager, guest: MuxEndpoint, logged: list[structlog.typing.EventDict]
+    systemd: FakeSystemd, guest: MuxEndpoint, logged: list[structlog.typing.EventDict]
 ) -> None:
     config = configuration(guest, "echo")
     answers: list[Config | ConfigError] = [
@@ -200,7 +204,7 @@ async def test_sighup_ends_a_daemon_without_a_file(tmp_path: Path) -> None:
 
 
 async def test_a_restored_socket_serves_its_route_and_stays_in_the_fd_store(
-    systemd: Manager, guest: MuxEndpoint
+    systemd: FakeSystemd, guest: MuxEndpoint
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as kept:
         port = kept.getsockname()[1]
@@ -218,7 +222,7 @@ async def test_a_restored_socket_serves_its_route_and_stays_in_the_fd_store(
 
 
 async def test_a_restored_socket_without_a_route_is_discarded(
-    systemd: Manager, guest: MuxEndpoint, tmp_path: Path
+    systemd: FakeSystemd, guest: MuxEndpoint, tmp_path: Path
 ) -> None:
     kept = socket.create_server(("127.0.0.1", 0))
     address = kept.getsockname()
@@ -246,7 +250,7 @@ async def test_an_unused_inherited_socket_is_logged(guest: MuxEndpoint) -> None:
             assert not [line for line in running.lines if "unused_socket name=web" in line]
 
 
-def _all(systemd: Manager) -> list[dict[str, str]]:
+def _all(systemd: FakeSystemd) -> list[dict[str, str]]:
     """Return every message that is queued."""
     told: list[dict[str, str]] = []
     try:

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from vsockproxy.config.load import forward_config
+from vsockproxy.config.settings import Config
+
 KERNEL: Final = "6.1.0-test"
 
 HOST: Final[dict[str, str]] = {
@@ -54,9 +57,17 @@ GUEST: Final[dict[str, str]] = HOST | {
 
 
 def machine_tree(folder: Path, files: Mapping[str, str]) -> Path:
-    """A folder with these files, to be looked at as a root."""
+    """Create these files below a folder and return it."""
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return folder
+
+
+CONFINED: dict[str, str] = {"proc/self/status": "Uid:\t1 1 1 1\nSeccomp:\t2\nNoNewPrivs:\t1\n"}
+
+
+def routes(*pairs: str, **tables: object) -> Config:
+    """Return a configuration of pairs of addresses, and further tables."""
+    return forward_config(list(zip(pairs[::2], pairs[1::2], strict=True)), tables)  # type: ignore[arg-type] # plain values

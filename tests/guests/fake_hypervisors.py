@@ -1,4 +1,4 @@
-"""Those who know the CIDs of VMs, for tests: each speaks its documented protocol over a socket."""
+"""Fakes of QEMU's monitor, systemd-machined and Incus; each speaks its protocol over a socket."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ import trio
 
 from tests.fake_services import unix_listener
 
-Talk = Callable[[trio.SocketStream], Awaitable[None]]
+Serve = Callable[[trio.SocketStream], Awaitable[None]]
 
 QMP_GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2}}, "capabilities": ["oob"]}}
 
 
 @asynccontextmanager
-async def talking(path: Path, talk: Talk) -> AsyncIterator[None]:
-    """A Unix socket at ``path``, where ``talk`` serves each client, one at a time as QEMU does."""
+async def fake_server(path: Path, serve_client: Serve) -> AsyncIterator[None]:
+    """Run a server at ``path`` that serves one client at a time, as QEMU does."""
 
     async def serve(sock: trio.socket.SocketType) -> None:
         while True:
             client, _ = await sock.accept()
             async with trio.SocketStream(client) as stream:
                 try:
-                    await talk(stream)
+                    await serve_client(stream)
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     continue
 
@@ -43,32 +43,32 @@ async def talking(path: Path, talk: Talk) -> AsyncIterator[None]:
 
 
 async def documents(stream: trio.SocketStream, end: bytes) -> AsyncIterator[dict[str, Any]]:
-    """What a client says, until it goes."""
-    heard = b""
+    """Yield the documents that a client sends until it closes the connection."""
+    received = b""
     async for piece in stream:
-        *whole, heard = (heard + piece).split(end)
+        *whole, received = (received + piece).split(end)
         for text in whole:
             yield json.loads(text)
 
 
-def says_once(data: bytes) -> Talk:
-    """A peer that says one thing, whatever it is asked, and waits for the client to go."""
+def fake_answer(data: bytes) -> Serve:
+    """Return a server that sends ``data`` and waits for the client to close the connection."""
 
-    async def talk(stream: trio.SocketStream) -> None:
+    async def serve(stream: trio.SocketStream) -> None:
         await stream.send_all(data)
         async for _ in stream:
             pass
 
-    return talk
+    return serve
 
 
-async def says_nothing(stream: trio.SocketStream) -> None:
-    """A monitor that has another client: it takes the connection and no notice of it."""
+async def fake_busy_monitor(stream: trio.SocketStream) -> None:
+    """Accept the connection and do nothing, as QEMU does while it serves another client."""
     await trio.sleep_forever()
 
 
-class Monitor:
-    """QEMU's: a greeting, capabilities, then qom-list and qom-get on a tree of objects.
+class FakeQemuMonitor:
+    """QEMU's monitor: a greeting, capabilities, then qom-list and qom-get on a tree of objects.
 
     Attributes:
       tree: type and properties of each device, by its path.
@@ -78,13 +78,13 @@ class Monitor:
         self.tree = dict(tree)
         self._negotiated = False
 
-    async def talk(self, stream: trio.SocketStream) -> None:
-        """Serve one client; an event comes before each answer."""
+    async def serve(self, stream: trio.SocketStream) -> None:
+        """Serve one client; send an event before each answer."""
         self._negotiated = False
-        await self._say(stream, QMP_GREETING)
+        await self._send(stream, QMP_GREETING)
         async for request in documents(stream, b"\n"):
-            await self._say(stream, {"event": "RESUME", "timestamp": {"seconds": 1}})
-            await self._say(stream, self._answer(request))
+            await self._send(stream, {"event": "RESUME", "timestamp": {"seconds": 1}})
+            await self._send(stream, self._answer(request))
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         command, arguments = request["execute"], request.get("arguments", {})
@@ -105,12 +105,12 @@ class Monitor:
         }
 
     @staticmethod
-    async def _say(stream: trio.SocketStream, document: dict[str, Any]) -> None:
+    async def _send(stream: trio.SocketStream, document: dict[str, Any]) -> None:
         await stream.send_all(json.dumps(document).encode() + b"\r\n")
 
 
-def machined(machines: Mapping[str, Mapping[str, Any]]) -> Talk:
-    """systemd-machined's ``io.systemd.Machine.List``, by name or, with ``more``, all of them."""
+def fake_machined(machines: Mapping[str, Mapping[str, Any]]) -> Serve:
+    """Return a fake ``io.systemd.Machine.List``: one machine by name or, with ``more``, all."""
 
     def replies(request: dict[str, Any]) -> list[dict[str, Any]]:
         assert request["method"] == "io.systemd.Machine.List"
@@ -126,17 +126,17 @@ def machined(machines: Mapping[str, Mapping[str, Any]]) -> Talk:
         found = [{"parameters": {"name": key, "class": "vm", **machines[key]}} for key in machines]
         return [*({**one, "continues": True} for one in found[:-1]), found[-1]]
 
-    async def talk(stream: trio.SocketStream) -> None:
+    async def serve(stream: trio.SocketStream) -> None:
         async for request in documents(stream, b"\0"):
             for reply in replies(request):
                 await stream.send_all(json.dumps(reply).encode() + b"\0")
 
-    return talk
+    return serve
 
 
 @contextmanager
-def incus(path: Path, instances: list[dict[str, Any]], status: int = 200) -> Iterator[None]:
-    """Incus's and LXD's REST API for instances, with their JSON around each answer."""
+def fake_incus(path: Path, instances: list[dict[str, Any]], status: int = 200) -> Iterator[None]:
+    """Run a fake of the REST API for instances of Incus and LXD while the block runs."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -145,17 +145,17 @@ def incus(path: Path, instances: list[dict[str, Any]], status: int = 200) -> Ite
             name = url.path.removeprefix("/1.0/instances").strip("/")
             project = query.get("project", ["default"])[0]
             if status != 200:
-                self._say(status, {"type": "error", "error": "Forbidden", "error_code": status})
+                self._send(status, {"type": "error", "error": "Forbidden", "error_code": status})
             elif not name:
-                self._say(200, {"type": "sync", "metadata": instances})
+                self._send(200, {"type": "sync", "metadata": instances})
             else:
                 named = [
                     one for one in instances if (one["name"], one["project"]) == (name, project)
                 ]
                 gone = {"type": "error", "error": "Instance not found", "error_code": 404}
-                self._say(200 if named else 404, {"metadata": named[0]} if named else gone)
+                self._send(200 if named else 404, {"metadata": named[0]} if named else gone)
 
-        def _say(self, code: int, document: dict[str, Any]) -> None:
+        def _send(self, code: int, document: dict[str, Any]) -> None:
             body = json.dumps(document).encode()
             self.send_response(code)
             self.send_header("Content-Type", "application/json")
@@ -183,6 +183,6 @@ def incus(path: Path, instances: list[dict[str, Any]], status: int = 200) -> Ite
 def instance(
     name: str, cid: str | None, *, status: str = "Running", kind: str = "virtual-machine"
 ) -> dict[str, Any]:
-    """An instance as the API shows it."""
+    """Return an instance in the form of the API."""
     config = {"image.os": "debian"} | ({"volatile.vsock_id": cid} if cid else {})
     return {"name": name, "project": "default", "type": kind, "status": status, "config": config}

@@ -1,4 +1,4 @@
-"""Guests that are looked for at each dial: asked once for many, remembered, found again."""
+"""The directory of guests: shared look-ups, the cache, and failures that stay separate."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vsockproxy.config.settings import Config, Policy, Route
 from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.errors import DialError
 from vsockproxy.guests.answer import GuestError
-from vsockproxy.guests.directory import REMEMBERED, Guests
+from vsockproxy.guests.directory import CACHED, Guests
 from vsockproxy.metrics import make_registry
 
 WEB_FILE = CidFile("/run/web.cid")
@@ -34,7 +34,7 @@ PATIENCE = 5.0
 
 
 class Source:
-    """Answers look-ups as the test says.
+    """A source whose answers the test sets.
 
     Attributes:
       answer: what it says to the next that asks: a CID, or words for why there is none; or how
@@ -51,7 +51,7 @@ class Source:
 
     @contextmanager
     def slow(self) -> Iterator[None]:
-        """Answer nobody before the block has ended."""
+        """Delay all answers until the end of the block."""
         self._may_answer = trio.Event()
         yield
         self._may_answer.set()
@@ -84,7 +84,7 @@ def guests(source: Source, log: CapturingLogger) -> Guests:
 
 
 async def resolve(guests: Guests, endpoint: GuestEndpoint = WEB_80) -> str:
-    """The address, or why there is none."""
+    """Return the address, or the error."""
     try:
         return str(await guests.resolve(endpoint, trio.current_time() + PATIENCE))
     except DialError as error:
@@ -95,40 +95,36 @@ def lines(log: CapturingLogger) -> list[str]:
     return [f"{call.args[0]} {call.kwargs.get('error')}" for call in log.calls]
 
 
-async def test_every_port_of_a_guest_is_found_by_one_question(
-    guests: Guests, source: Source
-) -> None:
+async def test_all_ports_of_a_guest_share_one_look_up(guests: Guests, source: Source) -> None:
     deadline = trio.current_time() + PATIENCE
     assert await guests.resolve(WEB_80, deadline) == VsockEndpoint(7, 80)
     assert await guests.resolve(GuestEndpoint("web", 22), deadline) == VsockEndpoint(7, 22)
     assert source.asked == {WEB_FILE: 1}
 
 
-async def test_to_host_is_the_guests(source: Source) -> None:
+async def test_a_found_cid_keeps_the_guests_to_host(source: Source) -> None:
     guests = Guests([Guest("web", WEB_FILE, to_host=True)], look_up=source.look_up)
     assert await resolve(guests) == "vsock:7:80,to_host"
 
 
-async def test_an_answer_is_asked_for_anew_after_a_second(
+async def test_a_guest_is_looked_up_again_after_a_second(
     guests: Guests, source: Source, autojump_clock: trio.testing.MockClock
 ) -> None:
     await resolve(guests)
     source.answer = 8
     assert await resolve(guests) == "vsock:7:80"
-    await trio.sleep(REMEMBERED)
+    await trio.sleep(CACHED)
     assert await resolve(guests) == "vsock:8:80"
 
 
-async def test_an_answer_that_led_nowhere_is_asked_for_anew_at_once(
-    guests: Guests, source: Source
-) -> None:
+async def test_a_forgotten_guest_is_looked_up_again_at_once(guests: Guests, source: Source) -> None:
     await resolve(guests)
     source.answer = 8
     guests.forget("web")
     assert await resolve(guests) == "vsock:8:80"
 
 
-async def test_clients_that_come_at_once_share_one_question(guests: Guests, source: Source) -> None:
+async def test_concurrent_clients_share_one_look_up(guests: Guests, source: Source) -> None:
     answers: list[str] = []
 
     async def client() -> None:
@@ -148,7 +144,9 @@ async def test_clients_that_come_at_once_share_one_question(guests: Guests, sour
         answers.clear()
 
 
-async def test_a_client_that_leaves_hands_its_question_on(guests: Guests, source: Source) -> None:
+async def test_a_look_up_whose_client_leaves_is_repeated_for_the_next_client(
+    guests: Guests, source: Source
+) -> None:
     async with trio.open_nursery() as nursery:
         with source.slow():
             leaving = trio.CancelScope()
@@ -167,7 +165,7 @@ async def test_a_client_that_leaves_hands_its_question_on(guests: Guests, source
     assert source.asked == {WEB_FILE: 2}
 
 
-async def test_a_source_that_hangs_is_given_up_and_holds_up_no_other_guest(
+async def test_a_source_that_hangs_times_out_and_does_not_delay_other_guests(
     guests: Guests, source: Source, autojump_clock: trio.testing.MockClock
 ) -> None:
     source.hanging.add(WEB_FILE)
@@ -183,22 +181,22 @@ async def test_a_source_that_hangs_is_given_up_and_holds_up_no_other_guest(
         assert await resolve(guests, GuestEndpoint("db", 5432)) == "vsock:7:5432"
         assert trio.current_time() == started
     assert trio.current_time() <= started + PATIENCE
-    assert words == ['guest: no answer in time about file = "/run/web.cid"'] * 3
+    assert words == ['guest: file = "/run/web.cid": the look-up timed out'] * 3
 
 
-async def test_a_client_of_little_patience_fails_no_other(
+async def test_a_client_with_an_early_deadline_does_not_fail_other_clients(
     guests: Guests, source: Source, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with trio.open_nursery() as nursery:
         with source.slow():
-            with pytest.raises(DialError, match="no answer in time"):
+            with pytest.raises(DialError, match="the look-up timed out"):
                 await guests.resolve(WEB_80, trio.current_time() + 0.1)
             nursery.start_soon(resolve, guests)
             await trio.testing.wait_all_tasks_blocked()
     assert guests.records()[0].found == Cid(7)
 
 
-async def test_a_failure_is_remembered_for_a_moment(
+async def test_a_failure_is_cached_for_a_quarter_of_a_second(
     guests: Guests, source: Source, autojump_clock: trio.testing.MockClock
 ) -> None:
     source.answer = "no VM"
@@ -217,7 +215,7 @@ async def test_a_failure_is_remembered_for_a_moment(
         (ZeroDivisionError("no sense"), "ZeroDivisionError: no sense"),
     ],
 )
-async def test_a_source_that_breaks_is_a_guest_that_is_not_found(
+async def test_a_defect_in_a_source_is_a_guest_that_is_not_found(
     guests: Guests, source: Source, log: CapturingLogger, defect: Exception, words: str
 ) -> None:
     source.answer = defect
@@ -229,7 +227,7 @@ async def test_a_source_that_breaks_is_a_guest_that_is_not_found(
     assert await resolve(guests) == "vsock:9:80"
 
 
-async def test_the_log_has_a_line_for_each_change_and_the_record_the_last_error(
+async def test_each_change_is_logged_and_the_record_has_the_last_error(
     guests: Guests, source: Source, log: CapturingLogger
 ) -> None:
     for answer in (7, 7, "no VM", "no VM", "no answer", 7):
@@ -247,20 +245,20 @@ async def test_the_log_has_a_line_for_each_change_and_the_record_the_last_error(
     assert guests.records()[0].results == {"success": 3, "failure": 3}
 
 
-async def test_a_reload_keeps_what_is_known_of_a_guest_that_stays_as_it_was(
+async def test_a_reload_keeps_the_record_of_an_unchanged_guest(
     guests: Guests, source: Source
 ) -> None:
     await resolve(guests)
-    guests.adopt((WEB, Guest("new", Cid(3))))
+    guests.reconfigure((WEB, Guest("new", Cid(3))))
     assert await resolve(guests) == "vsock:7:80"
     assert source.asked == {WEB_FILE: 1}
-    guests.adopt([Guest("web", CidFile("/run/other.cid"))])
+    guests.reconfigure([Guest("web", CidFile("/run/other.cid"))])
     assert guests.records()[0].found is None
-    guests.adopt([])
-    assert await resolve(guests) == "guest: no guest 'web' is under guests any more"
+    guests.reconfigure([])
+    assert await resolve(guests) == "guest: the guest 'web' was removed from the configuration"
 
 
-async def test_the_metrics_show_the_cid_while_it_is_known(guests: Guests, source: Source) -> None:
+async def test_the_metrics_show_a_known_cid(guests: Guests, source: Source) -> None:
     registry = make_registry(FakeDaemon(guests=guests))
     counted = partial(registry.get_sample_value, "vsockproxy_guest_resolutions_total")
     assert counted({"guest": "web", "result": "success"}) == 0
@@ -279,7 +277,7 @@ async def test_the_metrics_show_the_cid_while_it_is_known(guests: Guests, source
 
 
 async def ask(front: Path) -> bytes:
-    """What a client of the route gets; nothing when it is reset."""
+    """Return the bytes that a client of the route receives; none if it is reset."""
     async with await trio.open_unix_socket(front) as client:
         try:
             return await read_to_end(client)
@@ -287,7 +285,7 @@ async def ask(front: Path) -> bytes:
             return b""
 
 
-async def test_a_vm_that_comes_back_elsewhere_is_reached_by_the_next_connection(
+async def test_a_vm_restarted_at_another_address_is_reached_by_the_next_connection(
     tmp_path: Path,
 ) -> None:
     guest = Guest("vm", MuxGlob(f"{tmp_path}/run-*/v.sock"))
@@ -301,11 +299,11 @@ async def test_a_vm_that_comes_back_elsewhere_is_reached_by_the_next_connection(
         async with mux_server(tmp_path / "run-1/v.sock", {80: says(b"first")}):
             assert await ask(front) == b"first"
         assert await ask(front) == b""
-        daemon.supervisor.guests.forget("vm")  # a failure, too, is remembered for a moment
+        daemon.supervisor.guests.forget("vm")  # the failure is cached too
         async with mux_server(tmp_path / "run-2/v.sock", {80: says(b"second")}):
             assert await ask(front) == b"second"
             dead_unix_socket(tmp_path / "run-1/v.sock")
-            assert await ask(front) == b"second"  # for as long as the answer is remembered
+            assert await ask(front) == b"second"  # while the answer is cached
             daemon.supervisor.guests.forget("vm")
             assert await ask(front) == b""
         nursery.cancel_scope.cancel()
@@ -315,7 +313,7 @@ async def test_a_vm_that_comes_back_elsewhere_is_reached_by_the_next_connection(
     assert "2 sockets match" in str(record.last_error)
 
 
-async def test_a_remembered_place_that_is_no_more_costs_no_client_its_connection(
+async def test_a_dial_to_a_stale_cached_address_is_repeated_after_a_look_up(
     tmp_path: Path,
 ) -> None:
     guest = Guest("vm", MuxGlob(f"{tmp_path}/*.vm"))
@@ -332,7 +330,7 @@ async def test_a_remembered_place_that_is_no_more_costs_no_client_its_connection
     assert not daemon.supervisor.stats()[0].dial_failures
 
 
-async def test_a_source_that_hangs_holds_up_no_other_route(tmp_path: Path) -> None:
+async def test_a_source_that_hangs_does_not_delay_other_routes(tmp_path: Path) -> None:
     guests = (
         Guest("stuck", Command(("/bin/sleep", "1000"))),
         Guest("vm", MuxGlob(f"{tmp_path}/*.vm")),

@@ -1,4 +1,4 @@
-"""The VMs of this machine: seen in its processes, told of by those who run them, and shown."""
+"""The survey of this machine's VMs, by its processes and its sources, and the command."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import pytest
 
 from tests.daemon_process import command
 from tests.guests.fake_hypervisors import (
-    incus,
+    fake_answer,
+    fake_busy_monitor,
+    fake_incus,
+    fake_machined,
+    fake_server,
     instance,
-    machined,
-    says_nothing,
-    says_once,
-    talking,
 )
 from vsockproxy.config.guest import Cid, Mux, Qmp
 from vsockproxy.config.load import forward_config
 from vsockproxy.guests import survey as surveying
 from vsockproxy.guests.survey import Places, guest_name, survey
-from vsockproxy.guests.vmm_processes import Process, find_processes
+from vsockproxy.guests.vmm_processes import VmmProcess, find_vmms
 
 
 def process(proc: Path, number: int, words: list[str], folder: str = "/", root: str = "/") -> None:
-    """A process in a /proc of the test's own."""
+    """Create a process in a fake /proc."""
     entry = proc / str(number)
     entry.mkdir(parents=True)
     (entry / "cmdline").write_bytes(b"".join(word.encode() + b"\0" for word in words))
@@ -41,35 +41,37 @@ QEMU = "/usr/bin/qemu-system-x86_64"
     [
         (
             f"{QEMU} -name web01,debug-threads=on -device vhost-vsock-pci,id=v,guest-cid=17",
-            Process("qemu", "web01", Cid(17), Cid(17)),
+            VmmProcess("qemu", "web01", Cid(17), Cid(17)),
         ),
         (
             f"{QEMU} -device vhost-vsock-pci,guest-cid=3 -qmp unix:q.sock,server=on,wait=off",
-            Process("qemu", "vm-7", Qmp("/run/vm/q.sock"), Cid(3)),
+            VmmProcess("qemu", "vm-7", Qmp("/run/vm/q.sock"), Cid(3)),
         ),
         (
             'qemu-kvm -name guest=db -device {"driver":"vhost-vsock-pci","guest-cid":4}',
-            Process("qemu", "db", Cid(4), Cid(4)),
+            VmmProcess("qemu", "db", Cid(4), Cid(4)),
         ),
         (
             "cloud-hypervisor --kernel k --vsock cid=3,socket=/tmp/ch.vsock",
-            Process("cloud-hypervisor", "vm-7", Mux("/tmp/ch.vsock"), Mux("/tmp/ch.vsock")),
+            VmmProcess("cloud-hypervisor", "vm-7", Mux("/tmp/ch.vsock"), Mux("/tmp/ch.vsock")),
         ),
         (
             "vhost-device-vsock --guest-cid=4 --uds-path=4.vsock --socket=/tmp/vhost4",
-            Process("vhost-device-vsock", "vm-7", Mux("/run/vm/4.vsock"), Mux("/run/vm/4.vsock")),
+            VmmProcess(
+                "vhost-device-vsock", "vm-7", Mux("/run/vm/4.vsock"), Mux("/run/vm/4.vsock")
+            ),
         ),
         (
             "vhost-device-vsock --vm guest-cid=3,uds-path=/tmp/vm3.vsock,socket=/tmp/vhost3",
-            Process("vhost-device-vsock", "vm-7", Mux("/tmp/vm3.vsock"), Mux("/tmp/vm3.vsock")),
+            VmmProcess("vhost-device-vsock", "vm-7", Mux("/tmp/vm3.vsock"), Mux("/tmp/vm3.vsock")),
         ),
     ],
 )
-def test_a_vmms_command_line_says_how_its_guest_is_reached(
-    tmp_path: Path, line: str, found: Process
+def test_a_vmms_command_line_gives_the_way_to_its_guest(
+    tmp_path: Path, line: str, found: VmmProcess
 ) -> None:
     process(tmp_path, 7, line.split(" "), folder="/run/vm")
-    assert find_processes(tmp_path) == [found]
+    assert find_vmms(tmp_path) == [found]
 
 
 @pytest.mark.parametrize(
@@ -90,22 +92,22 @@ def test_a_vmms_command_line_says_how_its_guest_is_reached(
         "grep guest-cid=3 vhost-vsock-pci",
     ],
 )
-def test_what_is_no_vm_with_vsock_is_passed_over(tmp_path: Path, line: str) -> None:
+def test_a_process_that_is_not_a_vm_with_vsock_is_skipped(tmp_path: Path, line: str) -> None:
     process(tmp_path, 7, line.split(" "))
     (tmp_path / "8").mkdir()
     (tmp_path / "self").mkdir()
-    assert find_processes(tmp_path) == []
+    assert find_vmms(tmp_path) == []
 
 
-def test_a_system_without_proc_shows_no_process(tmp_path: Path) -> None:
-    assert find_processes(tmp_path / "proc") == []
+def test_a_system_without_proc_has_no_vms(tmp_path: Path) -> None:
+    assert find_vmms(tmp_path / "proc") == []
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"vsock": null}', '{"vsock": {"uds_path": 3}}'])
-def test_a_firecracker_whose_file_says_nothing_is_passed_over(tmp_path: Path, content: str) -> None:
+def test_a_firecracker_with_a_malformed_file_is_skipped(tmp_path: Path, content: str) -> None:
     (tmp_path / "vm.json").write_text(content)
     process(tmp_path / "proc", 7, ["firecracker", "--config-file", f"{tmp_path}/vm.json"])
-    assert find_processes(tmp_path / "proc") == []
+    assert find_vmms(tmp_path / "proc") == []
 
 
 def test_a_jailed_firecrackers_socket_is_below_its_root(tmp_path: Path) -> None:
@@ -115,15 +117,15 @@ def test_a_jailed_firecrackers_socket_is_below_its_root(tmp_path: Path) -> None:
     words = ["/firecracker", "--id", "fc1", "--config-file", "/vm.json"]
     process(tmp_path / "proc", 9, words, folder=str(jail), root=str(jail))
     mux = Mux(f"{jail}/v.sock")
-    assert find_processes(tmp_path / "proc") == [Process("firecracker", "fc1", mux, mux)]
+    assert find_vmms(tmp_path / "proc") == [VmmProcess("firecracker", "fc1", mux, mux)]
 
 
-# ---- everybody who may know of VMs ----
+# ---- the sources ----
 
 
 @pytest.fixture
 def places(tmp_path: Path) -> Places:
-    """A machine on which nobody knows of a VM."""
+    """Return the paths of sources that do not exist."""
     (tmp_path / "proc").mkdir()
     return Places(
         proc=tmp_path / "proc",
@@ -133,17 +135,17 @@ def places(tmp_path: Path) -> Places:
     )
 
 
-async def test_every_vm_comes_with_a_line_to_paste(places: Places, tmp_path: Path) -> None:
+async def test_every_vm_has_a_line_for_the_configuration(places: Places, tmp_path: Path) -> None:
     process(places.proc, 7, ["cloud-hypervisor", "--vsock", "cid=3,socket=/tmp/c h"])
-    machines = machined({"web 01": {"vSockCid": 8}, "box": {}, "3": {"vSockCid": 9}})
+    machines = fake_machined({"web 01": {"vSockCid": 8}, "box": {}, "3": {"vSockCid": 9}})
     instances = [
         instance("web", "41"),
         instance("old", "42", status="Stopped"),
         instance("other", "43") | {"project": "p"},
     ]
-    with incus(tmp_path / "incus", instances):
-        async with talking(tmp_path / "machined", machines):
-            vms, complaints = await survey(places)
+    with fake_incus(tmp_path / "incus", instances):
+        async with fake_server(tmp_path / "machined", machines):
+            vms, errors = await survey(places)
     assert [(vm.source, vm.line, str(vm.at)) for vm in vms] == [
         ("cloud-hypervisor", 'vm-7 = { mux = "/tmp/c h" }', 'mux = "/tmp/c h"'),
         ("machined", 'web-01 = { machine = "web 01" }', "cid = 8"),
@@ -151,34 +153,34 @@ async def test_every_vm_comes_with_a_line_to_paste(places: Places, tmp_path: Pat
         ("incus", 'web = { incus = "web" }', "cid = 41"),
         ("incus", 'p-other = { incus = "p/other" }', "cid = 43"),
     ]
-    assert complaints == []
+    assert errors == []
 
 
-async def test_a_place_that_cannot_be_looked_at_hides_no_vm(places: Places, tmp_path: Path) -> None:
+async def test_a_source_that_cannot_be_examined_hides_no_vm(places: Places, tmp_path: Path) -> None:
     for name in ("machined", "incus", "libvirt"):
-        (tmp_path / name).symlink_to("x" * 300)  # stat(2) fails, whoever asks
+        (tmp_path / name).symlink_to("x" * 300)  # stat(2) fails for every user
     process(places.proc, 7, [QEMU, "-device", "vhost-vsock-pci,guest-cid=3"])
-    vms, complaints = await survey(replace(places, libvirt=(f"{tmp_path}/libvirt",)))
+    vms, errors = await survey(replace(places, libvirt=(f"{tmp_path}/libvirt",)))
     assert [vm.line for vm in vms] == ["vm-7 = { cid = 3 }"]
-    assert complaints == []
+    assert errors == []
 
 
-async def test_one_that_does_not_answer_hides_no_other(
+async def test_a_source_that_does_not_answer_hides_no_other_source(
     places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(surveying, "_PATIENCE", 0.5)
+    monkeypatch.setattr(surveying, "_TIMEOUT", 0.5)
     process(places.proc, 7, [QEMU, "-device", "vhost-vsock-pci,guest-cid=3"])
-    stuck = talking(tmp_path / "machined", says_nothing)
-    async with stuck, talking(tmp_path / "incus", says_once(b"SSH-2.0\r\n")):
-        vms, complaints = await survey(places)
+    stuck = fake_server(tmp_path / "machined", fake_busy_monitor)
+    async with stuck, fake_server(tmp_path / "incus", fake_answer(b"SSH-2.0\r\n")):
+        vms, errors = await survey(places)
     assert [vm.line for vm in vms] == ["vm-7 = { cid = 3 }"]
-    assert len(complaints) == 2
-    assert complaints[0].startswith(f"{tmp_path}/incus cannot be asked")
-    assert complaints[1] == f"{tmp_path}/machined has not answered within 0.5 s"
+    assert len(errors) == 2
+    assert errors[0].startswith(f"{tmp_path}/incus cannot be asked")
+    assert errors[1] == f"{tmp_path}/machined did not answer within 0.5 s"
 
 
 @pytest.mark.parametrize("name", ["web", "web 01", "3", "host", "vsock-mux", "", "-x", "ä", "a/b"])
-def test_every_vm_gets_a_name_that_the_configuration_takes(name: str) -> None:
+def test_every_vm_gets_a_name_that_the_configuration_accepts(name: str) -> None:
     routes = forward_config(
         [("1", f"{guest_name(name)}:1")], {"guests": {guest_name(name): {"cid": 3}}}
     )
@@ -188,7 +190,7 @@ def test_every_vm_gets_a_name_that_the_configuration_takes(name: str) -> None:
 # ---- the command ----
 
 
-def test_the_command_shows_where_each_guest_is_and_why_it_is_not_found(
+def test_the_command_shows_each_guests_address_or_error(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "cid").write_text("17\n")
@@ -201,26 +203,26 @@ db = {{ file = "{tmp_path}/none" }}
 fixed = {{ cid = 3 }}
 """
     )
-    told = command("guests", "-c", f"{tmp_path}/c.toml")
-    assert told.returncode == 0
-    lines = told.stdout.splitlines()
+    done = command("guests", "-c", f"{tmp_path}/c.toml")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
     assert lines[:6] == [
-        "The guests of the configuration:",
+        "Guests of the configuration:",
         f'  web    file = "{tmp_path}/cid"',
         "         -> cid = 17",
         f'  db     file = "{tmp_path}/none"',
         f"         -> not found: the file {tmp_path}/none does not exist: is the VM running?",
         "  fixed  cid = 3",
     ]
-    told = command("guests", "--json", "-c", f"{tmp_path}/c.toml")
-    web, db, fixed = json.loads(told.stdout)["guests"]
+    done = command("guests", "--json", "-c", f"{tmp_path}/c.toml")
+    web, db, fixed = json.loads(done.stdout)["guests"]
     assert (web["at"], web["error"]) == ("cid = 17", None)
     assert (db["at"], db["error"][:8]) == (None, "the file")
     assert fixed == {"name": "fixed", "way": "cid = 3", "at": "cid = 3", "error": None}
 
 
-def test_a_wrong_configuration_is_told(tmp_path: Path) -> None:
+def test_a_wrong_configuration_is_an_error_of_the_command(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("guests.web = {}")
-    told = command("guests", "-c", f"{tmp_path}/c.toml")
-    assert told.returncode == 2
-    assert "guests.web: has no way to be reached" in told.stderr
+    done = command("guests", "-c", f"{tmp_path}/c.toml")
+    assert done.returncode == 2
+    assert "guests.web: has no way to be reached" in done.stderr

@@ -67,16 +67,16 @@ def test_without_modules_every_command_names_the_module_to_load(results: list[Re
     doctor, probe, cid = results[:3]
     assert (doctor.status, probe.status, cid.status) == (1, 1, 1)
     page = " ".join(doctor.output.split())
-    assert "problem AF_VSOCK it is not in the kernel (EAFNOSUPPORT) ->" in page
+    assert "problem AF_VSOCK not in the kernel (EAFNOSUPPORT) ->" in page
     assert "modprobe vsock" in page
     assert "problem to guests vhost_vsock is not loaded" in page
     assert "modprobe vhost_vsock" in page
     assert "problem loopback vsock_loopback is not loaded" in page
     assert "problem route 8080 vsock:1:80: this kernel has no AF_VSOCK" in page
     assert "a VM (uml)" in page
-    assert "/dev/vsock is not there" in page
+    assert "/dev/vsock does not exist" in page
     assert "modprobe vsock" in probe.output
-    assert "/dev/vsock is not there" in cid.output
+    assert "/dev/vsock does not exist" in cid.output
 
 
 def test_with_vsock_alone_doctor_reports_the_missing_transports(results: list[Result]) -> None:
@@ -84,7 +84,7 @@ def test_with_vsock_alone_doctor_reports_the_missing_transports(results: list[Re
     assert (doctor.status, cid.status) == (1, 1)
     found = doctor.findings
     assert found["AF_VSOCK"]["level"] == "ok"
-    assert "this process may open it" in found["AF_VSOCK"]["text"]
+    assert "this process can open it" in found["AF_VSOCK"]["text"]
     assert found["to guests"]["level"] == "problem"
     assert found["loopback"]["level"] == "problem"
     assert "modprobe vsock_loopback" in found["loopback"]["remedy"]

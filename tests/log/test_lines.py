@@ -1,4 +1,4 @@
-"""The writer of the log's lines: it never waits, loses in order, and says how many it lost."""
+"""`LineWriter`: it never blocks its callers, keeps the order, and counts the lines it drops."""
 
 import fcntl
 import os
@@ -13,16 +13,16 @@ import pytest
 from vsockproxy.log import lines
 from vsockproxy.log.lines import LineWriter
 
-PIPE_SIZE = 4096  # the least that Linux has
+PIPE_SIZE = 4096  # the smallest that Linux allows
 
 
 def ignore(lost: int) -> None:
-    """For writers whose losses nobody wants told."""
+    """Ignore the number of dropped lines."""
 
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """A pipe that is soon full; the test may close its ends."""
+    """Yield the ends of a small pipe, which the test may close."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
     yield reader, writer
@@ -34,7 +34,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def read_lines(reader: int) -> list[str]:
-    """The lines that are in a pipe, whole ones, once there are some."""
+    """Return the lines in a pipe; wait for the first, and for the end of the last."""
     text = ""
     while not text.endswith("\n"):
         text += os.read(reader, 65536).decode()
@@ -42,7 +42,7 @@ def read_lines(reader: int) -> list[str]:
 
 
 def read_up_to(reader: int, last: str) -> list[str]:
-    """The lines of a pipe up to one."""
+    """Return the lines of a pipe up to ``last``."""
     found: list[str] = []
     while last not in found:
         found += read_lines(reader)
@@ -51,7 +51,7 @@ def read_up_to(reader: int, last: str) -> list[str]:
 
 @contextmanager
 def file_limit(size: int) -> Iterator[None]:
-    """No file may be longer than this: a disk that is full after so many bytes."""
+    """Limit the size of files in bytes, which has the effect of a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
@@ -62,7 +62,7 @@ def file_limit(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, ignored)
 
 
-def test_lines_come_out_whole_and_in_order(pipe: tuple[int, int]) -> None:
+def test_lines_are_written_whole_and_in_order(pipe: tuple[int, int]) -> None:
     reader, end = pipe
     with closing(LineWriter(end, ignore)) as writer:
         for number in range(2000):
@@ -70,7 +70,7 @@ def test_lines_come_out_whole_and_in_order(pipe: tuple[int, int]) -> None:
         assert read_up_to(reader, "line 1999") == [f"line {number}" for number in range(2000)]
 
 
-def test_nobody_waits_for_a_full_pipe_and_the_lost_are_counted_and_told(
+def test_a_full_pipe_does_not_block_put_and_dropped_lines_are_counted_and_reported(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader, end = pipe
@@ -78,27 +78,27 @@ def test_nobody_waits_for_a_full_pipe_and_the_lost_are_counted_and_told(
     put = 5000
 
     with closing(LineWriter(end, lambda lost: writer.put(f"lost {lost}\n"))) as writer:
-        for number in range(put):  # each of them would hang if it waited
+        for number in range(put):  # each would hang if `put` blocked
             writer.put(f"line {number}\n")
-        lost = told = writer.lost
+        lost = unreported = writer.lost
         written = []
-        while told:
+        while unreported:
             for line in read_lines(reader):
                 name, value = line.split()
-                told -= int(value) if name == "lost" else 0
+                unreported -= int(value) if name == "lost" else 0
                 written += [int(value)] if name == "line" else []
     assert lost > 0
     assert len(written) == put - lost
     assert written == sorted(written)
 
 
-def test_the_open_file_stays_blocking_for_those_who_share_it(pipe: tuple[int, int]) -> None:
+def test_the_open_file_stays_blocking_for_other_processes(pipe: tuple[int, int]) -> None:
     _, end = pipe
     with closing(LineWriter(end, ignore)):
         assert os.get_blocking(end)
 
 
-def test_a_full_pipe_that_somebody_made_non_blocking_loses_nothing(pipe: tuple[int, int]) -> None:
+def test_a_full_non_blocking_pipe_loses_no_line(pipe: tuple[int, int]) -> None:
     reader, end = pipe
     os.set_blocking(end, False)
     with closing(LineWriter(end, ignore)) as writer:
@@ -108,7 +108,7 @@ def test_a_full_pipe_that_somebody_made_non_blocking_loses_nothing(pipe: tuple[i
     assert writer.lost == 0
 
 
-def test_a_line_longer_than_the_pipe_goes_through(pipe: tuple[int, int]) -> None:
+def test_a_line_longer_than_the_pipe_is_written_whole(pipe: tuple[int, int]) -> None:
     reader, end = pipe
     with closing(LineWriter(end, ignore)) as writer:
         writer.put("x" * 100_000 + "\n")
@@ -116,7 +116,7 @@ def test_a_line_longer_than_the_pipe_goes_through(pipe: tuple[int, int]) -> None
         assert read_up_to(reader, "end") == ["x" * 100_000, "end"]
 
 
-def test_a_pipe_without_a_reader_loses_lines_and_counts_them(pipe: tuple[int, int]) -> None:
+def test_lines_to_a_pipe_without_a_reader_are_counted_as_lost(pipe: tuple[int, int]) -> None:
     reader, end = pipe
     os.close(reader)
     writer = LineWriter(end, ignore)
@@ -126,11 +126,11 @@ def test_a_pipe_without_a_reader_loses_lines_and_counts_them(pipe: tuple[int, in
     assert writer.lost == 3
 
 
-def test_what_a_full_disk_cut_does_not_run_into_the_next_line(tmp_path: Path) -> None:
+def test_a_line_truncated_by_a_full_disk_is_ended_before_the_next_one(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    told: list[int] = []
+    reported: list[int] = []
     with log.open("a") as file:
-        writer = LineWriter(file.fileno(), told.append)
+        writer = LineWriter(file.fileno(), reported.append)
         with file_limit(8):
             writer.put("first line\n")
             while not writer.lost:
@@ -138,10 +138,10 @@ def test_what_a_full_disk_cut_does_not_run_into_the_next_line(tmp_path: Path) ->
         writer.put("next line\n")
         writer.close()
     assert log.read_text() == "first li\nnext line\n"
-    assert told == [1]
+    assert reported == [1]
 
 
-def test_the_end_waits_for_what_is_written_and_not_for_a_reader_that_never_reads(
+def test_close_writes_what_fits_and_does_not_wait_for_a_stalled_reader(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lines, "_CLOSING", 0.05)
@@ -151,3 +151,39 @@ def test_the_end_waits_for_what_is_written_and_not_for_a_reader_that_never_reads
         writer.put(f"line {number}\n")
     writer.close()
     assert os.read(reader, 65536).startswith(b"line 0\nline 1\n")
+
+
+def test_a_thread_blocked_past_close_does_not_write_into_a_file_that_reuses_the_descriptor(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(lines, "_CLOSING", 0.05)
+    reader, end = pipe
+    log = tmp_path / "other"
+    writer = LineWriter(end, ignore)
+    for number in range(2000):
+        writer.put(f"line {number}\n")
+    writer.close()
+    assert writer._thread.is_alive()
+
+    with log.open("wb") as other:
+        os.dup2(other.fileno(), end, inheritable=False)
+        assert read_up_to(reader, "line 1999") == [f"line {number}" for number in range(2000)]
+        writer._thread.join()
+    assert log.read_bytes() == b""
+
+
+def test_the_duplicate_of_the_descriptor_is_closed_when_a_blocked_thread_ends(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "_CLOSING", 0.05)
+    reader, end = pipe
+    writer = LineWriter(end, ignore)
+    for number in range(2000):
+        writer.put(f"line {number}\n")
+    writer.close()
+    assert writer._thread.is_alive()
+
+    os.close(end)
+    while os.read(reader, 65536):  # the end of the file: no descriptor of the writing end is left
+        continue
+    writer._thread.join()

@@ -1,4 +1,4 @@
-"""The log: one line an event, whatever the values are and wherever it goes."""
+"""The log's output: formats, levels, lost lines, throttles and the records of libraries."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def lines() -> Callable[..., list[str]]:
 Lines = Callable[..., list[str]]
 
 
-def test_logfmt_is_the_format_where_nobody_watches(lines: Lines) -> None:
+def test_the_format_of_a_log_that_is_not_a_terminal_is_logfmt(lines: Lines) -> None:
     [line] = lines("ready", LogSettings(), routes=2, config="a b.toml", drained=True)
     fields = dict(field.split("=", 1) for field in shlex.split(line))
     assert list(fields) == ["time", "level", "event", "routes", "config", "drained"]
@@ -64,14 +64,14 @@ def test_json_keeps_numbers_and_the_order_of_keys(lines: Lines) -> None:
 
 
 @pytest.mark.parametrize("form", ["human", "logfmt", "json"])
-def test_a_value_of_a_peer_cannot_make_a_second_line(lines: Lines, form: LogFormat) -> None:
+def test_a_hostile_value_cannot_make_a_second_line(lines: Lines, form: LogFormat) -> None:
     [line] = lines("dial_failed", LogSettings(format=form), error=HOSTILE)
     assert line.isprintable()
     assert "forged" in line
 
 
 @pytest.mark.parametrize("form", ["human", "logfmt", "json"])
-def test_a_value_that_is_no_text_is_shown_as_its_text(lines: Lines, form: LogFormat) -> None:
+def test_a_value_that_is_not_a_string_is_shown_as_its_text(lines: Lines, form: LogFormat) -> None:
     [line] = lines("listening", LogSettings(format=form), listen=Path("/run/x"))
     assert "/run/x" in line
     assert "Path" not in line
@@ -88,28 +88,28 @@ def _with_traceback(form: LogFormat) -> str:
 
 
 @pytest.mark.parametrize("form", ["logfmt", "json"])
-def test_a_traceback_is_one_line(form: LogFormat) -> None:
+def test_a_traceback_is_one_line_in_logfmt_and_json(form: LogFormat) -> None:
     [line] = _with_traceback(form).splitlines()
     assert "ValueError" in line
     assert line.isprintable()
 
 
-def test_a_traceback_for_people_has_lines_but_no_control_characters() -> None:
+def test_a_traceback_in_the_human_format_has_lines_but_no_control_characters() -> None:
     lines = _with_traceback("human").split("\n")
     assert len(lines) > 3
     assert all(line.isprintable() for line in lines)
     assert "ValueError" in "".join(lines)
 
 
-def test_a_level_below_the_wanted_one_is_not_written() -> None:
+def test_events_below_the_configured_level_are_not_written() -> None:
     levels: list[LogLevel] = ["debug", "info", "warning", "error"]
-    for wanted in levels:
+    for least in levels:
         stream = io.StringIO()
-        log.configure(LogSettings(level=wanted), stream)
+        log.configure(LogSettings(level=least), stream)
         for level in levels:
             getattr(log.get_logger(), level)(level)
         written = [line.split("event=")[1] for line in stream.getvalue().splitlines()]
-        assert written == levels[levels.index(wanted) :]
+        assert written == levels[levels.index(least) :]
 
 
 def test_values_bound_to_a_logger_are_in_each_event() -> None:
@@ -119,7 +119,7 @@ def test_values_bound_to_a_logger_are_in_each_event() -> None:
     assert "route=web" in stream.getvalue()
 
 
-def test_on_a_terminal_the_lines_are_for_people() -> None:
+def test_the_format_on_a_terminal_is_human() -> None:
     master, slave = pty.openpty()
     with (
         os.fdopen(slave, "w", encoding="utf-8") as terminal,
@@ -132,7 +132,7 @@ def test_on_a_terminal_the_lines_are_for_people() -> None:
     assert "level=" not in line
 
 
-def test_a_full_disk_loses_lines_which_are_counted_in_a_metric() -> None:
+def test_lines_lost_on_a_full_disk_are_counted_in_a_metric() -> None:
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         output = log.configure(LogSettings(), full)
         log.get_logger().info("ready")
@@ -142,7 +142,9 @@ def test_a_full_disk_loses_lines_which_are_counted_in_a_metric() -> None:
     assert registry.get_sample_value("vsockproxy_log_lines_lost_total") == 1
 
 
-def test_the_log_says_how_much_is_missing_when_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_lost_lines_is_logged_when_the_reader_resumes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("vsockproxy.log.lines.MOST", 100_000)
     reader, writer = os.pipe()
     with (
@@ -152,13 +154,13 @@ def test_the_log_says_how_much_is_missing_when_it_goes_on(monkeypatch: pytest.Mo
     ):
         while not output.lost:
             log.get_logger().info("connection_closed")
-        told = next(line for line in read if "event=log_lines_lost" in line)
-        assert "level=warning" in told
-        assert "lines=1" in told
+        reported = next(line for line in read if "event=log_lines_lost" in line)
+        assert "level=warning" in reported
+        assert "lines=1" in reported
 
 
 @pytest.mark.parametrize("form", ["logfmt", "json", "human"])
-def test_in_the_journal_each_line_begins_with_its_priority(form: LogFormat) -> None:
+def test_each_line_in_the_journal_begins_with_its_priority(form: LogFormat) -> None:
     reader, writer = os.pipe()
     status = os.fstat(writer)
     environ = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
@@ -178,7 +180,7 @@ def test_in_the_journal_each_line_begins_with_its_priority(form: LogFormat) -> N
     assert {line[:3] for line in lines[4:]} == {"<3>"}
 
 
-def test_a_journal_that_is_somebody_elses_gets_no_priorities(tmp_path: Path) -> None:
+def test_a_file_beside_the_journal_gets_no_priorities(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with path.open("w", encoding="utf-8") as file:
         output = log.configure(LogSettings(), file, {"JOURNAL_STREAM": "8:4711"})
@@ -190,7 +192,7 @@ def test_a_journal_that_is_somebody_elses_gets_no_priorities(tmp_path: Path) -> 
 # ---- floods ----
 
 
-def test_a_flood_is_one_line_in_ten_seconds_which_says_how_many_were_left_out(
+def test_equal_warnings_are_logged_once_in_ten_seconds_with_the_number_suppressed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = MockClock()
@@ -204,7 +206,7 @@ def test_a_flood_is_one_line_in_ten_seconds_which_says_how_many_were_left_out(
     assert [(line["number"], line["left_out"]) for line in written] == [(0, 0), (0, 8)]
 
 
-def test_each_event_and_reason_has_a_line_of_its_own() -> None:
+def test_warnings_that_differ_in_event_or_reason_are_throttled_separately() -> None:
     with structlog.testing.capture_logs() as written:
         throttle = log.Throttle(log.get_logger())
         for event in ("dial_failed", "client_rejected", "dial_failed"):
@@ -213,7 +215,7 @@ def test_each_event_and_reason_has_a_line_of_its_own() -> None:
     assert len(written) == 4
 
 
-def test_a_line_is_written_where_no_descriptor_is_left() -> None:
+def test_a_line_is_written_when_no_descriptor_is_free() -> None:
     code = """
 import os, resource, sys
 from vsockproxy.log import output as log
@@ -235,10 +237,10 @@ output.close()
 # ---- libraries ----
 
 
-def test_what_a_library_logs_becomes_one_line_of_the_same_form() -> None:
+def test_a_record_of_a_library_becomes_one_library_event() -> None:
     stream = io.StringIO()
     log.configure(LogSettings(), stream)
-    log.configure(LogSettings(), stream)  # a second time must not double the lines
+    log.configure(LogSettings(), stream)  # a second call must not double the lines
     try:
         raise OSError("boom")
     except OSError:
@@ -248,7 +250,7 @@ def test_what_a_library_logs_becomes_one_line_of_the_same_form() -> None:
     assert "OSError: boom" in line
 
 
-def test_a_library_that_repeats_itself_is_one_line_in_ten_seconds(
+def test_equal_records_of_a_library_are_logged_once_in_ten_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = MockClock()
@@ -262,8 +264,10 @@ def test_a_library_that_repeats_itself_is_one_line_in_ten_seconds(
     assert [line.split("left_out=")[1] for line in lines] == ["0", "2"]
 
 
-def test_what_a_library_logs_wrongly_breaks_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_malformed_record_of_a_library_is_reported_by_logging(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     log.configure(LogSettings(), io.StringIO())
-    del logging.getLogger().handlers[:-1]  # pytest's own raise what they cannot write
+    del logging.getLogger().handlers[:-1]  # pytest's handlers would raise the error
     logging.getLogger("h2").error("%d streams", "many")
-    assert "streams" in capsys.readouterr().err  # logging's own complaint
+    assert "streams" in capsys.readouterr().err  # the report of `logging`

@@ -1,8 +1,8 @@
-"""The commands: words and files in, exit statuses and readable texts out.
+"""The command line: arguments and files in, exit statuses and text out.
 
 Owns: the program.  Each module beside this one holds the commands of one purpose, and
-`program` what all of them share.  Decides nothing about routes.  What a command needs is
-imported when it runs, at its use: `--help` and completion must not wait for trio.
+`program` the options and errors that they share.  Decides nothing about routes.  A command
+imports its modules when it runs: `--help` and completion must not wait for trio.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from pathlib import Path
 
 import typer
 
-from vsockproxy.cli import check as asking
-from vsockproxy.cli import control as steering
-from vsockproxy.cli import diagnose as inspecting
+from vsockproxy.cli import check as checks
+from vsockproxy.cli import control as control_commands
+from vsockproxy.cli import diagnose as diagnosis
 from vsockproxy.cli import guests
-from vsockproxy.cli import run as serving
-from vsockproxy.cli import top as watching
+from vsockproxy.cli import run as daemons
+from vsockproxy.cli import top as top_command
 from vsockproxy.cli.program import FAILED, app
 
 __all__ = ["app", "main"]
 
-for commands in (serving, asking, inspecting, guests, steering, watching):  # in the order of --help
+# In the order of --help.
+for commands in (daemons, checks, diagnosis, guests, control_commands, top_command):
     commands.add_to(app)
 
 
 def main() -> None:
-    """The `vsockproxy` program."""
+    """Run the `vsockproxy` program."""
     _open_closed_streams()
     try:
         app(prog_name="vsockproxy")
@@ -36,19 +37,19 @@ def main() -> None:
         typer.echo(f"vsockproxy: cannot write to standard output: {error.strerror}", err=True)
         sys.exit(FAILED)
     finally:
-        _give_up_full_stdout()
+        _discard_unwritable_output()
 
 
 def _open_closed_streams() -> None:
-    """Whoever closes our standard output or error does not want to read it."""
+    """Open /dev/null in place of a closed standard output or error."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the end
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - open until exit
 
 
-def _give_up_full_stdout() -> None:
-    """What cannot be written must not fail a second time at exit, with a status of its own."""
+def _discard_unwritable_output() -> None:
+    """Discard output that cannot be written: Python would fail again at exit, with status 120."""
     try:
         sys.stdout.flush()
     except OSError:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until exit

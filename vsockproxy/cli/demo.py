@@ -1,8 +1,7 @@
-"""A guest without a VM, for `vsockproxy demo`: something to proxy to on any machine.
+"""The embedded guest of `vsockproxy demo`, which needs no VM.
 
-Owns: the embedded guest, which is a vsock-mux socket as a VMM would offer it with a small
-HTTP service behind it, and the configuration that leads there.  The daemon beside it is
-the ordinary one.
+Owns: the guest, which is a vsock-mux socket like a VMM's with a small HTTP service behind it,
+and the configuration of a route to it.  The daemon is the ordinary one.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from vsockproxy.listen.bind import listen
 from vsockproxy.log.output import get_logger
 
 GUEST_PORT: Final = 80
-"""The guest's port on which the HTTP service answers; every other is refused."""
+"""The guest's port of the HTTP service; connections to other ports are refused."""
 
 _FIRST_NUMBER: Final = 1 << 30  # as Firecracker counts its host ports
 _CHUNK: Final = 65536
@@ -49,18 +48,18 @@ Service = Callable[[trio.SocketStream], Awaitable[None]]
 _PAGE: Final = """\
 Hello from the embedded guest.
 
-You asked for {method} {target}, and port {port} of the guest answered: your request
-came in on a TCP port of the host, went through the VMM's vsock socket (CONNECT {port},
-OK), and this answer went the same way back.
+Your request, {method} {target}, was answered by port {port} of the guest.  It arrived on
+a TCP port of the host and passed through the VMM's vsock socket (CONNECT {port}, OK);
+this answer took the same way back.
 
-Now look at /metrics of the metrics listener: the bytes of both are counted there.
+The bytes of both are counted in /metrics of the metrics listener.
 """
 
 
 def demo_config(
     mux_path: str, port: int, metrics_port: int, wait_for_guest: float | None = None
 ) -> Config:
-    """The configuration of the demo, as config/demo.toml writes it where nobody waits."""
+    """Return the demo's configuration; without ``wait_for_guest``, it is config/demo.toml's."""
     waits: dict[str, Plain] = {"wait_for_guest": wait_for_guest} if wait_for_guest else {}
     return forward_config(
         [(str(port), f"vsock-mux:{mux_path}:{GUEST_PORT}")],
@@ -74,12 +73,15 @@ def demo_config(
 
 @asynccontextmanager
 async def embedded_guests(config: Config, boot_delay: float = 0.0) -> AsyncIterator[None]:
-    """A guest at every vsock-mux socket that the routes lead to, while the block runs.
+    """Run a guest at every vsock-mux socket of the routes while the block runs.
 
-    With ``boot_delay`` they are there only so many seconds later.  SIGUSR1 stops the guests
-    as a VM's end would, and starts them again: where a pattern leads to one, under another
-    name, as a VM that starts again has another CID.  Raises exception groups with a `ListenError`
-    where a socket's file cannot be made.
+    SIGUSR1 stops the guests, as the end of a VM would, and starts them again.  A restarted
+    guest that is found by a pattern has another name, as a restarted VM has another CID.
+
+    Args:
+      boot_delay: seconds after which the guests start.
+
+    Raises: exception groups with a `ListenError` if a socket cannot be created.
     """
     paths = set(_paths(config))
     with trio.open_signal_receiver(signal.SIGUSR1) as switch:
@@ -90,7 +92,7 @@ async def embedded_guests(config: Config, boot_delay: float = 0.0) -> AsyncItera
 
 
 def _paths(config: Config) -> Iterator[str]:
-    """Where the routes look for guests behind a VMM's socket: paths, and patterns with a ``*``."""
+    """Yield the paths, and the patterns with a ``*``, of the routes' vsock-mux sockets."""
     ways = {guest.name: guest.way for guest in config.guests}
     for target in (target for route in config.routes for target in route.targets):
         if isinstance(target, MuxEndpoint):
@@ -127,17 +129,17 @@ async def _switch_guests(
 async def serve_guest(
     path: Path, *, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Be a guest behind a VMM's socket at ``path``; runs until cancelled.
+    """Serve as a guest behind a VMM's socket at ``path``, until cancelled.
 
-    Speaks Firecracker's side of the handshake: ``OK`` with a number from 2**30 up, and a
-    refused port is closed without a word.  The socket's file goes with it.
+    Speaks Firecracker's side of the handshake: ``OK`` with a number from 2**30 up; the
+    connection to a refused port is closed without an answer.  Removes the socket at the end.
 
-    Raises `ListenError` when the file cannot be made.
+    Raises: `ListenError` if the socket cannot be created.
     """
     [listening] = listen(UnixEndpoint(str(path)), 128, {})
     serve = partial(_serve_client, {GUEST_PORT: serve_http}, count(_FIRST_NUMBER))
     try:
-        # trio closes the listener it serves, before its file could be told from another's.
+        # A duplicate: trio closes its listener before `close` compares the socket with the file.
         sock = trio.socket.from_stdlib_socket(listening.sock.dup())
         await trio.serve_listeners(serve, [trio.SocketListener(sock)], task_status=task_status)
     finally:
@@ -158,7 +160,7 @@ async def _serve_client(
 
 
 async def _read_line(stream: trio.SocketStream) -> bytes:
-    """The handshake's line, byte by byte: what follows it is the service's."""
+    """Read the handshake's line, one byte at a time: the bytes after it belong to the service."""
     reader = mux.LineReader()
     while not reader.done:
         byte = await stream.receive_some(1)
@@ -169,7 +171,7 @@ async def _read_line(stream: trio.SocketStream) -> bytes:
 
 
 async def serve_http(stream: trio.SocketStream) -> None:
-    """Answer HTTP/1.1 requests until the client has no more; its half-close is no end."""
+    """Answer HTTP/1.1 requests until the client ends; answer also after its half-close."""
     connection = h11.Connection(h11.SERVER)
     try:
         while (request := await _next_request(connection, stream)) is not None:
@@ -185,7 +187,7 @@ async def serve_http(stream: trio.SocketStream) -> None:
 async def _next_request(
     connection: h11.Connection, stream: trio.SocketStream
 ) -> h11.Request | None:
-    """The next request, its body read and dropped; None when the client has ended."""
+    """Return the next request after discarding its body; None at the client's end."""
     request: h11.Request | None = None
     while True:
         event = connection.next_event()
@@ -235,10 +237,10 @@ async def _send(
 
 
 def with_admin(config: Config, environ: Mapping[str, str], folder: Path) -> Config:
-    """The configuration with an operator's socket, unless it says something of it itself.
+    """Return the configuration with a control socket, unless it sets one.
 
-    It is where the commands look for a daemon that a user runs by hand; another demo that
-    is there already leaves ``folder``, which they are to be told of.
+    The socket is where the commands look for a user's daemon, or in ``folder`` if another
+    daemon listens there.
     """
     if config.admin.socket != "auto":
         return config
@@ -253,10 +255,10 @@ def with_admin(config: Config, environ: Mapping[str, str], folder: Path) -> Conf
 
 
 def greeting(config: Config, environ: Mapping[str, str], boot_delay: float = 0.0) -> str:
-    """What to type now that the demo runs."""
-    lines = ["An embedded guest answers behind the proxy. In another terminal:", ""]
+    """Return the text that the demo prints when it is ready."""
+    lines = ["The embedded guest is ready. In another terminal, try:", ""]
     if boot_delay:
-        boots = f"The guest boots for {boot_delay:g} s; with wait_for_guest, clients wait for it."
+        boots = f"The guest starts in {boot_delay:g} s; wait_for_guest holds clients until then."
         lines.insert(0, boots)
     lines += [f"    curl {_url(route.listen)}/" for route in config.routes]
     if config.metrics is not None:
@@ -269,13 +271,13 @@ def greeting(config: Config, environ: Mapping[str, str], boot_delay: float = 0.0
         lines += [f"    vsockproxy {command}{option}" for command in commands]
     lines += [
         "",
-        f"To break the guest, and to start it again: kill -USR1 {os.getpid()}",
+        f"To stop the guest, and to start it again: kill -USR1 {os.getpid()}",
     ]
-    return "\n".join([*lines, "Ctrl-C ends it."])
+    return "\n".join([*lines, "Press Ctrl-C to end."])
 
 
 def _url(listen: ListenEndpoint) -> str:
-    """The URL of a listener, or curl's arguments for one that has none."""
+    """Return the URL of a listener, or curl's arguments for a Unix socket."""
     if isinstance(listen, TcpEndpoint):
         host = listen.host or "127.0.0.1"
         host = _ANYWHERE.get(host, f"[{host}]" if ":" in host else host)

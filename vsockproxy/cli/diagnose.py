@@ -1,4 +1,4 @@
-"""The commands that look at the world around the daemon: probe, cid, doctor."""
+"""The commands that find problems: doctor, probe, cid."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from vsockproxy.cli.program import (
     SocketOption,
     default_file,
     fail,
+    seconds,
 )
 from vsockproxy.errors import ConfigError, VsockproxyError
 from vsockproxy.readable import duration
@@ -39,9 +40,9 @@ _Value = TypeVar("_Value")
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command(short_help="Say what is wrong here, and what to do about it.")(doctor)
-    app.command(short_help="Dial a target and say what happened.")(probe)
-    app.command(short_help="Show this machine's own vsock CID.")(cid)
+    app.command(short_help="Find problems of this machine and their remedies.")(doctor)
+    app.command(short_help="Dial a target and explain the result.")(probe)
+    app.command(short_help="Show the vsock CID of this machine.")(cid)
 
 
 def probe(
@@ -49,19 +50,22 @@ def probe(
     config: ConfigOption = None,
     *,
     wait: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Try again for so long, as in 60s.")
+        str | None, typer.Option(metavar="TIME", help="Retry for this long, as in 60s.")
     ] = None,
-    timeout: Annotated[str, typer.Option(metavar="TIME", help="Bound for one dial.")] = "5s",
+    timeout: Annotated[str, typer.Option(metavar="TIME", help="Limit for one dial.")] = "5s",
     send: Annotated[
-        str, typer.Option(metavar="TEXT", help=r"Send it, \r \n and \xNN read, and wait.")
+        str,
+        typer.Option(
+            metavar="TEXT", help=r"Send TEXT (\r, \n, \xNN are escapes) and wait for data."
+        ),
     ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Dial a target as the daemon does, and say what happened and what to do.
+    """Dial a target as the daemon does; show the result and a remedy.
 
-    A target is written as in a file; the configuration is read only for a
-    guest's name. The exit status is 0 when the target was reached, 1 when not,
-    2 when the address is wrong.
+    TARGET has the form of a configuration file. The configuration is read
+    only for a guest's name. The exit status is 0 if the target was reached, 1
+    if not, 2 if the address is not valid.
 
     \b
     vsockproxy probe 3:80
@@ -69,13 +73,14 @@ def probe(
     """
     import trio  # noqa: PLC0415 - at its use
 
+    from vsockproxy.config.duration import parse_timeout  # noqa: PLC0415 - at its use
     from vsockproxy.doctor.probe import describe  # noqa: PLC0415 - at its use
 
-    endpoint, guests = _or_wrong(lambda: _read_target(target, config))
-    seconds = _or_wrong(lambda: _seconds("--timeout", timeout))
-    patience = _or_wrong(lambda: _seconds("--wait", wait)) if wait else None
-    text = _or_wrong(lambda: _unescaped(send))
-    result = trio.run(_probe, endpoint, guests, seconds, patience, text)
+    endpoint, guests = _or_exit(lambda: _read_target(target, config))
+    limit = seconds("--timeout", timeout, parse_timeout)
+    retry_time = seconds("--wait", wait, parse_timeout) if wait else None
+    text = _or_exit(lambda: _unescaped(send))
+    result = trio.run(_probe, endpoint, guests, limit, retry_time, text)
     if as_json:
         typer.echo(json.dumps(result.as_json()))
     else:
@@ -85,21 +90,21 @@ def probe(
 
 
 async def _probe(
-    target: Target, guests: Sequence[Guest], timeout: float, patience: float | None, send: bytes
+    target: Target, guests: Sequence[Guest], timeout: float, retry_time: float | None, send: bytes
 ) -> Probe:
     from vsockproxy.doctor import probe as dialling  # noqa: PLC0415 - at its use
     from vsockproxy.guests.directory import Guests  # noqa: PLC0415 - at its use
 
     attempt = partial(dialling.probe, target, timeout, guests=Guests(guests), send=send)
-    if patience is None:
+    if retry_time is None:
         return await attempt()
-    with _progress() as tell:
-        return await dialling.wait_for(attempt, patience, tell)
+    with _progress() as show:
+        return await dialling.wait_for(attempt, retry_time, show)
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[Probe, float], None]]:
-    """What tells of a wait: on a terminal, in one line that goes away."""
+    """Yield a function that shows the last result and the time left, on a terminal only."""
     if not sys.stderr.isatty():
         yield lambda _result, _left: None
         return
@@ -110,7 +115,7 @@ def _progress() -> Iterator[Callable[[Probe, float], None]]:
 
 
 def _read_target(text: str, file: Path | None) -> tuple[Target, Sequence[Guest]]:
-    """The address that a text means, and where to ask if that is a guest of a configuration."""
+    """Return the address, and the guests of the configuration if it names one of them."""
     from vsockproxy.address.endpoint import GuestEndpoint  # noqa: PLC0415 - at its use
     from vsockproxy.address.grammar import parse_target  # noqa: PLC0415 - at its use
 
@@ -120,8 +125,8 @@ def _read_target(text: str, file: Path | None) -> tuple[Target, Sequence[Guest]]
     file = file or default_file()
     if file is None:
         raise VsockproxyError(
-            f"{text!r} names a guest of a configuration: give it with -c;"
-            f" a TCP target is spelt tcp:{text}"
+            f"{text!r} is the name of a guest, but there is no configuration: give one with -c;"
+            f" for a TCP target, write tcp:{text}"
         )
     return _guest_address(text, file)
 
@@ -135,15 +140,6 @@ def _guest_address(text: str, file: Path) -> tuple[Target, Sequence[Guest]]:
     return config.routes[0].target, config.guests
 
 
-def _seconds(option: str, text: str) -> float:
-    from vsockproxy.config.duration import parse_timeout  # noqa: PLC0415 - at its use
-
-    try:
-        return parse_timeout(float(text) if text.isdecimal() else text)
-    except ValueError as error:
-        raise VsockproxyError(f"{option}: {error}") from error
-
-
 def _unescaped(text: str) -> bytes:
     try:
         return text.encode("latin-1", "backslashreplace").decode("unicode_escape").encode()
@@ -151,8 +147,8 @@ def _unescaped(text: str) -> bytes:
         raise VsockproxyError(f"--send: {error.reason}") from error
 
 
-def _or_wrong(make: Callable[[], _Value]) -> _Value:
-    """What ``make`` gives; its error is a line, and the end with status 2."""
+def _or_exit(make: Callable[[], _Value]) -> _Value:
+    """Return the result of ``make``; print its error and exit with status 2."""
     try:
         return make()
     except VsockproxyError as error:
@@ -160,23 +156,23 @@ def _or_wrong(make: Callable[[], _Value]) -> _Value:
 
 
 def cid(as_json: JsonOption = False) -> None:
-    """Show this machine's own vsock CID: in words, and a number alone on a pipe.
+    """Show the vsock CID of this machine, with its meaning on a terminal.
 
-    2 is a host of VMs, above that is a guest. The exit status is 1 where there
-    is none, or none to be read; nothing of the proxy depends on it.
+    CID 2 is a host of VMs; a greater one is a guest. The exit status is 1 if
+    there is no CID or it cannot be read. vsockproxy works without it.
     """
     from vsockproxy.address.endpoint import CID_ANY  # noqa: PLC0415 - at its use
     from vsockproxy.dial.vsock import read_local_cid  # noqa: PLC0415 - at its use
-    from vsockproxy.doctor.transports import spell_cid, why_no_cid  # noqa: PLC0415 - at its use
+    from vsockproxy.doctor.transports import describe_cid, describe_cid_error  # noqa: PLC0415 - at its use
 
     number: int | None = None
     try:
         found = read_local_cid()
     except OSError as error:
-        words = why_no_cid(error)
+        words = describe_cid_error(error)
     else:
         number = None if found == CID_ANY else found
-        words = spell_cid(found)
+        words = describe_cid(found)
     if as_json:
         typer.echo(json.dumps({"cid": number, "meaning": words}))
         raise typer.Exit(FAILED if number is None else 0)
@@ -191,26 +187,24 @@ def doctor(
     socket: SocketOption = None,
     root: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Judge the machine whose /proc, /sys, ... lie there."),
+        typer.Option(metavar="DIR", help="Examine the machine whose /proc, /sys, ... are in DIR."),
     ] = Path("/"),
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is wrong here, and what to do about it.
+    """Find problems of this machine and show their remedies.
 
-    Looks at the machine, the process, the configuration, each of its targets and
-    the running daemon. Changes nothing, needs no root; run it as the daemon's
-    user to see what the daemon sees. With --root nothing is dialled. The exit
-    status is 0 when nothing is wrong, 1 with problems.
-
-    Without a configuration the targets are those of the running daemon, if
-    there is one.
+    Examines the machine, the process, the configuration, its targets and the
+    running daemon. Without a configuration, the targets are those of the
+    running daemon. Changes nothing and needs no root; run it as the daemon's
+    user to get the daemon's results. With --root, dials nothing. The exit
+    status is 0 if there are no problems, 1 if there are.
     """
     import trio  # noqa: PLC0415 - at its use
 
     from vsockproxy.admin.client import find_socket  # noqa: PLC0415 - at its use
     from vsockproxy.doctor import report  # noqa: PLC0415 - at its use
     from vsockproxy.doctor.examination import Attempts, examine  # noqa: PLC0415 - at its use
-    from vsockproxy.doctor.machine import look  # noqa: PLC0415 - at its use
+    from vsockproxy.doctor.machine import read_machine  # noqa: PLC0415 - at its use
     from vsockproxy.doctor.running_daemon import ask_daemon  # noqa: PLC0415 - at its use
 
     here = root == Path("/")
@@ -219,7 +213,7 @@ def doctor(
         partial(
             examine,
             _configuration(config),
-            machine=look(root),
+            machine=read_machine(root),
             attempts=Attempts() if here else None,
             daemon=ask_daemon(find) if here else None,
         )
@@ -228,11 +222,11 @@ def doctor(
         typer.echo(json.dumps(report.as_json(findings), indent=2))
     else:
         _print(findings)
-    raise typer.Exit(FAILED if any(one.level == "problem" for one in findings) else 0)
+    raise typer.Exit(FAILED if any(finding.level == "problem" for finding in findings) else 0)
 
 
 def _configuration(file: Path | None) -> Config | ConfigError | None:
-    """The configuration that `run` would take, what is wrong in it, or None."""
+    """Return the configuration that `run` would use, its errors, or None."""
     from vsockproxy.config import environment  # noqa: PLC0415 - at its use
     from vsockproxy.config.load import load_config  # noqa: PLC0415 - at its use
 

@@ -1,4 +1,4 @@
-"""The command that shows guests: those of the configuration, and the VMs of this machine."""
+"""The command `guests`: the guests of the configuration, and the VMs of this machine."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from vsockproxy.guests.directory import GuestRecord
     from vsockproxy.guests.survey import Vm
 
-_PATIENCE: Final = 10.0  # seconds for each guest; whoever is asked has less
+_TIMEOUT: Final = 10.0  # seconds for each guest; more than a source has
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command(short_help="Show where guests are, and the VMs of this machine.")(guests)
+    app.command(short_help="Show guests' addresses, and the VMs of this machine.")(guests)
 
 
 def guests(config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
-    """Show where the guests of the configuration are, and the VMs of this machine.
+    """Show the addresses of the configured guests, and the VMs of this machine.
 
-    Each VM comes with the line to paste under [guests]. Needs no root; run it as
-    the daemon's user to see what the daemon sees.
+    Each VM is shown as a line for [guests]. Needs no root; run it as the
+    daemon's user to get the daemon's results.
     """
     import trio  # noqa: PLC0415 - at its use
 
@@ -38,18 +38,18 @@ def guests(config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
 
     configured = _configured(config)
     records = trio.run(_locate, configured)
-    vms, complaints = trio.run(survey)
+    vms, errors = trio.run(survey)
     if as_json:
-        typer.echo(json.dumps(_as_json(configured, records, vms, complaints), indent=2))
+        typer.echo(json.dumps(_as_json(configured, records, vms, errors), indent=2))
         return
     for line in _lines(configured, records, vms):
         typer.echo(line)
-    for complaint in complaints:
-        typer.echo(f"vsockproxy: {complaint}", err=True)
+    for error in errors:
+        typer.echo(f"vsockproxy: {error}", err=True)
 
 
 def _configured(config: Path | None) -> Sequence[Guest]:
-    """The guests of the configuration that `run` would take; none where there is none."""
+    """Return the guests of the configuration that `run` would use; none without one."""
     from vsockproxy.config.environment import known_settings  # noqa: PLC0415 - at its use
 
     file = config or default_file()
@@ -59,7 +59,7 @@ def _configured(config: Path | None) -> Sequence[Guest]:
 
 
 async def _locate(guests: Sequence[Guest]) -> dict[str, GuestRecord]:
-    """What is known of each guest that must be looked for, once all have been asked for."""
+    """Look up the guests that have no fixed address; return their records by name."""
     import trio  # noqa: PLC0415 - at its use
 
     from vsockproxy.guests.answer import GuestError  # noqa: PLC0415 - at its use
@@ -68,8 +68,8 @@ async def _locate(guests: Sequence[Guest]) -> dict[str, GuestRecord]:
     records = Guests(guests).records()
 
     async def ask(record: GuestRecord) -> None:
-        with suppress(GuestError):  # which the record keeps
-            await record.locate(trio.current_time() + _PATIENCE)
+        with suppress(GuestError):  # the record keeps it
+            await record.locate(trio.current_time() + _TIMEOUT)
 
     async with trio.open_nursery() as nursery:
         for record in records:
@@ -81,24 +81,24 @@ def _lines(
     guests: Sequence[Guest], records: dict[str, GuestRecord], vms: Sequence[Vm]
 ) -> Iterator[str]:
     if guests:
-        yield "The guests of the configuration:"
+        yield "Guests of the configuration:"
         width = max(len(guest.name) for guest in guests)
         for guest in guests:
             yield f"  {guest.name:<{width}}  {guest.way}"
             if guest.name in records:
-                yield f"  {'':<{width}}  {_now(records[guest.name])}"
+                yield f"  {'':<{width}}  {_result(records[guest.name])}"
         yield ""
     if not vms:
-        yield "No VM with vsock runs here, as far as this user can see."
+        yield "No running VM with vsock is visible to this user."
         return
-    yield "The VMs of this machine, as lines for [guests]:"
+    yield "VMs of this machine, as lines for [guests]:"
     width = max(len(vm.line) for vm in vms)
     for vm in vms:
         at = "" if str(vm.at) == str(vm.way) else f", {vm.at}"
         yield f"  {vm.line:<{width}}  # {vm.source}{at}"
 
 
-def _now(record: GuestRecord) -> str:
+def _result(record: GuestRecord) -> str:
     return f"-> {record.found}" if record.found else f"-> not found: {record.last_error}"
 
 
@@ -106,7 +106,7 @@ def _as_json(
     guests: Sequence[Guest],
     records: dict[str, GuestRecord],
     vms: Sequence[Vm],
-    complaints: Sequence[str],
+    errors: Sequence[str],
 ) -> dict[str, Any]:
     return {
         "guests": [
@@ -122,7 +122,7 @@ def _as_json(
         "vms": [
             {"source": vm.source, "name": vm.name, "line": vm.line, "at": str(vm.at)} for vm in vms
         ],
-        "not_asked": list(complaints),
+        "not_asked": list(errors),
     }
 
 

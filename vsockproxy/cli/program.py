@@ -33,25 +33,25 @@ _NO_CONFIGURATION: Final = (
 )
 
 _HELP: Final = """\
-Carry byte streams between TCP and vsock: a guest's services on host ports.
+Relay byte streams between TCP and vsock, in both directions.
 
 \b
 Examples:
-  vsockproxy forward 8080 3:80       local port 8080 to port 80 of CID 3
-  vsockproxy run -c vsockproxy.toml  every route of a file, until SIGTERM
-  vsockproxy check vsockproxy.toml   what the file says, or all that is wrong
-  vsockproxy health                  whether the daemon here is ready
-  vsockproxy doctor                  what is wrong here, and what to do
-  vsockproxy probe 3:80              whether that port of CID 3 answers
-  vsockproxy guests                  where guests are, and this machine's VMs
-  vsockproxy demo                    try it without a VM
+  vsockproxy forward 8080 3:80       relay local port 8080 to port 80 of CID 3
+  vsockproxy run -c vsockproxy.toml  run every route of a file until SIGTERM
+  vsockproxy check vsockproxy.toml   validate a file and show its routes
+  vsockproxy health                  test whether the daemon is ready
+  vsockproxy doctor                  find problems and their remedies
+  vsockproxy probe 3:80              test whether port 80 of CID 3 answers
+  vsockproxy guests                  list guests and this machine's VMs
+  vsockproxy demo                    try vsockproxy without a VM
 
 \b
 Addresses:
-  8080  tcp:HOST:PORT                TCP; a bare port is the loopback's
+  8080  tcp:HOST:PORT                TCP; a port alone is on the loopback
   3:80  vsock:CID:PORT  vsock::PORT  AF_VSOCK; an empty CID listens on any
   vsock-mux:PATH:PORT                a VMM's socket, such as Firecracker's
-  unix:PATH  unix:@NAME  fd:NAME     a Unix socket; one that systemd hands in
+  unix:PATH  unix:@NAME  fd:NAME     a Unix socket; a socket from systemd
 """
 
 app = typer.Typer(
@@ -141,6 +141,14 @@ def _is_there(place: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def seconds(option: str, text: str, parse: Callable[[object], float]) -> float:
+    """Return the seconds of an option's duration; exit with status 2 if it is not valid."""
+    try:
+        return parse(float(text) if text.isdecimal() else text)
+    except ValueError as error:
+        fail(f"{option}: {error}", status=WRONG)
 
 
 def load(file: Path) -> Config:

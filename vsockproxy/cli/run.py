@@ -1,4 +1,4 @@
-"""The commands that are the daemon: run, forward, demo."""
+"""The commands that run the daemon: run, forward, demo."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from vsockproxy.cli.program import (
     fail,
     load,
     read,
+    seconds,
     source_of,
 )
 from vsockproxy.errors import VsockproxyError, sentences
@@ -26,22 +27,23 @@ if TYPE_CHECKING:
     from vsockproxy.config.document import Plain
     from vsockproxy.config.settings import Config
 
-_GRACE = 30.0  # seconds for which the demo's clients wait beyond the guest's delay
+_GRACE = 30.0  # seconds for which the demo's clients are held beyond the guest's delay
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command(short_help="Run the daemon, by a file or $VSOCKPROXY_FORWARD.")(run)
-    app.command(short_help="Relay from each LISTEN to its TARGET, without a file.")(forward)
-    app.command(short_help="Run the daemon with an embedded guest: try it, no VM.")(demo)
+    app.command(short_help="Run the daemon from a file or $VSOCKPROXY_FORWARD.")(run)
+    app.command(short_help="Run the daemon from pairs of addresses.")(forward)
+    app.command(short_help="Run the daemon with an embedded guest, without a VM.")(demo)
 
 
 def run(config: ConfigOption = None) -> None:
-    """Run the daemon: every route of a file, or of $VSOCKPROXY_FORWARD.
+    """Run the daemon with the routes of a file, or of $VSOCKPROXY_FORWARD.
 
-    SIGTERM or SIGINT drains: no new connections, live ones may end within
-    drain_timeout. A second signal ends at once. The exit status is 0 when all
-    connections ended by themselves, 1 when some were cut off.
+    SIGTERM or SIGINT drains: the daemon closes its listeners and waits at most
+    drain_timeout for its connections to end. A second signal resets them at
+    once. The exit status is 0 if every connection ended before that, 1 if some
+    were reset.
     """
     source = source_of(config or default_file())
     _serve(read(source), load=source)
@@ -49,20 +51,23 @@ def run(config: ConfigOption = None) -> None:
 
 def forward(
     addresses: Annotated[
-        list[str], typer.Argument(metavar="LISTEN TARGET", help="Addresses, in pairs.")
+        list[str], typer.Argument(metavar="LISTEN TARGET", help="Pairs of addresses.")
     ],
     *,
     metrics: Annotated[
-        str | None, typer.Option(metavar="LISTEN", help="Serve /metrics there, as in 9490.")
+        str | None,
+        typer.Option(metavar="LISTEN", help="Serve /metrics at this address, as in 9490."),
     ] = None,
     connect_timeout: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Bound for one dial, as in 5s.")
+        str | None, typer.Option(metavar="TIME", help="Limit for one dial, as in 5s.")
     ] = None,
     idle_timeout: Annotated[
-        str | None, typer.Option(metavar="TIME", help="End connections that are silent so long.")
+        str | None,
+        typer.Option(metavar="TIME", help="End connections idle for this long, as in 5m."),
     ] = None,
     half_close: Annotated[
-        str | None, typer.Option(metavar="HOW", help="auto, forward or hold a client's half-close.")
+        str | None,
+        typer.Option(metavar="HOW", help="A client's half-close: auto, forward or hold."),
     ] = None,
     log_level: Annotated[
         str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")
@@ -71,7 +76,7 @@ def forward(
         str | None, typer.Option(metavar="FORMAT", help="auto, human, logfmt or json.")
     ] = None,
 ) -> None:
-    """Relay from each LISTEN to the TARGET after it, without a file.
+    """Run the daemon with a route from each LISTEN to the TARGET after it.
 
     \b
     vsockproxy forward 8080 3:80
@@ -79,65 +84,76 @@ def forward(
     vsockproxy forward vsock::5432 tcp:127.0.0.1:5432 --metrics 9490
     """
     if len(addresses) % 2:
-        raise typer.BadParameter(f"{addresses[-1]!r} has no TARGET: write LISTEN TARGET pairs")
+        raise typer.BadParameter(
+            f"{addresses[-1]!r} has no TARGET: give pairs of LISTEN and TARGET"
+        )
     from vsockproxy.config.load import forward_config  # noqa: PLC0415 - at its use
 
-    policy = _written(
+    policy = _given(
         connect_timeout=connect_timeout, idle_timeout=idle_timeout, half_close=half_close
     )
-    tables = _written(
-        metrics=_written(listen=metrics and _from_here(metrics)),
+    tables = _given(
+        metrics=_given(listen=metrics and _absolute(metrics)),
         defaults=policy,
-        log=_written(level=log_level, format=log_format),
+        log=_given(level=log_level, format=log_format),
     )
-    absolute = [_from_here(address) for address in addresses]
+    absolute = [_absolute(address) for address in addresses]
     pairs = list(zip(absolute[::2], absolute[1::2], strict=True))
     _serve(read(lambda: forward_config(pairs, tables)))
 
 
-def _from_here(address: str) -> str:
-    """The address, with the path of a socket from the shell's folder on made a whole one."""
+def _absolute(address: str) -> str:
+    """Return the address with a relative path of a socket made absolute."""
     kind, _, path = address.partition(":")
     if kind in ("unix", "vsock-mux") and path and path[0] not in "/@":
         return f"{kind}:{Path.cwd() / path}"
     return address
 
 
-def _written(**keys: Plain | None) -> dict[str, Plain]:
-    """The table of those keys that were given."""
+def _given(**keys: Plain | None) -> dict[str, Plain]:
+    """Return a table of the options that were given."""
     return {key: value for key, value in keys.items() if value}
 
 
 def demo(
     port: Annotated[
         int | None,
-        typer.Option(
-            metavar="PORT", help="The TCP port that leads to the guest, 8080 if not given."
-        ),
+        typer.Option(metavar="PORT", help="TCP port of the route to the guest; default 8080."),
     ] = None,
     metrics_port: Annotated[
         int | None,
-        typer.Option(metavar="PORT", help="The TCP port of /metrics, 9490 if not given."),
+        typer.Option(metavar="PORT", help="TCP port of /metrics; default 9490."),
     ] = None,
     boot_delay: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="The guest comes so late, as in 5s; clients wait."),
+        typer.Option(
+            metavar="TIME", help="Start the guest after this time, as in 5s; clients are held."
+        ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", metavar="FILE", help="Routes of your own to such a guest."),
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE",
+            help="Run these routes, with a guest for each vsock-mux target.",
+        ),
     ] = None,
 ) -> None:
-    """Run the daemon with an embedded guest, to try it without a VM.
+    """Run the daemon with an embedded guest, to try vsockproxy without a VM.
 
-    A small HTTP service answers on the guest's port 80, behind a socket that
-    speaks Firecracker's protocol. The guest and its socket end with the demo.
+    An HTTP service answers on the guest's port 80, behind a socket with
+    Firecracker's protocol. The demo removes the socket when it ends.
     """
     from vsockproxy.cli import demo as embedded  # noqa: PLC0415 - at its use
 
     if config and (port or metrics_port):
-        raise typer.BadParameter(f"the ports are {config}'s: edit it, or leave --config out")
-    late = _seconds(boot_delay)
+        raise typer.BadParameter(
+            f"--config contradicts --port and --metrics-port: set the ports in {config}"
+        )
+    from vsockproxy.config.duration import parse_duration  # noqa: PLC0415 - at its use
+
+    delay = seconds("--boot-delay", boot_delay, parse_duration) if boot_delay else 0.0
     with TemporaryDirectory(prefix="vsockproxy-demo-") as folder:
         mux = str(Path(folder, "guest.vsock"))
         built = (
@@ -145,30 +161,21 @@ def demo(
             if config
             else read(
                 lambda: embedded.demo_config(
-                    mux, port or 8080, metrics_port or 9490, late and late + _GRACE
+                    mux, port or 8080, metrics_port or 9490, delay and delay + _GRACE
                 )
             )
         )
         built = embedded.with_admin(built, os.environ, Path(folder))
         _serve(
             built,
-            beside=embedded.embedded_guests(built, late),
-            ready=lambda: typer.echo(embedded.greeting(built, os.environ, late)),
+            beside=embedded.embedded_guests(built, delay),
+            ready=lambda: typer.echo(embedded.greeting(built, os.environ, delay)),
             hint=(
-                f"other ports and paths: edit {config}"
+                f"to use other ports or paths, edit {config}"
                 if config
-                else "other ports: vsockproxy demo --port N --metrics-port M"
+                else "to use other ports: vsockproxy demo --port N --metrics-port M"
             ),
         )
-
-
-def _seconds(text: str | None) -> float:
-    from vsockproxy.config.duration import parse_duration  # noqa: PLC0415 - at its use
-
-    try:
-        return 0.0 if text is None else parse_duration(text)
-    except VsockproxyError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 def _serve(
@@ -179,7 +186,14 @@ def _serve(
     hint: str = "",
     load: Callable[[], Config] | None = None,
 ) -> NoReturn:
-    """Run the daemon until a signal ends it, and exit with its status."""
+    """Run the daemon until a signal ends it, and exit with its status.
+
+    Args:
+      beside: runs while the daemon does.
+      ready: called when every listener is open.
+      hint: a remedy to print after an error.
+      load: reads the configuration again for a reload; None if it cannot be reloaded.
+    """
     import trio  # noqa: PLC0415 - at its use
 
     from vsockproxy.daemon.process import supervise  # noqa: PLC0415 - at its use

@@ -76,7 +76,7 @@ class Supervisor:
         self._configured = config.routes
         self._drained = {r.name: r.listen for r in config.routes if self._is_drained(r)}
         self.admission.adopt(config.limits)
-        self.guests.adopt(config.guests)
+        self.guests.reconfigure(config.guests)
         routes = {route.listen: route for route in config.routes}
         for endpoint, listener in list(self.listeners.items()):
             route = routes.get(endpoint)

@@ -1,12 +1,13 @@
-"""What is wrong here, and what to do about it.
+"""The checks of `vsockproxy doctor`: the machine, the sandbox, the configuration, the daemon.
 
 | module | owns |
 |---|---|
-| `finding` | one thing that is said, as a value |
-| `machine` | the facts, read from files |
-| `transports`, `process` | what the facts mean for AF_VSOCK, and for the process |
-| `daemon` | what a running daemon says of itself |
-| `targets` | what the configuration's targets answer |
-| `examination` | which of that is asked, and in which order |
-| `report` | how it is shown |
+| `finding` | one result of a check, as a value |
+| `machine` | the facts about the machine, read from files |
+| `transports`, `sandbox` | the judgement of AF_VSOCK, and of the process |
+| `running_daemon` | the state of a running daemon |
+| `targets` | the results of dialling the configuration's targets |
+| `probe` | one dial and its explanation |
+| `examination` | the order of the checks |
+| `report` | the text and JSON of the findings |
 """

@@ -1,7 +1,7 @@
-"""The doctor's round: which questions are asked of this machine, and in which order.
+"""The doctor's examination: all checks in their order.
 
-Owns: the order, and what the machine is asked beside its files: an AF_VSOCK socket, the
-local CID, the pump.
+Owns: the order, and the checks that try something: an AF_VSOCK socket, the local CID, the
+pump.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from vsockproxy.config.settings import Config, PumpSettings
 from vsockproxy.dial import vsock
 from vsockproxy.doctor.finding import Finding, note, ok, problem
 from vsockproxy.doctor.machine import Machine
-from vsockproxy.doctor.running_daemon import Daemon, judge_daemon
-from vsockproxy.doctor.sandbox import judge_process
-from vsockproxy.doctor.targets import ask_targets
+from vsockproxy.doctor.running_daemon import RunningDaemon, judge_daemon
+from vsockproxy.doctor.sandbox import judge_sandbox
+from vsockproxy.doctor.targets import judge_targets
 from vsockproxy.doctor.transports import judge_transports, uses_vsock
 from vsockproxy.errors import ConfigError, VsockproxyError
 from vsockproxy.pump.native import open_pump
@@ -25,7 +25,7 @@ from vsockproxy.readable import count
 
 
 def try_vsock() -> int:
-    """The errno of opening an AF_VSOCK socket as the daemon does; 0 for success."""
+    """Open an AF_VSOCK socket as the daemon does, close it, and return the errno or 0."""
     try:
         new_socket(AF_VSOCK).close()
     except OSError as error:
@@ -34,7 +34,7 @@ def try_vsock() -> int:
 
 
 def try_local_cid() -> int | OSError:
-    """The local CID, or why it cannot be read."""
+    """Return the local CID, or the error of reading it."""
     try:
         return vsock.read_local_cid()
     except OSError as error:
@@ -43,7 +43,7 @@ def try_local_cid() -> int | OSError:
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """What is tried on the machine itself; another's files are judged without."""
+    """The attempts on this machine; another machine's files are judged without them."""
 
     open_vsock: Callable[[], int] = try_vsock
     read_cid: Callable[[], int | OSError] = try_local_cid
@@ -54,23 +54,25 @@ async def examine(
     *,
     machine: Machine,
     attempts: Attempts | None,
-    daemon: Daemon | VsockproxyError | None = None,
+    daemon: RunningDaemon | VsockproxyError | None = None,
 ) -> list[Finding]:
-    """All findings, about the machine first and the targets last; never raises.
+    """Return all findings, those about the machine first and about the targets last.
 
-    ``config`` is the configuration, or what is wrong in it, or None where there is none; the
-    targets are the running daemon's then.  Without ``attempts`` only the machine's facts and
-    the configuration are judged.  ``daemon`` is what `ask_daemon` gave.
+    Args:
+      config: the configuration, or its errors; None for no configuration, and then the targets
+        are those of the running daemon.
+      attempts: None to judge only the machine's files and the configuration.
+      daemon: the result of `ask_daemon`.
     """
     known = config if isinstance(config, Config) else None
-    if known is None and isinstance(daemon, Daemon):
+    if known is None and isinstance(daemon, RunningDaemon):
         known = daemon.config()
     attempt = cid = None
     if attempts is not None:
         attempt = attempts.open_vsock() if _is_worth_trying(machine, known) else None
         cid = attempts.read_cid()
     findings = [
-        *judge_process(machine, known),
+        *judge_sandbox(machine, known),
         *judge_transports(machine, known, attempt=attempt, cid=cid),
     ]
     if attempts is not None:
@@ -80,14 +82,14 @@ async def examine(
     if daemon is not None:
         findings.extend(judge_daemon(daemon, known))
     if attempts is not None and known is not None:
-        findings.extend(await ask_targets(known))
+        findings.extend(await judge_targets(known))
     return findings
 
 
 def _is_worth_trying(machine: Machine, config: Config | None) -> bool:
-    """Whether to open AF_VSOCK: where a route needs it, or something here may deny it.
+    """Return whether to open AF_VSOCK: if a route needs it, or a sandbox may deny it.
 
-    To try has the kernel load modules, and where nothing filters, the files say enough.
+    An attempt loads kernel modules; without a sandbox, the machine's files are sufficient.
     """
     if config is not None:
         return uses_vsock(config)
@@ -103,17 +105,23 @@ async def _pump(settings: PumpSettings) -> Finding:
                 return note("pump", text)
             return ok("pump", text)
     except (ImportError, OSError) as error:
-        text = f"native was asked for and cannot be had: {error}"
-        return problem("pump", text, 'choice = "auto" under [pump], or reinstall with gcc there')
+        text = f"the native pump is configured but not available: {error}"
+        return problem(
+            "pump",
+            text,
+            'set choice = "auto" under [pump], or install gcc and reinstall vsockproxy',
+        )
 
 
 def _configuration(config: Config | ConfigError | None) -> Iterator[Finding]:
     match config:
         case None:
-            yield note("configuration", "there is none: no targets were looked at", "-c FILE")
+            yield note(
+                "configuration", "not found: no targets were dialled", "name it with -c FILE"
+            )
         case ConfigError():
             for line in str(config).splitlines():
-                yield problem("configuration", line, "correct it: docs/configuration.md")
+                yield problem("configuration", line, "correct the file (docs/configuration.md)")
         case Config():
             routes = count(len(config.routes), "route")
             yield ok("configuration", f"{config.source}: {routes}")

@@ -1,6 +1,6 @@
-"""One thing that the doctor has to say, as a value.
+"""One result of the doctor's checks, as a value.
 
-Owns: `Finding`.  Knows neither where it comes from nor how it is shown.
+Owns: `Finding`.  Knows neither the checks nor the output.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 Level = Literal["ok", "note", "problem"]
-"""``note`` is worth knowing and no fault; ``problem`` keeps something from working."""
+"""``note`` is information, not a fault; ``problem`` prevents something from working."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found about a subject, and for a problem what to do about it."""
+    """A sentence about a subject, and the remedy, which every problem has."""
 
     level: Level
     subject: str
@@ -26,15 +26,15 @@ class Finding:
 
 
 def ok(subject: str, text: str) -> Finding:
-    """Something that is as it should be."""
+    """Return a finding for a check that passed."""
     return Finding("ok", subject, text)
 
 
 def note(subject: str, text: str, remedy: str = "") -> Finding:
-    """Something worth knowing."""
+    """Return a finding that is information."""
     return Finding("note", subject, text, remedy)
 
 
 def problem(subject: str, text: str, remedy: str) -> Finding:
-    """Something that keeps the proxy from doing what it should."""
+    """Return a finding about a fault."""
     return Finding("problem", subject, text, remedy)

@@ -1,8 +1,8 @@
-"""What this machine says of itself: facts, read from files below a root directory.
+"""The facts about a machine, read from files below a root directory.
 
-Owns: which file says what.  Judges nothing.  Every file may be missing, unreadable or
-nonsense: the fact is None or empty then.  Sources: proc(5), vsock(7), and the paths that
-systemd-detect-virt(1) looks at.
+Owns: the file of each fact.  Judges nothing.  A file may be missing, unreadable or malformed:
+the fact is then None or empty.  Sources: proc(5), vsock(7), and the paths that
+systemd-detect-virt(1) reads.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from typing import Final
 CAP_NET_BIND_SERVICE: Final = 10  # linux/capability.h
 
 _VIRTIO_VSOCK: Final = 0x13  # virtio's device ID of a socket device
-_LONGEST: Final = 1 << 20  # of a file that is read; modules.dep has half of it
+_LONGEST: Final = 1 << 20  # bytes read of a file; modules.dep has half of that
 _CGROUPS: Final = ("docker", "kubepods", "libpod", "lxc", "containerd")
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device file: whether it is there, whether we may open it, and its mode."""
+    """A device file: whether it exists, whether this user may open it, and its mode."""
 
-    there: bool = False
+    exists: bool = False
     usable: bool = False
     mode: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The facts; None is unknown.
+    """The facts; None means unknown.
 
     Attributes:
       kernel: its release.
       has_vsock: whether the family is registered (/proc/net/protocols).
-      loaded: the modules in the kernel, and drivers that are seen at work.
-      shipped: the modules that come with this kernel, None where they are not to be seen.
+      loaded: the modules in the kernel, loaded or built in.
+      shipped: the modules of this kernel's package.
       vsock, vhost_vsock: /dev/vsock and /dev/vhost-vsock.
       has_virtio_vsock: whether a VMM gave this machine a vsock device.
       namespace: ns_mode of the network namespace; None before Linux 7.0.
@@ -48,9 +48,9 @@ class Machine:
       capabilities: the effective ones, as bits.
       user: the effective user's number.
       descriptors: RLIMIT_NOFILE, soft and hard.
-      first_port: the lowest TCP port that everybody may listen on.
-      label: what AppArmor or SELinux calls a process that it confines.
-      container, vm: what it runs in; empty for neither.
+      first_port: the lowest TCP port that unprivileged processes may listen on.
+      label: the AppArmor profile or SELinux context of a confined process.
+      container, vm: the kind of container and VM; empty for none.
     """
 
     kernel: str = ""
@@ -73,16 +73,16 @@ class Machine:
 
     @property
     def may_bind_low_ports(self) -> bool:
-        """Whether the process has CAP_NET_BIND_SERVICE."""
+        """Return whether the process has CAP_NET_BIND_SERVICE."""
         return bool(self.capabilities >> CAP_NET_BIND_SERVICE & 1)
 
     def has(self, module: str) -> bool:
-        """Whether a module is in the kernel, as far as that can be told."""
+        """Return whether a module is known to be in the kernel."""
         return self.loaded is not None and module in self.loaded
 
 
-def look(root: Path = Path("/")) -> Machine:
-    """The facts about the machine whose files are below ``root``; never fails."""
+def read_machine(root: Path = Path("/")) -> Machine:
+    """Return the facts about the machine whose files are below ``root``; never raise."""
     tree = _Tree(root)
     status = dict(_pairs(tree.text("proc/self/status")))
     kernel = tree.text("proc/sys/kernel/osrelease").strip()
@@ -108,13 +108,13 @@ def look(root: Path = Path("/")) -> Machine:
 
 
 class _Tree:
-    """Files below a root; what cannot be read is None, or empty."""
+    """Files below a root; an unreadable one is None or empty."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def read(self, path: str) -> str | None:
-        # ValueError: what another file says makes no path.
+        # ValueError: a path made from another file's text has a NUL.
         with suppress(OSError, ValueError), (self._root / path).open("rb") as file:
             return file.read(_LONGEST).decode(errors="replace")
         return None
@@ -140,7 +140,7 @@ class _Tree:
             return Device()
         ours = os.access in os.supports_effective_ids
         usable = os.access(self._root / path, os.R_OK, effective_ids=ours)
-        return Device(there=True, usable=usable, mode=mode)
+        return Device(exists=True, usable=usable, mode=mode)
 
 
 def _pairs(text: str) -> Iterator[tuple[str, str]]:
@@ -150,7 +150,7 @@ def _pairs(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _digits(value: object, pattern: str = "[0-9]+") -> str:
-    """The text itself where it is a number, the first of a list of one, else nothing."""
+    """Return a text, or the only text of a list, if it matches; else an empty one."""
     text = "".join(value) if isinstance(value, list) else str(value)
     return text if re.fullmatch(pattern, text) else ""
 
@@ -166,22 +166,22 @@ def _has_vsock(tree: _Tree) -> bool | None:
 
 
 def _loaded(tree: _Tree, kernel: str) -> frozenset[str] | None:
-    """The modules that are loaded or built in; None where nothing tells."""
+    """Return the modules that are loaded or built in; None if unknown."""
     table = tree.read("proc/modules")
     found = {line.split()[0] for line in (table or "").splitlines() if line.strip()}
     found.update(_modules_in(tree.text(f"lib/modules/{kernel}/modules.builtin")))
-    found.update(_at_work(tree))
+    found.update(_active_transports(tree))
     return None if table is None and not found else frozenset(found)
 
 
-def _at_work(tree: _Tree) -> set[str]:
-    """The transports whose traces are seen, which those built in leave as well."""
-    traces = {
+def _active_transports(tree: _Tree) -> set[str]:
+    """Return the transports by their drivers in /proc and /sys, where built-in ones appear too."""
+    signs = {
         "vhost_vsock": "vhost-vsock" in tree.text("proc/misc").split(),
         "vmw_vsock_virtio_transport": tree.has("sys/bus/virtio/drivers/vmw_vsock_virtio_transport"),
         "hv_sock": tree.has("sys/bus/vmbus/drivers/hv_sock"),
     }
-    return {module for module, seen in traces.items() if seen}
+    return {module for module, seen in signs.items() if seen}
 
 
 def _shipped(tree: _Tree, kernel: str) -> frozenset[str] | None:
@@ -190,7 +190,7 @@ def _shipped(tree: _Tree, kernel: str) -> frozenset[str] | None:
 
 
 def _modules_in(table: str) -> Iterator[str]:
-    """The names in modules.dep or modules.builtin: ``kernel/net/vsock.ko.xz: ...``."""
+    """Yield the modules in modules.dep or modules.builtin: ``kernel/net/vsock.ko.xz: ...``."""
     for name in re.findall(r"(?m)^(?:\S*/)?([\w-]+)\.ko", table):
         yield name.replace("-", "_")
 
@@ -212,14 +212,14 @@ def _first_port(tree: _Tree) -> int:
 
 
 def _label(tree: _Tree) -> str:
-    """``docker-default (enforce)``, ``system_u:system_r:container_t:s0``; empty for free."""
+    """Return a label such as ``docker-default (enforce)``; empty for an unconfined process."""
     label = tree.text("proc/self/attr/current").strip("\0\n ")
     confined = "(enforce)" in label or (":" in label and "unconfined" not in label)
     return label if confined else ""
 
 
 def _container(tree: _Tree) -> str:
-    """What kind of container this is, by the signs that its manager left."""
+    """Return the kind of container, by the files and variables that its manager sets."""
     named = tree.text("run/systemd/container").strip()
     variables = tree.text("proc/1/environ").split("\0")
     named = named or next((v[10:] for v in variables if v.startswith("container=")), "")
@@ -249,7 +249,7 @@ _DMI: Final = {
 
 
 def _vm(tree: _Tree) -> str:
-    """What kind of VM this is: by the firmware's names, Xen's own file, the processor's flag."""
+    """Return the kind of VM, by the firmware's names, Xen's file or the processor's flag."""
     processor = tree.text("proc/cpuinfo")
     if "User Mode Linux" in processor:
         return "uml"
@@ -257,7 +257,7 @@ def _vm(tree: _Tree) -> str:
     names = " ".join(
         tree.text(f"{folder}/{file}").strip() for file in ("sys_vendor", "product_name")
     )
-    if not names.endswith(".metal"):  # clouds rent out machines as well
+    if not names.endswith(".metal"):  # bare-metal instances of a cloud
         for sign, name in _DMI.items():
             if sign in names:
                 return name

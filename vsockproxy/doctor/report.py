@@ -1,7 +1,7 @@
-"""Findings as people and programs read them.
+"""The text and the JSON of findings.
 
 Owns: the layout.  A line has the level, the subject and the text; the remedy is on the next
-line.  What is to be pasted is never broken in two.
+line.  Long words, such as commands to paste, are not broken.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COLOURS: Final[dict[Level, str]] = {"ok": "green", "note": "cyan", "problem": "r
 
 
 def lines_of(finding: Finding, width: int = 80) -> Iterator[str]:
-    """The lines of a finding; the first starts with its level."""
+    """Yield the lines of a finding; the first starts with its level."""
     start = _LEVEL + _SUBJECT
     width = min(max(width, _NARROWEST), _WIDEST)
     head = f"{finding.level:<{_LEVEL}}{finding.subject:<{_SUBJECT}}"
@@ -47,17 +47,17 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def summary(findings: Iterable[Finding]) -> str:
-    """The last line: how much is wrong."""
+    """Return the last line: the number of problems and notes."""
     levels = [finding.level for finding in findings]
     problems, notes = levels.count("problem"), levels.count("note")
-    told = [count(problems, "problem") if problems else "nothing is wrong"]
+    parts = [count(problems, "problem") if problems else "no problems"]
     if notes:
-        told.append(count(notes, "note"))
-    return ", ".join(told)
+        parts.append(count(notes, "note"))
+    return ", ".join(parts)
 
 
 def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
-    """All findings, for a program."""
+    """Return all findings as JSON values."""
     return {
         "problems": sum(finding.level == "problem" for finding in findings),
         "findings": [asdict(finding) for finding in findings],

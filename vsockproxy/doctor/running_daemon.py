@@ -1,7 +1,7 @@
-"""What a running daemon says of itself: its routes, and why their last dials failed.
+"""The check of a running daemon: its status, its routes and their last failed dials.
 
-Owns: the questions to the daemon and what its answers mean.  Asks by the operator's socket,
-and steers nothing.
+Owns: the requests to the daemon's control socket, and the judgement of its answers.  Changes
+nothing.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ SUBJECT: Final = "daemon"
 
 _TIMEOUT: Final = 5.0
 _OF_THE_DAEMON: Final = frozenset({"denied", "blocked", "no_descriptors", "no_resources"})
-"""The reasons that depend on who dials: that we succeed says nothing about the daemon."""
+"""Reasons that depend on the dialling process: the doctor's own success does not refute them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Daemon:
-    """A daemon's answers, as `admin.schema` has them, and where it was asked."""
+class RunningDaemon:
+    """A daemon's control socket and its answers, in the form of `admin.schema`."""
 
     socket: Path
     status: Answer
     routes: list[Answer]
 
     def config(self) -> Config | None:
-        """The routes that it runs, as a configuration; None where there are none to dial."""
+        """Return a configuration of the routes that can be dialled; None if it is invalid."""
         tables: list[Plain] = [
             {"name": route["name"], "listen": route["listen"], "target": target["address"]}
             for route in self.routes
@@ -48,25 +48,29 @@ class Daemon:
         ]
         try:
             return build_config(Document("the running daemon", {"route": tables}))
-        except VsockproxyError:  # one of another version, with addresses of its own
+        except VsockproxyError:  # a daemon of another version may have addresses unknown here
             return None
 
 
-def ask_daemon(find: Callable[[], Path]) -> Daemon | VsockproxyError:
-    """The daemon at the socket that is found, or why there is none to be asked."""
+def ask_daemon(find: Callable[[], Path]) -> RunningDaemon | VsockproxyError:
+    """Query the daemon at the socket that ``find`` returns; return its answers or the error."""
     try:
         client = Client(find(), _TIMEOUT)
-        return Daemon(client.path, client.get("/v1/status"), client.get("/v1/routes")["routes"])
+        return RunningDaemon(
+            client.path, client.get("/v1/status"), client.get("/v1/routes")["routes"]
+        )
     except VsockproxyError as error:
         return error
 
 
-def judge_daemon(daemon: Daemon | VsockproxyError, config: Config | None) -> Iterator[Finding]:
-    """Findings about the daemon and its routes; ``config`` is what a file says, if one does."""
+def judge_daemon(
+    daemon: RunningDaemon | VsockproxyError, config: Config | None
+) -> Iterator[Finding]:
+    """Yield findings about the daemon and its routes; ``config`` is a file's, or None."""
     if isinstance(daemon, VsockproxyError):
         text = str(daemon).partition("\n")[0]
         if isinstance(daemon, DaemonHangsError):
-            yield problem(SUBJECT, text, "see its log; `kill -ABRT` ends it with a core dump")
+            yield problem(SUBJECT, text, "see its log; `kill -ABRT PID` ends it with a core dump")
         else:
             yield note(SUBJECT, text)
         return
@@ -75,7 +79,7 @@ def judge_daemon(daemon: Daemon | VsockproxyError, config: Config | None) -> Ite
         yield from _route(route)
 
 
-def _status(daemon: Daemon, config: Config | None) -> Iterator[Finding]:
+def _status(daemon: RunningDaemon, config: Config | None) -> Iterator[Finding]:
     status = daemon.status
     text = (
         f"pid {status['pid']} runs (from {status['source']}); {status['pump']} pump;"
@@ -86,15 +90,19 @@ def _status(daemon: Daemon, config: Config | None) -> Iterator[Finding]:
     else:
         not_ready = "; ".join(status["not_ready"])
         yield problem(
-            SUBJECT, f"{text}; it is not ready: {not_ready}", "vsockproxy status; its log"
+            SUBJECT,
+            f"{text}; it is not ready: {not_ready}",
+            "see vsockproxy status and the daemon's log",
         )
     if config is not None and _has_changed(config, daemon):
-        yield note(SUBJECT, f"{config.source} has changed since it was read", "vsockproxy reload")
+        yield note(
+            SUBJECT, f"{config.source} has changed since the daemon read it", "vsockproxy reload"
+        )
 
 
-def _has_changed(config: Config, daemon: Daemon) -> bool:
-    """Whether the file that the daemon runs says something else by now."""
-    if config.admin.socket == "auto":  # the daemon has resolved it: to where it was asked
+def _has_changed(config: Config, daemon: RunningDaemon) -> bool:
+    """Return whether the daemon's file has changed since the daemon read it."""
+    if config.admin.socket == "auto":  # the daemon resolved it to this socket
         here = replace(config.admin, socket=UnixEndpoint(str(daemon.socket)))
         config = replace(config, admin=here)
     source, fingerprint = daemon.status["source"], daemon.status["fingerprint"]
@@ -107,7 +115,7 @@ def _route(route: dict[str, Any]) -> Iterator[Finding]:
         text = f"an operator has {'paused' if route['state'] == 'paused' else 'drained'} it"
         yield problem(subject, text, f"vsockproxy resume {route['name']}")
     elif route["state"] == "queued":
-        yield note(subject, f"clients wait: {route['queued_by']} is reached")
+        yield note(subject, f"clients are queued: {route['queued_by']} is reached")
     last = route["last_error"]
     if last is None:
         return

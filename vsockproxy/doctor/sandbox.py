@@ -1,6 +1,6 @@
-"""What the facts mean for the process: its sandbox, descriptors and ports.
+"""The judgement of the process: its sandbox, descriptors and low ports.
 
-Owns: the judgement of what does not depend on vsock.  Opens nothing.
+Owns: the checks that do not depend on vsock.  Opens nothing.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from vsockproxy.config.settings import Config
 from vsockproxy.doctor.finding import Finding, note, ok, problem
 from vsockproxy.doctor.machine import Machine
 
-_FEW: Final = 4096  # descriptors, below which a busy proxy has its clients wait; arbitrary
+_FEW: Final = 4096  # descriptors; with fewer, a busy proxy leaves clients queued; arbitrary
 _PER_CONNECTION: Final = 2
 _FIRST_VSOCK_PORT: Final = 1024  # LAST_RESERVED_PORT of net/vmw_vsock/af_vsock.c
 
 
-def judge_process(machine: Machine, config: Config | None) -> Iterator[Finding]:
-    """Findings about what the process may do; ``config`` None names no needs."""
+def judge_sandbox(machine: Machine, config: Config | None) -> Iterator[Finding]:
+    """Yield findings about the process; ``config`` None means no known needs."""
     yield _surroundings(machine)
     yield from _sandbox(machine)
     yield from _descriptors(machine, config)
@@ -54,15 +54,15 @@ def _descriptors(machine: Machine, config: Config | None) -> Iterator[Finding]:
     soft, hard = machine.descriptors
     room = (hard - reserve(hard)) // _PER_CONNECTION
     text = f"{soft} open files, raised to {hard} at the start: {room} connections at once"
-    wanted = config and config.limits.max_connections
-    if wanted and wanted > room:
+    needed = config and config.limits.max_connections
+    if needed and needed > room:
         yield problem(
             "descriptors",
-            f"{text}, and [limits] max_connections is {wanted}",
-            f"LimitNOFILE={wanted * _PER_CONNECTION + 128} in the unit, or ulimit -Hn",
+            f"{text}, and [limits] max_connections is {needed}",
+            f"set LimitNOFILE={needed * _PER_CONNECTION + 128} in the unit, or ulimit -Hn",
         )
     elif hard < _FEW:
-        yield note("descriptors", text, "for more: LimitNOFILE= in the unit, or ulimit -Hn")
+        yield note("descriptors", text, "for more, set LimitNOFILE= in the unit, or ulimit -Hn")
     else:
         yield ok("descriptors", text)
 
@@ -70,13 +70,13 @@ def _descriptors(machine: Machine, config: Config | None) -> Iterator[Finding]:
 def _ports(machine: Machine, config: Config | None) -> Finding:
     first = machine.first_port
     if machine.may_bind_low_ports:
-        return ok("low ports", "this process may listen on every port")
+        return ok("low ports", "this process can listen on every port")
     low = [] if config is None else list(_low_listeners(config, first))
     if low:
         return problem(
             "low ports",
-            f"{', '.join(low)}: this process may not listen below {first} (TCP), 1024 (vsock)",
-            "a .socket unit, or CAP_NET_BIND_SERVICE (docs/operations.md, Ports below 1024)",
+            f"{', '.join(low)}: this process cannot listen below {first} (TCP), 1024 (vsock)",
+            "use a .socket unit, or CAP_NET_BIND_SERVICE (docs/operations.md, Ports below 1024)",
         )
     return ok("low ports", f"TCP from {first} and vsock from 1024 on; no route listens below")
 

@@ -1,7 +1,7 @@
-"""What the configuration's targets answer, each dialled once, side by side.
+"""The check of the configuration's targets: one dial each, concurrently.
 
-Owns: which targets are dialled, and what their answers mean on this machine.  Dials as the
-daemon does, by `probe`.
+Owns: the choice of the targets, and the judgement of the results.  Dials as the daemon does,
+by `probe`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from vsockproxy.guests.directory import GuestRecord, Guests
 
 _MOST: Final = 64  # targets; a range of ports may have thousands
 _AT_ONCE: Final = 16
-_LONGEST: Final = 5.0  # seconds; nobody waits for a connect_timeout of an hour
+_LONGEST: Final = 5.0  # seconds; a connect_timeout may be an hour
 
 
-async def ask_targets(config: Config) -> list[Finding]:
-    """A finding for each target, in the order of the routes; bounded in number and time."""
+async def judge_targets(config: Config) -> list[Finding]:
+    """Return a finding for each target, in the order of the routes; bounded in number and time."""
     names: dict[tuple[Target, Policy], list[str]] = {}
     for route in config.routes:
         for target in route.targets:
@@ -44,17 +44,17 @@ async def ask_targets(config: Config) -> list[Finding]:
         for target, policy in chosen:
             nursery.start_soon(ask, target, policy)
     findings = [_judge(results[one], names[one]) for one in chosen]
-    findings += await _ask_guests(guests)
+    findings += await _locate_guests(guests)
     if len(names) > _MOST:
         findings.append(note("targets", f"{len(names) - _MOST} more were not dialled"))
     return findings
 
 
-async def _ask_guests(guests: Guests) -> list[Finding]:
-    """Where each guest is that must be looked up, those to which no route leads included."""
+async def _locate_guests(guests: Guests) -> list[Finding]:
+    """Return a finding for each guest that is looked up, used by a route or not."""
 
     async def locate(record: GuestRecord) -> None:
-        with suppress(GuestError):  # which the record keeps
+        with suppress(GuestError):  # the record keeps it
             await record.locate(trio.current_time() + _LONGEST)
 
     async with trio.open_nursery() as nursery:
@@ -64,7 +64,7 @@ async def _ask_guests(guests: Guests) -> list[Finding]:
 
 
 def _judge_guest(record: GuestRecord) -> Finding:
-    """No problem, even without a guest: a route that leads to it is one."""
+    """Return a note for a missing guest: only the routes to it have the problem."""
     subject = f"guest {record.guest.name}"
     match record.found:
         case Cid(cid):

@@ -1,8 +1,8 @@
-"""What the facts mean for AF_VSOCK: may it be opened, and which CIDs can be reached.
+"""The judgement of AF_VSOCK: whether it can be opened, and which CIDs can be reached.
 
-Owns: the judgement of the family, the transports, the CID and the namespace.  Opens
-nothing: what an attempt to open a socket gave is told to it.  Sources: vsock(7) and
-`vsock_assign_transport` in net/vmw_vsock/af_vsock.c.
+Owns: the checks of the family, the transports, the CID and the namespace.  Opens nothing: the
+caller passes the result of its attempt.  Sources: vsock(7) and `vsock_assign_transport` in
+net/vmw_vsock/af_vsock.c.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ _GUEST_MODULES: Final = ("vmw_vsock_virtio_transport", "hv_sock", "vmw_vsock_vmc
 def judge_transports(
     machine: Machine, config: Config | None, *, attempt: int | None, cid: int | OSError | None
 ) -> Iterator[Finding]:
-    """Findings about AF_VSOCK on this machine.
+    """Yield findings about AF_VSOCK on this machine.
 
-    ``config`` None judges all that the proxy could want.  ``attempt`` is the errno of
-    opening an AF_VSOCK socket, 0 for success, None where it was not tried; ``cid`` is
-    the local CID, or why it cannot be read.
+    Args:
+      config: the routes to judge for; None for any that the proxy could have.
+      attempt: the errno of opening an AF_VSOCK socket, 0 for success, None if it was not tried.
+      cid: the local CID, or the error of reading it; None if it was not read.
     """
     dialled = [] if config is None else _dialled(config)
     yield _family(machine, attempt, needed=config is None or uses_vsock(config))
-    yield _to_guests(machine, wanted=config is None, needed=any(map(_is_guest, dialled)))
+    yield _to_guests(machine, is_general=config is None, needed=any(map(_is_guest, dialled)))
     yield _to_host(machine, needed=any(map(_leaves_by_host, dialled)))
     yield _loopback(machine, needed=any(one.cid == CID_LOCAL for one in dialled))
     if cid is not None:
@@ -48,7 +49,7 @@ def _dialled(config: Config) -> list[VsockEndpoint]:
     by_host = {guest.name for guest in config.guests if guest.to_host}
     targets = (target for route in config.routes for target in route.targets)
     return [
-        # Whatever CID a guest will be found to have, it is an ordinary one.
+        # A guest's CID is not known yet, but it is above 2.
         VsockEndpoint(CID_HOST + 1, target.port, target.guest in by_host)
         if isinstance(target, GuestEndpoint)
         else target
@@ -59,7 +60,7 @@ def _dialled(config: Config) -> list[VsockEndpoint]:
 
 
 def uses_vsock(config: Config) -> bool:
-    """Whether a route listens on AF_VSOCK or dials it."""
+    """Return whether a route listens on AF_VSOCK or dials it."""
     listens = any(isinstance(route.listen, VsockEndpoint) for route in config.routes)
     return listens or bool(_dialled(config))
 
@@ -74,34 +75,34 @@ def _leaves_by_host(endpoint: VsockEndpoint) -> bool:
 
 def _family(machine: Machine, attempt: int | None, *, needed: bool) -> Finding:
     if attempt == 0:
-        return ok(FAMILY, "this kernel has it, and this process may open it")
+        return ok(FAMILY, "the kernel has it, and this process can open it")
     if attempt is None:
         if machine.has_vsock:
-            return ok(FAMILY, "this kernel has it")
-        text = "it is not in the kernel"
+            return ok(FAMILY, "the kernel has it")
+        text = "not in the kernel"
     elif machine.has_vsock is not False:
         return _denied(machine, attempt)
     else:
-        text = f"it is not in the kernel ({errno.errorcode.get(attempt, attempt)})"
+        text = f"not in the kernel ({errno.errorcode.get(attempt, attempt)})"
     if not needed:
         return note(FAMILY, f"{text}; no route needs it")
     return problem(FAMILY, text, _load(machine, "vsock"))
 
 
 def _denied(machine: Machine, attempt: int) -> Finding:
-    """The kernel has the family, so somebody keeps it from us."""
-    text = f"something denies it to this process ({errno.errorcode.get(attempt, attempt)})"
+    """Return the problem of a family that the kernel has and a sandbox denies."""
+    text = f"denied to this process ({errno.errorcode.get(attempt, attempt)})"
     if attempt == errno.EACCES and machine.label:
         return problem(
             FAMILY,
-            f"{text}: AppArmor or SELinux, where it is {machine.label!r}",
-            "run it under a profile that allows AF_VSOCK (docs/containers.md)",
+            f"{text}: AppArmor or SELinux confines it as {machine.label!r}",
+            "use a profile that allows AF_VSOCK (docs/containers.md)",
         )
     if machine.container:
         return problem(
             FAMILY,
             f"{text}: the container's seccomp profile",
-            "--security-opt seccomp=seccomp-vsock.json (docs/containers.md)",
+            "start it with --security-opt seccomp=seccomp-vsock.json (docs/containers.md)",
         )
     if machine.seccomp:
         return problem(
@@ -109,22 +110,22 @@ def _denied(machine: Machine, attempt: int) -> Finding:
             f"{text}: a seccomp filter, such as systemd's",
             "add AF_VSOCK to RestrictAddressFamilies= of the unit",
         )
-    return problem(FAMILY, text, "see dmesg, and who confines this process")
+    return problem(FAMILY, text, "see dmesg, and check the sandbox of this process")
 
 
-def _to_guests(machine: Machine, *, wanted: bool, needed: bool) -> Finding:
+def _to_guests(machine: Machine, *, is_general: bool, needed: bool) -> Finding:
     owner = "vhost_vsock"
     if machine.has(owner):
         return ok(TO_GUESTS, f"{owner} carries connections to the VMs of this machine")
     if machine.has("vmw_vsock_vmci_transport"):
-        return ok(TO_GUESTS, "vmw_vsock_vmci_transport carries them, where VMware runs VMs")
+        return ok(TO_GUESTS, "vmw_vsock_vmci_transport carries connections to VMware's VMs")
     if machine.loaded is None:
-        return note(TO_GUESTS, "nothing here tells which transports the kernel has")
-    text = "vhost_vsock is not loaded: no VM of this machine can be reached by its CID"
+        return note(TO_GUESTS, "unknown: the kernel's modules cannot be listed")
+    text = "vhost_vsock is not loaded: VMs of this machine cannot be reached by CID"
     is_guest = any(map(machine.has, _GUEST_MODULES))
     if is_guest:
         text += "; a CID above 2 goes to the hypervisor"
-    if needed or (wanted and not is_guest):
+    if needed or (is_general and not is_guest):
         return problem(TO_GUESTS, text, _load(machine, owner))
     return note(TO_GUESTS, text)
 
@@ -134,14 +135,14 @@ def _to_host(machine: Machine, *, needed: bool) -> Finding:
     if owner is not None:
         return ok(TO_HOST, f"{owner} carries connections to the hypervisor")
     if machine.has_virtio_vsock:
-        text = "this VM has a vsock device, and no driver for it"
+        text = "this VM has a vsock device but no driver for it"
         load = _load(machine, "vmw_vsock_virtio_transport")
         return (problem if needed else note)(TO_HOST, text, load)
     if not needed:
-        return ok(TO_HOST, "no transport, and none is needed where VMs run")
+        return ok(TO_HOST, "no transport; a host of VMs needs none")
     return problem(
         TO_HOST,
-        "a route goes to the hypervisor (CID 0 or 2, or to_host), and no transport leads there",
+        "a route needs the hypervisor (CID 0 or 2, or to_host), but no transport is loaded",
         "run it in a VM that has a vsock device, or correct the CID",
     )
 
@@ -158,47 +159,49 @@ def _loopback(machine: Machine, *, needed: bool) -> Finding:
 
 def _local_cid(cid: int | OSError) -> Finding:
     if isinstance(cid, OSError):
-        return note(LOCAL_CID, why_no_cid(cid))
+        return note(LOCAL_CID, describe_cid_error(cid))
     if cid == CID_ANY:
-        return note(LOCAL_CID, spell_cid(cid))
-    return ok(LOCAL_CID, spell_cid(cid))
+        return note(LOCAL_CID, describe_cid(cid))
+    return ok(LOCAL_CID, describe_cid(cid))
 
 
-def spell_cid(cid: int) -> str:
-    """What a local CID says of this machine."""
+def describe_cid(cid: int) -> str:
+    """Return the meaning of a local CID."""
     if cid == CID_ANY:
         return "none: no transport to guests or to a host is loaded (modprobe vhost_vsock)"
     if cid == CID_HOST:
-        return "2: a host of VMs, which reach it as CID 2"
+        return "2: this machine is a host; its VMs reach it as CID 2"
     if cid == CID_LOCAL:
-        return "1: this machine reaches only itself by vsock"
-    return f"{cid}: a guest, which its host reaches as CID {cid}"
+        return "1: loopback only; this machine reaches only itself by vsock"
+    return f"{cid}: this machine is a guest; its host reaches it as CID {cid}"
 
 
-def why_no_cid(error: OSError) -> str:
-    """Why the local CID cannot be read; nothing of the proxy depends on it."""
+def describe_cid_error(error: OSError) -> str:
+    """Return a sentence for an error of reading the local CID, which the proxy does not need."""
     if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
-        return "not to be read: /dev/vsock is not there (no vsock module, or a sandbox hides it)"
+        return "unknown: /dev/vsock does not exist (no vsock module, or a sandbox hides it)"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return "not to be read: /dev/vsock is not open to this user (sudo, or chmod 0444)"
-    return f"not to be read from /dev/vsock: {error.strerror or error}"
+        return "unknown: permission denied for /dev/vsock; use sudo, or chmod 0444 it"
+    return f"unknown: cannot read /dev/vsock: {error.strerror or error}"
 
 
 def _namespace(machine: Machine) -> Iterator[Finding]:
     if machine.namespace == "local":
-        yield note("namespace", "vsock is local: only VMs started in this network namespace")
+        yield note(
+            "namespace", "vsock is local: only VMs started in this network namespace can be reached"
+        )
     elif machine.namespace:
-        yield ok("namespace", f"vsock is {machine.namespace}: the CIDs are the machine's")
+        yield ok("namespace", f"vsock is {machine.namespace}: CIDs are those of the whole machine")
 
 
 def _load(machine: Machine, module: str) -> str:
-    """How to get a module into the kernel."""
+    """Return the remedy for a missing module."""
     if machine.container:
-        return f"on the machine that runs the container: modprobe {module}"
+        return f"on the container's host: modprobe {module}"
     if machine.shipped is not None and module not in machine.shipped:
         return (
-            f"this kernel ({machine.kernel}) comes without {module}: install the full kernel"
+            f"this kernel ({machine.kernel}) lacks {module}: install the full kernel"
             " package (Debian: linux-image-amd64 in place of the cloud one;"
             " Ubuntu: linux-modules-extra)"
         )
-    return f"modprobe {module}; at each boot: a line {module} in /etc/modules-load.d/vsock.conf"
+    return f"modprobe {module}; to load it at boot, add {module} to /etc/modules-load.d/vsock.conf"

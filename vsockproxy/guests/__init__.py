@@ -1,5 +1,6 @@
-"""Guests whose address is found out at each dial: where to ask, and what is known by now.
+"""Guests whose address is looked up at each dial.
 
-Owns: a module for each source that can be asked, and `directory`, which asks, remembers for
-a moment and keeps one guest's trouble from every other.  The ways themselves are `guest`'s.
+Owns: a module for each source of addresses, and `directory`, which asks the sources, caches
+their answers and isolates each guest's failures.  The ways, as the configuration has them,
+are in `config.guest`.
 """

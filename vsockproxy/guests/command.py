@@ -14,7 +14,7 @@ import trio
 from vsockproxy.guests.answer import GuestError, checked_cid
 
 TIMEOUT: Final = 5.0
-"""Seconds after which the program and what it has started are killed."""
+"""Seconds after which the program and its descendants are killed."""
 
 _KILLED_WITHIN: Final = 1.0  # seconds
 _LARGEST: Final = 4096  # bytes of output
@@ -26,10 +26,11 @@ _ENVIRONMENT: Final = {
 
 
 async def find_cid(argv: Sequence[str]) -> int:
-    """The CID that a program prints on its standard output; raises `GuestError`.
+    """Return the CID that a program prints on its standard output.
 
-    It gets an empty standard input and an environment of PATH and LANG alone.  What it
-    complains of, on its standard error, is part of the error.
+    The program gets an empty standard input and an environment of only PATH and LANG.
+
+    Raises: `GuestError`, with the last line of the program's standard error if it failed.
     """
     name = argv[0]
     try:
@@ -39,49 +40,49 @@ async def find_cid(argv: Sequence[str]) -> int:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=_ENVIRONMENT,
-            start_new_session=True,  # a group of its own, to be killed as one
+            start_new_session=True,  # one process group, which `_kill` ends
         )
     except OSError as error:
         raise GuestError(f"{name} cannot be run: {error.strerror}") from error
     try:
         with trio.move_on_after(TIMEOUT):
-            output, complaint = await _read(process)
-            return _judge(name, process.returncode, output, complaint)
+            output, errors = await _read(process)
+            return _judge(name, process.returncode, output, errors)
     finally:
         await _kill(process)
-    raise GuestError(f"{name} has not answered within {TIMEOUT:g} s")
+    raise GuestError(f"{name} did not answer within {TIMEOUT:g} s")
 
 
 async def _read(process: trio.Process) -> tuple[bytes, bytes]:
-    """What it prints until it ends, or more than is allowed; and the end of its complaints."""
+    """Return the output, at most a little over the limit, and the end of the standard error."""
     assert process.stdout is not None
     assert process.stderr is not None
-    output, complaint = bytearray(), bytearray()
+    output, errors = bytearray(), bytearray()
 
-    async def listen(stream: trio.abc.ReceiveStream) -> None:
+    async def read_errors(stream: trio.abc.ReceiveStream) -> None:
         async for piece in stream:
-            complaint.extend(piece)
-            del complaint[:-_LARGEST]
+            errors.extend(piece)
+            del errors[:-_LARGEST]
 
-    async def take(stream: trio.abc.ReceiveStream) -> None:
+    async def read_output(stream: trio.abc.ReceiveStream) -> None:
         async for piece in stream:
             output.extend(piece)
             if len(output) > _LARGEST:
                 nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(listen, process.stderr)
-        nursery.start_soon(take, process.stdout)
+        nursery.start_soon(read_errors, process.stderr)
+        nursery.start_soon(read_output, process.stdout)
         await process.wait()
-        # No end of its pipes is waited for: what it has left running may hold them.
+        # Do not wait for the end of the pipes: a background process may still hold them.
         nursery.cancel_scope.cancel()
     output += _rest(process.stdout)
-    complaint += _rest(process.stderr)
-    return bytes(output), bytes(complaint)
+    errors += _rest(process.stderr)
+    return bytes(output), bytes(errors)
 
 
 def _rest(stream: trio.abc.ReceiveStream) -> bytes:
-    """What is in a pipe now."""
+    """Return the bytes that are in a pipe now."""
     assert isinstance(stream, trio.lowlevel.FdStream)
     try:
         return os.read(stream.fileno(), _PIPE)
@@ -89,19 +90,20 @@ def _rest(stream: trio.abc.ReceiveStream) -> bytes:
         return b""
 
 
-def _judge(name: str, status: int | None, output: bytes, complaint: bytes) -> int:
+def _judge(name: str, status: int | None, output: bytes, errors: bytes) -> int:
     if len(output) > _LARGEST:
-        raise GuestError(f"{name} prints more than {_LARGEST} bytes: a CID is wanted")
+        raise GuestError(f"{name} prints more than {_LARGEST} bytes: expected a CID")
     if status:
-        words = complaint.decode(errors="replace").strip().split("\n")[-1][:200]
-        raise GuestError(f"{name} ended with status {status}" + (words and f": {words}"))
+        words = errors.decode(errors="replace").strip().split("\n")[-1][:200]
+        raise GuestError(f"{name} exited with status {status}" + (words and f": {words}"))
     return checked_cid(output.decode(errors="replace"), name)
 
 
 async def _kill(process: trio.Process) -> None:
-    """End the program and its descendants, and take its status; nothing of it stays.
+    """Kill the program and its descendants, close its pipes and reap it.
 
-    Not waited for is one that cannot be killed: another user's, or stuck in the kernel.
+    A process that cannot be killed, another user's or one stuck in the kernel, is left behind
+    after a second.
     """
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)

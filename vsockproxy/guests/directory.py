@@ -1,7 +1,7 @@
-"""Where guests are: asked for at each dial, remembered for a moment.
+"""The directory of guests: their addresses, looked up at each dial and cached for a second.
 
-Owns: `Guests`, one for the daemon, and what it knows of each guest.  A source that hangs or
-fails is its own guest's trouble alone.  Must not know how a source is asked, nor who dials.
+Owns: `Guests`, one for the daemon, and a `GuestRecord` for each guest.  A source that hangs or
+fails affects only its guest.  Knows neither the sources' protocols nor the callers.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from vsockproxy.errors import AddressError, DialError
 from vsockproxy.guests.answer import GuestError
 from vsockproxy.guests.sources import look_up
 
-REMEMBERED: Final = 1.0
-"""Seconds for which an answer serves further dials."""
+CACHED: Final = 1.0
+"""Seconds for which an answer is used again."""
 
-_FAILURE_REMEMBERED: Final = 0.25  # seconds: a program is not run for each of many clients
-_PATIENCE: Final = 6.0  # seconds for a source; a little more than a command's own bound
+_FAILURE_CACHED: Final = 0.25  # seconds; many clients at once start a program only once
+_TIMEOUT: Final = 6.0  # seconds for a source; more than a command's own timeout
 _NEVER: Final = float("-inf")
 
 LookUp = Callable[[DynamicWay, trio.CapacityLimiter], Awaitable[Cid | Mux]]
-"""Asks a source; raises `GuestError`."""
+"""Asks a source, in threads of the limiter; raises `GuestError`."""
 
 
 class GuestRecord:
-    """What is known of one guest.
+    """One guest, its address and the results of its look-ups.
 
     Attributes:
-      guest: as the configuration has it.
-      found: where it was found; None before it is looked for, and while it is not found.
-      last_error: why it was not found when it was looked for last, or None.
-      results: how many look-ups ended in ``success`` and in ``failure``.
+      guest: the guest in the configuration.
+      found: its address; None before the first look-up and after a failed one.
+      last_error: the error of the last look-up if it failed, else None.
+      results: the number of look-ups that ended in ``success`` and in ``failure``.
     """
 
     def __init__(self, guest: Guest, look_up: LookUp, log: Any) -> None:
@@ -50,24 +50,27 @@ class GuestRecord:
         self._answered = _NEVER
         self._expires = _NEVER
         self._asking = trio.Lock()
-        # One, so that a source that hangs takes one thread and not one for each client.
+        # One: a source that hangs occupies one thread, not one for each client.
         self._threads = trio.CapacityLimiter(1)
 
     def forget(self) -> None:
-        """Ask anew at the next dial."""
+        """Discard the cached answer: the next dial looks the guest up."""
         self._expires = _NEVER
 
     async def locate(self, deadline: float) -> Cid | Mux:
-        """Where the guest is, asked for unless somebody just has; raises `GuestError`."""
-        wanted = trio.current_time()
-        if wanted >= self._expires:
-            with trio.move_on_at(deadline) as waiting:
+        """Return the guest's address, from the cache or its source; raise `GuestError`.
+
+        ``deadline`` is in trio's time.  Concurrent callers share one look-up.
+        """
+        called = trio.current_time()
+        if called >= self._expires:
+            with trio.move_on_at(deadline) as scope:
                 await self._asking.acquire()
-            if waiting.cancelled_caught:
-                raise GuestError(self._silence())
+            if scope.cancelled_caught:
+                raise GuestError(self._timeout_message())
             try:
-                # Whoever asked before us may have done it for all who waited meanwhile.
-                if self._answered < wanted:
+                # A look-up that ended after this call began serves this caller too.
+                if self._answered < called:
                     await self._ask(deadline)
             finally:
                 self._asking.release()
@@ -77,17 +80,17 @@ class GuestRecord:
 
     async def _ask(self, deadline: float) -> None:
         assert not isinstance(self.guest.way, StaticWay)
-        bound = trio.current_time() + _PATIENCE
-        with trio.move_on_at(min(deadline, bound)):
+        timeout = trio.current_time() + _TIMEOUT
+        with trio.move_on_at(min(deadline, timeout)):
             try:
                 self._note(await self._look_up(self.guest.way, self._threads))
             except GuestError as error:
-                self._note_failure(str(error), _FAILURE_REMEMBERED)
-            except Exception as error:  # noqa: BLE001 - a source that breaks harms no other guest
+                self._note_failure(str(error), _FAILURE_CACHED)
+            except Exception as error:  # noqa: BLE001 - a defect in a source must not affect other guests
                 self._note_defect(error)
             return
-        self._note_failure(self._silence(), 0.0)
-        if deadline < bound:  # others may have more time than this client has
+        self._note_failure(self._timeout_message(), 0.0)
+        if deadline < timeout:  # other callers may have a later deadline
             self._answered = _NEVER
 
     def _note(self, found: Cid | Mux) -> None:
@@ -96,13 +99,13 @@ class GuestRecord:
         if found != self.found and self._log is not None:
             self._log.info("guest_found", guest=self.guest.name, at=str(found))
         self.found, self.last_error = found, None
-        self._remember("success", REMEMBERED)
+        self._remember("success", CACHED)
 
     def _note_defect(self, error: Exception) -> None:
-        """What no source has words for, such as that no descriptor is left to ask with."""
+        """Record an error that a source did not expect, such as a full descriptor table."""
         words = isinstance(error, OSError) and error.strerror
         sentence = f"{self.guest.way} cannot be looked up: {words or _described(error)}"
-        self._note_failure(sentence, _FAILURE_REMEMBERED, exc_info=error)
+        self._note_failure(sentence, _FAILURE_CACHED, exc_info=error)
 
     def _note_failure(self, error: str, seconds: float, **more: object) -> None:
         if error != self.last_error and self._log is not None:
@@ -115,8 +118,8 @@ class GuestRecord:
         self._answered = trio.current_time()
         self._expires = self._answered + seconds
 
-    def _silence(self) -> str:
-        return f"no answer in time about {self.guest.way}"
+    def _timeout_message(self) -> str:
+        return f"{self.guest.way}: the look-up timed out"
 
 
 def _described(error: Exception) -> str:
@@ -124,19 +127,19 @@ def _described(error: Exception) -> str:
 
 
 class Guests:
-    """Finds the guests whose way is dynamic; `adopt` follows a reload."""
+    """The records of all guests whose way is dynamic."""
 
     def __init__(
         self, guests: Iterable[Guest] = (), *, look_up: LookUp = look_up, log: Any = None
     ) -> None:
-        """``log`` hears of each change, in structlog's way."""
+        """Create a record for each guest; ``log`` is a structlog logger for changes."""
         self._look_up = look_up
         self._log = log
         self._records: dict[str, GuestRecord] = {}
-        self.adopt(guests)
+        self.reconfigure(guests)
 
-    def adopt(self, guests: Iterable[Guest]) -> None:
-        """Know these guests from now on; what was found of one that stays as it was is kept."""
+    def reconfigure(self, guests: Iterable[Guest]) -> None:
+        """Replace the guests after a reload; keep the records of those that have not changed."""
         known = {record.guest: record for record in self._records.values()}
         self._records = {
             guest.name: known.get(guest) or GuestRecord(guest, self._look_up, self._log)
@@ -145,13 +148,16 @@ class Guests:
         }
 
     async def resolve(self, endpoint: GuestEndpoint, deadline: float) -> Dialable:
-        """The address of a guest's port, by ``deadline`` in trio's time.
+        """Return the address of a guest's port.
 
-        Raises `DialError` with reason ``guest``.
+        Args:
+          deadline: the end of the look-up, in trio's time.
+
+        Raises: `DialError` with reason ``guest``.
         """
         record = self._records.get(endpoint.guest)
-        if record is None:  # a client that came before the reload
-            sentence = f"no guest {endpoint.guest!r} is under guests any more"
+        if record is None:  # the client was accepted before the reload
+            sentence = f"the guest {endpoint.guest!r} was removed from the configuration"
             raise DialError(endpoint, "guest", sentence)
         try:
             return (await record.locate(deadline)).address(endpoint.port)
@@ -159,10 +165,10 @@ class Guests:
             raise DialError(endpoint, "guest", str(error)) from error
 
     def forget(self, name: str) -> None:
-        """Ask anew for a guest at its next dial: the answer led nowhere."""
+        """Discard a guest's cached address after a failed dial."""
         if name in self._records:
             self._records[name].forget()
 
     def records(self) -> list[GuestRecord]:
-        """What is known of each guest."""
+        """Return the record of each guest."""
         return list(self._records.values())

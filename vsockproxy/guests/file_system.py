@@ -1,6 +1,6 @@
-"""What stands in the file system: a file with a CID, a VMM's socket by a pattern.
+"""Sources in the file system: a file with a CID, a VMM's socket by a pattern.
 
-Blocks: a network's file system can hang, so this is for a thread.
+Blocks, since a network file system can hang: call it in a thread.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Final
 from vsockproxy.guests.answer import GuestError, checked_cid
 
 _LARGEST: Final = 64  # bytes; a CID has ten digits
-_SHOWN: Final = 3  # of too many matches
+_SHOWN: Final = 3  # sockets in an error
 
 
 def read_cid(path: str) -> int:
-    """The CID in a file, in decimal digits; raises `GuestError`."""
+    """Return the CID in a file, in decimal digits; raise `GuestError`."""
     try:
-        # Not to wait for the writer of a FIFO: it has nothing to say now.
+        # O_NONBLOCK: do not wait for the writer of a FIFO.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             data = os.read(descriptor, _LARGEST)
@@ -35,25 +35,25 @@ def read_cid(path: str) -> int:
 
 
 def find_socket(pattern: str) -> str:
-    """The one socket whose path matches a pattern (glob(7)); raises `GuestError`."""
+    """Return the one socket whose path matches a pattern (glob(7)); raise `GuestError`."""
     names = glob.glob(pattern)  # noqa: PTH207 - Path.glob takes no absolute pattern
     matches = sorted(filter(_is_socket, names))
     if not matches:
         raise GuestError(f"no socket matches {pattern}: is the VM running?")
     if len(matches) > 1:
         shown = ", ".join(matches[:_SHOWN]) + (", ..." if len(matches) > _SHOWN else "")
-        raise GuestError(f"{len(matches)} sockets match {pattern}, one is wanted: {shown}")
+        raise GuestError(f"{len(matches)} sockets match {pattern}, expected one: {shown}")
     return matches[0]
 
 
 def _is_socket(name: str) -> bool:
-    """Whether a match is a socket; raises `GuestError` where that cannot be found out."""
+    """Return whether a match is a socket; raise `GuestError` if stat(2) fails."""
     try:
         return Path(name).is_socket()
-    except OSError as error:  # its folder may be read and not searched
-        raise GuestError(f"{name} cannot be looked at: {error.strerror}") from error
+    except OSError as error:  # its folder may be readable but not searchable
+        raise GuestError(f"{name} cannot be examined: {error.strerror}") from error
 
 
 def is_there(path: str) -> bool:
-    """Whether there is something at a path that this user can see; never raises."""
+    """Return whether a path exists and this user can see it; never raise."""
     return os.path.exists(path)  # noqa: PTH110 - Path.exists raises for another user's folder

@@ -1,6 +1,6 @@
-"""Incus, or LXD, which notes the CID of each virtual machine that runs.
+"""Incus, or LXD, which records the CID of each running virtual machine.
 
-Owns: one question of their REST API over their Unix socket.  Blocks, so it is for a thread.
+Owns: the requests of their REST API over their Unix socket.  Blocks: call it in a thread.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ SOCKETS: Final = (
     "/var/snap/lxd/common/lxd/unix.socket",
 )
 
-_CID: Final = "volatile.vsock_id"  # "used at the last start": it outlives a stop
+_CID: Final = "volatile.vsock_id"  # "used at the last start": it remains after a stop
 _TIMEOUT: Final = 5.0
 _LARGEST: Final = 1 << 22  # bytes of an answer
 _PROJECT: Final = "default"
 
 Instance = dict[str, Any]
-"""An instance as the API tells of it: ``name``, ``type``, ``status``, ``config``, ..."""
+"""An instance in the API: ``name``, ``type``, ``status``, ``config``, ..."""
 
 
 def find_cid(name: str, places: Sequence[str] | None = None) -> int:
-    """The CID of a virtual machine, ``NAME`` or ``PROJECT/NAME``; raises `GuestError`."""
+    """Return the CID of a virtual machine, ``NAME`` or ``PROJECT/NAME``; raise `GuestError`."""
     places = SOCKETS if places is None else places
     there = [path for path in places if is_there(path)]
     if not there:
@@ -49,13 +49,13 @@ def find_cid(name: str, places: Sequence[str] | None = None) -> int:
 
 
 def list_cids(path: str) -> dict[str, int]:
-    """The CIDs of the virtual machines that run, those of other projects as ``PROJECT/NAME``.
+    """Return the CIDs of the running virtual machines; raise `GuestError`.
 
-    Raises `GuestError`.
+    Names of projects other than the default one are ``PROJECT/NAME``.
     """
     answer = _get(path, "/1.0/instances?recursion=1&all-projects=true")
     if not isinstance(answer, list) or not all(isinstance(one, dict) for one in answer):
-        raise _nonsense(path)
+        raise _malformed(path)
     cids = {_full_name(one): _running_cid(one) for one in answer}
     return {name: cid for name, cid in cids.items() if cid is not None}
 
@@ -66,7 +66,7 @@ def _full_name(instance: Instance) -> str:
 
 
 def _running_cid(instance: Instance) -> int | None:
-    """The CID of a virtual machine that runs; None of anything else."""
+    """Return the CID of a running virtual machine; None for any other instance."""
     config = instance.get("config")
     if not isinstance(config, dict) or instance.get("type") != "virtual-machine":
         return None
@@ -77,9 +77,9 @@ def _running_cid(instance: Instance) -> int | None:
 
 def _cid_of(instance: object, name: str) -> int:
     if not isinstance(instance, dict):
-        raise GuestError(f"the instance {name!r} is told of in an unknown way")
+        raise GuestError(f"the answer about the instance {name!r} has an unknown form")
     if instance.get("type") != "virtual-machine":
-        raise GuestError(f"the instance {name!r} is no virtual machine")
+        raise GuestError(f"the instance {name!r} is not a virtual machine")
     cid = _running_cid(instance)
     if cid is None:
         status = instance.get("status")
@@ -88,7 +88,7 @@ def _cid_of(instance: object, name: str) -> int:
 
 
 def _get(path: str, query: str) -> Any:
-    """The ``metadata`` of an answer; None where there is no such thing."""
+    """Return the ``metadata`` of an answer; None for 404; raise `GuestError`."""
     connection = UnixConnection(path, _TIMEOUT)
     try:
         connection.request("GET", query)
@@ -102,15 +102,15 @@ def _get(path: str, query: str) -> Any:
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise _nonsense(path) from error
+        raise _malformed(path) from error
     if status == 404:
         return None
     if not isinstance(answer, dict):
-        raise _nonsense(path)
+        raise _malformed(path)
     if status != 200:
         raise GuestError(f"{path} refuses: {answer.get('error') or status}")
     return answer.get("metadata")
 
 
-def _nonsense(path: str) -> GuestError:
+def _malformed(path: str) -> GuestError:
     return GuestError(f"{path} does not answer as Incus and LXD do: is this the right socket?")

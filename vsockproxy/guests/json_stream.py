@@ -1,7 +1,7 @@
-"""JSON documents over a Unix socket, each with a mark at its end: QMP's way, and varlink's.
+"""JSON documents over a Unix socket, each ended by a delimiter, as in QMP and varlink.
 
-Owns: the connection, the framing, and the words for a peer that is not there or talks
-nonsense.  Knows neither protocol.
+Owns: the connection, the framing, and the errors for a peer that is missing or sends something
+else.  Knows neither protocol.
 """
 
 from __future__ import annotations
@@ -19,65 +19,68 @@ from vsockproxy.guests.answer import GuestError
 _LARGEST: Final = 1 << 20  # bytes of a document
 _PIECE: Final = 1 << 16
 
-_WHY: Final = {
-    errno.ENOENT: "is not there",
-    errno.ECONNREFUSED: "is a file that nobody listens at any more",
-    errno.EACCES: "does not let this user connect: see its mode and its folders'",
+_CAUSES: Final = {
+    errno.ENOENT: "does not exist",
+    errno.ECONNREFUSED: "is a stale socket: nothing listens there",
+    errno.EACCES: "denies this user: check its mode and those of its folders",
 }
 
 
-class Dialogue:
-    """One connection to ``who``, which is for people."""
+class JsonStream:
+    """One connection; ``name`` is the peer's name in errors."""
 
-    def __init__(self, stream: trio.SocketStream, end: bytes, who: str) -> None:
-        self.who = who
+    def __init__(self, stream: trio.SocketStream, end: bytes, name: str) -> None:
+        self.name = name
         self._stream = stream
         self._end = end
-        self._heard = b""
+        self._received = b""
 
-    async def say(self, document: dict[str, Any]) -> None:
-        """Send a document; raises `GuestError`."""
+    async def send(self, document: dict[str, Any]) -> None:
+        """Send a document; raise `GuestError`."""
         try:
             await self._stream.send_all(json.dumps(document).encode() + self._end)
         except trio.BrokenResourceError as error:
-            raise self._hung_up() from error
+            raise self._closed() from error
 
-    async def hear(self) -> dict[str, Any]:
-        """The next document; raises `GuestError`."""
-        while self._end not in self._heard:
+    async def receive(self) -> dict[str, Any]:
+        """Return the next document; raise `GuestError`."""
+        while self._end not in self._received:
             try:
                 piece = await self._stream.receive_some(_PIECE)
             except trio.BrokenResourceError as error:
-                raise self._hung_up() from error
+                raise self._closed() from error
             if not piece:
-                raise self._hung_up()
-            self._heard += piece
-            if len(self._heard) > _LARGEST:
-                raise GuestError(f"{self.who} says more than {_LARGEST} bytes at once")
-        text, _, self._heard = self._heard.partition(self._end)
+                raise self._closed()
+            self._received += piece
+            if len(self._received) > _LARGEST:
+                raise GuestError(f"{self.name} sent a document of more than {_LARGEST} bytes")
+        text, _, self._received = self._received.partition(self._end)
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise self.nonsense() from error
+            raise self.malformed() from error
         if not isinstance(document, dict):
-            raise self.nonsense()
+            raise self.malformed()
         return document
 
-    def nonsense(self) -> GuestError:
-        """The error for an answer that has not the protocol's form."""
-        return GuestError(f"{self.who} does not speak its protocol: is this the right socket?")
+    def malformed(self) -> GuestError:
+        """Return the error for an answer that does not follow the protocol."""
+        return GuestError(f"{self.name} does not speak its protocol: is this the right socket?")
 
-    def _hung_up(self) -> GuestError:
-        return GuestError(f"{self.who} hung up")
+    def _closed(self) -> GuestError:
+        return GuestError(f"{self.name} closed the connection")
 
 
 @asynccontextmanager
-async def open_dialogue(path: str, end: bytes, who: str) -> AsyncIterator[Dialogue]:
-    """A connection to the socket at ``path`` while the block runs; raises `GuestError`."""
+async def open_json_stream(path: str, end: bytes, name: str) -> AsyncIterator[JsonStream]:
+    """Connect to the socket at ``path`` and close it after the block; raise `GuestError`.
+
+    ``end`` is the delimiter.
+    """
     try:
         stream = await trio.open_unix_socket(path)
     except OSError as error:
-        why = _WHY.get(error.errno or 0, f"cannot be asked: {error.strerror or error}")
-        raise GuestError(f"{who} {why}") from error
+        cause = _CAUSES.get(error.errno or 0, f"cannot be asked: {error.strerror or error}")
+        raise GuestError(f"{name} {cause}") from error
     async with stream:
-        yield Dialogue(stream, end, who)
+        yield JsonStream(stream, end, name)

@@ -1,7 +1,7 @@
 """libvirt, whose live description of a domain has the CID of its vsock device.
 
-Owns: the use of libvirt's own Python binding, which only this module imports, and only when
-a guest is looked for.  Blocks, so it is for a thread.
+Owns: the use of libvirt's Python binding, which only this module imports, at the first
+look-up.  Blocks: call it in a thread.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from vsockproxy.guests.answer import GuestError, checked_cid
 
 _NOT_INSTALLED: Final = (
     "libvirt's Python binding is not installed: pip install 'vsockproxy[libvirt]'"
-    " (it wants libvirt-dev, pkg-config and a compiler)"
+    " (it needs libvirt-dev, pkg-config and a compiler)"
 )
 
 
 def find_cid(domain: str, uri: str) -> int:
-    """The CID of a domain that runs; raises `GuestError`."""
+    """Return the CID of a running domain; raise `GuestError`."""
     with _connected(uri) as connection:
         found = _domain(connection, domain, uri)
         if not found.isActive():
@@ -28,14 +28,14 @@ def find_cid(domain: str, uri: str) -> int:
         cid = _cid_in(found.XMLDesc())
     if cid is None:
         raise GuestError(
-            f"the domain {domain!r} has no vsock device:"
-            " <vsock model='virtio'><cid auto='yes'/></vsock> under devices"
+            f"the domain {domain!r} has no vsock device: add"
+            " <vsock model='virtio'><cid auto='yes'/></vsock> to its devices"
         )
-    return checked_cid(cid, f"libvirt, of the domain {domain!r},")
+    return checked_cid(cid, f"libvirt for the domain {domain!r}")
 
 
 def list_cids(uri: str) -> dict[str, int]:
-    """The CIDs of the domains that run and have one; raises `GuestError`."""
+    """Return the CIDs of the running domains that have one; raise `GuestError`."""
     with _connected(uri) as connection:
         domains = [connection.lookupByID(number) for number in connection.listDomainsID()]
         described = {domain.name(): _cid_in(domain.XMLDesc()) for domain in domains}
@@ -56,19 +56,19 @@ def _domain(connection: Any, name: str, uri: str) -> Any:
 
 
 def _cid_in(description: str) -> str | None:
-    # From the hypervisor's daemon, which this program believes anyway.
+    # libvirt is trusted: it decides which VM has which CID.
     cid = Xml.fromstring(description).find("./devices/vsock/cid")  # noqa: S314 - see above
     return None if cid is None else cid.get("address")
 
 
 @contextmanager
 def _connected(uri: str) -> Iterator[Any]:
-    """A connection that may only look; raises `GuestError` for all that goes wrong in the block."""
+    """Open a read-only connection; raise `GuestError` for libvirt's errors in the block."""
     try:
         import libvirt  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise GuestError(_NOT_INSTALLED) from error
-    # Its own way is to print every error.
+    # By default libvirt prints every error.
     libvirt.registerErrorHandler(lambda *_: None, None)
     try:
         connection = libvirt.openReadOnly(uri)

@@ -1,7 +1,7 @@
-"""Which source answers for which way.
+"""The source for each way.
 
-Owns: the choice, and that what blocks runs in a thread.  Each source is imported when it is
-first asked.
+Owns: the choice of the source, and the thread for a source that blocks.  A source is imported
+at its first look-up.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from vsockproxy.config.guest import (
 
 
 async def look_up(way: DynamicWay, threads: trio.CapacityLimiter) -> Cid | Mux:
-    """Where a guest is now; raises `GuestError`.
+    """Return a guest's address; raise `GuestError`.
 
-    Cancelled, it leaves a thread that hangs behind, which keeps its place among ``threads``.
+    *Cancellation*: a source that hangs in a thread is abandoned; it occupies its place in
+    ``threads`` until it ends.
     """
     match way:
         case Qmp(path):
@@ -49,7 +50,7 @@ async def look_up(way: DynamicWay, threads: trio.CapacityLimiter) -> Cid | Mux:
 
 
 def _look_up(way: MuxGlob | Libvirt | Incus | CidFile) -> Cid | Mux:
-    """The same for a source that blocks."""
+    """Return a guest's address from a source that blocks; raise `GuestError`."""
     match way:
         case Libvirt(domain, uri):
             from vsockproxy.guests import libvirt  # noqa: PLC0415 - at its use

@@ -1,7 +1,7 @@
-"""The VMs of this machine, as far as this user can see them, and how each is reached.
+"""The VMs of this machine that this user can see, and a way to each.
 
-Owns: asking everybody who may know of VMs, side by side and bounded in time.  Changes
-nothing, and starts no service that is not there.
+Owns: the queries of all sources, concurrent and bounded in time.  Changes nothing, and starts
+no service.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from vsockproxy.guests import vmm_processes as processes
 from vsockproxy.guests.answer import GuestError
 from vsockproxy.guests.file_system import is_there
 
-_PATIENCE: Final = 5.0  # seconds for each of those who are asked
+_TIMEOUT: Final = 5.0  # seconds for each source
 _LIBVIRT: Final = ("/run/libvirt/libvirt-sock-ro", "/run/libvirt/virtqemud-sock-ro")
 
 
 @dataclass(frozen=True, slots=True)
 class Vm:
-    """A VM that runs: who knows of it, a way to it for ``[guests]``, and where it is now."""
+    """A running VM: its source, a way to it for ``[guests]``, and its address now."""
 
     source: str
     name: str
@@ -37,13 +37,13 @@ class Vm:
 
     @property
     def line(self) -> str:
-        """The line to paste under ``[guests]``."""
+        """The line for ``[guests]``."""
         return f"{guest_name(self.name)} = {{ {self.way} }}"
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where those who know of VMs are found; another machine's in tests."""
+    """The paths of the sources; a test replaces them."""
 
     proc: Path = processes.PROC
     libvirt: tuple[str, ...] = _LIBVIRT
@@ -56,28 +56,28 @@ _HERE: Final = Places()
 
 
 async def survey(places: Places = _HERE) -> tuple[list[Vm], list[str]]:
-    """The VMs that were found, and words for whoever could not be asked."""
+    """Return the VMs, and the errors of the sources that failed."""
     sources = _sources(places)
     found: dict[int, list[Vm]] = {}
-    complaints: list[str] = []
+    errors: list[str] = []
 
     async def ask(number: int, name: str, source: Callable[[], Awaitable[list[Vm]]]) -> None:
         try:
-            with trio.fail_after(_PATIENCE):
+            with trio.fail_after(_TIMEOUT):
                 found[number] = await source()
         except trio.TooSlowError:
-            complaints.append(f"{name} has not answered within {_PATIENCE:g} s")
+            errors.append(f"{name} did not answer within {_TIMEOUT:g} s")
         except GuestError as error:
-            complaints.append(str(error))
+            errors.append(str(error))
 
     async with trio.open_nursery() as nursery:
         for number, (name, source) in enumerate(sources):
             nursery.start_soon(ask, number, name, source)
-    return [vm for number in sorted(found) for vm in found[number]], sorted(complaints)
+    return [vm for number in sorted(found) for vm in found[number]], sorted(errors)
 
 
 def guest_name(name: str) -> str:
-    """A name that `endpoint.check_guest_name` takes, as near to ``name`` as it can be."""
+    """Return a name like ``name`` that `endpoint.check_guest_name` accepts."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
     is_free = re.match(r"[A-Za-z_]", plain) and plain not in CID_NAMES and plain not in KINDS
     return plain if is_free else f"vm-{plain}"
@@ -100,7 +100,7 @@ async def _in_thread(source: Callable[[], list[Vm]]) -> list[Vm]:
 
 
 def _from_processes(proc: Path) -> list[Vm]:
-    return [Vm(one.vmm, one.name, one.way, one.at) for one in processes.find_processes(proc)]
+    return [Vm(vm.vmm, vm.name, vm.way, vm.at) for vm in processes.find_vmms(proc)]
 
 
 def _from_libvirt(uri: str) -> list[Vm]:

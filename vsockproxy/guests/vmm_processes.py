@@ -1,7 +1,7 @@
 """VMs among the processes of this machine, by the command lines of their VMMs.
 
-Owns: what the options of QEMU, Firecracker, Cloud Hypervisor and vhost-device-vsock say of
-vsock.  Reads /proc alone, needs no rights, and passes over what it may not see.
+Owns: the vsock options of QEMU, Firecracker, Cloud Hypervisor and vhost-device-vsock.  Reads
+only /proc, needs no privileges, and skips processes that this user cannot see.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ Way = Cid | Mux | Qmp
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
-    """A VM by its VMM's process; ``name`` is what it was given, or has from the process.
+class VmmProcess:
+    """A VM by its VMM's process.
 
-    ``at`` is its CID or socket.
+    Attributes:
+      name: the VM's name in the command line, or one made from the process number.
+      at: its CID or socket.
     """
 
     vmm: str
@@ -38,14 +40,14 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class _Command:
-    """A process: its words, and where its paths begin, which in a jail is not ``/``."""
+    """A process: its arguments, working directory and root, which in a jail is not ``/``."""
 
     words: Sequence[str]
     folder: Path
     root: Path
 
     def values(self, *options: str) -> Iterator[str]:
-        """What follows each of these options, after a space or an equals sign."""
+        """Yield the values of these options, given after a space or an equals sign."""
         for position, word in enumerate(self.words):
             option, equals, value = word.partition("=")
             if word in options and position + 1 < len(self.words):
@@ -54,23 +56,23 @@ class _Command:
                 yield value
 
     def path(self, text: str) -> str:
-        """A path as the rest of the machine knows it."""
+        """Return a path of the process as a path of the machine."""
         place = self.root / text.lstrip("/") if text.startswith("/") else self.folder / text
         return os.path.normpath(place)
 
 
-def find_processes(proc: Path = PROC) -> list[Process]:
-    """Every VM with vsock, in the order of the processes' numbers; none where there is no /proc."""
+def find_vmms(proc: Path = PROC) -> list[VmmProcess]:
+    """Return the VMs with vsock, in the order of their pids; none without /proc."""
     if not proc.is_dir():
         return []
     numbers = sorted((entry.name for entry in proc.iterdir() if entry.name.isdecimal()), key=int)
     return [process for number in numbers for process in _find(proc / number)]
 
 
-def _find(entry: Path) -> Iterator[Process]:
+def _find(entry: Path) -> Iterator[VmmProcess]:
     try:
         words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return
     program = Path(words[0]).name if words else ""
     vmm = next((name for pattern, name in _VMMS if re.fullmatch(pattern, program)), "")
@@ -80,11 +82,11 @@ def _find(entry: Path) -> Iterator[Process]:
     name = next((value.partition(",")[0] for value in command.values("-name", "--id")), "")
     name = name.removeprefix("guest=") or f"vm-{entry.name}"
     for way, at in _READERS[vmm](command):
-        yield Process(vmm, name, way, at)
+        yield VmmProcess(vmm, name, way, at)
 
 
 def _link(link: Path) -> Path:
-    """Where a process has its folder or its root; ``/`` for another user's, which is not told."""
+    """Return a process's working directory or root; ``/`` if it is hidden, as another user's is."""
     try:
         return Path(os.readlink(link))  # noqa: PTH115 - Path.readlink is this
     except OSError:
@@ -92,7 +94,7 @@ def _link(link: Path) -> Path:
 
 
 def _qemu(command: _Command) -> Iterator[tuple[Way, Cid]]:
-    """By its monitor, if it has one as a Unix socket; else by the CID it was started with."""
+    """Yield a way by the monitor if it is a Unix socket, else by the CID in the command line."""
     monitors = [
         Qmp(command.path(text.removeprefix("unix:").partition(",")[0]))
         for text in command.values("-qmp", "--qmp")
@@ -104,7 +106,7 @@ def _qemu(command: _Command) -> Iterator[tuple[Way, Cid]]:
 
 
 def _qemu_cid(device: str) -> int | None:
-    """The CID of a vhost-vsock device, which libvirt describes in JSON."""
+    """Return the CID of a vhost-vsock device, whose options may be JSON, as libvirt writes them."""
     if "vhost-vsock" not in device:
         return None
     if device.startswith("{"):
@@ -141,7 +143,7 @@ def _mux(command: _Command, path: str) -> tuple[Mux, Mux]:
 
 
 def _options(text: str) -> dict[str, str]:
-    """The pairs of ``key=value,key=value``."""
+    """Return the pairs of ``key=value,key=value``."""
     pairs = (part.partition("=") for part in text.split(","))
     return {key: value for key, _, value in pairs}
 

@@ -1,0 +1,168 @@
+"""The commands `run` and `forward`: a connection's life, signals, and errors at the start."""
+
+import signal
+import socket
+from pathlib import Path
+from typing import Final
+
+import pytest
+import trio
+
+from tests.cli.conftest import Write
+from tests.daemon_process import Daemon, command, daemon
+
+REQUEST: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def connect(sock: socket.socket) -> trio.SocketStream:
+    client = trio.socket.socket(sock.family)
+    await client.connect(sock.getsockname())
+    return trio.SocketStream(client)
+
+
+async def accept(sock: socket.socket) -> trio.SocketStream:
+    sock.setblocking(False)
+    taken, _ = await trio.socket.from_stdlib_socket(sock).accept()
+    return trio.SocketStream(taken)
+
+
+async def everything(stream: trio.SocketStream) -> bytes:
+    return b"".join([bytes(piece) async for piece in stream])
+
+
+async def started(
+    running: Daemon, tcp: socket.socket, target: socket.socket
+) -> tuple[trio.SocketStream, trio.SocketStream]:
+    """Wait until the daemon is ready, and return both ends of a connection through it."""
+    await running.wait_for("ready")
+    client = await connect(tcp)
+    server = await accept(target)
+    await client.send_all(b"x")
+    assert await server.receive_some() == b"x"
+    return client, server
+
+
+async def test_a_connection_is_relayed_logged_and_drained(
+    write: Write, tcp: socket.socket, target: socket.socket
+) -> None:
+    async with daemon("run", "-c", write(), sockets={"web": tcp}) as running:
+        client, server = await started(running, tcp, target)
+        running.send_signal(signal.SIGTERM)
+        await running.wait_for("draining", connections=1)
+        await client.send_all(b"yz")
+        await client.send_eof()
+        assert await everything(server) == b"yz"
+        await server.send_all(b"answer")
+        await server.aclose()
+        assert await everything(client) == b"answer"
+        line = await running.wait_for("connection_closed", reason="finished")
+        assert (line["upstream_bytes"], line["downstream_bytes"]) == ("3", "6")
+        assert await running.wait() == 0
+        await running.wait_for("stopped", drained="true")
+        await client.aclose()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_second_signal_resets_connections_and_exits_with_status_1(
+    write: Write, tcp: socket.socket, target: socket.socket, number: signal.Signals
+) -> None:
+    async with daemon("run", "-c", write(), sockets={"web": tcp}) as running:
+        client, server = await started(running, tcp, target)
+        running.send_signal(number)
+        await running.wait_for("draining")
+        running.send_signal(number)
+        assert await running.wait() == 1
+        await running.wait_for("connection_closed", reason="shutdown")
+        with pytest.raises(trio.BrokenResourceError):
+            await everything(client)
+        await client.aclose()
+        await server.aclose()
+
+
+async def test_a_drain_beyond_drain_timeout_exits_with_status_1(
+    write: Write, tcp: socket.socket, target: socket.socket
+) -> None:
+    file = write('[defaults]\ndrain_timeout = "50ms"\n')
+    async with daemon("run", "-c", file, sockets={"web": tcp}) as running:
+        client, server = await started(running, tcp, target)
+        assert await running.stop() == 1
+        await running.wait_for("connection_closed", reason="drained")
+        await client.aclose()
+        await server.aclose()
+
+
+async def test_metrics_are_served_on_an_inherited_socket(write: Write, tcp: socket.socket) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as metrics:
+        file = write('[metrics]\nlisten = "fd:metrics"\n')
+        sockets = {"web": tcp, "metrics": metrics}
+        async with daemon("run", "-c", file, sockets=sockets) as running:
+            await running.wait_for("ready")
+            scraper = await connect(metrics)
+            await scraper.send_all(REQUEST)
+            answer = await everything(scraper)
+            await scraper.aclose()
+            assert await running.stop() == 0
+    assert b'vsockproxy_connections_total{route="fd:web"} 0.0' in answer
+    assert b"process_resident_memory_bytes" in answer
+
+
+async def test_forward_relays_without_a_file(tcp: socket.socket, target: socket.socket) -> None:
+    arguments = ("forward", "fd:web", f"unix:{target.getsockname()}", "--log-level", "debug")
+    async with daemon(*arguments, sockets={"web": tcp}) as running:
+        client, server = await started(running, tcp, target)
+        await client.aclose()
+        await server.aclose()
+        await running.wait_for("connection_closed")
+        assert await running.stop() == 0
+        await running.wait_for("listening", owner="route fd:web")
+
+
+async def test_forward_resolves_relative_paths_in_the_working_directory(
+    tcp: socket.socket, target: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ("forward", "fd:web", "unix:target", "--metrics", "unix:metrics")
+    async with daemon(*arguments, sockets={"web": tcp}) as running:
+        client, server = await started(running, tcp, target)
+        await client.aclose()
+        await server.aclose()
+        end = await running.wait_for("connection_closed")
+        assert end["target"] == f"unix:{tmp_path}/target"
+        assert (tmp_path / "metrics").is_socket()
+        assert await running.stop() == 0
+
+
+@pytest.mark.parametrize("listener", ["route", "metrics"])
+def test_a_port_in_use_exits_with_status_1_and_is_named(
+    tcp: socket.socket, tmp_path: Path, listener: str
+) -> None:
+    taken = f"127.0.0.1:{tcp.getsockname()[1]}"
+    mine = tmp_path / "mine"
+    done = command(
+        "forward",
+        *(f"unix:{mine}", "3:80"),
+        *((taken, "3:81") if listener == "route" else ("--metrics", taken)),
+    )
+    assert done.returncode == 1
+    owner = f"route {taken}" if listener == "route" else "metrics"
+    assert f"vsockproxy: {owner}: cannot listen tcp:{taken}: another process" in done.stderr
+    assert not mine.exists()
+
+
+def test_a_missing_inherited_socket_exits_with_status_1(write: Write) -> None:
+    done = command("run", "-c", write())
+    assert done.returncode == 1
+    assert "vsockproxy: route fd:web: cannot listen fd:web: " in done.stderr
+
+
+async def test_a_daemon_whose_log_is_on_a_full_disk_serves_clients(
+    write: Write, tcp: socket.socket, target: socket.socket, full: int
+) -> None:
+    async with daemon("run", "-c", write(), sockets={"web": tcp}, log=full) as running:
+        client = await connect(tcp)  # queued until the daemon is ready
+        server = await accept(target)
+        await client.send_all(b"x")
+        assert await server.receive_some() == b"x"
+        await client.aclose()
+        await server.aclose()
+        assert await running.stop() == 0
