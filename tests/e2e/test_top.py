@@ -79,15 +79,16 @@ async def test_a_daemon_under_load_is_watched_filtered_and_steered(watched: Watc
             await top.type("ss")
             await top.shows("connections by id, ascending")
             await top.type("/nobody\r")
-            await top.shows("those with 'nobody'")
+            await top.shows("filter 'nobody'")
             await top.shows(lambda lines: not any(line.startswith(">") for line in lines))
             await top.type("\x1b")
             lines = await top.shows(lambda lines: any(line.startswith(">") for line in lines))
             first = next(line for line in lines if line.startswith(">"))
+            number = first[1:].split()[0]
             await top.type("k")
-            await top.shows(f"end connection {first[1:].split()[0]}? y ends it")
+            await top.shows(f"end connection {number}? press y to confirm")
             await top.type("y")
-            await top.shows("has been ended")
+            await top.shows(f"connection {number} ended")
             assert await victim.receive_some() == b""
             await top.type("p")
             await top.shows("paused")
@@ -127,11 +128,11 @@ async def test_a_daemon_that_is_gone_is_waited_for(watched: Watched) -> None:
         async with terminal(*watched.top) as top:
             await top.shows(f"process {first.pid}")
             assert await first.stop() == 0
-            await top.shows("waiting for the daemon")
+            await top.shows("no answer from the daemon")
             async with daemon("run", "-c", watched.file) as second:
                 await started(second)
                 lines = await top.shows(f"process {second.pid}")
-                assert "waiting for the daemon" not in "\n".join(lines)
+                assert "no answer from the daemon" not in "\n".join(lines)
                 await top.type("q")
                 assert await top.wait() == 0
 

@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from tests.daemon_process import command
-from vsockproxy.top.panel import ORDERS, Order, Panel
+from vsockproxy.top.panel import SORT_KEYS, Action, Panel
 from vsockproxy.top.screen import ASCII, UNICODE, screen
 from vsockproxy.top.terminal import keys
-from vsockproxy.top.traffic import HISTORY, Look, Traffic
+from vsockproxy.top.traffic import HISTORY, Snapshot, Traffic
 
 
 @pytest.fixture(autouse=True)
@@ -79,14 +79,14 @@ def event(number: int, **changes: Any) -> dict[str, Any]:
     }
 
 
-def look(seconds: float, *routes: dict[str, Any], **changes: Any) -> Look:
+def snapshot(seconds: float, *routes: dict[str, Any], **changes: Any) -> Snapshot:
     values: dict[str, Any] = {
         "status": status(),
         "connections": [],
         "total": 0,
         "events": [],
     } | changes
-    return Look(seconds, routes=routes or (route(),), **values)
+    return Snapshot(seconds, routes=routes or (route(),), **values)
 
 
 # ---- rates ----
@@ -94,14 +94,14 @@ def look(seconds: float, *routes: dict[str, Any], **changes: Any) -> Look:
 
 def test_rates_are_what_changed_between_two_looks() -> None:
     traffic = Traffic()
-    traffic.observe(look(10.0, route(upstream_bytes=100, accepted=5)))
+    traffic.observe(snapshot(10.0, route(upstream_bytes=100, accepted=5)))
     later = route(
         upstream_bytes=300,
         downstream_bytes=50,
         accepted=9,
         dial_failures={"refused": 1, "timeout": 3},
     )
-    traffic.observe(look(12.0, later))
+    traffic.observe(snapshot(12.0, later))
     [rates] = traffic.routes
     assert (rates.upstream, rates.downstream, rates.bytes) == (100, 25, 125)
     assert (rates.connections, rates.failures) == (2, 2)
@@ -110,16 +110,16 @@ def test_rates_are_what_changed_between_two_looks() -> None:
 
 def test_a_first_look_and_a_new_route_have_no_rates() -> None:
     traffic = Traffic()
-    traffic.observe(look(1.0, route(upstream_bytes=100)))
-    traffic.observe(look(2.0, route(upstream_bytes=100), route("new", upstream_bytes=900)))
+    traffic.observe(snapshot(1.0, route(upstream_bytes=100)))
+    traffic.observe(snapshot(2.0, route(upstream_bytes=100), route("new", upstream_bytes=900)))
     assert [rates.bytes for rates in traffic.routes] == [0, 0]
 
 
 def test_a_daemon_that_was_started_anew_begins_anew() -> None:
     traffic = Traffic()
-    traffic.observe(look(1.0, route(upstream_bytes=900), events=[event(70)]))
-    traffic.observe(look(2.0, route(upstream_bytes=950)))
-    traffic.observe(look(3.0, route(upstream_bytes=5), status=status(started=2000.0)))
+    traffic.observe(snapshot(1.0, route(upstream_bytes=900), events=[event(70)]))
+    traffic.observe(snapshot(2.0, route(upstream_bytes=950)))
+    traffic.observe(snapshot(3.0, route(upstream_bytes=5), status=status(started=2000.0)))
     [rates] = traffic.routes
     assert (rates.bytes, list(rates.history), traffic.last_event) == (0, [], 0)
 
@@ -127,7 +127,7 @@ def test_a_daemon_that_was_started_anew_begins_anew() -> None:
 def test_a_minute_is_remembered_and_no_more() -> None:
     traffic = Traffic()
     for second in range(HISTORY + 5):
-        traffic.observe(look(float(second), route(upstream_bytes=second * second)))
+        traffic.observe(snapshot(float(second), route(upstream_bytes=second * second)))
     [rates] = traffic.routes
     assert len(rates.history) == HISTORY
     assert rates.history[-1] == 2 * second - 1
@@ -135,11 +135,11 @@ def test_a_minute_is_remembered_and_no_more() -> None:
 
 def test_what_was_seen_stays_while_the_daemon_is_gone() -> None:
     traffic = Traffic()
-    traffic.observe(look(1.0, events=[event(3)]))
-    traffic.miss("no daemon")
-    assert traffic.look is not None
+    traffic.observe(snapshot(1.0, events=[event(3)]))
+    traffic.record_failure("no daemon")
+    assert traffic.snapshot is not None
     assert (traffic.trouble, traffic.last_event) == ("no daemon", 3)
-    traffic.observe(look(2.0))
+    traffic.observe(snapshot(2.0))
     assert traffic.trouble is None
 
 
@@ -169,7 +169,7 @@ def panel_with(*numbers: int) -> Panel:
     return panel
 
 
-def press(panel: Panel, *names: str) -> list[Order]:
+def press(panel: Panel, *names: str) -> list[Action]:
     return [order for name in names if (order := panel.press(name)) is not None]
 
 
@@ -187,7 +187,7 @@ def press(panel: Panel, *names: str) -> list[Order]:
 )
 def test_names_and_ids_ascend_and_numbers_descend(sort: str, numbers: list[int]) -> None:
     panel = Panel()
-    press(panel, *"s" * ORDERS.index(sort))
+    press(panel, *"s" * SORT_KEYS.index(sort))
     rows = [connection(number) for number in (2, 3, 1)]
     assert [row["id"] for row in panel.arrange(rows)] == numbers
     press(panel, "r")
@@ -197,7 +197,7 @@ def test_names_and_ids_ascend_and_numbers_descend(sort: str, numbers: list[int])
 def test_a_filter_is_typed_taken_and_cleared() -> None:
     panel = Panel()
     rows = [connection(1), connection(2, client="[2001:db8::1]:9"), connection(3, route="DB")]
-    assert press(panel, "/", *"db8x", "backspace", "enter") == [Order("look")]
+    assert press(panel, "/", *"db8x", "backspace", "enter") == [Action("refresh")]
     assert [row["id"] for row in panel.arrange(rows)] == [2]
     press(panel, "/", "backspace", "enter")
     assert {row["id"] for row in panel.arrange(rows)} == {2, 3}
@@ -231,15 +231,15 @@ def test_a_connection_is_killed_after_a_question() -> None:
     panel = panel_with(3, 2, 1)
     assert press(panel, "down", "k") == []
     assert press(panel, "n") == []
-    assert panel.said == "nothing was ended"
-    assert press(panel, "k", "y") == [Order("kill", 2)]
+    assert panel.message == "no connection was ended"
+    assert press(panel, "k", "y") == [Action("kill", 2)]
 
 
 def test_the_question_means_the_connection_that_it_names() -> None:
     panel = panel_with(3, 2, 1)
     press(panel, "down", "k")
     panel.arrange([connection(9), connection(1)])  # it ends while the question stands
-    assert press(panel, "y") == [Order("kill", 2)]
+    assert press(panel, "y") == [Action("kill", 2)]
 
 
 def test_without_connections_there_is_nothing_to_kill() -> None:
@@ -251,7 +251,7 @@ def test_without_connections_there_is_nothing_to_kill() -> None:
 def test_quitting_is_no_key_while_a_filter_is_typed() -> None:
     panel = panel_with(1)
     assert press(panel, "/", "q") == []
-    assert press(panel, "enter", "q") == [Order("look"), Order("quit")]
+    assert press(panel, "enter", "q") == [Action("refresh"), Action("quit")]
 
 
 # ---- the screen ----
@@ -267,10 +267,10 @@ def text_of(traffic: Traffic, panel: Panel, columns: int = 80, rows: int = 24) -
 
 def busy() -> Traffic:
     traffic = Traffic()
-    traffic.observe(look(0.0, route(), route("a-database-of-a-name-that-is-long")))
+    traffic.observe(snapshot(0.0, route(), route("a-database-of-a-name-that-is-long")))
     for second in range(1, 5):
         traffic.observe(
-            look(
+            snapshot(
                 float(second),
                 route(upstream_bytes=second**2 * 1000, downstream_bytes=second * 2_000_000),
                 route(
@@ -333,10 +333,10 @@ def test_the_screen_fits_a_terminal_of_80_by_24_without_colours() -> None:
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(72, 16), (80, 24), (132, 43), (300, 100)])
-@pytest.mark.parametrize("asking", ["nothing", "help", "kill", "filter"])
-def test_the_screen_is_as_large_as_the_terminal(columns: int, rows: int, asking: Any) -> None:
+@pytest.mark.parametrize("prompt", ["nothing", "help", "kill", "filter"])
+def test_the_screen_is_as_large_as_the_terminal(columns: int, rows: int, prompt: Any) -> None:
     panel = Panel()
-    panel.asking = asking
+    panel.prompt = prompt
     shown = text_of(busy(), panel, columns, rows)
     assert [len(line) for line in shown] == [columns] * rows
 
@@ -368,7 +368,7 @@ def test_routes_that_do_not_fit_leave_room_for_those_that_fail_and_the_busiest()
 
     traffic = Traffic()
     for second in (1, 2):
-        traffic.observe(look(float(second), *routes(second)))
+        traffic.observe(snapshot(float(second), *routes(second)))
     shown = text_of(traffic, Panel())
     assert [line.split()[0] for line in shown[2:7]] == ["routes", "dead", "r8", "r7", "r6"]
     assert "routes 4/10" in shown[2]
@@ -377,7 +377,7 @@ def test_routes_that_do_not_fit_leave_room_for_those_that_fail_and_the_busiest()
 def test_the_row_that_is_chosen_is_on_the_screen_and_marked_without_colour() -> None:
     rows = [connection(number) for number in range(1, 60)]
     traffic, panel = Traffic(), Panel()
-    traffic.observe(look(1.0, connections=rows, total=5000))
+    traffic.observe(snapshot(1.0, connections=rows, total=5000))
     panel.arrange(rows)
     for key in ("page down", "page down", "page down", "down"):
         panel.press(key)
@@ -390,25 +390,25 @@ def test_the_row_that_is_chosen_is_on_the_screen_and_marked_without_colour() -> 
 def test_the_second_line_says_what_is_out_of_the_ordinary() -> None:
     traffic, panel = busy(), Panel()
     panel.filter = "web"
-    assert "those with 'web'" in text_of(traffic, panel)[1]
-    traffic.observe(look(9.0, status=status(not_ready=["draining: 3 connections are left"])))
+    assert "filter 'web'" in text_of(traffic, panel)[1]
+    traffic.observe(snapshot(9.0, status=status(not_ready=["draining: 3 connections are left"])))
     assert "not ready: draining: 3 connections are left" in text_of(traffic, panel)[1]
     panel.press("p")
     assert "paused" in text_of(traffic, panel)[1]
-    traffic.miss("no daemon: it has ended")
-    assert "waiting for the daemon: no daemon: it has ended" in text_of(traffic, panel)[1]
+    traffic.record_failure("no daemon: it has ended")
+    assert "retrying: no daemon: it has ended" in text_of(traffic, panel)[1]
 
 
 def test_the_last_line_asks_and_answers() -> None:
     traffic, panel = busy(), Panel()
     text_of(traffic, panel)
     panel.press("k")
-    assert text_of(traffic, panel)[-1].startswith("end connection 123456? y ends it")
+    assert text_of(traffic, panel)[-1].startswith("end connection 123456? press y to confirm")
     panel.press("n")
-    assert text_of(traffic, panel)[-1].startswith("nothing was ended")
+    assert text_of(traffic, panel)[-1].startswith("no connection was ended")
     panel.press("/")
     panel.press("x")
-    assert text_of(traffic, panel)[-1].startswith("show only: x_")
+    assert text_of(traffic, panel)[-1].startswith("filter: x_")
 
 
 # ---- the command ----
