@@ -229,19 +229,19 @@ def table(heading: str) -> list[list[str]]:
 def test_the_page_lists_the_metrics_there_are_and_no_other(stats: RouteStats) -> None:
     written = {
         (name, kind, frozenset(filter(None, labels.split(", "))))
-        for name, kind, labels, _ in table("Routes")
+        for name, kind, labels, _ in table("Metrics")
     }
     assert written == set(exposed(stats))
 
 
 def test_the_page_lists_every_way_a_connection_ends() -> None:
-    written = [row[0] for row in table("How connections end")]
+    written = [row[0] for row in table("Reasons for closed connections")]
     assert written == [*get_args(EndReason), "dial_*", "rejected_*"]
 
 
 def test_the_page_lists_every_reason_to_turn_a_client_away_or_have_it_wait() -> None:
-    assert [row[0] for row in table("Why clients are turned away")] == _words(RejectReason)
-    assert [row[0] for row in table("Why clients wait")] == _words(QueueReason)
+    assert [row[0] for row in table("Reasons for rejected clients")] == _words(RejectReason)
+    assert [row[0] for row in table("Reasons for queued clients")] == _words(QueueReason)
     assert {*_words(RejectReason), *_words(QueueReason)} == set(REASONS)
 
 
@@ -255,7 +255,7 @@ def _words(literals: object) -> list[str]:
 
 
 def test_the_page_lists_every_reason_of_a_failed_dial() -> None:
-    written = [row[0] for row in table("Why dials fail")]
+    written = [row[0] for row in table("Reasons for failed dials")]
     assert written == [reason for reason in get_args(Reason) if reason not in LISTEN_REASONS]
 
 
