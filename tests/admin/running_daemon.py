@@ -31,7 +31,7 @@ PATIENCE = 10.0
 """Seconds to wait for what must happen; only a failing test waits so long."""
 
 
-class Steered:
+class ControlledDaemon:
     """A daemon that runs, and its API.
 
     Attributes:
@@ -102,7 +102,7 @@ class Steered:
 
 
 @asynccontextmanager
-async def steered(
+async def controlled_daemon(
     folder: Path,
     *names: str,
     service: Service = echo,
@@ -110,7 +110,7 @@ async def steered(
     choice: PumpChoice = "auto",
     load: Load | None = None,
     target: MuxEndpoint | None = None,
-) -> AsyncIterator[Steered]:
+) -> AsyncIterator[ControlledDaemon]:
     """A daemon with routes of these names, from Unix sockets to one target: a TCP service."""
     async with trio.open_nursery() as nursery:
         [served] = await nursery.start(partial(trio.serve_tcp, service, 0, host="127.0.0.1"))
@@ -131,5 +131,5 @@ async def steered(
         await nursery.start(run)
         transport = httpx.AsyncHTTPTransport(uds=str(socket))
         async with httpx.AsyncClient(transport=transport, base_url="http://daemon") as http:
-            yield Steered(daemon, http, socket)
+            yield ControlledDaemon(daemon, http, socket)
         nursery.cancel_scope.cancel()

@@ -17,7 +17,7 @@ import trio.testing
 from prometheus_client import CollectorRegistry
 
 from tests.admin.fake_daemon import FakeDaemon
-from tests.admin.running_daemon import PATIENCE, Steered, steered
+from tests.admin.running_daemon import PATIENCE, ControlledDaemon, controlled_daemon
 from tests.daemon_process import REPOSITORY
 from tests.fake_services import HOST_PORT, answers_nothing, echo, hold, mux_server, unix_listener
 from tests.sockets import ends_by_reset, read_to_end
@@ -40,8 +40,8 @@ def choice(request: pytest.FixtureRequest) -> PumpChoice:
 # ---- asking ----
 
 
-async def test_the_status_says_what_runs(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web") as daemon:
+async def test_status_has_readiness_connections_fingerprint_and_uptime(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
         client, _ = await daemon.live("web")
         said = await daemon.get("/v1/status")
         await client.aclose()
@@ -53,14 +53,14 @@ async def test_the_status_says_what_runs(tmp_path: Path) -> None:
     assert 0 < said["uptime_seconds"] < PATIENCE
 
 
-async def test_the_socket_is_its_owners_alone(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web") as daemon:
+async def test_the_control_socket_has_mode_0600_and_is_removed_at_the_end(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
         assert stat.S_IMODE(daemon.socket.stat().st_mode) == 0o600
     assert not daemon.socket.exists()
 
 
-async def test_a_route_shows_its_state_counters_and_last_error(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web") as daemon:
+async def test_a_route_has_its_state_counters_and_last_error(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
         client, _ = await daemon.live("web")
         await client.send_eof()
         await read_to_end(client)
@@ -79,9 +79,9 @@ async def test_a_route_shows_its_state_counters_and_last_error(tmp_path: Path) -
     assert route["last_error"]["message"] == "nothing listens there"
 
 
-async def test_a_route_is_reached_only_where_its_target_answers(tmp_path: Path) -> None:
+async def test_readyz_of_a_route_succeeds_only_if_its_target_answers(tmp_path: Path) -> None:
     target = MuxEndpoint(str(tmp_path / "guest"), 80)
-    async with steered(tmp_path, "web", target=target) as daemon:
+    async with controlled_daemon(tmp_path, "web", target=target) as daemon:
         absent = await daemon.ask("GET", "/readyz", target="web")
         [known] = (await daemon.get("/v1/routes/web"))["targets"]
         async with mux_server(tmp_path / "guest", {80: echo}):
@@ -101,10 +101,10 @@ async def test_a_route_is_reached_only_where_its_target_answers(tmp_path: Path) 
     assert (plain.status_code, alive.status_code) == (200, 200)
 
 
-async def test_a_connection_shows_its_bytes_rates_ages_and_halves(
+async def test_a_connection_has_its_bytes_rates_ages_and_halves(
     tmp_path: Path, choice: PumpChoice
 ) -> None:
-    async with steered(tmp_path, "web", choice=choice) as daemon:
+    async with controlled_daemon(tmp_path, "web", choice=choice) as daemon:
         client, connection = await daemon.live("web")
         shown = await daemon.get(f"/v1/connections/{connection.number}")
         [listed] = (await daemon.get("/v1/connections"))["connections"]
@@ -120,8 +120,8 @@ async def test_a_connection_shows_its_bytes_rates_ages_and_halves(
     assert 0 <= shown["idle_seconds"] <= shown["age_seconds"]
 
 
-async def test_rates_are_of_the_time_between_two_looks(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web") as daemon:
+async def test_rates_cover_the_time_since_the_previous_request(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
         client, _ = await daemon.live("web")
         await daemon.get("/v1/connections")
         await client.send_all(b"x" * 100_000)
@@ -134,8 +134,8 @@ async def test_rates_are_of_the_time_between_two_looks(tmp_path: Path) -> None:
     assert 100_000 / PATIENCE < moving["downstream_rate"] < 400_000
 
 
-async def test_a_half_that_has_ended_is_shown(tmp_path: Path, choice: PumpChoice) -> None:
-    async with steered(tmp_path, "web", service=hold, choice=choice) as daemon:
+async def test_a_connection_with_one_fin_is_half_closed(tmp_path: Path, choice: PumpChoice) -> None:
+    async with controlled_daemon(tmp_path, "web", service=hold, choice=choice) as daemon:
         client = await daemon.connect("web")
         await client.send_eof()
         with trio.fail_after(PATIENCE):
@@ -147,8 +147,8 @@ async def test_a_half_that_has_ended_is_shown(tmp_path: Path, choice: PumpChoice
     assert shown[0]["halves"] == {"upstream": "ended", "downstream": "open"}
 
 
-async def test_connections_come_page_by_page_in_the_order_asked_for(tmp_path: Path) -> None:
-    async with steered(tmp_path, "a", "b") as daemon:
+async def test_pages_of_connections_follow_the_requested_order(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "a", "b") as daemon:
         clients = [await daemon.live(name) for name in ("a", "b", "a", "b", "a")]
         numbers = [connection.number for _, connection in clients]
         for sort, order, expected in (
@@ -166,7 +166,7 @@ async def test_connections_come_page_by_page_in_the_order_asked_for(tmp_path: Pa
     assert only["total"] == 2
 
 
-async def all_pages(daemon: Steered, query: dict[str, Any]) -> list[int]:
+async def all_pages(daemon: ControlledDaemon, query: dict[str, Any]) -> list[int]:
     """The ids of every page, each of which says how many there are."""
     found: list[int] = []
     after: dict[str, str] = {}
@@ -183,10 +183,10 @@ async def all_pages(daemon: Steered, query: dict[str, Any]) -> list[int]:
 # ---- steering ----
 
 
-async def test_one_connection_is_ended_and_counted_as_killed(
+async def test_delete_of_a_connection_resets_it_and_counts_it_as_killed(
     tmp_path: Path, choice: PumpChoice
 ) -> None:
-    async with steered(tmp_path, "web", choice=choice) as daemon:
+    async with controlled_daemon(tmp_path, "web", choice=choice) as daemon:
         client, connection = await daemon.live("web")
         other, _ = await daemon.live("web")
         answer = await daemon.ask("DELETE", f"/v1/connections/{connection.number}")
@@ -201,8 +201,8 @@ async def test_one_connection_is_ended_and_counted_as_killed(
     assert again.json()["error"] == f"there is no live connection {connection.number}"
 
 
-async def test_all_connections_of_a_route_are_ended(tmp_path: Path) -> None:
-    async with steered(tmp_path, "a", "b") as daemon:
+async def test_end_with_a_route_ends_only_its_connections(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "a", "b") as daemon:
         first, one = await daemon.live("a")
         second, two = await daemon.live("a")
         third, _ = await daemon.live("b")
@@ -215,8 +215,8 @@ async def test_all_connections_of_a_route_are_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("body", [{}, {"all": False}, {"all": True, "route": "a"}])
-async def test_nothing_is_ended_without_saying_what(tmp_path: Path, body: object) -> None:
-    async with steered(tmp_path, "a") as daemon:
+async def test_end_without_exactly_one_filter_ends_nothing(tmp_path: Path, body: object) -> None:
+    async with controlled_daemon(tmp_path, "a") as daemon:
         client, _ = await daemon.live("a")
         answer = await daemon.ask("POST", "/v1/connections/end", body)
         assert len(daemon.stats("a").live) == 1
@@ -225,8 +225,8 @@ async def test_nothing_is_ended_without_saying_what(tmp_path: Path, body: object
     assert set(answer.json()) == {"error", "remedy"}
 
 
-async def test_every_connection_is_ended_when_that_is_said(tmp_path: Path) -> None:
-    async with steered(tmp_path, "a", "b") as daemon:
+async def test_end_with_all_ends_every_connection(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "a", "b") as daemon:
         clients = [await daemon.live(name) for name in ("a", "b")]
         said = await daemon.post("/v1/connections/end", {"all": True})
         await daemon.closed("b", "killed")
@@ -253,10 +253,10 @@ async def test_every_connection_is_ended_when_that_is_said(tmp_path: Path) -> No
         ("GET", "/v2/status", 404),
     ],
 )
-async def test_what_cannot_be_meant_gets_an_error_and_a_remedy(
+async def test_an_invalid_request_is_answered_with_an_error_and_a_remedy(
     tmp_path: Path, method: str, path: str, status: int
 ) -> None:
-    async with steered(tmp_path, "web") as daemon:
+    async with controlled_daemon(tmp_path, "web") as daemon:
         answer = await daemon.ask(method, path)
     assert answer.status_code == status
     assert set(answer.json()) == {"error", "remedy"}
@@ -266,10 +266,10 @@ async def test_what_cannot_be_meant_gets_an_error_and_a_remedy(
 # ---- a connection as a library has it ----
 
 
-async def test_a_connection_hands_out_duplicates_of_its_vsock_side_until_it_ends(
+async def test_a_connection_can_be_duplicated_until_it_is_closed(
     tmp_path: Path, choice: PumpChoice
 ) -> None:
-    async with steered(tmp_path, "web", choice=choice) as daemon:
+    async with controlled_daemon(tmp_path, "web", choice=choice) as daemon:
         client, connection = await daemon.live("web")
         number = connection.file_descriptor
         assert number >= 0
@@ -289,10 +289,10 @@ async def test_a_connection_hands_out_duplicates_of_its_vsock_side_until_it_ends
     assert len({connection, connection}) == 1
 
 
-async def test_a_connection_is_ended_while_its_target_is_dialled(tmp_path: Path) -> None:
+async def test_a_connection_can_be_killed_during_its_dial(tmp_path: Path) -> None:
     async with mux_server(tmp_path / "guest", {80: echo}, answers_nothing) as guest:
         target = MuxEndpoint(str(guest.path), 80)
-        async with steered(tmp_path, "web", target=target) as daemon:
+        async with controlled_daemon(tmp_path, "web", target=target) as daemon:
             client = await daemon.connect("web")
             with trio.fail_after(PATIENCE):
                 while not (found := (await daemon.get("/v1/connections"))["connections"]):
@@ -305,9 +305,9 @@ async def test_a_connection_is_ended_while_its_target_is_dialled(tmp_path: Path)
             await client.aclose()
 
 
-async def test_a_connection_is_ended_while_its_header_is_awaited(tmp_path: Path) -> None:
+async def test_a_connection_can_be_killed_before_its_proxy_header(tmp_path: Path) -> None:
     policy = Policy(accept_proxy=True, proxy_trusted=(parse_rule(f"uid:{os.getuid()}"),))
-    async with steered(tmp_path, "web", policy=policy) as daemon:
+    async with controlled_daemon(tmp_path, "web", policy=policy) as daemon:
         client = await daemon.connect("web")
         with trio.fail_after(PATIENCE):
             while not daemon.stats("web").live:
@@ -317,10 +317,12 @@ async def test_a_connection_is_ended_while_its_header_is_awaited(tmp_path: Path)
         await client.aclose()
 
 
-async def test_the_number_of_a_vmm_is_the_source_port(tmp_path: Path) -> None:
+async def test_the_source_port_of_a_mux_connection_is_the_number_that_the_vmm_assigned(
+    tmp_path: Path,
+) -> None:
     async with mux_server(tmp_path / "guest", {80: echo}) as guest:
         target = MuxEndpoint(str(guest.path), 80)
-        async with steered(tmp_path, "web", target=target) as daemon:
+        async with controlled_daemon(tmp_path, "web", target=target) as daemon:
             client, connection = await daemon.live("web")
             shown = await daemon.get(f"/v1/connections/{connection.number}")
             await client.aclose()
@@ -330,8 +332,8 @@ async def test_the_number_of_a_vmm_is_the_source_port(tmp_path: Path) -> None:
 # ---- pause, drain, resume ----
 
 
-async def test_a_paused_routes_clients_wait_until_it_is_resumed(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web") as daemon:
+async def test_pause_queues_clients_until_resume_and_survives_a_reload(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
         before, _ = await daemon.live("web")
         assert (await daemon.post("/v1/routes/web/pause"))["state"] == "paused"
         waiting = await daemon.connect("web")
@@ -347,9 +349,9 @@ async def test_a_paused_routes_clients_wait_until_it_is_resumed(tmp_path: Path) 
             await client.aclose()
 
 
-async def test_a_drained_route_refuses_clients_and_keeps_its_connections(tmp_path: Path) -> None:
+async def test_drain_refuses_clients_and_keeps_connections_across_a_reload(tmp_path: Path) -> None:
     policy = Policy(drain_timeout=0)
-    async with steered(tmp_path, "web", "other", policy=policy) as daemon:
+    async with controlled_daemon(tmp_path, "web", "other", policy=policy) as daemon:
         before, _ = await daemon.live("web")
         assert (await daemon.post("/v1/routes/web/drain"))["state"] == "draining"
         with pytest.raises(OSError, match=r"No such file|refused"):
@@ -367,8 +369,10 @@ async def test_a_drained_route_refuses_clients_and_keeps_its_connections(tmp_pat
         assert daemon.stats("web").connections == 2
 
 
-async def test_a_drained_route_whose_listener_is_taken_stays_drained(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web") as daemon:
+async def test_resume_with_an_endpoint_in_use_fails_and_the_route_stays_drained(
+    tmp_path: Path,
+) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
         await daemon.post("/v1/routes/web/drain")
         with unix_listener(Path(daemon.path("web"))):
             answer = await daemon.ask("POST", "/v1/routes/web/resume")
@@ -378,8 +382,8 @@ async def test_a_drained_route_whose_listener_is_taken_stays_drained(tmp_path: P
         assert (await daemon.post("/v1/routes/web/resume"))["state"] == "listening"
 
 
-async def test_a_drained_route_that_leaves_the_file_is_forgotten(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web", "other") as daemon:
+async def test_a_drained_route_that_is_removed_and_added_again_is_listening(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web", "other") as daemon:
         await daemon.post("/v1/routes/web/drain")
         routes = daemon.daemon.config.routes
         await daemon.reload(routes=routes[1:])
@@ -388,16 +392,16 @@ async def test_a_drained_route_that_leaves_the_file_is_forgotten(tmp_path: Path)
         assert (await daemon.get("/v1/routes/web"))["state"] == "listening"
 
 
-async def test_a_limit_that_keeps_clients_waiting_is_named(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web", policy=Policy(max_connections=1)) as daemon:
+async def test_a_route_with_queued_clients_names_the_limit(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web", policy=Policy(max_connections=1)) as daemon:
         client, _ = await daemon.live("web")
         shown = await daemon.get("/v1/routes/web")
         await client.aclose()
     assert (shown["state"], shown["queued_by"]) == ("queued", "max_connections")
 
 
-async def test_the_daemons_end_does_not_wait_for_a_drained_route(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web", policy=Policy(drain_timeout=0)) as daemon:
+async def test_stop_with_a_drained_route_ends_its_connections(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web", policy=Policy(drain_timeout=0)) as daemon:
         client, _ = await daemon.live("web")
         await daemon.post("/v1/routes/web/drain")
         daemon.daemon.stop()
@@ -408,7 +412,7 @@ async def test_the_daemons_end_does_not_wait_for_a_drained_route(tmp_path: Path)
 # ---- reload, configuration, events ----
 
 
-async def test_a_reload_says_what_is_wrong_as_the_log_does(tmp_path: Path) -> None:
+async def test_a_failed_reload_is_answered_with_every_problem(tmp_path: Path) -> None:
     problems = [Problem("listen", "is missing", 3), Problem("", "unknown key", 9)]
 
     def load() -> Config:
@@ -416,7 +420,7 @@ async def test_a_reload_says_what_is_wrong_as_the_log_does(tmp_path: Path) -> No
             raise ConfigError("file.toml", tuple(problems))
         return daemon.daemon.config
 
-    async with steered(tmp_path, "web", load=load) as daemon:
+    async with controlled_daemon(tmp_path, "web", load=load) as daemon:
         answer = await daemon.ask("POST", "/v1/reload")
         problems.clear()
         taken = await daemon.post("/v1/reload")
@@ -425,15 +429,15 @@ async def test_a_reload_says_what_is_wrong_as_the_log_does(tmp_path: Path) -> No
     assert taken == {"fingerprint": daemon.daemon.config.fingerprint, "source": "command line"}
 
 
-async def test_a_daemon_without_a_file_has_nothing_to_reload(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web") as daemon:
+async def test_reload_without_a_configuration_file_fails(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
         answer = await daemon.ask("POST", "/v1/reload")
     assert answer.status_code == 409
     assert "without a configuration" in answer.json()["error"]
 
 
-async def test_a_reload_moves_the_socket_and_its_mode(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web") as daemon:
+async def test_reload_changes_the_path_and_the_mode_of_the_control_socket(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
         moved = UnixEndpoint(str(tmp_path / "moved.sock"))
         await daemon.reload(admin=AdminSettings(UnixEndpoint(str(daemon.socket)), 0o660))
         assert stat.S_IMODE(daemon.socket.stat().st_mode) == 0o660
@@ -446,9 +450,9 @@ async def test_a_reload_moves_the_socket_and_its_mode(tmp_path: Path) -> None:
         assert not await trio.Path(moved.path).exists()
 
 
-async def test_the_configuration_in_force_is_shown_with_every_policy(tmp_path: Path) -> None:
+async def test_the_running_configuration_has_every_setting_of_each_route(tmp_path: Path) -> None:
     policy = Policy(allow=(parse_rule("uid:0"), parse_rule("gid:7")), idle_timeout=7.5)
-    async with steered(tmp_path, "web", policy=policy) as daemon:
+    async with controlled_daemon(tmp_path, "web", policy=policy) as daemon:
         shown = await daemon.get("/v1/config")
     [route] = shown["routes"]
     assert route["listen"] == f"unix:{tmp_path}/web.sock"
@@ -458,8 +462,8 @@ async def test_the_configuration_in_force_is_shown_with_every_policy(tmp_path: P
     assert shown["admin"]["socket"] == f"unix:{daemon.socket}"
 
 
-async def test_failures_and_changes_are_remembered_and_connections_are_not(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web") as daemon:
+async def test_events_include_state_changes_and_exclude_closed_connections(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
         client, _ = await daemon.live("web")
         await client.aclose()
         await daemon.closed("web", "finished")
@@ -476,8 +480,8 @@ async def test_failures_and_changes_are_remembered_and_connections_are_not(tmp_p
 # ---- hostile clients ----
 
 
-async def test_the_newest_of_a_thousand_idle_clients_is_served(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web") as daemon:
+async def test_with_a_thousand_idle_clients_a_new_client_is_served(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
         client, _ = await daemon.live("web")
         idle = [await trio.open_unix_socket(str(daemon.socket)) for _ in range(1000)]
         assert (await daemon.get("/v1/status"))["live"] == 1
@@ -487,10 +491,10 @@ async def test_the_newest_of_a_thousand_idle_clients_is_served(tmp_path: Path) -
             await stream.aclose()
 
 
-async def test_an_order_is_answered_once_its_body_has_come_though_none_is_wanted(
+async def test_a_request_with_an_unneeded_body_is_answered_after_the_body(
     tmp_path: Path,
 ) -> None:
-    async with steered(tmp_path, "web") as daemon:
+    async with controlled_daemon(tmp_path, "web") as daemon:
         stream = await trio.open_unix_socket(str(daemon.socket))
         head = b"POST /v1/routes/web/pause HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
         await stream.send_all(head)
@@ -501,25 +505,25 @@ async def test_an_order_is_answered_once_its_body_has_come_though_none_is_wanted
     assert answer.startswith(b"HTTP/1.1 200")
 
 
-async def test_an_oversized_body_is_refused(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web") as daemon:
+async def test_an_oversized_body_is_answered_with_413(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
         answer = await daemon.ask("POST", "/v1/connections/end", {"route": "x" * 100_000})
     assert answer.status_code == 413
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff\xfe", b'{"route": 7}', b"[" * 60_000])
-async def test_a_malformed_body_is_refused(tmp_path: Path, body: bytes) -> None:
-    async with steered(tmp_path, "web") as daemon:
+async def test_a_malformed_body_is_answered_with_400(tmp_path: Path, body: bytes) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
         answer = await daemon.send("/v1/connections/end", body)
     assert answer.status_code == 400
     assert set(answer.json()) == {"error", "remedy"}
 
 
 @pytest.mark.parametrize("number", [2, 100, 500])
-async def test_one_of_many_pipelined_requests_is_answered(
+async def test_of_pipelined_requests_at_most_one_is_answered(
     tmp_path: Path, number: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with steered(tmp_path, "web") as daemon:
+    async with controlled_daemon(tmp_path, "web") as daemon:
         stream = await trio.open_unix_socket(str(daemon.socket))
         await stream.send_all(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n" * number)
         answer = b""
@@ -532,7 +536,7 @@ async def test_one_of_many_pipelined_requests_is_answered(
     assert not caplog.records
 
 
-def test_nothing_that_changes_state_is_on_the_metrics_listener() -> None:
+def test_the_metrics_listener_has_only_read_only_routes() -> None:
     routes = read_only_routes(CollectorRegistry(), FakeDaemon())
     assert {method for route in routes for method in route.methods or ()} == {"GET", "HEAD"}
 
@@ -540,17 +544,17 @@ def test_nothing_that_changes_state_is_on_the_metrics_listener() -> None:
 # ---- the document ----
 
 
-def test_the_published_document_is_that_of_the_code() -> None:
+def test_the_published_openapi_document_matches_the_code() -> None:
     assert json.loads(DOCUMENT.read_text()) == openapi()
 
 
-def test_every_operation_is_in_the_document() -> None:
+def test_the_openapi_document_describes_every_operation() -> None:
     described = {
         (method.upper(), path) for path, methods in openapi()["paths"].items() for method in methods
     }
     assert described == {(one.method, one.published_path) for one in OPERATIONS}
 
 
-async def test_the_document_is_served(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web") as daemon:
+async def test_the_openapi_document_is_served(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
         assert await daemon.get("/v1/schema") == openapi()

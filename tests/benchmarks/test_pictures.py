@@ -117,7 +117,7 @@ def unknown(query: str, known: Labels) -> list[str]:
 @pytest.mark.parametrize(
     "queries", [dashboard_queries, page_queries, rule_queries, variable_queries]
 )
-def test_every_query_asks_for_metrics_and_labels_that_exist(queries: Any) -> None:
+def test_every_query_uses_only_existing_metrics_and_labels(queries: Any) -> None:
     known = exported() | recorded()
     found = list(queries())
     assert len(found) > 1
@@ -133,7 +133,7 @@ def test_every_query_asks_for_metrics_and_labels_that_exist(queries: Any) -> Non
         ("vector(1)", ["no metric at all: vector(1)"]),
     ],
 )
-def test_a_query_for_what_does_not_exist_is_noticed(query: str, wrong: list[str]) -> None:
+def test_a_query_with_an_unknown_metric_or_label_is_found(query: str, wrong: list[str]) -> None:
     assert unknown(query, exported()) == wrong
 
 
@@ -143,7 +143,7 @@ def test_every_metric_of_the_daemon_is_on_the_dashboard() -> None:
     assert {name for name in ours if not name.endswith(("_created", "_count", "_sum"))} == shown
 
 
-def test_what_alerts_say_names_labels_that_their_series_have() -> None:
+def test_alert_texts_use_only_labels_of_their_series() -> None:
     known = exported() | recorded()
     for alert in (rule for rule in rules() if "alert" in rule):
         named = set(re.findall(r"\$labels\.(\w+)", str(alert["annotations"])))
@@ -151,7 +151,7 @@ def test_what_alerts_say_names_labels_that_their_series_have() -> None:
         assert named <= set().union(*(known[name] for name in names)), alert["alert"]
 
 
-def test_a_recorded_series_has_the_labels_that_its_name_says() -> None:
+def test_a_recorded_series_has_the_labels_in_its_name() -> None:
     for rule in rules():
         for group in re.findall(r"\bby \(([^)]*)\)", rule["expr"]) if "record" in rule else ():
             assert set(group.split(", ")) - {"le"} == recorded()[rule["record"]]
@@ -160,7 +160,7 @@ def test_a_recorded_series_has_the_labels_that_its_name_says() -> None:
 # ---- as Grafana and Prometheus see them ----
 
 
-def test_the_dashboard_has_no_key_that_grafana_does_not_know() -> None:
+def test_the_dashboard_has_only_keys_that_grafana_knows() -> None:
     plugins.register_default_plugins()
     known = json.loads(JSONEncoder().encode(Dashboard.from_json(dashboard())))
     assert list(_lost(dashboard(), known, "dashboard")) == []
@@ -179,7 +179,7 @@ def _lost(ours: object, known: object, place: str) -> Iterator[str]:
         yield place
 
 
-def test_panels_have_numbers_of_their_own_and_do_not_overlap() -> None:
+def test_panels_have_unique_ids_and_do_not_overlap() -> None:
     panels = dashboard()["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     places = [panel["gridPos"] for panel in panels]
@@ -194,7 +194,7 @@ def _overlap(one: dict[str, int], other: dict[str, int]) -> bool:
     )
 
 
-def test_every_panel_says_what_it_shows_and_reads_the_chosen_data_source() -> None:
+def test_every_panel_has_a_description_and_uses_the_data_source_variable() -> None:
     chosen = {"type": "prometheus", "uid": "${datasource}"}
     for panel in dashboard()["panels"]:
         if panel["type"] != "row":
@@ -209,7 +209,7 @@ def promtool() -> Any:
     return partial(subprocess.run, cwd=RULES.parent, capture_output=True, text=True, check=False)
 
 
-def test_prometheus_takes_the_rules_and_they_do_what_their_tests_say(promtool: Any) -> None:
+def test_the_rules_pass_their_promtool_tests(promtool: Any) -> None:
     done = promtool(["promtool", "test", "rules", "tests.yaml"])
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -224,7 +224,7 @@ def test_every_alert_has_a_test() -> None:
     assert tested == {rule["alert"] for rule in rules() if "alert" in rule}
 
 
-def test_prometheus_can_read_every_query(promtool: Any, tmp_path: Path) -> None:
+def test_prometheus_can_parse_every_query(promtool: Any, tmp_path: Path) -> None:
     queries = [*dashboard_queries(), *page_queries()]
     listed = [{"record": f"query{number}", "expr": text} for number, text in enumerate(queries)]
     file = tmp_path / "rules.yaml"

@@ -70,7 +70,7 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
         await running.stop()
 
 
-async def test_the_status_shows_the_daemon_and_its_routes(place: Place) -> None:
+async def test_status_prints_the_daemon_and_its_routes(place: Place) -> None:
     async with await place.live():
         shown = (await place.run("status")).stdout
         told = json.loads((await place.run("status", "--json")).stdout)
@@ -83,7 +83,7 @@ async def test_the_status_shows_the_daemon_and_its_routes(place: Place) -> None:
     assert told["live"] == 1
 
 
-async def test_the_status_shows_what_went_wrong_last(place: Place) -> None:
+async def test_status_prints_the_last_error_of_a_route(place: Place) -> None:
     (place.folder / "guest").unlink()
     client = await trio.open_unix_socket(str(place.folder / "web.sock"))
     await place.running.wait_for("dial_failed")
@@ -92,7 +92,7 @@ async def test_the_status_shows_what_went_wrong_last(place: Place) -> None:
     assert "ago: not_found: cannot dial vsock-mux:" in shown
 
 
-async def test_connections_are_shown_and_one_is_killed(place: Place) -> None:
+async def test_kill_with_ids_ends_them_and_fails_for_unknown_ids(place: Place) -> None:
     async with await place.live() as first, await place.live() as other:
         shown = (await place.run("connections")).stdout
         assert shown.endswith("2 connections\n")
@@ -109,7 +109,7 @@ async def test_connections_are_shown_and_one_is_killed(place: Place) -> None:
         assert isinstance(first, trio.SocketStream)
 
 
-async def test_all_of_a_route_are_killed_and_none_without_saying_which(place: Place) -> None:
+async def test_kill_needs_either_ids_or_a_filter(place: Place) -> None:
     async with await place.live():
         await place.run("kill", status=2)
         await place.run("kill", "1", "--all", status=2)
@@ -117,7 +117,7 @@ async def test_all_of_a_route_are_killed_and_none_without_saying_which(place: Pl
     assert done.stdout == "ended 1 connection\n"
 
 
-async def test_a_route_is_paused_drained_and_resumed(place: Place) -> None:
+async def test_pause_drain_and_resume_print_the_new_state(place: Place) -> None:
     assert (await place.run("pause", "web")).stdout == "web: paused, 0 live connections\n"
     assert (await place.run("resume", "web")).stdout == "web: listening, 0 live connections\n"
     assert (await place.run("drain", "web")).stdout == "web: drained, 0 live connections\n"
@@ -128,7 +128,7 @@ async def test_a_route_is_paused_drained_and_resumed(place: Place) -> None:
     assert "there is no route 'nobody'" in done.stderr
 
 
-async def test_a_reload_takes_the_file_or_says_what_is_wrong_with_it(place: Place) -> None:
+async def test_reload_prints_the_fingerprint_or_the_errors_of_the_file(place: Place) -> None:
     file = place.folder / "file.toml"
     right = file.read_text()
     file.write_text(right.replace("listen", "lissen"))
@@ -144,7 +144,7 @@ async def test_a_reload_takes_the_file_or_says_what_is_wrong_with_it(place: Plac
 # ---- which daemon ----
 
 
-def test_the_option_wins_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+def test_the_socket_option_precedes_the_environment_and_the_file(tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     file.write_text('[admin]\nsocket = "/run/file.sock"\n')
     environ = {"VSOCKPROXY_ADMIN": "/run/variable.sock"}
@@ -156,7 +156,7 @@ def test_the_option_wins_over_the_environment_and_that_over_the_file(tmp_path: P
     assert find_socket(None, None, {"VSOCKPROXY_ADMIN_SOCKET": "/run/x"}) == Path("/run/x")
 
 
-def test_a_file_that_has_no_socket_or_cannot_be_read_is_said(tmp_path: Path) -> None:
+def test_a_file_without_a_control_socket_or_with_an_error_raises(tmp_path: Path) -> None:
     off, broken = tmp_path / "off.toml", tmp_path / "broken.toml"
     off.write_text('admin.socket = "off"')
     broken.write_text("[")
@@ -166,7 +166,9 @@ def test_a_file_that_has_no_socket_or_cannot_be_read_is_said(tmp_path: Path) -> 
         find_socket(None, broken, {})
 
 
-def test_the_users_own_place_is_found_and_two_daemons_are_told_apart(tmp_path: Path) -> None:
+def test_the_users_runtime_directory_is_searched_and_two_daemons_are_ambiguous(
+    tmp_path: Path,
+) -> None:
     own = tmp_path / "vsockproxy"
     own.mkdir(mode=0o700)
     service = tmp_path / "service"
@@ -179,7 +181,7 @@ def test_the_users_own_place_is_found_and_two_daemons_are_told_apart(tmp_path: P
     assert f"several daemons run: {own}/admin.sock, {service}/admin.sock" in str(caught.value)
 
 
-def test_a_folder_that_others_may_write_to_is_not_believed(tmp_path: Path) -> None:
+def test_a_socket_in_a_world_writable_folder_is_ignored(tmp_path: Path) -> None:
     own = tmp_path / "vsockproxy"
     own.mkdir()
     own.chmod(0o777)
@@ -191,7 +193,7 @@ def test_a_folder_that_others_may_write_to_is_not_believed(tmp_path: Path) -> No
         find_socket(None, None, environ)
 
 
-def test_a_daemon_that_is_not_there_is_said_with_what_to_do(tmp_path: Path) -> None:
+def test_status_without_a_daemon_fails_with_the_remedy(tmp_path: Path) -> None:
     missing, dead = tmp_path / "missing", tmp_path / "dead"
     dead_unix_socket(dead)
     for path, words in ((missing, "does not exist; start"), (dead, "left over from a daemon")):
@@ -200,7 +202,7 @@ def test_a_daemon_that_is_not_there_is_said_with_what_to_do(tmp_path: Path) -> N
         assert words in done.stderr
 
 
-def test_a_socket_of_another_user_is_said_with_what_to_do() -> None:
+def test_a_control_socket_without_permission_raises_permission_denied() -> None:
     from vsockproxy.admin.client import Client  # noqa: PLC0415 - beside its one use
 
     with open_folder() as folder, unix_listener(folder / "admin.sock"):

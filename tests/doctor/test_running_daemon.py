@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.admin.running_daemon import Steered, steered
+from tests.admin.running_daemon import ControlledDaemon, controlled_daemon
 from tests.fake_services import unix_listener
 from vsockproxy.address.endpoint import Dialable, UnixEndpoint
 from vsockproxy.config.settings import Config
@@ -21,7 +21,7 @@ from vsockproxy.doctor.running_daemon import Daemon, ask_daemon, judge_daemon
 from vsockproxy.errors import VsockproxyError, dial_error
 
 
-async def asked(running: Steered) -> Daemon:
+async def asked(running: ControlledDaemon) -> Daemon:
     answer = await trio.to_thread.run_sync(partial(ask_daemon, lambda: running.socket))
     assert isinstance(answer, Daemon)
     return answer
@@ -32,14 +32,14 @@ def told(daemon: Daemon | VsockproxyError, config: Config | None = None) -> list
 
 
 async def test_a_daemon_at_work_is_told_in_a_line(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web", "db") as running:
+    async with controlled_daemon(tmp_path, "web", "db") as running:
         [finding] = told(await asked(running), running.daemon.config)
     assert finding.level == "ok"
     assert "routes: 2, live connections: 0" in finding.text
 
 
 async def test_a_route_that_an_operator_stopped_says_how_to_go_on(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web", "db") as running:
+    async with controlled_daemon(tmp_path, "web", "db") as running:
         await running.post("/v1/routes/db/pause")
         await running.post("/v1/routes/web/drain")
         found = {one.subject: one for one in told(await asked(running))}
@@ -49,7 +49,7 @@ async def test_a_route_that_an_operator_stopped_says_how_to_go_on(tmp_path: Path
     assert {found[name].level for name in ("route db", "route web")} == {"problem"}
 
 
-async def fails_to_dial(running: Steered, target: Dialable, reason: str) -> Finding:
+async def fails_to_dial(running: ControlledDaemon, target: Dialable, reason: str) -> Finding:
     """Lead the one route elsewhere, connect, and ask what became of it."""
     [route] = running.daemon.config.routes
     await running.reload(routes=(replace(route, target=target),))
@@ -60,7 +60,7 @@ async def fails_to_dial(running: Steered, target: Dialable, reason: str) -> Find
 
 
 async def test_the_last_failed_dial_is_told_with_its_age(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web") as running:
+    async with controlled_daemon(tmp_path, "web") as running:
         target = UnixEndpoint(str(tmp_path / "none"))
         finding = await fails_to_dial(running, target, "not_found")
     assert finding.subject == "route web"
@@ -70,7 +70,7 @@ async def test_the_last_failed_dial_is_told_with_its_age(tmp_path: Path) -> None
 
 async def test_what_only_the_daemon_may_not_do_is_a_problem_of_its_own(tmp_path: Path) -> None:
     """Root, who asks, may write to every socket; the daemon's user may not."""
-    async with steered(tmp_path, "web") as running:
+    async with controlled_daemon(tmp_path, "web") as running:
         daemon = await asked(running)
     target = UnixEndpoint("/run/vm.sock")
     message = str(dial_error(target, 13))
@@ -83,7 +83,7 @@ async def test_what_only_the_daemon_may_not_do_is_a_problem_of_its_own(tmp_path:
 
 
 async def test_a_file_that_has_changed_wants_a_reload(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web") as running:
+    async with controlled_daemon(tmp_path, "web") as running:
         config = running.daemon.config
         daemon = await asked(running)
         newer = replace(config, limits=replace(config.limits, max_connections=5))
@@ -94,7 +94,7 @@ async def test_a_file_that_has_changed_wants_a_reload(tmp_path: Path) -> None:
 
 async def test_without_a_file_the_targets_are_those_of_the_daemon(tmp_path: Path) -> None:
     attempts = Attempts(open_vsock=lambda: 0, read_cid=lambda: 2)
-    async with steered(tmp_path, "web") as running:
+    async with controlled_daemon(tmp_path, "web") as running:
         daemon = await asked(running)
         found = await examine(None, machine=Machine(), attempts=attempts, daemon=daemon)
     assert [one.level for one in found if one.subject == "route web"] == ["ok"]

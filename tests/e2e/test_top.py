@@ -61,7 +61,7 @@ async def started(running: Daemon) -> None:
     await running.wait_for("ready")
 
 
-async def test_a_daemon_under_load_is_watched_filtered_and_steered(watched: Watched) -> None:
+async def test_top_of_a_busy_daemon_shows_sorts_filters_and_kills(watched: Watched) -> None:
     async with daemon("run", "-c", watched.file) as running:
         await started(running)
         async with (
@@ -103,7 +103,7 @@ async def test_a_daemon_under_load_is_watched_filtered_and_steered(watched: Watc
 
 
 @pytest.mark.parametrize("how", ["q", signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-async def test_the_terminal_is_as_it_was_whatever_ends_it(
+async def test_q_or_a_signal_ends_top_and_restores_the_terminal(
     watched: Watched, how: str | signal.Signals
 ) -> None:
     async with daemon("run", "-c", watched.file) as running:
@@ -122,7 +122,7 @@ async def test_the_terminal_is_as_it_was_whatever_ends_it(
             assert SHOWS_CURSOR in top.written.split(LEAVES)[0][-20:] + top.written.split(LEAVES)[1]
 
 
-async def test_a_daemon_that_is_gone_is_waited_for(watched: Watched) -> None:
+async def test_top_reconnects_to_a_restarted_daemon(watched: Watched) -> None:
     async with daemon("run", "-c", watched.file) as first:
         await started(first)
         async with terminal(*watched.top) as top:
@@ -137,13 +137,13 @@ async def test_a_daemon_that_is_gone_is_waited_for(watched: Watched) -> None:
                 assert await top.wait() == 0
 
 
-async def test_without_a_daemon_it_ends_and_says_so(watched: Watched) -> None:
+async def test_top_without_a_daemon_fails_before_it_draws(watched: Watched) -> None:
     async with terminal(*watched.top) as top:
         assert await top.wait() == 1
         assert LEAVES not in top.written
 
 
-async def test_no_colour_is_shown_where_none_is_wanted(watched: Watched) -> None:
+async def test_with_no_color_set_the_screen_has_no_colours(watched: Watched) -> None:
     async with daemon("run", "-c", watched.file) as running:
         await started(running)
         async with terminal(*watched.top, environ={"NO_COLOR": "1"}) as top:
@@ -154,7 +154,7 @@ async def test_no_colour_is_shown_where_none_is_wanted(watched: Watched) -> None
             assert _has_colour(top.written)
 
 
-async def test_a_dumb_terminal_is_told_what_to_do_instead(watched: Watched) -> None:
+async def test_top_on_a_dumb_terminal_fails_before_it_draws(watched: Watched) -> None:
     async with terminal(*watched.top, environ={"TERM": "dumb"}) as top:
         assert await top.wait() == 1
         assert b"\x1b" not in top.written

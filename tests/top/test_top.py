@@ -92,7 +92,7 @@ def snapshot(seconds: float, *routes: dict[str, Any], **changes: Any) -> Snapsho
 # ---- rates ----
 
 
-def test_rates_are_what_changed_between_two_looks() -> None:
+def test_rates_are_the_differences_between_two_snapshots() -> None:
     traffic = Traffic()
     traffic.observe(snapshot(10.0, route(upstream_bytes=100, accepted=5)))
     later = route(
@@ -108,14 +108,14 @@ def test_rates_are_what_changed_between_two_looks() -> None:
     assert list(rates.history) == [125]
 
 
-def test_a_first_look_and_a_new_route_have_no_rates() -> None:
+def test_the_first_snapshot_and_a_new_route_have_zero_rates() -> None:
     traffic = Traffic()
     traffic.observe(snapshot(1.0, route(upstream_bytes=100)))
     traffic.observe(snapshot(2.0, route(upstream_bytes=100), route("new", upstream_bytes=900)))
     assert [rates.bytes for rates in traffic.routes] == [0, 0]
 
 
-def test_a_daemon_that_was_started_anew_begins_anew() -> None:
+def test_a_restarted_daemon_clears_rates_history_and_events() -> None:
     traffic = Traffic()
     traffic.observe(snapshot(1.0, route(upstream_bytes=900), events=[event(70)]))
     traffic.observe(snapshot(2.0, route(upstream_bytes=950)))
@@ -124,7 +124,7 @@ def test_a_daemon_that_was_started_anew_begins_anew() -> None:
     assert (rates.bytes, list(rates.history), traffic.last_event) == (0, [], 0)
 
 
-def test_a_minute_is_remembered_and_no_more() -> None:
+def test_the_history_is_limited_to_one_minute() -> None:
     traffic = Traffic()
     for second in range(HISTORY + 5):
         traffic.observe(snapshot(float(second), route(upstream_bytes=second * second)))
@@ -133,7 +133,7 @@ def test_a_minute_is_remembered_and_no_more() -> None:
     assert rates.history[-1] == 2 * second - 1
 
 
-def test_what_was_seen_stays_while_the_daemon_is_gone() -> None:
+def test_after_a_failed_poll_the_previous_snapshot_stays() -> None:
     traffic = Traffic()
     traffic.observe(snapshot(1.0, events=[event(3)]))
     traffic.record_failure("no daemon")
@@ -159,7 +159,7 @@ def test_what_was_seen_stays_while_the_daemon_is_gone() -> None:
         (b"\xff\x00", ["\N{REPLACEMENT CHARACTER}"]),
     ],
 )
-def test_bytes_of_a_terminal_are_keys(data: bytes, names: list[str]) -> None:
+def test_terminal_bytes_are_decoded_to_keys(data: bytes, names: list[str]) -> None:
     assert list(keys(data)) == names
 
 
@@ -185,7 +185,7 @@ def press(panel: Panel, *names: str) -> list[Action]:
         ("client", [1, 2, 3]),
     ],
 )
-def test_names_and_ids_ascend_and_numbers_descend(sort: str, numbers: list[int]) -> None:
+def test_names_and_ids_sort_ascending_and_numbers_descending(sort: str, numbers: list[int]) -> None:
     panel = Panel()
     press(panel, *"s" * SORT_KEYS.index(sort))
     rows = [connection(number) for number in (2, 3, 1)]
@@ -194,7 +194,7 @@ def test_names_and_ids_ascend_and_numbers_descend(sort: str, numbers: list[int])
     assert [row["id"] for row in panel.arrange(rows)] == numbers[::-1]
 
 
-def test_a_filter_is_typed_taken_and_cleared() -> None:
+def test_a_filter_is_applied_by_enter_and_cleared_by_escape() -> None:
     panel = Panel()
     rows = [connection(1), connection(2, client="[2001:db8::1]:9"), connection(3, route="DB")]
     assert press(panel, "/", *"db8x", "backspace", "enter") == [Action("refresh")]
@@ -207,7 +207,7 @@ def test_a_filter_is_typed_taken_and_cleared() -> None:
     assert len(panel.arrange(rows)) == 3
 
 
-def test_the_chosen_connection_stays_chosen_wherever_it_moves() -> None:
+def test_the_selection_follows_its_connection_until_it_closes() -> None:
     panel = panel_with(3, 2, 1)
     press(panel, "down")
     assert panel.selected == 2
@@ -217,7 +217,7 @@ def test_the_chosen_connection_stays_chosen_wherever_it_moves() -> None:
     assert panel.row == 0
 
 
-def test_the_choice_does_not_leave_the_table() -> None:
+def test_the_selection_stops_at_the_first_and_the_last_row() -> None:
     panel = panel_with(3, 2, 1)
     press(panel, "up")
     assert panel.row == 0
@@ -227,7 +227,7 @@ def test_the_choice_does_not_leave_the_table() -> None:
     assert panel.row == 0
 
 
-def test_a_connection_is_killed_after_a_question() -> None:
+def test_kill_needs_a_confirmation() -> None:
     panel = panel_with(3, 2, 1)
     assert press(panel, "down", "k") == []
     assert press(panel, "n") == []
@@ -235,20 +235,20 @@ def test_a_connection_is_killed_after_a_question() -> None:
     assert press(panel, "k", "y") == [Action("kill", 2)]
 
 
-def test_the_question_means_the_connection_that_it_names() -> None:
+def test_a_confirmed_kill_is_for_the_connection_in_the_prompt() -> None:
     panel = panel_with(3, 2, 1)
     press(panel, "down", "k")
     panel.arrange([connection(9), connection(1)])  # it ends while the question stands
     assert press(panel, "y") == [Action("kill", 2)]
 
 
-def test_without_connections_there_is_nothing_to_kill() -> None:
+def test_without_connections_kill_and_selection_keys_do_nothing() -> None:
     panel = panel_with()
     assert press(panel, "k", "y") == []
     assert press(panel, "down", "end") == []
 
 
-def test_quitting_is_no_key_while_a_filter_is_typed() -> None:
+def test_q_in_the_filter_prompt_is_text() -> None:
     panel = panel_with(1)
     assert press(panel, "/", "q") == []
     assert press(panel, "enter", "q") == [Action("refresh"), Action("quit")]
@@ -326,7 +326,7 @@ q quit  s sort  r reverse  / filter  p pause  k kill  ? help
 """
 
 
-def test_the_screen_fits_a_terminal_of_80_by_24_without_colours() -> None:
+def test_the_screen_of_80_by_24_without_colours_has_the_expected_text() -> None:
     shown = text_of(busy(), Panel())
     assert [len(line) for line in shown] == [80] * 24
     assert "\n".join(line.rstrip() for line in shown) + "\n" == SCREEN
@@ -334,32 +334,34 @@ def test_the_screen_fits_a_terminal_of_80_by_24_without_colours() -> None:
 
 @pytest.mark.parametrize(("columns", "rows"), [(72, 16), (80, 24), (132, 43), (300, 100)])
 @pytest.mark.parametrize("prompt", ["nothing", "help", "kill", "filter"])
-def test_the_screen_is_as_large_as_the_terminal(columns: int, rows: int, prompt: Any) -> None:
+def test_the_screen_has_exactly_the_size_of_the_terminal(
+    columns: int, rows: int, prompt: Any
+) -> None:
     panel = Panel()
     panel.prompt = prompt
     shown = text_of(busy(), panel, columns, rows)
     assert [len(line) for line in shown] == [columns] * rows
 
 
-def test_a_terminal_that_is_too_small_is_told_so() -> None:
+def test_a_too_small_terminal_shows_the_needed_size() -> None:
     assert "72 columns and 16 rows" in text_of(busy(), Panel(), 71, 16)[0]
     assert "72 columns and 16 rows" in text_of(busy(), Panel(), 72, 15)[0]
 
 
-def test_more_columns_show_targets_and_whole_names() -> None:
+def test_a_wide_terminal_shows_targets_and_full_names() -> None:
     shown = "\n".join(text_of(busy(), Panel(), 130, 30))
     assert "a-database-of-a-name-that-is-long" in shown
     assert "[2001:db8:1:2:3:4:5:6]:40000" in shown
     assert "vsock:3:80" in shown
 
 
-def test_every_sign_is_ascii_where_the_terminal_has_no_more() -> None:
+def test_an_ascii_terminal_gets_only_ascii_characters() -> None:
     drawn = screen(busy(), Panel(), 80, 24, ASCII).plain
     assert drawn.isascii()
     assert "########" in drawn
 
 
-def test_routes_that_do_not_fit_leave_room_for_those_that_fail_and_the_busiest() -> None:
+def test_with_too_many_routes_the_failing_and_the_busiest_are_shown() -> None:
     def routes(second: int) -> list[dict[str, Any]]:
         return [
             route("dead", dial_failures={"refused": second}),
@@ -374,7 +376,7 @@ def test_routes_that_do_not_fit_leave_room_for_those_that_fail_and_the_busiest()
     assert "routes 4/10" in shown[2]
 
 
-def test_the_row_that_is_chosen_is_on_the_screen_and_marked_without_colour() -> None:
+def test_the_selected_row_is_scrolled_into_view_and_marked_without_colour() -> None:
     rows = [connection(number) for number in range(1, 60)]
     traffic, panel = Traffic(), Panel()
     traffic.observe(snapshot(1.0, connections=rows, total=5000))
@@ -387,7 +389,7 @@ def test_the_row_that_is_chosen_is_on_the_screen_and_marked_without_colour() -> 
     assert "client (59 of 5000)" in "".join(shown)
 
 
-def test_the_second_line_says_what_is_out_of_the_ordinary() -> None:
+def test_the_second_line_shows_the_most_serious_condition() -> None:
     traffic, panel = busy(), Panel()
     panel.filter = "web"
     assert "filter 'web'" in text_of(traffic, panel)[1]
@@ -399,7 +401,7 @@ def test_the_second_line_says_what_is_out_of_the_ordinary() -> None:
     assert "retrying: no daemon: it has ended" in text_of(traffic, panel)[1]
 
 
-def test_the_last_line_asks_and_answers() -> None:
+def test_the_last_line_shows_the_prompt_and_the_result() -> None:
     traffic, panel = busy(), Panel()
     text_of(traffic, panel)
     panel.press("k")
@@ -414,7 +416,7 @@ def test_the_last_line_asks_and_answers() -> None:
 # ---- the command ----
 
 
-def test_what_is_no_terminal_is_told_what_to_do_instead(tmp_path: Path) -> None:
+def test_without_a_terminal_top_suggests_connections_watch(tmp_path: Path) -> None:
     done = command("top", "--socket", tmp_path / "none")
     assert done.returncode == 1
     assert "connections --watch" in done.stderr
