@@ -1,4 +1,4 @@
-"""The metrics: what they say of the counters, and that their page says the same."""
+"""Tests of the metrics, and of docs/metrics.md, which describes them."""
 
 import errno
 import re
@@ -33,8 +33,8 @@ AF_INET: Final = 2
 LISTEN_REASONS: Final = {"in_use", "not_local"}
 
 
-class Rows:
-    """Something a meter can follow, with fixed numbers."""
+class FixedTransfer:
+    """A transfer with fixed byte counts."""
 
     def upstream_bytes(self) -> int:
         return 11
@@ -58,7 +58,7 @@ class Rows:
         raise OSError(errno.EBADF, "closed")
 
     def stop(self) -> None:
-        raise AssertionError("a scrape ends nothing")
+        raise AssertionError("a scrape must not end a transfer")
 
 
 @pytest.fixture
@@ -78,8 +78,8 @@ def opened(stats: RouteStats) -> Connection:
 
 
 def busy(stats: RouteStats) -> None:
-    """Every counter has moved."""
-    opened(stats).follow(Rows())
+    """Increment every counter."""
+    opened(stats).follow(FixedTransfer())
     stats.close(opened(stats), "finished")
     stats.dial_failures["refused"] += 1
     stats.accept_errors += 3
@@ -100,7 +100,7 @@ def test_a_new_route_exports_zeros(registry: CollectorRegistry) -> None:
 def test_the_byte_counters_rise_while_a_connection_is_open(
     stats: RouteStats, registry: CollectorRegistry
 ) -> None:
-    opened(stats).follow(Rows())
+    opened(stats).follow(FixedTransfer())
     moved = {
         direction: registry.get_sample_value(
             "vsockproxy_bytes_total", {"route": "web", "direction": direction}
@@ -179,7 +179,7 @@ def test_no_label_holds_a_clients_address(stats: RouteStats, registry: Collector
 
 def test_both_formats_can_be_parsed(stats: RouteStats, registry: CollectorRegistry) -> None:
     busy(stats)
-    text = generate_openmetrics(registry).decode()  # type: ignore[no-untyped-call] # not theirs yet
+    text = generate_openmetrics(registry).decode()  # type: ignore[no-untyped-call] # upstream has no types
     families = text_string_to_metric_families(text)  # type: ignore[no-untyped-call] # the same
     names = {family.name for family in families}
     assert {"vsockproxy_bytes", "vsockproxy_dial_seconds", "process_open_fds"} <= names
@@ -200,11 +200,11 @@ def test_describe_returns_the_names_without_samples(stats: RouteStats) -> None:
     assert not any(metric.samples for metric in described)
 
 
-# --- docs/metrics.md ----------------------------------------------------------------------
+# ---- docs/metrics.md ----
 
 
 def exposed(stats: RouteStats) -> Iterator[tuple[str, str, frozenset[str]]]:
-    """Name, type and labels of every metric, as a scrape of the text format shows them."""
+    """Yield the name, type and labels of every metric, as the text format shows them."""
     busy(stats)
     admission = Admission(Limits(max_connections=9))
     guests = Guests([Guest("web", CidFile("/run/web.cid"))])
@@ -218,7 +218,7 @@ def exposed(stats: RouteStats) -> Iterator[tuple[str, str, frozenset[str]]]:
 
 
 def table(heading: str) -> list[list[str]]:
-    """The rows of the one table under a heading of the page, without their back-quotes."""
+    """Return the rows of the table under a heading of the page, without back-quotes."""
     section = PAGE.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `.*\|$", section, re.MULTILINE)
     return [[cell.strip().replace("`", "") for cell in row.split("|")[1:-1]] for row in rows]
@@ -244,7 +244,7 @@ def test_the_page_lists_every_reason_of_a_rejected_or_queued_client() -> None:
 
 
 def _words(literals: object) -> list[str]:
-    """The words of a union of literals, in their order."""
+    """Return the words of a union of literals, in order."""
     return [
         word
         for one in get_args(literals)

@@ -1,4 +1,4 @@
-"""The forms of sizes, durations and counts that every command shows."""
+"""Tests of the text of sizes, durations and counts."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The client of the daemon's API, against a server that is quicker than it."""
+"""Tests of the API client with a server that answers early."""
 
 from __future__ import annotations
 

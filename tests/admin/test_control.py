@@ -43,14 +43,14 @@ def choice(request: pytest.FixtureRequest) -> PumpChoice:
 async def test_status_has_readiness_connections_fingerprint_and_uptime(tmp_path: Path) -> None:
     async with controlled_daemon(tmp_path, "web") as daemon:
         client, _ = await daemon.live("web")
-        said = await daemon.get("/v1/status")
+        answer = await daemon.get("/v1/status")
         await client.aclose()
-    assert said["ready"] is True
-    assert said["not_ready"] == []
-    assert said["live"] == 1
-    assert said["fingerprint"] == daemon.daemon.config.fingerprint
-    assert said["reloads"] == {"success": 0, "failure": 0}
-    assert 0 < said["uptime_seconds"] < PATIENCE
+    assert answer["ready"] is True
+    assert answer["not_ready"] == []
+    assert answer["live"] == 1
+    assert answer["fingerprint"] == daemon.daemon.config.fingerprint
+    assert answer["reloads"] == {"success": 0, "failure": 0}
+    assert 0 < answer["uptime_seconds"] < PATIENCE
 
 
 async def test_the_control_socket_has_mode_0600_and_is_removed_at_the_end(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ async def test_pages_of_connections_follow_the_requested_order(tmp_path: Path) -
 
 
 async def all_pages(daemon: ControlledDaemon, query: dict[str, Any]) -> list[int]:
-    """The ids of every page, each of which says how many there are."""
+    """Return the ids on all pages, and check the total and the length of each page."""
     found: list[int] = []
     after: dict[str, str] = {}
     while True:
@@ -206,12 +206,12 @@ async def test_end_with_a_route_ends_only_its_connections(tmp_path: Path) -> Non
         first, one = await daemon.live("a")
         second, two = await daemon.live("a")
         third, _ = await daemon.live("b")
-        said = await daemon.post("/v1/connections/end", {"route": "a"})
+        answer = await daemon.post("/v1/connections/end", {"route": "a"})
         await daemon.closed("a", "killed", 2)
         assert len(daemon.stats("b").live) == 1
         for client in (first, second, third):
             await client.aclose()
-    assert said == {"ended": [one.number, two.number]}
+    assert answer == {"ended": [one.number, two.number]}
 
 
 @pytest.mark.parametrize("body", [{}, {"all": False}, {"all": True, "route": "a"}])
@@ -228,11 +228,11 @@ async def test_end_without_exactly_one_filter_ends_nothing(tmp_path: Path, body:
 async def test_end_with_all_ends_every_connection(tmp_path: Path) -> None:
     async with controlled_daemon(tmp_path, "a", "b") as daemon:
         clients = [await daemon.live(name) for name in ("a", "b")]
-        said = await daemon.post("/v1/connections/end", {"all": True})
+        answer = await daemon.post("/v1/connections/end", {"all": True})
         await daemon.closed("b", "killed")
         for client, _ in clients:
             await client.aclose()
-    assert len(said["ended"]) == 2
+    assert len(answer["ended"]) == 2
 
 
 # ---- what is refused ----
@@ -282,10 +282,10 @@ async def test_a_connection_can_be_duplicated_until_it_is_closed(
         assert connection.file_descriptor == -1
         with pytest.raises(OSError, match="Bad file descriptor"):
             connection.duplicate()
-        assert await ends_by_reset(client) is False  # a Unix peer knows no reset
+        assert await ends_by_reset(client) is False  # Unix sockets have no RST
     assert str(connection).startswith("#1 unix -> tcp:127.0.0.1:")
     assert repr(connection).startswith("<Connection #1 ")
-    assert connection == connection  # noqa: PLR0124 - what is tested
+    assert connection == connection  # noqa: PLR0124 - equality is under test
     assert len({connection, connection}) == 1
 
 
@@ -336,16 +336,16 @@ async def test_pause_queues_clients_until_resume_and_survives_a_reload(tmp_path:
     async with controlled_daemon(tmp_path, "web") as daemon:
         before, _ = await daemon.live("web")
         assert (await daemon.post("/v1/routes/web/pause"))["state"] == "paused"
-        waiting = await daemon.connect("web")
-        await waiting.send_all(b"x")
+        queued = await daemon.connect("web")
+        await queued.send_all(b"x")
         await before.send_all(b"y")
         assert await before.receive_some() == b"y"
         await daemon.reload(limits=Limits(7))
         assert (await daemon.get("/v1/routes/web"))["state"] == "paused"
         assert daemon.stats("web").connections == 1
         assert (await daemon.post("/v1/routes/web/resume"))["state"] == "listening"
-        assert await waiting.receive_some() == b"x"
-        for client in (before, waiting):
+        assert await queued.receive_some() == b"x"
+        for client in (before, queued):
             await client.aclose()
 
 
@@ -423,10 +423,10 @@ async def test_a_failed_reload_is_answered_with_every_problem(tmp_path: Path) ->
     async with controlled_daemon(tmp_path, "web", load=load) as daemon:
         answer = await daemon.ask("POST", "/v1/reload")
         problems.clear()
-        taken = await daemon.post("/v1/reload")
+        reloaded = await daemon.post("/v1/reload")
     assert answer.status_code == 409
     assert answer.json()["error"] == "file.toml:3: listen: is missing\nfile.toml:9: unknown key"
-    assert taken == {"fingerprint": daemon.daemon.config.fingerprint, "source": "command line"}
+    assert reloaded == {"fingerprint": daemon.daemon.config.fingerprint, "source": "command line"}
 
 
 async def test_reload_without_a_configuration_file_fails(tmp_path: Path) -> None:
@@ -468,12 +468,12 @@ async def test_events_include_state_changes_and_exclude_closed_connections(tmp_p
         await client.aclose()
         await daemon.closed("web", "finished")
         await daemon.post("/v1/routes/web/pause")
-        told = (await daemon.get("/v1/events"))["events"]
-        later = (await daemon.get("/v1/events", after=told[-1]["id"]))["events"]
-    assert [event["event"] for event in told][-1] == "route_paused"
-    assert told[-1]["route"] == "web"
-    assert "connection_closed" not in {event["event"] for event in told}
-    assert [event["id"] for event in told] == list(range(1, len(told) + 1))
+        events = (await daemon.get("/v1/events"))["events"]
+        later = (await daemon.get("/v1/events", after=events[-1]["id"]))["events"]
+    assert [event["event"] for event in events][-1] == "route_paused"
+    assert events[-1]["route"] == "web"
+    assert "connection_closed" not in {event["event"] for event in events}
+    assert [event["id"] for event in events] == list(range(1, len(events) + 1))
     assert later == []
 
 
@@ -532,7 +532,7 @@ async def test_of_pipelined_requests_at_most_one_is_answered(
                 answer += bytes(piece)
         await stream.aclose()
         assert (await daemon.get("/v1/status"))["ready"]
-    assert answer.count(b"HTTP/1.1 ") <= 1  # or 431, for what came behind
+    assert answer.count(b"HTTP/1.1 ") <= 1  # or 431, for the requests behind it
     assert not caplog.records
 
 

@@ -1,4 +1,4 @@
-"""The HTTP side: what a scraper gets, and that no client can hold or break it."""
+"""Tests of the metrics endpoint: formats, paths, TLS, and slow or hostile clients."""
 
 import os
 import socket
@@ -46,7 +46,7 @@ async def serving(
     sock: socket.socket,
     registry: CollectorRegistry,
     lifetime: float = 60,
-    observed: FakeDaemon = FakeDaemon(),  # noqa: B008 - nobody looks at what this one notes
+    observed: FakeDaemon = FakeDaemon(),  # noqa: B008 - no test reads the records of this one
     tls: Tls = without_tls,
 ) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
@@ -137,16 +137,18 @@ async def test_a_connection_is_closed_after_its_answer(tcp: socket.socket) -> No
 
 
 async def nothing(stream: trio.SocketStream) -> None:
-    """A client that connects and stays silent."""
+    """Send nothing."""
 
 
 async def part_of_a_request(stream: trio.SocketStream) -> None:
+    """Send a request without its last byte."""
     await stream.send_all(REQUEST[:-1])
 
 
 async def request_without_reading(stream: trio.SocketStream) -> None:
+    """Send a request and read only the first byte of its answer."""
     await stream.send_all(REQUEST)
-    await stream.receive_some(1)  # the answer is under way
+    await stream.receive_some(1)  # the answer has begun
 
 
 CLIENTS: Final = [nothing, part_of_a_request, request_without_reading]
@@ -174,11 +176,11 @@ async def test_a_slow_client_is_closed_at_the_end_of_its_lifetime(
         async with serving(tcp, registry_with(BIG), lifetime=0.2):
             stream = await connected(tcp)
             await client(stream)
-            await wait_for_the_peers_end(stream)
+            await wait_for_the_end(stream)
             await stream.aclose()
 
 
-async def wait_for_the_peers_end(stream: trio.SocketStream) -> None:
+async def wait_for_the_end(stream: trio.SocketStream) -> None:
     try:
         await everything(stream)
     except trio.BrokenResourceError:
@@ -194,7 +196,7 @@ async def test_garbage_closes_only_its_own_connection(tcp: socket.socket, garbag
     async with serving(tcp, registry_with(), lifetime=2), httpx.AsyncClient() as client:
         stream = await connected(tcp)
         await stream.send_all(garbage)
-        await wait_for_the_peers_end(stream)
+        await wait_for_the_end(stream)
         await stream.aclose()
         assert (await client.get(url(tcp, "/metrics"))).status_code == 200
 
@@ -206,7 +208,7 @@ async def test_an_unsupported_upgrade_is_logged_in_one_line(
         async with serving(tcp, registry_with()):
             stream = await connected(tcp)
             await stream.send_all(AS_HTTP_2)
-            await wait_for_the_peers_end(stream)
+            await wait_for_the_end(stream)
             await stream.aclose()
     assert [entry["event"] for entry in logs] == ["http_request_failed"]
 
@@ -258,7 +260,7 @@ async def test_readyz_with_a_repeated_target_dials_it_once(tcp: socket.socket) -
 
 
 async def ask_for_a_target(sock: socket.socket) -> None:
-    """A client that is gone at once."""
+    """Request a dial of a target, and close the connection without reading the answer."""
     async with await connected(sock) as stream:
         await stream.send_all(b"GET /readyz?target=web HTTP/1.1\r\nHost: x\r\n\r\n")
 
@@ -298,7 +300,7 @@ async def test_a_scrape_with_names_returns_only_these_metrics(tcp: socket.socket
 
 
 class Authority:
-    """A certificate authority, with the files of a server's and of a client's certificate."""
+    """A certificate authority, with files for its certificate and a server's certificate."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.ca = trustme.CA()
@@ -308,7 +310,7 @@ class Authority:
         self.ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(self.server)
 
     def client(self, *, certified: bool) -> ssl.SSLContext:
-        """What a client of such a server has; ``certified`` is with a certificate of its own."""
+        """Return a client's TLS context; ``certified`` adds a client certificate."""
         context = ssl.create_default_context(cafile=self.file)
         if certified:
             self.ca.issue_cert("scraper.test").configure_cert(context)
@@ -338,12 +340,12 @@ async def test_with_client_ca_a_client_without_its_certificate_is_rejected(
 ) -> None:
     ours, other = Authority(tmp_path, "ours"), Authority(tmp_path, "other")
     settings = TlsSettings(str(ours.server), client_ca=str(ours.file))
-    stranger = ours.client(certified=False)
-    other.ca.issue_cert("scraper.test").configure_cert(stranger)
+    foreign = ours.client(certified=False)
+    other.ca.issue_cert("scraper.test").configure_cert(foreign)
     context = tls_context(settings, "x.toml")
     async with serving(tcp, registry_with(), tls=lambda: context):
         assert "answer" in await scraped(tcp, ours.client(certified=True))
-        for client in (ours.client(certified=False), stranger):
+        for client in (ours.client(certified=False), foreign):
             with pytest.raises(httpx.TransportError):
                 await scraped(tcp, client)
 
@@ -357,7 +359,7 @@ async def test_a_client_without_a_tls_handshake_is_closed_at_the_end_of_its_life
         async with serving(tcp, registry_with(), lifetime=0.2, tls=lambda: context):
             stream = await connected(tcp)
             await client(stream)
-            await wait_for_the_peers_end(stream)
+            await wait_for_the_end(stream)
             await stream.aclose()
 
 

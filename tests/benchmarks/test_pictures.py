@@ -1,4 +1,4 @@
-"""The dashboard and the rules: they ask for what the daemon exports, and for nothing else."""
+"""Tests of the Grafana dashboard and the Prometheus rules against the exported metrics."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ RULES: Final = CONFIG / "prometheus" / "rules.yaml"
 Labels = dict[str, set[str]]
 """The labels of each series, by its name."""
 
-SCRAPED: Final = {"instance", "job"}  # what Prometheus adds to every series
+SCRAPED: Final = {"instance", "job"}  # Prometheus adds these to every series
 WORD: Final = r"[a-zA-Z_:][\w:]*"
 
 
 def exported() -> Labels:
-    """What Prometheus has once it has scraped a daemon of which every counter has moved."""
+    """Return the series that Prometheus stores of a daemon with every counter above zero."""
     stats = RouteStats(ROUTE)
     busy(stats)
     registry = make_registry(FakeDaemon(stats, admission=Admission(Limits(max_connections=9))))
@@ -55,7 +55,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def recorded() -> Labels:
-    """The series that the rules add: what stands before the first colon are their labels."""
+    """Return the recorded series; the part of a name before the first colon lists its labels."""
     return {
         rule["record"]: set(rule["record"].split(":")[0].split("_"))
         for rule in rules()
@@ -69,7 +69,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def dashboard_queries() -> Iterator[str]:
-    """Every query, with a value in each variable's place."""
+    """Yield every query of the dashboard, with a value for each variable."""
     written = [
         target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", [])
     ]
@@ -84,7 +84,7 @@ def variable_queries() -> list[str]:
 
 
 def page_queries() -> list[str]:
-    """The queries of docs/metrics.md: each a block, or a line, of its own."""
+    """Return the queries of docs/metrics.md: one for each unindented line of each block."""
     section = PAGE.read_text().split("## Queries\n")[1].split("\n## ")[0]
     blocks = re.findall(r"(?:^    .+\n)+", section, re.MULTILINE)
     return [query for block in blocks for query in re.split(r"\n    (?! )", block.strip())]
@@ -95,7 +95,7 @@ def rule_queries() -> list[str]:
 
 
 def unknown(query: str, known: Labels) -> list[str]:
-    """The names in a query, and the labels of each, that do not exist."""
+    """Return the metrics and the labels in a query that are not in ``known``."""
     bare = re.sub(r'"[^"]*"', '""', query)
     names = set(
         re.findall(rf"\b(?:vsockproxy|process|python|up|instance)(?:_\w+)?(?::{WORD})?", bare)
@@ -167,7 +167,7 @@ def test_the_dashboard_has_only_keys_that_grafana_knows() -> None:
 
 
 def _lost(ours: object, known: object, place: str) -> Iterator[str]:
-    """Where a value of ours did not survive being read into Grafana's own types."""
+    """Yield the path of each value that Grafana's types do not preserve."""
     if isinstance(ours, dict) and isinstance(known, dict):
         for key, value in ours.items():
             if value is not None:

@@ -1,4 +1,4 @@
-"""`vsockproxy top` in a real terminal, looking at a real daemon under load."""
+"""Tests of `vsockproxy top` in a real terminal with a real daemon."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.cli.terminal import Terminal, terminal
 from tests.daemon_process import Daemon, daemon
 from tests.fake_services import echo, mux_server
 
-LEAVES: bytes = b"\x1b[?1049l"
-SHOWS_CURSOR: bytes = b"\x1b[?25h"
+LEAVE_SCREEN: bytes = b"\x1b[?1049l"
+SHOW_CURSOR: bytes = b"\x1b[?25h"
 
 
 class Watched:
-    """A daemon with two routes, of which one leads nowhere."""
+    """The configuration of a daemon with two routes, one of which has no target."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,17 +32,18 @@ class Watched:
 
     @property
     def top(self) -> tuple[str, str, Path]:
+        """Return the arguments of `top` for this daemon."""
         return "top", "--socket", self.folder / "admin.sock"
 
     async def client(self) -> trio.SocketStream:
-        """A client whose first byte has come back."""
+        """Return a client that has received its first byte back."""
         client = await trio.open_unix_socket(str(self.folder / "web.sock"))
         await client.send_all(b"x")
         assert await client.receive_some() == b"x"
         return client
 
     async def load(self) -> None:
-        """Send bytes round, and fail to be connected, until cancelled."""
+        """Exchange bytes on one route and cause failed dials on the other, until cancelled."""
         async with await self.client() as client:
             while True:
                 await client.send_all(bytes(10_000))
@@ -118,8 +119,11 @@ async def test_q_or_a_signal_ends_top_and_restores_the_terminal(
                 await top.type(how)
             assert await top.wait() == 0
             assert top.mode() == before
-            await top.shows(lambda _: LEAVES in top.written)
-            assert SHOWS_CURSOR in top.written.split(LEAVES)[0][-20:] + top.written.split(LEAVES)[1]
+            await top.shows(lambda _: LEAVE_SCREEN in top.written)
+            assert (
+                SHOW_CURSOR
+                in top.written.split(LEAVE_SCREEN)[0][-20:] + top.written.split(LEAVE_SCREEN)[1]
+            )
 
 
 async def test_top_reconnects_to_a_restarted_daemon(watched: Watched) -> None:
@@ -140,7 +144,7 @@ async def test_top_reconnects_to_a_restarted_daemon(watched: Watched) -> None:
 async def test_top_without_a_daemon_fails_before_it_draws(watched: Watched) -> None:
     async with terminal(*watched.top) as top:
         assert await top.wait() == 1
-        assert LEAVES not in top.written
+        assert LEAVE_SCREEN not in top.written
 
 
 async def test_with_no_color_set_the_screen_has_no_colours(watched: Watched) -> None:

@@ -238,7 +238,7 @@ def test_kill_needs_a_confirmation() -> None:
 def test_a_confirmed_kill_is_for_the_connection_in_the_prompt() -> None:
     panel = panel_with(3, 2, 1)
     press(panel, "down", "k")
-    panel.arrange([connection(9), connection(1)])  # it ends while the question stands
+    panel.arrange([connection(9), connection(1)])  # connection 2 closes while the prompt is open
     assert press(panel, "y") == [Action("kill", 2)]
 
 
@@ -258,7 +258,7 @@ def test_q_in_the_filter_prompt_is_text() -> None:
 
 
 def text_of(traffic: Traffic, panel: Panel, columns: int = 80, rows: int = 24) -> list[str]:
-    """The screen on a terminal without colours, a row a line."""
+    """Return the rows of the screen on a terminal without colours."""
     console = Console(width=columns, height=rows, color_system=None, legacy_windows=False)
     with console.capture() as capture:
         console.print(screen(traffic, panel, columns, rows, UNICODE), end="")
