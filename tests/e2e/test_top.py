@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.cli.terminal import Terminal, terminal
-from tests.daemon_process import Daemon, daemon
+from tests.daemon_process import Daemon, command, daemon
 from tests.fake_services import echo, mux_server
 
 LEAVE_SCREEN: bytes = b"\x1b[?1049l"
@@ -162,6 +162,12 @@ async def test_top_on_a_dumb_terminal_fails_before_it_draws(watched: Watched) ->
     async with terminal(*watched.top, environ={"TERM": "dumb"}) as top:
         assert await top.wait() == 1
         assert b"\x1b" not in top.written
+
+
+def test_without_a_terminal_top_suggests_connections_watch(tmp_path: Path) -> None:
+    done = command("top", "--socket", tmp_path / "none")
+    assert done.returncode == 1
+    assert "connections --watch" in done.stderr
 
 
 async def _shown_with_an_error(watched: Watched, top: Terminal) -> None:
