@@ -9,7 +9,7 @@ from rich.console import Console
 
 from tests.top.api_answers import connection, event, route, snapshot, status
 from vsockproxy.top.panel import Panel
-from vsockproxy.top.screen import ASCII, UNICODE, screen
+from vsockproxy.top.screen import ASCII, SMALLEST, UNICODE, screen
 from vsockproxy.top.traffic import Traffic
 
 
@@ -176,3 +176,12 @@ def test_the_last_line_shows_the_prompt_and_the_result() -> None:
     panel.press("/")
     panel.press("x")
     assert text_of(traffic, panel)[-1].startswith("filter: x_")
+
+
+def test_the_help_fits_the_smallest_terminal() -> None:
+    panel = Panel()
+    panel.press("?")
+    wide = [line.rstrip() for line in text_of(busy(), panel, 200, 50)]
+    smallest = [line.rstrip() for line in text_of(busy(), panel, *SMALLEST)]
+    assert smallest == wide[: SMALLEST[1]]
+    assert not any(wide[SMALLEST[1] :])

@@ -35,9 +35,9 @@ _STYLES: Final = {
 _BRIEF: Final = {"half-closed": "half", "dialling": "dials"}
 _KEYS: Final = "q quit  s sort  r reverse  / filter  p pause  k kill  ? help"
 _HELP: Final = """\
-arrows, page up, page down, home, end   select a connection
+up, down   select a connection; also page up, page down, home, end
 k, delete  end the selected connection, after confirmation
-s          sort by the next key: rate, bytes, age, idle, id, route, client
+s          next sort key: rate, bytes, age, idle, id, route, client
 r          reverse the order
 /          filter by id, route, client, target or state
 escape     clear the filter
@@ -45,8 +45,9 @@ p, space   pause or resume refreshing
 ?, h       show this help
 q          quit
 
-Rates are in bytes per second. "in" is client to target, "out" is target to
-client. The bar compares the routes; the sparkline covers the last minute.
+Rates are in bytes per second. "in" is client to target, "out" is
+target to client. The bar compares the routes; the sparkline covers
+the last minute.
 
 Press any key to return."""
 
