@@ -36,7 +36,7 @@ from rich.console import Console
 from vsockproxy.admin.client import Client, DaemonUnreachableError
 from vsockproxy.top.panel import Panel
 from vsockproxy.top.screen import screen
-from vsockproxy.top.session import take
+from vsockproxy.top.session import take_snapshot
 from vsockproxy.top.traffic import Traffic
 
 COLUMNS: Final = 100
@@ -86,7 +86,7 @@ def _watch(folder: Path, seconds: int) -> tuple[Traffic, list[Scrape]]:
     with _demo(folder, ports) as client, _load(folder, ports, seconds):
         started = time.monotonic()
         while (passed := time.monotonic() - started) < seconds:
-            traffic.observe(take(client, Panel(), traffic.last_event))
+            traffic.observe(take_snapshot(client, Panel(), traffic.last_event))
             scrapes.append(Scrape(passed, _scrape(ports["metrics"])))
             time.sleep(1.0)
     return traffic, scrapes

@@ -1,4 +1,4 @@
-"""The metrics: what they say of the counters, and that their page says the same."""
+"""Tests of the metrics, and of docs/metrics.md, which describes them."""
 
 import errno
 import re
@@ -33,8 +33,8 @@ AF_INET: Final = 2
 LISTEN_REASONS: Final = {"in_use", "not_local"}
 
 
-class Rows:
-    """Something a meter can follow, with fixed numbers."""
+class FixedTransfer:
+    """A transfer with fixed byte counts."""
 
     def upstream_bytes(self) -> int:
         return 11
@@ -58,7 +58,7 @@ class Rows:
         raise OSError(errno.EBADF, "closed")
 
     def stop(self) -> None:
-        raise AssertionError("a scrape ends nothing")
+        raise AssertionError("a scrape must not end a transfer")
 
 
 @pytest.fixture
@@ -78,8 +78,8 @@ def opened(stats: RouteStats) -> Connection:
 
 
 def busy(stats: RouteStats) -> None:
-    """Every counter has moved."""
-    opened(stats).follow(Rows())
+    """Increment every counter."""
+    opened(stats).follow(FixedTransfer())
     stats.close(opened(stats), "finished")
     stats.dial_failures["refused"] += 1
     stats.accept_errors += 3
@@ -90,17 +90,17 @@ def busy(stats: RouteStats) -> None:
     stats.dial_seconds.observe(0.001)
 
 
-def test_a_new_route_shows_zeros(registry: CollectorRegistry) -> None:
+def test_a_new_route_exports_zeros(registry: CollectorRegistry) -> None:
     for name in ("connections_active", "connections_total", "accept_errors_total"):
         assert registry.get_sample_value(f"vsockproxy_{name}", {"route": "web"}) == 0
     labels = {"route": "web", "direction": "upstream"}
     assert registry.get_sample_value("vsockproxy_bytes_total", labels) == 0
 
 
-def test_bytes_move_while_the_connection_runs(
+def test_the_byte_counters_rise_while_a_connection_is_open(
     stats: RouteStats, registry: CollectorRegistry
 ) -> None:
-    opened(stats).follow(Rows())
+    opened(stats).follow(FixedTransfer())
     moved = {
         direction: registry.get_sample_value(
             "vsockproxy_bytes_total", {"route": "web", "direction": direction}
@@ -110,7 +110,7 @@ def test_bytes_move_while_the_connection_runs(
     assert moved == {"upstream": 11, "downstream": 22}
 
 
-def test_an_ended_connection_leaves_the_gauge_and_stays_in_the_totals(
+def test_a_closed_connection_leaves_the_gauge_and_stays_in_the_totals(
     stats: RouteStats, registry: CollectorRegistry
 ) -> None:
     route = {"route": "web"}
@@ -131,7 +131,7 @@ def test_an_ended_connection_leaves_the_gauge_and_stays_in_the_totals(
 @pytest.mark.parametrize(
     ("name", "bounds"), [("dial_seconds", DIAL_BOUNDS), ("connection_seconds", CONNECTION_BOUNDS)]
 )
-def test_histogram_buckets_add_up_from_the_smallest(
+def test_histogram_buckets_are_cumulative(
     stats: RouteStats, registry: CollectorRegistry, name: str, bounds: tuple[float, ...]
 ) -> None:
     for value in (bounds[0], bounds[1], bounds[-1] * 2):
@@ -154,14 +154,14 @@ def test_histogram_buckets_add_up_from_the_smallest(
     )
 
 
-def test_routes_and_the_build_are_described_by_labels(registry: CollectorRegistry) -> None:
+def test_info_metrics_have_the_route_and_the_build_as_labels(registry: CollectorRegistry) -> None:
     route = {"route": "web", "listen": "tcp:8080", "target": "vsock:3:80"}
     assert registry.get_sample_value("vsockproxy_route_info", route) == 1
     build = {"version": __version__, "pump": "native"}
     assert registry.get_sample_value("vsockproxy_build_info", build) == 1
 
 
-def test_limits_and_the_room_that_is_left_are_shown(stats: RouteStats) -> None:
+def test_set_limits_and_free_descriptors_are_exported(stats: RouteStats) -> None:
     registry = make_registry(FakeDaemon(stats, admission=Admission(Limits(9))))
     assert registry.get_sample_value("vsockproxy_connections_limit", {"route": "web"}) == 7
     assert registry.get_sample_value("vsockproxy_total_connections_limit") == 9
@@ -172,41 +172,39 @@ def test_limits_and_the_room_that_is_left_are_shown(stats: RouteStats) -> None:
     assert bare.get_sample_value("vsockproxy_total_connections_limit") is None
 
 
-def test_no_label_holds_the_address_of_a_peer(
-    stats: RouteStats, registry: CollectorRegistry
-) -> None:
+def test_no_label_holds_a_clients_address(stats: RouteStats, registry: CollectorRegistry) -> None:
     busy(stats)
     assert b"203.0.113.7" not in generate_latest(registry)
 
 
-def test_both_formats_can_be_read_back(stats: RouteStats, registry: CollectorRegistry) -> None:
+def test_both_formats_can_be_parsed(stats: RouteStats, registry: CollectorRegistry) -> None:
     busy(stats)
-    text = generate_openmetrics(registry).decode()  # type: ignore[no-untyped-call] # not theirs yet
+    text = generate_openmetrics(registry).decode()  # type: ignore[no-untyped-call] # upstream has no types
     families = text_string_to_metric_families(text)  # type: ignore[no-untyped-call] # the same
     names = {family.name for family in families}
     assert {"vsockproxy_bytes", "vsockproxy_dial_seconds", "process_open_fds"} <= names
     assert b"# TYPE vsockproxy_bytes_total counter" in generate_latest(registry)
 
 
-def test_two_registries_do_not_know_each_other(stats: RouteStats) -> None:
+def test_two_registries_share_no_samples(stats: RouteStats) -> None:
     one = make_registry(FakeDaemon(stats))
     two = make_registry(FakeDaemon())
     assert one.get_sample_value("vsockproxy_connections_total", {"route": "web"}) == 0
     assert two.get_sample_value("vsockproxy_connections_total", {"route": "web"}) is None
 
 
-def test_a_description_has_the_names_and_no_samples(stats: RouteStats) -> None:
+def test_describe_returns_the_names_without_samples(stats: RouteStats) -> None:
     collector = MetricsCollector(FakeDaemon(stats))
     described = list(collector.describe())
     assert [m.name for m in described] == [m.name for m in collector.collect()]
     assert not any(metric.samples for metric in described)
 
 
-# --- docs/metrics.md ----------------------------------------------------------------------
+# ---- docs/metrics.md ----
 
 
 def exposed(stats: RouteStats) -> Iterator[tuple[str, str, frozenset[str]]]:
-    """Name, type and labels of every metric, as a scrape of the text format shows them."""
+    """Yield the name, type and labels of every metric, as the text format shows them."""
     busy(stats)
     admission = Admission(Limits(max_connections=9))
     guests = Guests([Guest("web", CidFile("/run/web.cid"))])
@@ -220,33 +218,33 @@ def exposed(stats: RouteStats) -> Iterator[tuple[str, str, frozenset[str]]]:
 
 
 def table(heading: str) -> list[list[str]]:
-    """The rows of the one table under a heading of the page, without their back-quotes."""
+    """Return the rows of the table under a heading of the page, without back-quotes."""
     section = PAGE.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `.*\|$", section, re.MULTILINE)
     return [[cell.strip().replace("`", "") for cell in row.split("|")[1:-1]] for row in rows]
 
 
-def test_the_page_lists_the_metrics_there_are_and_no_other(stats: RouteStats) -> None:
+def test_the_page_lists_exactly_the_exported_metrics(stats: RouteStats) -> None:
     written = {
         (name, kind, frozenset(filter(None, labels.split(", "))))
-        for name, kind, labels, _ in table("Routes")
+        for name, kind, labels, _ in table("Metrics")
     }
     assert written == set(exposed(stats))
 
 
-def test_the_page_lists_every_way_a_connection_ends() -> None:
-    written = [row[0] for row in table("How connections end")]
+def test_the_page_lists_every_reason_of_a_closed_connection() -> None:
+    written = [row[0] for row in table("Reasons for closed connections")]
     assert written == [*get_args(EndReason), "dial_*", "rejected_*"]
 
 
-def test_the_page_lists_every_reason_to_turn_a_client_away_or_have_it_wait() -> None:
-    assert [row[0] for row in table("Why clients are turned away")] == _words(RejectReason)
-    assert [row[0] for row in table("Why clients wait")] == _words(QueueReason)
+def test_the_page_lists_every_reason_of_a_rejected_or_queued_client() -> None:
+    assert [row[0] for row in table("Reasons for rejected clients")] == _words(RejectReason)
+    assert [row[0] for row in table("Reasons for queued clients")] == _words(QueueReason)
     assert {*_words(RejectReason), *_words(QueueReason)} == set(REASONS)
 
 
 def _words(literals: object) -> list[str]:
-    """The words of a union of literals, in their order."""
+    """Return the words of a union of literals, in order."""
     return [
         word
         for one in get_args(literals)
@@ -255,11 +253,11 @@ def _words(literals: object) -> list[str]:
 
 
 def test_the_page_lists_every_reason_of_a_failed_dial() -> None:
-    written = [row[0] for row in table("Why dials fail")]
+    written = [row[0] for row in table("Reasons for failed dials")]
     assert written == [reason for reason in get_args(Reason) if reason not in LISTEN_REASONS]
 
 
-def test_the_queries_of_the_page_name_metrics_that_exist(stats: RouteStats) -> None:
+def test_the_queries_of_the_page_use_only_existing_metrics(stats: RouteStats) -> None:
     queries = PAGE.read_text().split("## Queries")[1]
     known = {name for name, _, _ in exposed(stats)}
     used = set(re.findall(r"vsockproxy_\w+", queries))

@@ -1,4 +1,4 @@
-"""The forms of sizes, durations and counts that every command shows."""
+"""Tests of the text of sizes, durations and counts."""
 
 import pytest
 
@@ -31,15 +31,15 @@ def test_a_size_has_the_largest_unit_that_fits(number: float, text: str) -> None
         (187_200, "2d 4h"),
     ],
 )
-def test_a_duration_has_its_largest_units(seconds: float, text: str) -> None:
+def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
 @pytest.mark.parametrize("seconds", [0.000_999, 0.9994, 9.949, 59.49, 3599, 86_399, 8_639_999])
-def test_a_duration_fits_a_column_of_seven(seconds: float) -> None:
+def test_a_duration_has_at_most_seven_characters(seconds: float) -> None:
     assert len(duration(seconds)) <= 7
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 routes"), (1, "1 route"), (2, "2 routes")])
-def test_a_noun_is_singular_for_one_alone(number: int, text: str) -> None:
+def test_a_noun_is_singular_only_for_1(number: int, text: str) -> None:
     assert count(number, "route") == text

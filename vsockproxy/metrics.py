@@ -1,10 +1,10 @@
 """The counters as Prometheus metrics, read at each scrape.
 
-Owns: the names, types and labels of the metrics, a row each.  Counts nothing: `stats` has the
-numbers, `admin` serves the text, and nothing that counts may import this module.  No label
-holds a peer's address, so the number of series depends on the configuration alone.
+Owns: the names, types, labels and help of the metrics, a row each.  Counts nothing: `stats`
+holds the counters and `admin` serves the text.  No label holds a client's address, so the
+number of series depends on the configuration alone.
 
-docs/metrics.md explains each metric; a test holds the two together.
+docs/metrics.md explains each metric; a test compares the page with this module.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from vsockproxy.stats import TARGET_STATES, Histogram, Reloads, RouteStats
 
 
 class RoutesSource(Protocol):
-    """What a scrape reads of the routes."""
+    """The part of the supervisor that a scrape reads."""
 
     @property
     def admission(self) -> Admission:
-        """The limits that all routes share."""
+        """Return the limits that all routes share."""
         ...
 
     @property
     def guests(self) -> Guests:
-        """Where guests are."""
+        """Return the directory of guests."""
         ...
 
     def stats(self) -> Iterable[RouteStats]:
@@ -51,18 +51,18 @@ class RoutesSource(Protocol):
 
 
 class MetricsSource(Protocol):
-    """What a scrape reads of the daemon, in the thread of its event loop."""
+    """The part of the daemon that a scrape reads, in the thread of its event loop."""
 
     reloads: Reloads
 
     @property
     def supervisor(self) -> RoutesSource:
-        """The routes at work."""
+        """Return the supervisor of the running routes."""
         ...
 
     @property
     def pump_name(self) -> str:
-        """``native`` or ``portable``."""
+        """Return ``native`` or ``portable``."""
         ...
 
 
@@ -76,13 +76,13 @@ def make_registry(source: MetricsSource) -> CollectorRegistry:
 
 
 class MetricsCollector(Collector):
-    """The metrics of one daemon; collected in the thread of its event loop."""
+    """The metrics of one daemon; `collect` runs in the thread of its event loop."""
 
     def __init__(self, source: MetricsSource) -> None:
         self._source = source
 
     def describe(self) -> Iterable[Metric]:
-        """Return the metrics without samples: the registry checks their names."""
+        """Return the metrics without samples, for the registry to check their names."""
         return [row.family() for row in _ROWS]
 
     def collect(self) -> Iterator[Metric]:
@@ -96,13 +96,13 @@ class MetricsCollector(Collector):
 
 Labels = Sequence[str]
 Value = float | Mapping[str, str] | Histogram
-"""A histogram's is a `Histogram`; an info metric's are the labels that it shows."""
+"""The value of a sample: a histogram has a `Histogram`, an info metric has its labels."""
 
 Samples = Iterable[tuple[Labels, Value]]
 
 
 class _Row(NamedTuple):
-    """One metric: its name without suffix, and the samples that it has in a daemon."""
+    """One metric: its name without suffix, and the function that reads its samples."""
 
     name: str
     type: type[Metric]
@@ -129,7 +129,7 @@ def _add(family: Any, labels: Labels, value: Value) -> None:
 def _daemon(
     read: Callable[[MetricsSource], Value | None],
 ) -> Callable[[MetricsSource], Samples]:
-    """Return a row's samples of one value of the daemon; None has no sample."""
+    """Return a function that reads one sample of the daemon; none if the value is None."""
 
     def samples(source: MetricsSource) -> Samples:
         value = read(source)
@@ -139,7 +139,7 @@ def _daemon(
 
 
 def _routes(read: Callable[[RouteStats], Value | None]) -> Callable[[MetricsSource], Samples]:
-    """Return a row's samples of one value for each route; None has no sample."""
+    """Return a function that reads a sample of each route; none where the value is None."""
 
     def samples(source: MetricsSource) -> Samples:
         for stats in source.supervisor.stats():
@@ -153,7 +153,7 @@ def _routes(read: Callable[[RouteStats], Value | None]) -> Callable[[MetricsSour
 def _each(
     read: Callable[[RouteStats], Mapping[Any, float]],
 ) -> Callable[[MetricsSource], Samples]:
-    """Return a row's samples of one value for each route and key; a key is a label, or several."""
+    """Return a function that reads a sample of each route and key; a key is one or more labels."""
 
     def samples(source: MetricsSource) -> Samples:
         for stats in source.supervisor.stats():
@@ -370,4 +370,4 @@ _ROWS: Final = (
         _daemon(lambda source: {"version": __version__, "pump": source.pump_name}),
     ),
 )
-"""Every metric; counters get ``_total``, and info metrics ``_info``, when they are written."""
+"""Every metric; the exposition adds ``_total`` to counters and ``_info`` to info metrics."""

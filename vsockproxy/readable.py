@@ -1,7 +1,7 @@
-"""Amounts for people: sizes, durations and counts, in the same form in every command.
+"""Sizes, durations and counts as text, in the same form in every command.
 
-Owns: the three forms.  Programs get plain numbers instead: JSON, logs and metrics have bytes
-and seconds.
+Owns: the three forms.  JSON, logs and metrics do not use them: they hold plain numbers of
+bytes and seconds.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def size(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time in at most seven characters, up to 99 days.
+    """Return a duration as text: at most seven characters up to 99 days.
 
     Below a minute it has one unit, and one decimal if the number is below ten: ``340us``,
     ``1.2ms``, ``5.0s``, ``43s``.  From a minute on it has the two largest units: ``3m 12s``,
-    ``2d 4h``.  The units are those of the configuration; nothing, and less, is ``0s``.
+    ``2d 4h``.  The units are those of the configuration.  Zero and negative values are ``0s``.
     """
     if seconds <= 0:
         return "0s"
@@ -46,5 +46,5 @@ def _short(number: float, unit: str) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """Return a number and its noun, in the plural unless it is one: ``2 connections``."""
+    """Return a number and its noun, in the plural unless the number is 1: ``2 connections``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

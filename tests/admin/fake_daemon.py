@@ -1,4 +1,4 @@
-"""A fake of the daemon, for the metrics and the health paths."""
+"""A fake daemon for the metrics and the health paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vsockproxy.stats import Reloads, RouteStats
 
 
 class FakeRoutes:
-    """Routes that only have counters."""
+    """A supervisor whose routes have only counters."""
 
     def __init__(self, stats: Sequence[RouteStats], admission: Admission, guests: Guests) -> None:
         self.admission = admission
@@ -27,14 +27,19 @@ class FakeRoutes:
 
 
 class FakeDaemon:
-    """A daemon with the counters and the answers that a test gives it.
+    """A daemon whose counters and answers a test chooses.
 
-    ``unreachable`` are the routes whose target cannot be dialled; a hung daemon never is alive,
-    and its dials never end.
+    Args:
+      stats: the counters of each route.
+      not_ready: what `not_ready` returns.
+      unreachable: names of the routes whose dials fail.
+      hung: whether `alive` and `reach` block until they are cancelled.
+      admission: the limits; by default none.
+      guests: the directory of guests; by default empty.
 
     Attributes:
-      dialled: the routes whose targets were dialled, in order.
-      dialling: how many dials are under way.
+      dialled: names of the dialled routes, in order.
+      dialling: number of dials in progress.
     """
 
     def __init__(
@@ -56,15 +61,15 @@ class FakeDaemon:
         self.dialling = 0
 
     def not_ready(self) -> list[str]:
-        """Return why it is not ready."""
+        """Return the reasons why the daemon is not ready."""
         return list(self._not_ready)
 
     async def alive(self) -> None:
-        """Return at once, or never."""
+        """Return at once; a hung daemon blocks until it is cancelled."""
         await trio.sleep(math.inf if self._hung else 0)
 
     async def reach(self, name: str) -> str | None:
-        """Return why a route's target cannot be dialled."""
+        """Record a dial of a route; return its error, or None if it succeeds."""
         self.dialled.append(name)
         self.dialling += 1
         try:

@@ -1,4 +1,4 @@
-"""A daemon in this process with its operator's socket, and clients of that."""
+"""A daemon in this process with a control socket, and a client of its API."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from vsockproxy.daemon.daemon import Daemon, Load
 from vsockproxy.stats import RouteStats
 
 PATIENCE = 10.0
-"""Seconds to wait for what must happen; only a failing test waits so long."""
+"""Time limit of a wait, in seconds; only a failing test reaches it."""
 
 
-class Steered:
-    """A daemon that runs, and its API.
+class ControlledDaemon:
+    """A running daemon and a client of its API.
 
     Attributes:
-      socket: the operator's socket.
+      daemon: the daemon, for direct access to its state.
+      socket: path of the control socket.
     """
 
     def __init__(self, daemon: Daemon, http: httpx.AsyncClient, socket: Path) -> None:
@@ -46,42 +47,42 @@ class Steered:
     async def ask(
         self, method: str, path: str, body: object = None, **query: Any
     ) -> httpx.Response:
-        """One request of the API, and its answer."""
+        """Send a request, with ``body`` as JSON, and return the response."""
         content = None if body is None else json.dumps(body)
         return await self._http.request(method, path, content=content, params=query or None)
 
     async def send(self, path: str, content: bytes) -> httpx.Response:
-        """An order with a body that need not be JSON."""
+        """Send a POST request with a body that need not be JSON, and return the response."""
         return await self._http.post(path, content=content)
 
     async def get(self, path: str, **query: Any) -> Any:
-        """The JSON of a question that is answered."""
+        """Return the JSON of a GET request that must succeed."""
         answer = await self.ask("GET", path, **query)
         assert answer.status_code == 200, answer.text
         return answer.json()
 
     async def post(self, path: str, body: object = None) -> Any:
-        """The JSON of an order that is carried out."""
+        """Return the JSON of a POST request that must succeed."""
         answer = await self.ask("POST", path, body)
         assert answer.status_code == 200, answer.text
         return answer.json()
 
     def stats(self, name: str) -> RouteStats:
-        """A route's counters."""
+        """Return the counters of a route."""
         return next(stats for stats in self.daemon.supervisor.stats() if stats.route.name == name)
 
     def path(self, name: str) -> str:
-        """Where a route listens, which is a Unix socket."""
+        """Return the path of a route's Unix listener."""
         listen = self.stats(name).route.listen
         assert isinstance(listen, UnixEndpoint)
         return listen.path
 
     async def connect(self, name: str) -> trio.SocketStream:
-        """A client of a route."""
+        """Return a new client of a route."""
         return await trio.open_unix_socket(self.path(name))
 
     async def live(self, name: str) -> tuple[trio.SocketStream, Connection]:
-        """A client whose first byte has come back, and its connection."""
+        """Return a client that has received its first byte back, and its connection."""
         before = set(self.stats(name).live)
         client = await self.connect(name)
         await client.send_all(b"x")
@@ -90,28 +91,32 @@ class Steered:
         return client, connection
 
     async def closed(self, name: str, reason: str, number: int = 1) -> None:
-        """Wait until so many connections of a route have ended for a reason."""
+        """Wait until ``number`` connections of a route have closed for a reason."""
         with trio.fail_after(PATIENCE):
             while self.stats(name).closed[reason] < number:
                 await trio.lowlevel.checkpoint()
 
     async def reload(self, **changes: Any) -> None:
-        """Reload with a configuration that differs in this."""
+        """Reload with these fields of the configuration changed."""
         config = replace(self.daemon.config, **changes)
         await self.daemon.replace(lambda: config)
 
 
 @asynccontextmanager
-async def steered(
+async def controlled_daemon(
     folder: Path,
     *names: str,
     service: Service = echo,
-    policy: Policy = Policy(),  # noqa: B008 - it is frozen
+    policy: Policy = Policy(),  # noqa: B008 - Policy is frozen
     choice: PumpChoice = "auto",
     load: Load | None = None,
     target: MuxEndpoint | None = None,
-) -> AsyncIterator[Steered]:
-    """A daemon with routes of these names, from Unix sockets to one target: a TCP service."""
+) -> AsyncIterator[ControlledDaemon]:
+    """Run a daemon with a route from a Unix socket to ``target`` for each name.
+
+    Without ``target`` every route's target is a TCP server that runs ``service``.  Cancels the
+    daemon and the server at the end of the block.
+    """
     async with trio.open_nursery() as nursery:
         [served] = await nursery.start(partial(trio.serve_tcp, service, 0, host="127.0.0.1"))
         endpoint = target or TcpEndpoint("127.0.0.1", served.socket.getsockname()[1])
@@ -131,5 +136,5 @@ async def steered(
         await nursery.start(run)
         transport = httpx.AsyncHTTPTransport(uds=str(socket))
         async with httpx.AsyncClient(transport=transport, base_url="http://daemon") as http:
-            yield Steered(daemon, http, socket)
+            yield ControlledDaemon(daemon, http, socket)
         nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""The client of the daemon's API, against a server that is quicker than it."""
+"""Tests of the API client with a server that answers early."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vsockproxy.admin.client import Client
 ANSWER = b'HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 12\r\n\r\n{"done": 1}\n'
 
 
-def test_an_answer_that_comes_before_all_was_sent_is_the_answer(tmp_path: Path) -> None:
+def test_an_answer_before_the_end_of_the_request_is_returned(tmp_path: Path) -> None:
     with unix_listener(tmp_path / "admin.sock") as server:
 
         def answer_the_head() -> None:

@@ -1,4 +1,4 @@
-"""The HTTP side: what a scraper gets, and that no client can hold or break it."""
+"""Tests of the metrics endpoint: formats, paths, TLS, and slow or hostile clients."""
 
 import os
 import socket
@@ -46,7 +46,7 @@ async def serving(
     sock: socket.socket,
     registry: CollectorRegistry,
     lifetime: float = 60,
-    observed: FakeDaemon = FakeDaemon(),  # noqa: B008 - nobody looks at what this one notes
+    observed: FakeDaemon = FakeDaemon(),  # noqa: B008 - no test reads the records of this one
     tls: Tls = without_tls,
 ) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
@@ -89,7 +89,7 @@ async def everything(stream: trio.SocketStream) -> bytes:
     return b"".join([bytes(piece) async for piece in stream])
 
 
-async def test_metrics_are_served_in_the_format_that_is_asked_for(tcp: socket.socket) -> None:
+async def test_metrics_have_the_format_of_the_accept_header(tcp: socket.socket) -> None:
     async with serving(tcp, registry_with()), httpx.AsyncClient() as client:
         text = await client.get(url(tcp, "/metrics"))
         accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
@@ -100,7 +100,9 @@ async def test_metrics_are_served_in_the_format_that_is_asked_for(tcp: socket.so
     assert openmetrics.text.endswith("# EOF\n")
 
 
-async def test_the_index_and_a_wrong_path_say_where_to_look(tcp: socket.socket) -> None:
+async def test_the_index_lists_the_paths_and_an_unknown_path_refers_to_it(
+    tcp: socket.socket,
+) -> None:
     async with serving(tcp, registry_with()), httpx.AsyncClient() as client:
         index = await client.get(url(tcp, "/"))
         wrong = await client.get(url(tcp, "/metric"))
@@ -117,7 +119,7 @@ async def test_metrics_are_served_on_a_unix_socket(unix: socket.socket) -> None:
     assert "answer" in answer.text
 
 
-async def test_the_sockets_stay_the_callers(tcp: socket.socket) -> None:
+async def test_the_callers_sockets_stay_open_after_the_end(tcp: socket.socket) -> None:
     async with serving(tcp, registry_with()):
         pass
     async with serving(tcp, registry_with()), httpx.AsyncClient() as client:
@@ -135,16 +137,18 @@ async def test_a_connection_is_closed_after_its_answer(tcp: socket.socket) -> No
 
 
 async def nothing(stream: trio.SocketStream) -> None:
-    """A client that connects and stays silent."""
+    """Send nothing."""
 
 
 async def part_of_a_request(stream: trio.SocketStream) -> None:
+    """Send a request without its last byte."""
     await stream.send_all(REQUEST[:-1])
 
 
 async def request_without_reading(stream: trio.SocketStream) -> None:
+    """Send a request and read only the first byte of its answer."""
     await stream.send_all(REQUEST)
-    await stream.receive_some(1)  # the answer is under way
+    await stream.receive_some(1)  # the answer has begun
 
 
 CLIENTS: Final = [nothing, part_of_a_request, request_without_reading]
@@ -153,7 +157,7 @@ Client = Callable[[trio.SocketStream], Awaitable[None]]
 
 @pytest.mark.parametrize("family", ["tcp", "unix"])
 @pytest.mark.parametrize("client", CLIENTS)
-async def test_the_end_waits_for_no_client(
+async def test_the_server_ends_without_waiting_for_a_client(
     request: pytest.FixtureRequest, family: str, client: Client
 ) -> None:
     sock: socket.socket = request.getfixturevalue(family)
@@ -165,16 +169,18 @@ async def test_the_end_waits_for_no_client(
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-async def test_a_client_that_is_too_slow_is_cut_off(tcp: socket.socket, client: Client) -> None:
+async def test_a_slow_client_is_closed_at_the_end_of_its_lifetime(
+    tcp: socket.socket, client: Client
+) -> None:
     with trio.fail_after(10):
         async with serving(tcp, registry_with(BIG), lifetime=0.2):
             stream = await connected(tcp)
             await client(stream)
-            await wait_for_the_peers_end(stream)
+            await wait_for_the_end(stream)
             await stream.aclose()
 
 
-async def wait_for_the_peers_end(stream: trio.SocketStream) -> None:
+async def wait_for_the_end(stream: trio.SocketStream) -> None:
     try:
         await everything(stream)
     except trio.BrokenResourceError:
@@ -186,30 +192,30 @@ async def wait_for_the_peers_end(stream: trio.SocketStream) -> None:
     [b"\0" * 100, b"A" * 100_000, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 64, AS_HTTP_2],
     ids=["zeros", "endless-line", "http2-garbage", "http2-upgrade-garbage"],
 )
-async def test_nonsense_ends_its_own_connection_and_nothing_else(
-    tcp: socket.socket, garbage: bytes
-) -> None:
+async def test_garbage_closes_only_its_own_connection(tcp: socket.socket, garbage: bytes) -> None:
     async with serving(tcp, registry_with(), lifetime=2), httpx.AsyncClient() as client:
         stream = await connected(tcp)
         await stream.send_all(garbage)
-        await wait_for_the_peers_end(stream)
+        await wait_for_the_end(stream)
         await stream.aclose()
         assert (await client.get(url(tcp, "/metrics"))).status_code == 200
 
 
-async def test_what_the_http_library_cannot_read_is_one_line_of_the_log(
+async def test_an_unsupported_upgrade_is_logged_in_one_line(
     tcp: socket.socket,
 ) -> None:
     with structlog.testing.capture_logs() as logs:
         async with serving(tcp, registry_with()):
             stream = await connected(tcp)
             await stream.send_all(AS_HTTP_2)
-            await wait_for_the_peers_end(stream)
+            await wait_for_the_end(stream)
             await stream.aclose()
     assert [entry["event"] for entry in logs] == ["http_request_failed"]
 
 
-async def test_a_client_that_resets_in_mid_answer_harms_nobody(tcp: socket.socket) -> None:
+async def test_a_reset_in_the_middle_of_an_answer_does_not_stop_the_server(
+    tcp: socket.socket,
+) -> None:
     async with serving(tcp, registry_with(BIG)), httpx.AsyncClient() as client:
         stream = await connected(tcp)
         await request_without_reading(stream)
@@ -219,13 +225,13 @@ async def test_a_client_that_resets_in_mid_answer_harms_nobody(tcp: socket.socke
         assert (await client.get(url(tcp, "/"))).status_code == 200
 
 
-def test_a_daemon_without_a_server_imports_neither_hypercorn_nor_starlette() -> None:
+def test_the_http_module_imports_neither_hypercorn_nor_starlette() -> None:
     code = "import sys, vsockproxy.daemon.http;print({'hypercorn', 'starlette'} & set(sys.modules))"
     process = [sys.executable, "-c", code]
     assert subprocess.check_output(process, env=environment(), text=True) == "set()\n"
 
 
-async def test_a_thread_that_hangs_is_not_healthy(
+async def test_healthz_with_a_hung_pump_thread_fails(
     tcp: socket.socket, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with serving(tcp, registry_with(), observed=FakeDaemon(hung=True)):
@@ -237,7 +243,7 @@ async def test_a_thread_that_hangs_is_not_healthy(
     assert answer.endswith(b"a thread of the pump does not answer\n")
 
 
-async def test_the_targets_that_are_asked_for_are_dialled(tcp: socket.socket) -> None:
+async def test_readyz_with_targets_dials_them_and_reports_each_failure(tcp: socket.socket) -> None:
     observed = FakeDaemon(unreachable=["db"])
     async with serving(tcp, registry_with(), observed=observed), httpx.AsyncClient() as client:
         well = await client.get(url(tcp, "/readyz?target=web"))
@@ -246,7 +252,7 @@ async def test_the_targets_that_are_asked_for_are_dialled(tcp: socket.socket) ->
     assert (broken.status_code, broken.text) == (503, "route db: nothing listens there\n")
 
 
-async def test_a_target_is_dialled_once_for_a_request(tcp: socket.socket) -> None:
+async def test_readyz_with_a_repeated_target_dials_it_once(tcp: socket.socket) -> None:
     observed = FakeDaemon()
     async with serving(tcp, registry_with(), observed=observed), httpx.AsyncClient() as client:
         await client.get(url(tcp, "/readyz?target=web&target=db&target=web"))
@@ -254,12 +260,14 @@ async def test_a_target_is_dialled_once_for_a_request(tcp: socket.socket) -> Non
 
 
 async def ask_for_a_target(sock: socket.socket) -> None:
-    """A client that is gone at once."""
+    """Request a dial of a target, and close the connection without reading the answer."""
     async with await connected(sock) as stream:
         await stream.send_all(b"GET /readyz?target=web HTTP/1.1\r\nHost: x\r\n\r\n")
 
 
-async def test_dials_are_no_more_than_clients_may_be(tcp: socket.socket) -> None:
+async def test_dials_for_clients_that_left_are_limited_to_the_number_of_clients(
+    tcp: socket.socket,
+) -> None:
     observed = FakeDaemon(hung=True)
     with trio.fail_after(10):
         async with serving(tcp, registry_with(), observed=observed):
@@ -271,7 +279,7 @@ async def test_dials_are_no_more_than_clients_may_be(tcp: socket.socket) -> None
             assert observed.dialling == MAX_CLIENTS
 
 
-async def test_a_dial_ends_with_the_lifetime_of_its_client(tcp: socket.socket) -> None:
+async def test_a_dial_is_cancelled_at_the_end_of_its_clients_lifetime(tcp: socket.socket) -> None:
     observed = FakeDaemon(hung=True)
     with trio.fail_after(10):
         async with serving(tcp, registry_with(), lifetime=0.2, observed=observed):
@@ -280,7 +288,7 @@ async def test_a_dial_ends_with_the_lifetime_of_its_client(tcp: socket.socket) -
                 await trio.lowlevel.checkpoint()
 
 
-async def test_only_the_metrics_that_are_asked_for_are_served(tcp: socket.socket) -> None:
+async def test_a_scrape_with_names_returns_only_these_metrics(tcp: socket.socket) -> None:
     async with serving(tcp, registry_with()), httpx.AsyncClient() as client:
         none = await client.get(url(tcp, "/metrics?name[]=other"))
         one = await client.get(url(tcp, "/metrics?name[]=answer"))
@@ -292,7 +300,7 @@ async def test_only_the_metrics_that_are_asked_for_are_served(tcp: socket.socket
 
 
 class Authority:
-    """A certificate authority, with the files of a server's and of a client's certificate."""
+    """A certificate authority, with files for its certificate and a server's certificate."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.ca = trustme.CA()
@@ -302,7 +310,7 @@ class Authority:
         self.ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(self.server)
 
     def client(self, *, certified: bool) -> ssl.SSLContext:
-        """What a client of such a server has; ``certified`` is with a certificate of its own."""
+        """Return a client's TLS context; ``certified`` adds a client certificate."""
         context = ssl.create_default_context(cafile=self.file)
         if certified:
             self.ca.issue_cert("scraper.test").configure_cert(context)
@@ -314,7 +322,7 @@ async def scraped(sock: socket.socket, context: ssl.SSLContext) -> str:
         return (await client.get(url(sock, "/metrics").replace("http:", "https:"))).text
 
 
-async def test_metrics_are_served_over_tls_with_the_certificates_of_the_moment(
+async def test_tls_uses_the_certificate_of_the_latest_reload(
     tcp: socket.socket, tmp_path: Path
 ) -> None:
     old, new = Authority(tmp_path, "old"), Authority(tmp_path, "new")
@@ -327,23 +335,23 @@ async def test_metrics_are_served_over_tls_with_the_certificates_of_the_moment(
             await scraped(tcp, old.client(certified=False))
 
 
-async def test_a_client_without_the_certificate_that_is_wanted_gets_nothing(
+async def test_with_client_ca_a_client_without_its_certificate_is_rejected(
     tcp: socket.socket, tmp_path: Path
 ) -> None:
     ours, other = Authority(tmp_path, "ours"), Authority(tmp_path, "other")
     settings = TlsSettings(str(ours.server), client_ca=str(ours.file))
-    stranger = ours.client(certified=False)
-    other.ca.issue_cert("scraper.test").configure_cert(stranger)
+    foreign = ours.client(certified=False)
+    other.ca.issue_cert("scraper.test").configure_cert(foreign)
     context = tls_context(settings, "x.toml")
     async with serving(tcp, registry_with(), tls=lambda: context):
         assert "answer" in await scraped(tcp, ours.client(certified=True))
-        for client in (ours.client(certified=False), stranger):
+        for client in (ours.client(certified=False), foreign):
             with pytest.raises(httpx.TransportError):
                 await scraped(tcp, client)
 
 
 @pytest.mark.parametrize("client", [nothing, part_of_a_request])
-async def test_a_client_that_never_shakes_hands_is_cut_off(
+async def test_a_client_without_a_tls_handshake_is_closed_at_the_end_of_its_lifetime(
     tcp: socket.socket, tmp_path: Path, client: Client
 ) -> None:
     context = tls_context(TlsSettings(str(Authority(tmp_path, "ours").server)), "x.toml")
@@ -351,11 +359,11 @@ async def test_a_client_that_never_shakes_hands_is_cut_off(
         async with serving(tcp, registry_with(), lifetime=0.2, tls=lambda: context):
             stream = await connected(tcp)
             await client(stream)
-            await wait_for_the_peers_end(stream)
+            await wait_for_the_end(stream)
             await stream.aclose()
 
 
-def test_certificates_that_do_not_fit_are_said_with_their_key_and_files(tmp_path: Path) -> None:
+def test_an_unusable_certificate_is_reported_with_its_key_and_file(tmp_path: Path) -> None:
     one, other = Authority(tmp_path, "one"), Authority(tmp_path, "other")
     garbage = tmp_path / "garbage"
     garbage.write_text("x")

@@ -1,4 +1,4 @@
-"""The dashboard and the rules: they ask for what the daemon exports, and for nothing else."""
+"""Tests of the Grafana dashboard and the Prometheus rules against the exported metrics."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ RULES: Final = CONFIG / "prometheus" / "rules.yaml"
 Labels = dict[str, set[str]]
 """The labels of each series, by its name."""
 
-SCRAPED: Final = {"instance", "job"}  # what Prometheus adds to every series
+SCRAPED: Final = {"instance", "job"}  # Prometheus adds these to every series
 WORD: Final = r"[a-zA-Z_:][\w:]*"
 
 
 def exported() -> Labels:
-    """What Prometheus has once it has scraped a daemon of which every counter has moved."""
+    """Return the series that Prometheus stores of a daemon with every counter above zero."""
     stats = RouteStats(ROUTE)
     busy(stats)
     registry = make_registry(FakeDaemon(stats, admission=Admission(Limits(max_connections=9))))
@@ -55,7 +55,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def recorded() -> Labels:
-    """The series that the rules add: what stands before the first colon are their labels."""
+    """Return the recorded series; the part of a name before the first colon lists its labels."""
     return {
         rule["record"]: set(rule["record"].split(":")[0].split("_"))
         for rule in rules()
@@ -69,7 +69,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def dashboard_queries() -> Iterator[str]:
-    """Every query, with a value in each variable's place."""
+    """Yield every query of the dashboard, with a value for each variable."""
     written = [
         target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", [])
     ]
@@ -84,7 +84,7 @@ def variable_queries() -> list[str]:
 
 
 def page_queries() -> list[str]:
-    """The queries of docs/metrics.md: each a block, or a line, of its own."""
+    """Return the queries of docs/metrics.md: one for each unindented line of each block."""
     section = PAGE.read_text().split("## Queries\n")[1].split("\n## ")[0]
     blocks = re.findall(r"(?:^    .+\n)+", section, re.MULTILINE)
     return [query for block in blocks for query in re.split(r"\n    (?! )", block.strip())]
@@ -95,7 +95,7 @@ def rule_queries() -> list[str]:
 
 
 def unknown(query: str, known: Labels) -> list[str]:
-    """The names in a query, and the labels of each, that do not exist."""
+    """Return the metrics and the labels in a query that are not in ``known``."""
     bare = re.sub(r'"[^"]*"', '""', query)
     names = set(
         re.findall(rf"\b(?:vsockproxy|process|python|up|instance)(?:_\w+)?(?::{WORD})?", bare)
@@ -117,7 +117,7 @@ def unknown(query: str, known: Labels) -> list[str]:
 @pytest.mark.parametrize(
     "queries", [dashboard_queries, page_queries, rule_queries, variable_queries]
 )
-def test_every_query_asks_for_metrics_and_labels_that_exist(queries: Any) -> None:
+def test_every_query_uses_only_existing_metrics_and_labels(queries: Any) -> None:
     known = exported() | recorded()
     found = list(queries())
     assert len(found) > 1
@@ -133,7 +133,7 @@ def test_every_query_asks_for_metrics_and_labels_that_exist(queries: Any) -> Non
         ("vector(1)", ["no metric at all: vector(1)"]),
     ],
 )
-def test_a_query_for_what_does_not_exist_is_noticed(query: str, wrong: list[str]) -> None:
+def test_a_query_with_an_unknown_metric_or_label_is_found(query: str, wrong: list[str]) -> None:
     assert unknown(query, exported()) == wrong
 
 
@@ -143,7 +143,7 @@ def test_every_metric_of_the_daemon_is_on_the_dashboard() -> None:
     assert {name for name in ours if not name.endswith(("_created", "_count", "_sum"))} == shown
 
 
-def test_what_alerts_say_names_labels_that_their_series_have() -> None:
+def test_alert_texts_use_only_labels_of_their_series() -> None:
     known = exported() | recorded()
     for alert in (rule for rule in rules() if "alert" in rule):
         named = set(re.findall(r"\$labels\.(\w+)", str(alert["annotations"])))
@@ -151,7 +151,7 @@ def test_what_alerts_say_names_labels_that_their_series_have() -> None:
         assert named <= set().union(*(known[name] for name in names)), alert["alert"]
 
 
-def test_a_recorded_series_has_the_labels_that_its_name_says() -> None:
+def test_a_recorded_series_has_the_labels_in_its_name() -> None:
     for rule in rules():
         for group in re.findall(r"\bby \(([^)]*)\)", rule["expr"]) if "record" in rule else ():
             assert set(group.split(", ")) - {"le"} == recorded()[rule["record"]]
@@ -160,14 +160,14 @@ def test_a_recorded_series_has_the_labels_that_its_name_says() -> None:
 # ---- as Grafana and Prometheus see them ----
 
 
-def test_the_dashboard_has_no_key_that_grafana_does_not_know() -> None:
+def test_the_dashboard_has_only_keys_that_grafana_knows() -> None:
     plugins.register_default_plugins()
     known = json.loads(JSONEncoder().encode(Dashboard.from_json(dashboard())))
     assert list(_lost(dashboard(), known, "dashboard")) == []
 
 
 def _lost(ours: object, known: object, place: str) -> Iterator[str]:
-    """Where a value of ours did not survive being read into Grafana's own types."""
+    """Yield the path of each value that Grafana's types do not preserve."""
     if isinstance(ours, dict) and isinstance(known, dict):
         for key, value in ours.items():
             if value is not None:
@@ -179,7 +179,7 @@ def _lost(ours: object, known: object, place: str) -> Iterator[str]:
         yield place
 
 
-def test_panels_have_numbers_of_their_own_and_do_not_overlap() -> None:
+def test_panels_have_unique_ids_and_do_not_overlap() -> None:
     panels = dashboard()["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     places = [panel["gridPos"] for panel in panels]
@@ -194,7 +194,7 @@ def _overlap(one: dict[str, int], other: dict[str, int]) -> bool:
     )
 
 
-def test_every_panel_says_what_it_shows_and_reads_the_chosen_data_source() -> None:
+def test_every_panel_has_a_description_and_uses_the_data_source_variable() -> None:
     chosen = {"type": "prometheus", "uid": "${datasource}"}
     for panel in dashboard()["panels"]:
         if panel["type"] != "row":
@@ -209,7 +209,7 @@ def promtool() -> Any:
     return partial(subprocess.run, cwd=RULES.parent, capture_output=True, text=True, check=False)
 
 
-def test_prometheus_takes_the_rules_and_they_do_what_their_tests_say(promtool: Any) -> None:
+def test_the_rules_pass_their_promtool_tests(promtool: Any) -> None:
     done = promtool(["promtool", "test", "rules", "tests.yaml"])
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -224,7 +224,7 @@ def test_every_alert_has_a_test() -> None:
     assert tested == {rule["alert"] for rule in rules() if "alert" in rule}
 
 
-def test_prometheus_can_read_every_query(promtool: Any, tmp_path: Path) -> None:
+def test_prometheus_can_parse_every_query(promtool: Any, tmp_path: Path) -> None:
     queries = [*dashboard_queries(), *page_queries()]
     listed = [{"record": f"query{number}", "expr": text} for number, text in enumerate(queries)]
     file = tmp_path / "rules.yaml"

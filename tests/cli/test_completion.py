@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 import trio
 
-from tests.admin.running_daemon import steered
+from tests.admin.running_daemon import controlled_daemon
 from tests.daemon_process import PATIENCE, environment
 
 # What bash does when the Tab key is pressed: complete(1) names the function.
@@ -60,7 +60,7 @@ def test_a_command_and_its_options_are_completed(shell: str, script: str, tmp_pa
 
 
 async def test_a_routes_name_is_completed_from_the_running_daemon(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web", "web-2", "db") as running:
+    async with controlled_daemon(tmp_path, "web", "web-2", "db") as running:
         environ = {"VSOCKPROXY_ADMIN": str(running.socket)}
         complete = partial(completed, "bash", tmp_path=tmp_path, environ=environ)
         names = await trio.to_thread.run_sync(complete, BASH.format(words="drain w"))

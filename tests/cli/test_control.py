@@ -1,4 +1,4 @@
-"""The commands that ask and steer a daemon: what they print, and which daemon they mean."""
+"""Tests of the commands that query and control a daemon, and of the search for its socket."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from vsockproxy.errors import ConfigError
 Done = subprocess.CompletedProcess[str]
 
 
-class Place:
-    """A daemon with a file and one route, and the commands that mean it.
+class Installation:
+    """A daemon with a configuration file and one route.
 
     Attributes:
-      folder: where its file, its route's socket and its operator's socket are.
-      running: its process.
+      folder: folder of the file, the route's socket and the control socket.
+      running: the daemon's process.
     """
 
     def __init__(self, folder: Path, running: Daemon) -> None:
@@ -39,7 +39,7 @@ class Place:
         self.running = running
 
     async def run(self, *arguments: str, status: int = 0) -> Done:
-        """A command to its end, which has this status."""
+        """Run a command, check its exit status, and return its output."""
         call = partial(command, *arguments, environ={"VSOCKPROXY_ADMIN": str(self.socket)})
         done = await trio.to_thread.run_sync(call)
         assert done.returncode == status, done.stderr
@@ -47,10 +47,11 @@ class Place:
 
     @property
     def socket(self) -> Path:
+        """Return the path of the control socket."""
         return self.folder / "admin.sock"
 
     async def live(self) -> trio.SocketStream:
-        """A client whose first byte has come back."""
+        """Return a client that has received its first byte back."""
         client = await trio.open_unix_socket(str(self.folder / "web.sock"))
         await client.send_all(b"x")
         assert await client.receive_some() == b"x"
@@ -58,7 +59,7 @@ class Place:
 
 
 @pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Place]:
+async def installation(tmp_path: Path) -> AsyncIterator[Installation]:
     file = tmp_path / "file.toml"
     file.write_text(
         f'[[route]]\nname = "web"\nlisten = "unix:{tmp_path}/web.sock"\n'
@@ -66,85 +67,95 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
     )
     async with mux_server(tmp_path / "guest", {80: echo}), daemon("run", "-c", file) as running:
         await running.wait_for("ready")
-        yield Place(tmp_path, running)
+        yield Installation(tmp_path, running)
         await running.stop()
 
 
-async def test_the_status_shows_the_daemon_and_its_routes(place: Place) -> None:
-    async with await place.live():
-        shown = (await place.run("status")).stdout
-        told = json.loads((await place.run("status", "--json")).stdout)
+async def test_status_prints_the_daemon_and_its_routes(installation: Installation) -> None:
+    async with await installation.live():
+        shown = (await installation.run("status")).stdout
+        printed = json.loads((await installation.run("status", "--json")).stdout)
     head, _, *rest = shown.splitlines()
-    assert f"process {place.running.pid}" in head
+    assert f"process {installation.running.pid}" in head
     assert "1 connection;" in head
     [row] = [line for line in rest if line.startswith("web ")]
     assert "listening" in row
-    assert told["routes"][0]["live"] == 1
-    assert told["live"] == 1
+    assert printed["routes"][0]["live"] == 1
+    assert printed["live"] == 1
 
 
-async def test_the_status_shows_what_went_wrong_last(place: Place) -> None:
-    (place.folder / "guest").unlink()
-    client = await trio.open_unix_socket(str(place.folder / "web.sock"))
-    await place.running.wait_for("dial_failed")
-    shown = (await place.run("status")).stdout
+async def test_status_prints_the_last_error_of_a_route(installation: Installation) -> None:
+    (installation.folder / "guest").unlink()
+    client = await trio.open_unix_socket(str(installation.folder / "web.sock"))
+    await installation.running.wait_for("dial_failed")
+    shown = (await installation.run("status")).stdout
     await client.aclose()
     assert "ago: not_found: cannot dial vsock-mux:" in shown
 
 
-async def test_connections_are_shown_and_one_is_killed(place: Place) -> None:
-    async with await place.live() as first, await place.live() as other:
-        shown = (await place.run("connections")).stdout
+async def test_kill_with_ids_ends_them_and_fails_for_unknown_ids(
+    installation: Installation,
+) -> None:
+    async with await installation.live() as first, await installation.live() as other:
+        shown = (await installation.run("connections")).stdout
         assert shown.endswith("2 connections\n")
-        told = json.loads((await place.run("connections", "--json", "--sort", "id")).stdout)
-        one, two = (live["id"] for live in told["connections"])
-        assert (await place.run("kill", str(one))).stdout == "ended 1 connection\n"
-        await place.running.wait_for("connection_closed", reason="killed", number=one)
+        printed = json.loads(
+            (await installation.run("connections", "--json", "--sort", "id")).stdout
+        )
+        one, two = (live["id"] for live in printed["connections"])
+        assert (await installation.run("kill", str(one))).stdout == "ended 1 connection\n"
+        await installation.running.wait_for("connection_closed", reason="killed", number=one)
         await other.send_all(b"y")
         assert await other.receive_some() == b"y"
-        done = await place.run("kill", str(one), str(two), status=1)
+        done = await installation.run("kill", str(one), str(two), status=1)
         assert done.stdout == "ended 1 connection\n"
         assert f"there is no live connection {one}" in done.stderr
-        await place.running.wait_for("connection_closed", reason="killed", number=two)
+        await installation.running.wait_for("connection_closed", reason="killed", number=two)
         assert isinstance(first, trio.SocketStream)
 
 
-async def test_all_of_a_route_are_killed_and_none_without_saying_which(place: Place) -> None:
-    async with await place.live():
-        await place.run("kill", status=2)
-        await place.run("kill", "1", "--all", status=2)
-        done = await place.run("kill", "--route", "web")
+async def test_kill_needs_either_ids_or_a_filter(installation: Installation) -> None:
+    async with await installation.live():
+        await installation.run("kill", status=2)
+        await installation.run("kill", "1", "--all", status=2)
+        done = await installation.run("kill", "--route", "web")
     assert done.stdout == "ended 1 connection\n"
 
 
-async def test_a_route_is_paused_drained_and_resumed(place: Place) -> None:
-    assert (await place.run("pause", "web")).stdout == "web: paused, 0 live connections\n"
-    assert (await place.run("resume", "web")).stdout == "web: listening, 0 live connections\n"
-    assert (await place.run("drain", "web")).stdout == "web: drained, 0 live connections\n"
-    assert not (place.folder / "web.sock").exists()
-    assert (await place.run("resume", "web")).stdout == "web: listening, 0 live connections\n"
-    await (await place.live()).aclose()
-    done = await place.run("drain", "nobody", status=1)
+async def test_pause_drain_and_resume_print_the_new_state(installation: Installation) -> None:
+    assert (await installation.run("pause", "web")).stdout == "web: paused, 0 live connections\n"
+    assert (
+        await installation.run("resume", "web")
+    ).stdout == "web: listening, 0 live connections\n"
+    assert (await installation.run("drain", "web")).stdout == "web: drained, 0 live connections\n"
+    assert not (installation.folder / "web.sock").exists()
+    assert (
+        await installation.run("resume", "web")
+    ).stdout == "web: listening, 0 live connections\n"
+    await (await installation.live()).aclose()
+    done = await installation.run("drain", "nobody", status=1)
     assert "there is no route 'nobody'" in done.stderr
 
 
-async def test_a_reload_takes_the_file_or_says_what_is_wrong_with_it(place: Place) -> None:
-    file = place.folder / "file.toml"
+async def test_reload_prints_the_fingerprint_or_the_errors_of_the_file(
+    installation: Installation,
+) -> None:
+    file = installation.folder / "file.toml"
     right = file.read_text()
     file.write_text(right.replace("listen", "lissen"))
-    done = await place.run("reload", status=1)
+    done = await installation.run("reload", status=1)
     assert "lissen" in done.stderr
     assert "nothing has changed" in done.stderr
-    await place.running.wait_for("reload_failed")
+    await installation.running.wait_for("reload_failed")
     file.write_text(right.replace('"web"', '"site"'))
-    assert (await place.run("reload")).stdout.startswith(f"reloaded {file}: ")
-    assert "site " in (await place.run("status")).stdout
+    assert (await installation.run("reload")).stdout.startswith(f"reloaded {file}: ")
+    assert "site " in (await installation.run("status")).stdout
 
 
-# ---- which daemon ----
+# ---- the search for the control socket ----
 
 
-def test_the_option_wins_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+def test_the_socket_option_precedes_the_environment_and_the_file(tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     file.write_text('[admin]\nsocket = "/run/file.sock"\n')
     environ = {"VSOCKPROXY_ADMIN": "/run/variable.sock"}
@@ -156,7 +167,7 @@ def test_the_option_wins_over_the_environment_and_that_over_the_file(tmp_path: P
     assert find_socket(None, None, {"VSOCKPROXY_ADMIN_SOCKET": "/run/x"}) == Path("/run/x")
 
 
-def test_a_file_that_has_no_socket_or_cannot_be_read_is_said(tmp_path: Path) -> None:
+def test_a_file_without_a_control_socket_or_with_an_error_raises(tmp_path: Path) -> None:
     off, broken = tmp_path / "off.toml", tmp_path / "broken.toml"
     off.write_text('admin.socket = "off"')
     broken.write_text("[")
@@ -166,7 +177,9 @@ def test_a_file_that_has_no_socket_or_cannot_be_read_is_said(tmp_path: Path) -> 
         find_socket(None, broken, {})
 
 
-def test_the_users_own_place_is_found_and_two_daemons_are_told_apart(tmp_path: Path) -> None:
+def test_the_users_runtime_directory_is_searched_and_two_daemons_are_ambiguous(
+    tmp_path: Path,
+) -> None:
     own = tmp_path / "vsockproxy"
     own.mkdir(mode=0o700)
     service = tmp_path / "service"
@@ -179,7 +192,7 @@ def test_the_users_own_place_is_found_and_two_daemons_are_told_apart(tmp_path: P
     assert f"several daemons run: {own}/admin.sock, {service}/admin.sock" in str(caught.value)
 
 
-def test_a_folder_that_others_may_write_to_is_not_believed(tmp_path: Path) -> None:
+def test_a_socket_in_a_world_writable_folder_is_ignored(tmp_path: Path) -> None:
     own = tmp_path / "vsockproxy"
     own.mkdir()
     own.chmod(0o777)
@@ -191,7 +204,7 @@ def test_a_folder_that_others_may_write_to_is_not_believed(tmp_path: Path) -> No
         find_socket(None, None, environ)
 
 
-def test_a_daemon_that_is_not_there_is_said_with_what_to_do(tmp_path: Path) -> None:
+def test_status_without_a_daemon_fails_with_the_remedy(tmp_path: Path) -> None:
     missing, dead = tmp_path / "missing", tmp_path / "dead"
     dead_unix_socket(dead)
     for path, words in ((missing, "does not exist; start"), (dead, "left over from a daemon")):
@@ -200,8 +213,8 @@ def test_a_daemon_that_is_not_there_is_said_with_what_to_do(tmp_path: Path) -> N
         assert words in done.stderr
 
 
-def test_a_socket_of_another_user_is_said_with_what_to_do() -> None:
-    from vsockproxy.admin.client import Client  # noqa: PLC0415 - beside its one use
+def test_a_control_socket_without_permission_raises_permission_denied() -> None:
+    from vsockproxy.admin.client import Client  # noqa: PLC0415 - its only use
 
     with open_folder() as folder, unix_listener(folder / "admin.sock"):
         (folder / "admin.sock").chmod(0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.admin.running_daemon import Steered, steered
+from tests.admin.running_daemon import ControlledDaemon, controlled_daemon
 from tests.fake_services import unix_listener
 from vsockproxy.address.endpoint import Dialable, UnixEndpoint
 from vsockproxy.config.settings import Config
@@ -21,7 +21,7 @@ from vsockproxy.doctor.running_daemon import RunningDaemon, ask_daemon, judge_da
 from vsockproxy.errors import VsockproxyError, dial_error
 
 
-async def query(running: Steered) -> RunningDaemon:
+async def query(running: ControlledDaemon) -> RunningDaemon:
     answer = await trio.to_thread.run_sync(partial(ask_daemon, lambda: running.socket))
     assert isinstance(answer, RunningDaemon)
     return answer
@@ -32,14 +32,14 @@ def judge(daemon: RunningDaemon | VsockproxyError, config: Config | None = None)
 
 
 async def test_a_ready_daemon_is_one_finding(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web", "db") as running:
+    async with controlled_daemon(tmp_path, "web", "db") as running:
         [finding] = judge(await query(running), running.daemon.config)
     assert finding.level == "ok"
     assert "routes: 2, live connections: 0" in finding.text
 
 
 async def test_a_paused_or_drained_route_is_a_problem_with_resume_as_remedy(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web", "db") as running:
+    async with controlled_daemon(tmp_path, "web", "db") as running:
         await running.post("/v1/routes/db/pause")
         await running.post("/v1/routes/web/drain")
         found = {one.subject: one for one in judge(await query(running))}
@@ -49,7 +49,7 @@ async def test_a_paused_or_drained_route_is_a_problem_with_resume_as_remedy(tmp_
     assert {found[name].level for name in ("route db", "route web")} == {"problem"}
 
 
-async def fails_to_dial(running: Steered, target: Dialable, reason: str) -> Finding:
+async def fails_to_dial(running: ControlledDaemon, target: Dialable, reason: str) -> Finding:
     """Change the route's target, let a dial fail, and return the finding about it."""
     [route] = running.daemon.config.routes
     await running.reload(routes=(replace(route, target=target),))
@@ -60,7 +60,7 @@ async def fails_to_dial(running: Steered, target: Dialable, reason: str) -> Find
 
 
 async def test_the_last_failed_dial_is_shown_with_its_age(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web") as running:
+    async with controlled_daemon(tmp_path, "web") as running:
         target = UnixEndpoint(str(tmp_path / "none"))
         finding = await fails_to_dial(running, target, "not_found")
     assert finding.subject == "route web"
@@ -70,7 +70,7 @@ async def test_the_last_failed_dial_is_shown_with_its_age(tmp_path: Path) -> Non
 
 async def test_a_dial_denied_only_to_the_daemon_is_a_problem(tmp_path: Path) -> None:
     """Root may write to every socket; the daemon's user may not."""
-    async with steered(tmp_path, "web") as running:
+    async with controlled_daemon(tmp_path, "web") as running:
         daemon = await query(running)
     target = UnixEndpoint("/run/vm.sock")
     message = str(dial_error(target, 13))
@@ -83,7 +83,7 @@ async def test_a_dial_denied_only_to_the_daemon_is_a_problem(tmp_path: Path) -> 
 
 
 async def test_a_changed_file_is_noted_with_reload_as_remedy(tmp_path: Path) -> None:
-    async with steered(tmp_path, "web") as running:
+    async with controlled_daemon(tmp_path, "web") as running:
         config = running.daemon.config
         daemon = await query(running)
         newer = replace(config, limits=replace(config.limits, max_connections=5))
@@ -94,7 +94,7 @@ async def test_a_changed_file_is_noted_with_reload_as_remedy(tmp_path: Path) -> 
 
 async def test_without_a_file_the_daemons_targets_are_dialled(tmp_path: Path) -> None:
     attempts = Attempts(open_vsock=lambda: 0, read_cid=lambda: 2)
-    async with steered(tmp_path, "web") as running:
+    async with controlled_daemon(tmp_path, "web") as running:
         daemon = await query(running)
         found = await examine(None, machine=Machine(), attempts=attempts, daemon=daemon)
     assert [one.level for one in found if one.subject == "route web"] == ["ok"]

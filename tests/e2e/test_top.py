@@ -1,4 +1,4 @@
-"""`vsockproxy top` in a real terminal, looking at a real daemon under load."""
+"""Tests of `vsockproxy top` in a real terminal with a real daemon."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 import trio
 
 from tests.cli.terminal import Terminal, terminal
-from tests.daemon_process import Daemon, daemon
+from tests.daemon_process import Daemon, command, daemon
 from tests.fake_services import echo, mux_server
 
-LEAVES: bytes = b"\x1b[?1049l"
-SHOWS_CURSOR: bytes = b"\x1b[?25h"
+LEAVE_SCREEN: bytes = b"\x1b[?1049l"
+SHOW_CURSOR: bytes = b"\x1b[?25h"
 
 
 class Watched:
-    """A daemon with two routes, of which one leads nowhere."""
+    """The configuration of a daemon with two routes, one of which has no target."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,17 +32,18 @@ class Watched:
 
     @property
     def top(self) -> tuple[str, str, Path]:
+        """Return the arguments of `top` for this daemon."""
         return "top", "--socket", self.folder / "admin.sock"
 
     async def client(self) -> trio.SocketStream:
-        """A client whose first byte has come back."""
+        """Return a client that has received its first byte back."""
         client = await trio.open_unix_socket(str(self.folder / "web.sock"))
         await client.send_all(b"x")
         assert await client.receive_some() == b"x"
         return client
 
     async def load(self) -> None:
-        """Send bytes round, and fail to be connected, until cancelled."""
+        """Exchange bytes on one route and cause failed dials on the other, until cancelled."""
         async with await self.client() as client:
             while True:
                 await client.send_all(bytes(10_000))
@@ -61,7 +62,7 @@ async def started(running: Daemon) -> None:
     await running.wait_for("ready")
 
 
-async def test_a_daemon_under_load_is_watched_filtered_and_steered(watched: Watched) -> None:
+async def test_top_of_a_busy_daemon_shows_sorts_filters_and_kills(watched: Watched) -> None:
     async with daemon("run", "-c", watched.file) as running:
         await started(running)
         async with (
@@ -79,15 +80,16 @@ async def test_a_daemon_under_load_is_watched_filtered_and_steered(watched: Watc
             await top.type("ss")
             await top.shows("connections by id, ascending")
             await top.type("/nobody\r")
-            await top.shows("those with 'nobody'")
+            await top.shows("filter 'nobody'")
             await top.shows(lambda lines: not any(line.startswith(">") for line in lines))
             await top.type("\x1b")
             lines = await top.shows(lambda lines: any(line.startswith(">") for line in lines))
             first = next(line for line in lines if line.startswith(">"))
+            number = first[1:].split()[0]
             await top.type("k")
-            await top.shows(f"end connection {first[1:].split()[0]}? y ends it")
+            await top.shows(f"end connection {number}? press y to confirm")
             await top.type("y")
-            await top.shows("has been ended")
+            await top.shows(f"connection {number} ended")
             assert await victim.receive_some() == b""
             await top.type("p")
             await top.shows("paused")
@@ -102,7 +104,7 @@ async def test_a_daemon_under_load_is_watched_filtered_and_steered(watched: Watc
 
 
 @pytest.mark.parametrize("how", ["q", signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-async def test_the_terminal_is_as_it_was_whatever_ends_it(
+async def test_q_or_a_signal_ends_top_and_restores_the_terminal(
     watched: Watched, how: str | signal.Signals
 ) -> None:
     async with daemon("run", "-c", watched.file) as running:
@@ -117,32 +119,35 @@ async def test_the_terminal_is_as_it_was_whatever_ends_it(
                 await top.type(how)
             assert await top.wait() == 0
             assert top.mode() == before
-            await top.shows(lambda _: LEAVES in top.written)
-            assert SHOWS_CURSOR in top.written.split(LEAVES)[0][-20:] + top.written.split(LEAVES)[1]
+            await top.shows(lambda _: LEAVE_SCREEN in top.written)
+            assert (
+                SHOW_CURSOR
+                in top.written.split(LEAVE_SCREEN)[0][-20:] + top.written.split(LEAVE_SCREEN)[1]
+            )
 
 
-async def test_a_daemon_that_is_gone_is_waited_for(watched: Watched) -> None:
+async def test_top_reconnects_to_a_restarted_daemon(watched: Watched) -> None:
     async with daemon("run", "-c", watched.file) as first:
         await started(first)
         async with terminal(*watched.top) as top:
             await top.shows(f"process {first.pid}")
             assert await first.stop() == 0
-            await top.shows("waiting for the daemon")
+            await top.shows("no answer from the daemon")
             async with daemon("run", "-c", watched.file) as second:
                 await started(second)
                 lines = await top.shows(f"process {second.pid}")
-                assert "waiting for the daemon" not in "\n".join(lines)
+                assert "no answer from the daemon" not in "\n".join(lines)
                 await top.type("q")
                 assert await top.wait() == 0
 
 
-async def test_without_a_daemon_it_ends_and_says_so(watched: Watched) -> None:
+async def test_top_without_a_daemon_fails_before_it_draws(watched: Watched) -> None:
     async with terminal(*watched.top) as top:
         assert await top.wait() == 1
-        assert LEAVES not in top.written
+        assert LEAVE_SCREEN not in top.written
 
 
-async def test_no_colour_is_shown_where_none_is_wanted(watched: Watched) -> None:
+async def test_with_no_color_set_the_screen_has_no_colours(watched: Watched) -> None:
     async with daemon("run", "-c", watched.file) as running:
         await started(running)
         async with terminal(*watched.top, environ={"NO_COLOR": "1"}) as top:
@@ -153,10 +158,16 @@ async def test_no_colour_is_shown_where_none_is_wanted(watched: Watched) -> None
             assert _has_colour(top.written)
 
 
-async def test_a_dumb_terminal_is_told_what_to_do_instead(watched: Watched) -> None:
+async def test_top_on_a_dumb_terminal_fails_before_it_draws(watched: Watched) -> None:
     async with terminal(*watched.top, environ={"TERM": "dumb"}) as top:
         assert await top.wait() == 1
         assert b"\x1b" not in top.written
+
+
+def test_without_a_terminal_top_suggests_connections_watch(tmp_path: Path) -> None:
+    done = command("top", "--socket", tmp_path / "none")
+    assert done.returncode == 1
+    assert "connections --watch" in done.stderr
 
 
 async def _shown_with_an_error(watched: Watched, top: Terminal) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.admin.running_daemon import Steered, steered
+from tests.admin.running_daemon import ControlledDaemon, controlled_daemon
 from tests.fake_services import has_ipv6, unused_tcp_port
 from tests.sockets import no_descriptor_left_over
 from vsockproxy.address.endpoint import TcpEndpoint
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def routes(daemon: Steered, port: int) -> tuple[Route, Route]:
+def routes(daemon: ControlledDaemon, port: int) -> tuple[Route, Route]:
     """Return a route on 127.0.0.1, and the same on 127.0.0.1 and ::1."""
     [route] = daemon.daemon.config.routes
     narrow = replace(route, name="web", listen=TcpEndpoint("127.0.0.1", port))
@@ -38,7 +38,7 @@ async def echoes(client: trio.SocketStream, data: bytes) -> bool:
 
 async def test_a_listener_moves_to_an_address_that_overlaps_its_own(tmp_path: Path) -> None:
     with no_descriptor_left_over():
-        async with steered(tmp_path, "echo") as daemon:
+        async with controlled_daemon(tmp_path, "echo") as daemon:
             port = unused_tcp_port()
             narrow, wide = routes(daemon, port)
             await daemon.reload(routes=(narrow,))
@@ -59,7 +59,7 @@ async def test_a_listener_moves_to_an_address_that_overlaps_its_own(tmp_path: Pa
 
 
 async def test_a_reload_that_fails_leaves_the_old_address_alone(tmp_path: Path) -> None:
-    async with steered(tmp_path, "echo") as daemon:
+    async with controlled_daemon(tmp_path, "echo") as daemon:
         with socket.create_server(("::1", 0), family=socket.AF_INET6) as other:
             port = other.getsockname()[1]
             narrow, wide = routes(daemon, port)
@@ -76,7 +76,7 @@ async def test_two_host_names_of_one_address_clash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only a listener that the reload removes may overlap."""
-    async with steered(tmp_path, "echo") as daemon:
+    async with controlled_daemon(tmp_path, "echo") as daemon:
         port = unused_tcp_port()
         narrow, wide = routes(daemon, port)
         await daemon.reload(routes=(narrow,))

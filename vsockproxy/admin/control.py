@@ -1,4 +1,4 @@
-"""The control API, for the control socket alone: whoever can open it can change the daemon.
+"""The control API, served only on the control socket: its clients can change the daemon.
 
 Owns: the HTTP of the API, and what each of `operations` does.  The JSON is `schema`'s, the
 daemon's state is read by `view`.

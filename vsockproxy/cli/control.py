@@ -1,4 +1,7 @@
-"""The commands that ask and steer a running daemon by its operator's socket."""
+"""The commands that query and control a running daemon through its control socket.
+
+Owns: `status`, `connections`, `kill`, `pause`, `drain`, `resume` and `reload`.
+"""
 
 from __future__ import annotations
 
@@ -20,24 +23,28 @@ from vsockproxy.readable import count
 if TYPE_CHECKING:
     from vsockproxy.admin.client import Answer, Client
 
-_EVERY = 1.0  # seconds from one look of --watch to the next
-_IMPATIENCE = 1.0  # seconds; somebody has pressed Tab
-_MANY = 1000  # connections on a page, where all are wanted
+_EVERY = 1.0  # seconds between the tables of --watch
+_COMPLETION_TIMEOUT = 1.0  # seconds; the user waits at a prompt
+_LARGEST_PAGE = 1000  # connections
 
 ClientOption = Annotated[
     str | None,
-    typer.Option("--client", metavar="WHO", help="Of an address, an IP network or a CID."),
+    typer.Option(
+        "--client",
+        metavar="RULE",
+        help="Only this address, IP network or CID.",
+    ),
 ]
 
 
 def _route_names(context: typer.Context, incomplete: str) -> list[str]:
-    """For the shell: the names of the running daemon's routes; none where none is found."""
+    """Return the route names that complete a word; none if no daemon answers."""
     from vsockproxy.admin.client import Client, find_socket  # noqa: PLC0415 - at its use
 
-    named = (context.params.get("socket"), context.params.get("config"))
-    path, config = (Path(name) if name else None for name in named)
+    options = (context.params.get("socket"), context.params.get("config"))
+    path, config = (Path(option) if option else None for option in options)
     try:
-        client = Client(find_socket(path, config, os.environ, defaults=PLACES), _IMPATIENCE)
+        client = Client(find_socket(path, config, os.environ, defaults=PLACES), _COMPLETION_TIMEOUT)
         names = [route["name"] for route in client.get("/v1/routes")["routes"]]
     except VsockproxyError:
         return []
@@ -46,16 +53,16 @@ def _route_names(context: typer.Context, incomplete: str) -> list[str]:
 
 RouteArgument = Annotated[
     str,
-    typer.Argument(metavar="ROUTE", help="Its name, as in status.", autocompletion=_route_names),
+    typer.Argument(metavar="ROUTE", help="Name, as shown by status.", autocompletion=_route_names),
 ]
 RouteOption = Annotated[
     str | None,
-    typer.Option("--route", metavar="NAME", help="Of this route.", autocompletion=_route_names),
+    typer.Option("--route", metavar="NAME", help="Only this route.", autocompletion=_route_names),
 ]
 
 
 class Sort(StrEnum):
-    """What the connections are sorted by; names and ids ascend, numbers descend."""
+    """Sort keys of connections; names and ids ascend, numbers descend."""
 
     ID = "id"
     ROUTE = "route"
@@ -70,20 +77,20 @@ class Sort(StrEnum):
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command(short_help="Show the routes of the running daemon.")(status)
-    app.command(short_help="Show who is connected.")(connections)
-    app.command(short_help="End connections now.")(kill)
-    app.command(short_help="Have a route's clients wait.")(pause)
-    app.command(short_help="Close a route's listener; its connections go on.")(drain)
-    app.command(short_help="Have a route accept again.")(resume)
-    app.command(short_help="Have the daemon read its configuration again.")(reload)
+    app.command(short_help="Show the daemon and its routes.")(status)
+    app.command(short_help="List live connections.")(connections)
+    app.command(short_help="End live connections.")(kill)
+    app.command(short_help="Pause a route: new clients are queued.")(pause)
+    app.command(short_help="Close a route's listener, keep its connections.")(drain)
+    app.command(short_help="Resume a paused or drained route.")(resume)
+    app.command(short_help="Reload the configuration.")(reload)
 
 
 def status(
     config: ConfigOption = None, *, socket: SocketOption = None, as_json: JsonOption = False
 ) -> None:
-    """Show the running daemon and its routes: state, connections, bytes, the last error."""
-    with _asking(config, socket) as client:
+    """Show the running daemon and the state, connections, bytes and last error of each route."""
+    with _daemon_client(config, socket) as client:
         daemon, routes = client.get("/v1/status"), client.get("/v1/routes")
     if as_json:
         typer.echo(json.dumps({**daemon, **routes}, indent=2))
@@ -99,68 +106,70 @@ def connections(
     socket: SocketOption = None,
     route: RouteOption = None,
     client: ClientOption = None,
-    sort: Annotated[Sort, typer.Option(help="Numbers descend, names and ids ascend.")] = Sort.ID,
-    limit: Annotated[int, typer.Option(min=1, max=_MANY, help="Rows at most.")] = 100,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Every second anew.")] = False,
+    sort: Annotated[Sort, typer.Option(help="Sort key; numbers descend.")] = Sort.ID,
+    limit: Annotated[int, typer.Option(min=1, max=_LARGEST_PAGE, help="Maximum rows.")] = 100,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh every second.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show who is connected: ports, bytes and rates each way, ages. The first column is for kill.
+    """List live connections: client, target, state, bytes, rate, idle time and age.
 
-    --json prints every connection, whatever the limit is.
+    kill takes the ids of the first column. With --json the output has every
+    connection and both ports of each; --limit has no effect.
     """
     query = {"route": route, "client": client, "sort": sort.value}
-    with _asking(config, socket) as daemon:
+    with _daemon_client(config, socket) as daemon:
         if as_json:
             _print_all(daemon, query)
             return
         from vsockproxy.cli import tables  # noqa: PLC0415 - at its use
 
-        def look() -> Any:
+        def table() -> Any:
             return tables.connections(daemon.get("/v1/connections", **query, limit=limit))
 
         if watch:
-            tables.watch(sys.stdout, look, _EVERY)
+            tables.watch(sys.stdout, table, _EVERY)
         else:
-            tables.show(sys.stdout, look())
+            tables.show(sys.stdout, table())
 
 
 def _print_all(daemon: Client, query: Answer) -> None:
-    pages = list(daemon.connections(**query, limit=_MANY))
+    pages = list(daemon.connections(**query, limit=_LARGEST_PAGE))
     everything = [live for page in pages for live in page["connections"]]
     typer.echo(json.dumps({"total": len(everything), "connections": everything}, indent=2))
 
 
 def kill(
     ids: Annotated[
-        list[int] | None, typer.Argument(metavar="ID...", help="As in connections.")
+        list[int] | None,
+        typer.Argument(metavar="ID...", help="Ids, as shown by connections."),
     ] = None,
     config: ConfigOption = None,
     *,
     socket: SocketOption = None,
     route: RouteOption = None,
     client: ClientOption = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every connection.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All connections.")] = False,
 ) -> None:
-    """End connections now, both ways: by their ids, or all of a route or a client.
+    """End live connections: those with the given ids, or all of a route or a client.
 
-    The client is reset; the access line says `killed`.
+    The clients are reset. The access log records the reason `killed`.
     """
-    chosen = {"route": route, "client": client, "all": everything or None}
-    question = {key: value for key, value in chosen.items() if value is not None}
-    if bool(ids) == bool(question):
-        raise typer.BadParameter("name the connections: ID..., or --route, --client, --all")
-    with _asking(config, socket) as daemon:
+    filters = {"route": route, "client": client, "all": everything or None}
+    given = {key: value for key, value in filters.items() if value is not None}
+    if bool(ids) == bool(given):
+        raise typer.BadParameter("give either connection ids, or --route, --client or --all")
+    with _daemon_client(config, socket) as daemon:
         if ids:
             ended, missing = _kill_each(daemon, ids)
         else:
-            ended, missing = daemon.post("/v1/connections/end", question)["ended"], []
+            ended, missing = daemon.post("/v1/connections/end", given)["ended"], []
     typer.echo(f"ended {count(len(ended), 'connection')}")
     if missing:
         fail(*missing)
 
 
 def _kill_each(daemon: Client, ids: list[int]) -> tuple[list[int], list[str]]:
-    """Those that were ended, and a sentence for each that is not there."""
+    """Return the ids that were ended, and an error line for each that is not live."""
     from vsockproxy.admin.client import RequestError  # noqa: PLC0415 - at its use
 
     ended: list[int] = []
@@ -176,53 +185,56 @@ def _kill_each(daemon: Client, ids: list[int]) -> tuple[list[int], list[str]]:
 def pause(
     route: RouteArgument, config: ConfigOption = None, *, socket: SocketOption = None
 ) -> None:
-    """Have a route accept no more for now: new clients wait, live connections go on.
+    """Pause a route: new clients are queued, live connections continue.
 
-    Until resume, or the daemon's end; a reload keeps it.
+    The route stays paused across reloads, until resume or until the daemon
+    stops.
     """
-    _steer(config, socket, route, "pause")
+    _control_route(config, socket, route, "pause")
 
 
 def drain(
     route: RouteArgument, config: ConfigOption = None, *, socket: SocketOption = None
 ) -> None:
-    """Close a route's listener: new clients are refused, live connections end by themselves.
+    """Drain a route: its listener is closed, live connections continue.
 
-    Until resume, or the daemon's end; a reload keeps it. Those that are left
-    are ended by kill --route.
+    New clients are refused. The route stays drained across reloads, until
+    resume or until the daemon stops. To end the remaining connections, use
+    kill --route.
     """
-    _steer(config, socket, route, "drain")
+    _control_route(config, socket, route, "drain")
 
 
 def resume(
     route: RouteArgument, config: ConfigOption = None, *, socket: SocketOption = None
 ) -> None:
-    """Have a route accept again that was paused or drained."""
-    _steer(config, socket, route, "resume")
+    """Resume a paused or drained route."""
+    _control_route(config, socket, route, "resume")
 
 
-def _steer(config: Path | None, socket: Path | None, route: str, action: str) -> None:
+def _control_route(config: Path | None, socket: Path | None, route: str, action: str) -> None:
     from vsockproxy.admin.client import route_path  # noqa: PLC0415 - at its use
 
-    with _asking(config, socket) as daemon:
+    with _daemon_client(config, socket) as daemon:
         answer = daemon.post(route_path(route, action))
     live = count(answer["live"], "live connection")
     typer.echo(f"{answer['name']}: {answer['state']}, {live}")
 
 
 def reload(config: ConfigOption = None, *, socket: SocketOption = None) -> None:
-    """Have the daemon read its configuration again, as SIGHUP does, and say what is wrong.
+    """Reload the configuration, as SIGHUP does, and report the result.
 
-    What is wrong changes nothing; the exit status is 1 then.
+    If the new configuration has an error, the daemon keeps the old one and the
+    exit status is 1.
     """
-    with _asking(config, socket) as daemon:
+    with _daemon_client(config, socket) as daemon:
         answer = daemon.post("/v1/reload")
     typer.echo(f"reloaded {answer['source']}: {answer['fingerprint']}")
 
 
 @contextmanager
-def _asking(config: Path | None, path: Path | None) -> Iterator[Client]:
-    """The daemon that is meant; what does not work ends the command with its words."""
+def _daemon_client(config: Path | None, path: Path | None) -> Iterator[Client]:
+    """Yield a client of the daemon; an error ends the command with its message."""
     from vsockproxy.admin.client import Client, find_socket  # noqa: PLC0415 - at its use
 
     try:

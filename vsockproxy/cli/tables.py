@@ -1,7 +1,7 @@
 """The tables of `status`, `connections` and `check`.
 
-Owns: their columns, and how wide they are printed.  Requests nothing: the caller passes the
-API's answers, or a configuration.
+Owns: their columns and their width.  Sends no requests: the caller passes the API's answers
+or a configuration.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vsockproxy.readable import count, duration, size
 
 Answer = dict[str, Any]
 
-_UNWRAPPED: Final = 10_000  # columns: outside a terminal a row is one line
+_UNWRAPPED: Final = 10_000  # columns; a row is one line unless the output is a terminal
 _STYLES: Final = {
     "paused": "yellow",
     "draining": "yellow",
@@ -31,23 +31,23 @@ _STYLES: Final = {
 }
 
 
-def show(stream: TextIO, what: RenderableType) -> None:
+def show(stream: TextIO, table: RenderableType) -> None:
     """Print a table."""
-    _console(stream).print(what)
+    _console(stream).print(table)
 
 
-def watch(stream: TextIO, look: Callable[[], RenderableType], every: float) -> None:
-    """Print a new table every ``every`` seconds until Ctrl-C; in place on a terminal."""
+def watch(stream: TextIO, make: Callable[[], RenderableType], every: float) -> None:
+    """Print a new table every ``every`` seconds until Ctrl-C; a terminal is redrawn in place."""
     console = _console(stream)
     try:
         if not console.is_terminal:
             while True:
-                console.print(look())
+                console.print(make())
                 time.sleep(every)
-        with Live(look(), console=console, screen=True, auto_refresh=False) as live:
+        with Live(make(), console=console, screen=True, auto_refresh=False) as live:
             while True:
                 time.sleep(every)
-                live.update(look(), refresh=True)
+                live.update(make(), refresh=True)
     except KeyboardInterrupt:
         return
 
@@ -58,7 +58,7 @@ def _console(stream: TextIO) -> Console:
 
 
 def status(daemon: Answer, routes: Answer) -> RenderableType:
-    """Return the daemon in a line, its routes, and the last error of each."""
+    """Return a line about the daemon, a table of its routes, and the last error of each."""
     parts: list[RenderableType] = [Text(_summary(daemon))]
     parts += [Text(f"not ready: {line}", "red") for line in daemon["not_ready"]]
     parts += [Text(""), _routes(routes["routes"])]
@@ -77,7 +77,9 @@ def _summary(daemon: Answer) -> str:
 
 
 def _routes(routes: list[Answer]) -> Table:
-    table = _table("route", "listen", "target", "state", "live>", "all>", "failed>", "in>", "out>")
+    table = _table(
+        "route", "listen", "target", "state", "live>", "accepted>", "failed>", "in>", "out>"
+    )
     for route in routes:
         table.add_row(
             Text(route["name"]),
@@ -94,7 +96,7 @@ def _routes(routes: list[Answer]) -> Table:
 
 
 def _target(target: Answer) -> str:
-    """Return a target's address, and its state if that is a failure."""
+    """Return a target's address, with its state if it is down or refused."""
     trouble = f" ({target['state']})" if target["state"] in ("refused", "down") else ""
     return f"{target['address']}{trouble}"
 
@@ -106,7 +108,7 @@ def _last_error(route: Answer) -> Text:
 
 
 def connections(page: Answer) -> RenderableType:
-    """Return a page of live connections, and how many there are on all pages."""
+    """Return a table of one page of live connections, and their number on all pages."""
     shown = page["connections"]
     table = _table(
         "id>", "route", "client", "target", "state", "in>", "out>", "rate>", "idle>", "age>"
@@ -132,7 +134,7 @@ def connections(page: Answer) -> RenderableType:
 
 
 def configuration(config: Config) -> RenderableType:
-    """Return a configuration's routes, a row each, and a summary."""
+    """Return a table of a configuration's routes, and a summary."""
     return Group(_configured_routes(config), Text(_configuration_summary(config)))
 
 
@@ -152,7 +154,7 @@ def _configured_routes(config: Config) -> Table:
 
 
 def _settings(policy: Policy) -> str:
-    """Return the settings that differ from the defaults, as in a file; times in seconds."""
+    """Return the settings that differ from their defaults, as ``key=value``; times in seconds."""
     default = Policy()
     return " ".join(
         f"{name}={_setting(name, getattr(policy, name))}"

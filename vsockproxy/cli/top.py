@@ -1,4 +1,4 @@
-"""The command that stays: top."""
+"""The command `top`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import typer
 from vsockproxy.cli.program import PLACES, ConfigOption, SocketOption, fail
 from vsockproxy.errors import VsockproxyError
 
-_TIMEOUT = 3.0  # seconds until a daemon that hangs is said to
+_TIMEOUT = 3.0  # seconds of silence after which the daemon counts as hung
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command(short_help="Watch the running daemon on the whole terminal.")(top)
+    app.command(short_help="Watch the daemon's traffic full-screen.")(top)
 
 
 def top(config: ConfigOption = None, *, socket: SocketOption = None) -> None:
-    """Watch the running daemon on the whole terminal: rates, connections, errors as they happen.
+    """Watch routes, connections and errors of the daemon on a full screen, every second.
 
-    The keys are at the bottom of the screen, and ? explains them. NO_COLOR is
-    heeded.
+    The bottom line lists the keys; ? explains them. If NO_COLOR is set, the
+    screen has no colours.
     """
     from rich.console import Console  # noqa: PLC0415 - at its use
 
@@ -31,8 +31,8 @@ def top(config: ConfigOption = None, *, socket: SocketOption = None) -> None:
     console = Console(markup=False, highlight=False)
     if not (sys.stdin.isatty() and console.is_terminal) or console.is_dumb_terminal:
         fail(
-            "top needs a whole terminal, and this is none (TERM is dumb, or it is a pipe)",
-            "vsockproxy connections --watch prints lines instead",
+            "cannot start top: standard input or output is not a terminal, or TERM is dumb",
+            "to print plain lines, use vsockproxy connections --watch",
         )
     from vsockproxy.top import session  # noqa: PLC0415 - at its use
 

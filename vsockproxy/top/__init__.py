@@ -1,1 +1,1 @@
-"""`vsockproxy top`: a running daemon on a whole terminal, looked at every second."""
+"""`vsockproxy top`: a full-screen view of a running daemon, refreshed every second."""

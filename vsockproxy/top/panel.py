@@ -1,7 +1,7 @@
-"""What the person at the keys has chosen: order, filter, row, and what is being asked.
+"""The state of the screen that the keys control: sort key, filter, selected row, prompt.
 
-Owns: `Panel`, which every key goes to.  Draws nothing and asks no daemon: what is to be done
-comes back as an `Order`.
+Owns: `Panel`, which receives every key.  Draws nothing and sends no requests: an action that
+needs the daemon or the session is returned as an `Action`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import Any, Final, Literal, NamedTuple
 
 from vsockproxy.top.traffic import Answer
 
-ORDERS: Final = ("rate", "bytes", "age", "idle", "id", "route", "client")
-"""By what connections are sorted, in the order of the key; words of the API."""
+SORT_KEYS: Final = ("rate", "bytes", "age", "idle", "id", "route", "client")
+"""The sort keys of connections, in the order in which `s` cycles through them; the API's words."""
 
 _ASCEND: Final = frozenset({"id", "route", "client"})
 _ROWS_A_PAGE: Final = 10
 
-Asking = Literal["nothing", "filter", "kill", "help"]
+Prompt = Literal["nothing", "filter", "kill", "help"]
 
 
-class Order(NamedTuple):
-    """What a key wants done beyond the screen; ``connection`` is the one to kill."""
+class Action(NamedTuple):
+    """An action beyond the screen that a key asks for; ``connection`` is the one to kill."""
 
-    verb: Literal["quit", "kill", "look"]
+    verb: Literal["quit", "kill", "refresh"]
     connection: int = 0
 
 
@@ -31,83 +31,84 @@ class Panel:
     """The state of the screen.
 
     Attributes:
-      sort: one of `ORDERS`; ``is_reversed`` is against its natural direction.
-      filter: what a connection's texts must contain, in any case; empty for all.
-      is_paused: whether the numbers stand still.
-      selected: the id of the connection that the keys mean; None for the first.
-      asking: what the keys answer now.
-      typed: the filter as far as it is typed.
-      said: what came of the last order, for one line.
+      sort: one of `SORT_KEYS`.
+      is_reversed: whether the order is the opposite of the sort key's default.
+      filter: text that a shown connection contains, ignoring case; empty for all.
+      is_paused: whether the screen has stopped refreshing.
+      selected: the id of the selected connection; None selects the first row.
+      prompt: the prompt that is open.
+      typed: the filter text entered so far.
+      message: result of the last action, for the bottom line.
     """
 
     def __init__(self) -> None:
-        self.sort = ORDERS[0]
+        self.sort = SORT_KEYS[0]
         self.is_reversed = False
         self.filter = ""
         self.is_paused = False
         self.selected: int | None = None
-        self.asking: Asking = "nothing"
+        self.prompt: Prompt = "nothing"
         self.typed = ""
-        self.said = ""
+        self.message = ""
         self._rows: list[Answer] = []
 
     @property
     def direction(self) -> Literal["asc", "desc"]:
-        """The API's word for the direction of the order."""
+        """Return the sort direction as the API names it."""
         return "asc" if (self.sort in _ASCEND) != self.is_reversed else "desc"
 
     def arrange(self, connections: Sequence[Answer]) -> list[Answer]:
-        """The connections that pass the filter, in order; the keys move among them."""
+        """Return the connections that match the filter, sorted; the keys select among them."""
         self._rows = sorted(
             filter(self._passes, connections), key=self._key, reverse=self.direction == "desc"
         )
-        if self.row is None and self.asking != "kill":  # the one that was meant has ended
+        if self.row is None and self.prompt != "kill":  # the selected connection has closed
             self.selected = None
         return self._rows
 
     @property
     def row(self) -> int | None:
-        """Which of the arranged connections is selected; None for none of them."""
+        """Return the index of the selected connection in `arrange`; None if none is selected."""
         for index, connection in enumerate(self._rows):
             if connection["id"] == self.selected:
                 return index
         return 0 if self._rows and self.selected is None else None
 
-    def press(self, key: str) -> Order | None:
-        """Follow a key: a character, or the name of a key (`terminal.KEYS`)."""
-        self.said = ""
-        match self.asking:
+    def press(self, key: str) -> Action | None:
+        """Process a key: a character, or the name of a key (`terminal.KEYS`)."""
+        self.message = ""
+        match self.prompt:
             case "filter":
                 return self._type(key)
             case "kill":
                 return self._confirm(key)
             case "help":
-                self.asking = "nothing"
+                self.prompt = "nothing"
                 return None
         return self._command(key)
 
-    def _command(self, key: str) -> Order | None:
+    def _command(self, key: str) -> Action | None:
         match key:
             case "q" | "interrupt":
-                return Order("quit")
+                return Action("quit")
             case "s":
-                self.sort = ORDERS[(ORDERS.index(self.sort) + 1) % len(ORDERS)]
-                return Order("look")
+                self.sort = SORT_KEYS[(SORT_KEYS.index(self.sort) + 1) % len(SORT_KEYS)]
+                return Action("refresh")
             case "r":
                 self.is_reversed = not self.is_reversed
-                return Order("look")
+                return Action("refresh")
             case "p" | " ":
                 self.is_paused = not self.is_paused
-                return Order("look")
+                return Action("refresh")
             case "/":
-                self.asking, self.typed = "filter", self.filter
+                self.prompt, self.typed = "filter", self.filter
             case "escape" if self.filter:
                 self.filter = ""
-                return Order("look")
+                return Action("refresh")
             case "?" | "h":
-                self.asking = "help"
+                self.prompt = "help"
             case "k" | "delete":
-                self._ask_to_kill()
+                self._prompt_to_kill()
             case _:
                 self._move(key)
         return None
@@ -126,27 +127,27 @@ class Panel:
         if self._rows and key in places:
             self.selected = self._rows[max(0, min(places[key], last))]["id"]
 
-    def _ask_to_kill(self) -> None:
+    def _prompt_to_kill(self) -> None:
         if self.row is None:
-            self.said = "no connection is selected"
+            self.message = "no connection is selected"
         else:
             self.selected = self._rows[self.row]["id"]
-            self.asking = "kill"
+            self.prompt = "kill"
 
-    def _confirm(self, key: str) -> Order | None:
-        self.asking = "nothing"
+    def _confirm(self, key: str) -> Action | None:
+        self.prompt = "nothing"
         if key in ("y", "Y") and self.selected is not None:
-            return Order("kill", self.selected)
-        self.said = "nothing was ended"
+            return Action("kill", self.selected)
+        self.message = "no connection was ended"
         return None
 
-    def _type(self, key: str) -> Order | None:
+    def _type(self, key: str) -> Action | None:
         match key:
             case "enter":
-                self.filter, self.asking = self.typed, "nothing"
-                return Order("look")
+                self.filter, self.prompt = self.typed, "nothing"
+                return Action("refresh")
             case "escape" | "interrupt":
-                self.asking = "nothing"
+                self.prompt = "nothing"
             case "backspace":
                 self.typed = self.typed[:-1]
             case _ if len(key) == 1:
@@ -160,10 +161,10 @@ class Panel:
     def _key(self, connection: Answer) -> Any:
         number = connection["id"]
         match self.sort:
-            case "bytes" | "rate" as what:
-                return connection[f"upstream_{what}"] + connection[f"downstream_{what}"], number
-            case "age" | "idle" as what:
-                return connection[f"{what}_seconds"], number
+            case "bytes" | "rate" as key:
+                return connection[f"upstream_{key}"] + connection[f"downstream_{key}"], number
+            case "age" | "idle" as key:
+                return connection[f"{key}_seconds"], number
             case "id":
                 return (number,)
         return connection[self.sort], number

@@ -1,7 +1,7 @@
-"""The screen of `top`: what it shows of the traffic, in as many rows and columns as there are.
+"""The screen of `top`, laid out for the size of the terminal.
 
-Owns: the layout.  A pure function of `Traffic`, `Panel` and the size; nothing on it is told
-by colour alone.
+Owns: the layout.  A pure function of `Traffic`, `Panel` and the size.  Colour only repeats
+what the text says.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from rich.text import Text
 
 from vsockproxy.readable import count, duration, size
 from vsockproxy.top.panel import Panel
-from vsockproxy.top.traffic import HISTORY, Answer, Look, RouteRates, Traffic
+from vsockproxy.top.traffic import HISTORY, Answer, RouteRates, Snapshot, Traffic
 
 SMALLEST: Final = (72, 16)
-"""Columns and rows below which nothing can be shown."""
+"""The smallest terminal that `top` supports, in columns and rows."""
 
 _BAR: Final = 8
 _WITH_TARGET: Final = 110  # columns
@@ -35,23 +35,25 @@ _STYLES: Final = {
 _BRIEF: Final = {"half-closed": "half", "dialling": "dials"}
 _KEYS: Final = "q quit  s sort  r reverse  / filter  p pause  k kill  ? help"
 _HELP: Final = """\
-up down, page up page down, home end   choose a connection
-k       end the chosen connection, after a question
-s       sort by the next column: rate, bytes, age, idle, id, route, client
-r       turn the order round
-/       show those whose id, route, client, target or state contains a text
-escape  show all again
-p       hold the numbers, or let them go on
-q       quit
+up, down   select a connection; also page up, page down, home, end
+k, delete  end the selected connection, after confirmation
+s          next sort key: rate, bytes, age, idle, id, route, client
+r          reverse the order
+/          filter by id, route, client, target or state
+escape     clear the filter
+p, space   pause or resume refreshing
+?, h       show this help
+q          quit
 
-Rates are bytes a second. in is from clients to the target, out is from the
-target to clients. The bar compares the routes, the line is the last minute.
+Rates are in bytes per second. "in" is client to target, "out" is
+target to client. The bar compares the routes; the sparkline covers
+the last minute.
 
-Any key goes back."""
+Press any key to return."""
 
 
 class Glyphs(NamedTuple):
-    """The signs of bars and sparklines: `UNICODE`, or `ASCII` where that is all there is."""
+    """The characters of bars and sparklines: `UNICODE`, or `ASCII` for an ASCII-only terminal."""
 
     bar: str
     levels: str
@@ -70,10 +72,12 @@ class _Column(NamedTuple):
 def screen(
     traffic: Traffic, panel: Panel, columns: int, rows: int, glyphs: Glyphs = UNICODE
 ) -> Text:
-    """Exactly ``rows`` rows of ``columns`` columns."""
+    """Return the screen: exactly ``rows`` rows of ``columns`` columns."""
     if columns < SMALLEST[0] or rows < SMALLEST[1]:
-        lines = [Text("top needs {} columns and {} rows".format(*SMALLEST))]
-    elif panel.asking == "help":
+        lines = [
+            Text("terminal too small: top needs at least {} columns and {} rows".format(*SMALLEST))
+        ]
+    elif panel.prompt == "help":
         lines = [Text(line) for line in _HELP.splitlines()]
     else:
         lines = _Layout(columns, rows, glyphs).lines(traffic, panel)
@@ -84,7 +88,7 @@ def screen(
 
 
 class _Layout:
-    """The lines of a screen of one size."""
+    """The layout of a screen of one size."""
 
     def __init__(self, columns: int, rows: int, glyphs: Glyphs) -> None:
         self._columns = columns
@@ -92,16 +96,16 @@ class _Layout:
         self._glyphs = glyphs
 
     def lines(self, traffic: Traffic, panel: Panel) -> list[Text]:
-        """All of them, from the daemon's name to the keys."""
-        head = [_summary(traffic.look), _state(traffic, panel)]
+        """Return every line, from the daemon's summary to the key list."""
+        head = [_summary(traffic.snapshot), _state(traffic, panel)]
         foot = _foot(panel)
-        if traffic.look is None:
+        if traffic.snapshot is None:
             return [*head, *[Text()] * (self._rows - 3), foot]
         most = max(1, (self._rows - 10) // 3)
         above = [*head, *self._routes(traffic.routes, most)]
         below = self._events(traffic.events, max(1, (self._rows - 12) // 3))
         room = self._rows - len(above) - len(below) - 2
-        middle = self._connections(traffic.look, panel, room)
+        middle = self._connections(traffic.snapshot, panel, room)
         return [*above, *middle, *below, foot]
 
     # ---- routes ----
@@ -149,13 +153,17 @@ class _Layout:
 
     # ---- connections ----
 
-    def _connections(self, look: Look, panel: Panel, room: int) -> list[Text]:
-        rows = panel.arrange(look.connections)
+    def _connections(self, snapshot: Snapshot, panel: Panel, room: int) -> list[Text]:
+        rows = panel.arrange(snapshot.connections)
         wide = self._columns >= _WITH_TARGET
         route = _width((c["route"] for c in rows), 5, 9 + (self._columns - 80) // 5)
         left = self._columns - route - 53
         client = left // 2 if wide else left
-        count = f"{len(rows)} of {look.total}" if len(rows) < look.total else str(look.total)
+        count = (
+            f"{len(rows)} of {snapshot.total}"
+            if len(rows) < snapshot.total
+            else str(snapshot.total)
+        )
         columns = [
             _Column("id", 7, is_right=True),
             _Column("route", route),
@@ -183,7 +191,7 @@ class _Layout:
 
     def _events(self, events: Sequence[Answer], room: int) -> list[Text]:
         lines: list[Text] = []
-        for event in reversed(events):  # the newest whole, and what there is room for
+        for event in reversed(events):  # the newest events get the room first
             wrapped = textwrap.wrap(
                 _event(event), self._columns, subsequent_indent="    ", break_on_hyphens=False
             )
@@ -214,10 +222,10 @@ class _Layout:
         return line
 
 
-def _summary(look: Look | None) -> Text:
-    if look is None:
+def _summary(snapshot: Snapshot | None) -> Text:
+    if snapshot is None:
         return Text("vsockproxy", "bold")
-    status = look.status
+    status = snapshot.status
     live = status["live"]
     return Text.assemble(
         (f"vsockproxy {status['version']}", "bold"),
@@ -228,30 +236,31 @@ def _summary(look: Look | None) -> Text:
 
 
 def _state(traffic: Traffic, panel: Panel) -> Text:
-    """What is out of the ordinary, the worst alone; nothing on a good day."""
+    """Return the second line: the most serious condition, else the sort order and the filter."""
     if traffic.trouble is not None:
-        return Text(f"waiting for the daemon: {traffic.trouble}", "bold red")
+        return Text(f"no answer from the daemon, retrying: {traffic.trouble}", "bold red")
     if panel.is_paused:
-        return Text("paused: p goes on", "bold yellow")
-    if traffic.look is not None and traffic.look.status["not_ready"]:
-        return Text(f"not ready: {'; '.join(traffic.look.status['not_ready'])}", "bold red")
-    only = f", those with {panel.filter!r} (escape shows all)" if panel.filter else ""
+        return Text("paused; press p to resume", "bold yellow")
+    if traffic.snapshot is not None and traffic.snapshot.status["not_ready"]:
+        return Text(f"not ready: {'; '.join(traffic.snapshot.status['not_ready'])}", "bold red")
+    only = f", filter {panel.filter!r} (escape clears it)" if panel.filter else ""
     return Text(f"connections by {panel.sort}, {panel.direction}ending{only}")
 
 
 def _foot(panel: Panel) -> Text:
-    match panel.asking:
+    match panel.prompt:
         case "filter":
-            return Text(f"show only: {panel.typed}_   (enter, escape)", "bold")
+            return Text(f"filter: {panel.typed}_   (enter applies, escape cancels)", "bold")
         case "kill":
             return Text(
-                f"end connection {panel.selected}? y ends it, any other key does not", "bold"
+                f"end connection {panel.selected}? press y to confirm, any other key to cancel",
+                "bold",
             )
-    return Text(panel.said or _KEYS, "bold" if panel.said else "")
+    return Text(panel.message or _KEYS, "bold" if panel.message else "")
 
 
 def _event(event: Answer) -> str:
-    """One event; ``W`` is a warning, ``E`` an error, ``I`` for information."""
+    """Return an event as one line; ``I``, ``W`` and ``E`` are info, warning and error."""
     when = time.strftime("%H:%M:%S", time.localtime(event["time"]))
     about = f"{event['route']}: " if event["route"] else ""
     return f"{when} {event['level'][0].upper()} {about}{event['event']}: {event['message']}"
@@ -282,7 +291,7 @@ def _shown(noun: str, number: int, most: int) -> str:
 
 
 def _short(number: float) -> str:
-    """Bytes in six columns: ``0``, ``1.5K``, ``1023M``."""
+    """Return a number of bytes in at most six columns: ``0``, ``1.5K``, ``1023M``."""
     return size(number).replace(" ", "").removesuffix("iB").removesuffix("B")
 
 

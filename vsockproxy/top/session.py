@@ -1,7 +1,7 @@
-"""One run of `top`: looks at the daemon, keys and the size of the terminal, until the end.
+"""One run of `top`: polls the daemon, reads keys and redraws, until a key or a signal ends it.
 
-Owns: the tasks, and the terminal from start to end.  What is seen is `traffic`'s, what a key
-means `panel`'s, what it looks like `screen`'s.
+Owns: the tasks, and the terminal while they run.  `traffic` computes the rates, `panel`
+interprets the keys and `screen` lays out the text.
 """
 
 from __future__ import annotations
@@ -19,35 +19,48 @@ from rich.console import Console
 from rich.live import Live
 
 from vsockproxy.admin.client import Client, DaemonUnreachableError, RequestError
-from vsockproxy.top.panel import Order, Panel
+from vsockproxy.top.panel import Action, Panel
 from vsockproxy.top.screen import ASCII, UNICODE, screen
 from vsockproxy.top.terminal import key_by_key, keys
-from vsockproxy.top.traffic import Look, Traffic
+from vsockproxy.top.traffic import Snapshot, Traffic
 
-_EVERY: Final = 1.0  # seconds from one look to the next
-_PAGE: Final = 200  # connections; whoever scrolls farther wants a filter
-_FILTERED: Final = 20  # pages of 1000 that a filter looks through
+_EVERY: Final = 1.0  # seconds between polls
+_PAGE: Final = 200  # connections; more than this needs a filter
+_FILTERED: Final = 20  # pages of 1000 connections that a filter searches
 _ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(client: Client, console: Console, descriptor: int) -> None:
-    """Show the daemon on ``console`` until somebody has enough of it.
+    """Show the daemon on ``console`` until the operator quits or a signal arrives.
 
-    ``descriptor`` is the terminal of the keys.  The terminal is as it was afterwards, whatever
-    ends it.  Raises as `Client` does if the first request fails.
+    Restores the terminal's mode and screen before it returns or raises.
+
+    Args:
+      client: the daemon's control API.
+      console: the terminal to draw on.
+      descriptor: the terminal to read keys from.
+
+    Raises:
+      DaemonUnreachableError, RequestError: the first request failed.
     """
     session = Session(client, console)
-    session.traffic.observe(take(client, session.panel, 0))
+    session.traffic.observe(take_snapshot(client, session.panel, 0))
     with suppress(OSError), key_by_key(descriptor):  # OSError: the terminal is gone
         trio.run(session.serve, descriptor)
 
 
-def take(client: Client, panel: Panel, last_event: int) -> Look:
-    """Ask the daemon for everything that the screen shows; raises as `Client` does."""
+def take_snapshot(client: Client, panel: Panel, last_event: int) -> Snapshot:
+    """Request everything that the screen shows.
+
+    Blocks for up to the client's timeout for each request.
+
+    Raises:
+      DaemonUnreachableError, RequestError: a request failed.
+    """
     query = {"sort": panel.sort, "order": panel.direction}
     pages = client.connections(**query, limit=1000 if panel.filter else _PAGE)
     taken = list(islice(pages, _FILTERED if panel.filter else 1))
-    return Look(
+    return Snapshot(
         time.monotonic(),
         client.get("/v1/status"),
         client.get("/v1/routes")["routes"],
@@ -58,7 +71,7 @@ def take(client: Client, panel: Panel, last_event: int) -> Look:
 
 
 class Session:
-    """The tasks of one run; all of them draw."""
+    """The tasks of one run: the poll, the keys and the signals.  Each redraws after a change."""
 
     def __init__(self, client: Client, console: Console) -> None:
         self.traffic = Traffic()
@@ -66,16 +79,16 @@ class Session:
         self._client = client
         self._console = console
         self._glyphs = ASCII if console.options.ascii_only else UNICODE
-        self._soon = trio.Event()
+        self._refresh_now = trio.Event()
 
     async def serve(self, descriptor: int) -> None:
-        """Look, follow the keys and draw, until a key or a signal ends it."""
+        """Poll the daemon, process keys and draw until a key or a signal ends the run."""
         self._live = Live(console=self._console, screen=True, auto_refresh=False)
         with self._live, trio.open_signal_receiver(*_ENDINGS, signal.SIGWINCH) as signals:
             async with trio.open_nursery() as nursery:
                 end = nursery.cancel_scope.cancel
                 self.draw()
-                nursery.start_soon(self._look)
+                nursery.start_soon(self._poll)
                 nursery.start_soon(self._follow_keys, descriptor, end)
                 async for number in signals:
                     if number in _ENDINGS:
@@ -83,23 +96,23 @@ class Session:
                     self.draw()
 
     def draw(self) -> None:
-        """Bring the screen up to date."""
+        """Redraw the screen at the terminal's present size."""
         size = self._console.size
         shown = screen(self.traffic, self.panel, size.width, size.height, self._glyphs)
         self._live.update(shown, refresh=True)
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         while True:
             with trio.move_on_after(_EVERY):
-                await self._soon.wait()
-            self._soon = trio.Event()
+                await self._refresh_now.wait()
+            self._refresh_now = trio.Event()
             if not self.panel.is_paused:
                 await self._ask(self._observe)
                 self.draw()
 
     def _observe(self) -> Callable[[], None]:
-        look = take(self._client, self.panel, self.traffic.last_event)
-        return lambda: self.traffic.observe(look)
+        snapshot = take_snapshot(self._client, self.panel, self.traffic.last_event)
+        return lambda: self.traffic.observe(snapshot)
 
     async def _follow_keys(self, descriptor: int, end: Callable[[], None]) -> None:
         while True:
@@ -108,34 +121,34 @@ class Session:
             if not data:
                 end()
             for key in keys(data):
-                order = self.panel.press(key)
-                if order is not None:
-                    await self._obey(order, end)
+                action = self.panel.press(key)
+                if action is not None:
+                    await self._perform(action, end)
             self.draw()
 
-    async def _obey(self, order: Order, end: Callable[[], None]) -> None:
-        match order.verb:
+    async def _perform(self, action: Action, end: Callable[[], None]) -> None:
+        match action.verb:
             case "quit":
                 end()
-            case "look":
-                self._soon.set()
+            case "refresh":
+                self._refresh_now.set()
             case "kill":
-                await self._ask(lambda: self._kill(order.connection))
-                self._soon.set()
+                await self._ask(lambda: self._kill(action.connection))
+                self._refresh_now.set()
 
     def _kill(self, connection: int) -> Callable[[], None]:
-        said = f"connection {connection} has been ended"
+        message = f"connection {connection} ended"
         try:
             self._client.delete(f"/v1/connections/{connection}")
         except RequestError as error:
-            said = str(error).splitlines()[0]
-        return lambda: setattr(self.panel, "said", said)
+            message = str(error).splitlines()[0]
+        return lambda: setattr(self.panel, "message", message)
 
     async def _ask(self, question: Callable[[], Callable[[], None]]) -> None:
-        """Ask the daemon in a thread; what its answer changes is changed here."""
+        """Send requests in a thread, and apply the returned change in this thread."""
         try:
             change = await trio.to_thread.run_sync(question, abandon_on_cancel=True)
         except (DaemonUnreachableError, RequestError) as error:
-            self.traffic.miss(str(error).splitlines()[0])
+            self.traffic.record_failure(str(error).splitlines()[0])
         else:
             change()

@@ -1,6 +1,6 @@
-"""A terminal whose keys come at once, and what their bytes mean.
+"""Keys of a terminal: its mode while `top` runs, and the bytes that each key sends.
 
-Owns: the terminal's mode while `top` runs, and `keys`.  Draws nothing.
+Owns: the terminal's mode, and `keys`.  Draws nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-# ECMA-48, and what xterm sends in its normal and application modes.
+# ECMA-48, and the sequences of xterm in normal and application mode.
 KEYS: Final = {
     b"\x1b[A": "up",
     b"\x1bOA": "up",
@@ -34,13 +34,13 @@ KEYS: Final = {
     b"\x08": "backspace",
     b"\x03": "interrupt",
 }
-"""The names of the keys that are no characters."""
+"""The names of the keys that do not produce a character."""
 
 _PIECE: Final = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1bO.|[\xc0-\xff][\x80-\xbf]*|.", re.DOTALL)
 
 
 def keys(data: bytes) -> Iterator[str]:
-    """The keys in what one read gave: characters, and names; what nobody knows is left out."""
+    """Yield the keys in the bytes of one read(2): characters and names; skip unknown sequences."""
     for piece in _PIECE.findall(data):
         if piece in KEYS:
             yield KEYS[piece]
@@ -50,9 +50,9 @@ def keys(data: bytes) -> Iterator[str]:
 
 @contextmanager
 def key_by_key(descriptor: int) -> Iterator[None]:
-    """Have a terminal give each key at once and show none, as long as the block runs.
+    """Put a terminal into cbreak mode without echo, and restore its mode afterwards.
 
-    Ctrl-C stays a signal; Ctrl-Z, which would leave the screen to the shell, is none.
+    Ctrl-C still sends SIGINT.  Ctrl-Z is disabled: the shell would get a terminal in cbreak mode.
     """
     before = termios.tcgetattr(descriptor)
     tty.setcbreak(descriptor)

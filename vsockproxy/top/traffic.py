@@ -1,6 +1,7 @@
-"""What a daemon does now: rates and their recent past, from looks at its counters.
+"""Rates of a daemon's routes and their history, computed from snapshots of its counters.
 
-Owns: `Look`, `Traffic`.  Knows neither sockets nor terminals: it is given the API's answers.
+Owns: `Snapshot`, `Traffic`.  Opens no sockets and draws nothing: the session passes the API's
+answers.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from typing import Any, Final, NamedTuple
 Answer = Mapping[str, Any]
 
 HISTORY: Final = 60
-"""How many rates of a route are remembered, one a look."""
+"""Number of rates kept for each route, one for each snapshot."""
 
 _EVENTS: Final = 100
 
 
-class Look(NamedTuple):
-    """What the API said at one time, in seconds of any clock that only goes on.
+class Snapshot(NamedTuple):
+    """The API's answers at one time.
 
-    ``connections`` is one page or more of ``total``; ``events`` are those since the look before.
+    Attributes:
+      time: seconds of a monotonic clock.
+      connections: the requested pages of the ``total`` connections.
+      events: the events since the previous snapshot.
     """
 
     time: float
@@ -32,7 +36,7 @@ class Look(NamedTuple):
 
 
 class RouteRates(NamedTuple):
-    """One route: what the API says of it, and what it did a second between two looks."""
+    """A route as the API shows it, with its rates per second between two snapshots."""
 
     route: Answer
     upstream: float
@@ -43,48 +47,50 @@ class RouteRates(NamedTuple):
 
     @property
     def bytes(self) -> float:
-        """Bytes a second, both ways."""
+        """Return bytes per second, both directions together."""
         return self.upstream + self.downstream
 
 
 class Traffic:
-    """The latest look at a daemon, with the rates since the look before.
+    """The latest snapshot of a daemon, with the rates since the previous one.
 
     Attributes:
+      snapshot: the latest snapshot; None before the first.
       routes: the routes' rates, in the API's order.
-      events: the latest events, the oldest first.
-      trouble: why there was no look at last; None while there is one.
+      events: the latest events, oldest first.
+      trouble: why the last poll failed; None after a successful one.
     """
 
     def __init__(self) -> None:
-        self.look: Look | None = None
+        self.snapshot: Snapshot | None = None
         self.routes: list[RouteRates] = []
         self.events: deque[Answer] = deque(maxlen=_EVENTS)
         self.trouble: str | None = None
         self._history: dict[str, deque[float]] = {}
 
-    def observe(self, look: Look) -> None:
-        """Take a look in; another daemon than before begins anew."""
-        if self.look is not None and self.look.status["started"] != look.status["started"]:
-            self.look = None
+    def observe(self, snapshot: Snapshot) -> None:
+        """Record a snapshot; one of a restarted daemon discards the history."""
+        before = self.snapshot
+        if before is not None and before.status["started"] != snapshot.status["started"]:
+            before = None
             self._history.clear()
             self.events.clear()
-        before, self.look = self.look, look
+        self.snapshot = snapshot
         self.trouble = None
-        self.events.extend(look.events)
+        self.events.extend(snapshot.events)
         counted = {route["name"]: route for route in before.routes} if before else {}
-        seconds = look.time - before.time if before else 0.0
+        seconds = snapshot.time - before.time if before else 0.0
         self.routes = [
-            self._rates(route, counted.get(route["name"]), seconds) for route in look.routes
+            self._rates(route, counted.get(route["name"]), seconds) for route in snapshot.routes
         ]
 
-    def miss(self, trouble: str) -> None:
-        """Note that there was no look, and why; what was seen last stays."""
+    def record_failure(self, trouble: str) -> None:
+        """Record that a poll failed, and why; the previous snapshot stays."""
         self.trouble = trouble
 
     @property
     def last_event(self) -> int:
-        """The number of the latest event that is known; 0 if none is."""
+        """Return the id of the latest event; 0 if there is none."""
         return int(self.events[-1]["id"]) if self.events else 0
 
     def _rates(self, now: Answer, before: Answer | None, seconds: float) -> RouteRates:
