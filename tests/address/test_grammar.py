@@ -15,7 +15,7 @@ from vsockproxy.address.endpoint import (
     GuestEndpoint,
     ListenEndpoint,
     MuxEndpoint,
-    TargetEndpoint,
+    Target,
     TcpEndpoint,
     UnixEndpoint,
     VsockEndpoint,
@@ -48,7 +48,7 @@ LISTENS: st.SearchStrategy[ListenEndpoint] = st.one_of(
     st.builds(MuxEndpoint, PATHS, NUMBERS),
     st.from_regex(r"[!-9;-~]{1,40}", fullmatch=True).map(FdEndpoint),
 )
-TARGETS: st.SearchStrategy[TargetEndpoint] = st.one_of(
+TARGETS: st.SearchStrategy[Target] = st.one_of(
     st.builds(TcpEndpoint, HOSTS, st.integers(1, 0xFFFF)),
     st.builds(VsockEndpoint, SPECIFIC, SPECIFIC, st.booleans()),
     UNIX,
@@ -76,7 +76,7 @@ def test_every_listener_is_read_back_from_its_text(endpoint: ListenEndpoint) -> 
 
 
 @given(TARGETS)
-def test_every_target_is_read_back_from_its_text(endpoint: TargetEndpoint) -> None:
+def test_every_target_is_read_back_from_its_text(endpoint: Target) -> None:
     assert parse_target(str(endpoint)) == endpoint
 
 
@@ -140,7 +140,7 @@ def test_a_listener_is_read(text: str, endpoint: ListenEndpoint) -> None:
         ("80", TcpEndpoint(None, 80)),
     ],
 )
-def test_a_target_is_read(text: str, endpoint: TargetEndpoint) -> None:
+def test_a_target_is_read(text: str, endpoint: Target) -> None:
     assert parse_target(text) == endpoint
 
 

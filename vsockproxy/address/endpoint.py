@@ -222,7 +222,6 @@ class GuestEndpoint:
 
 
 ListenEndpoint = TcpEndpoint | VsockEndpoint | UnixEndpoint | MuxEndpoint | FdEndpoint
-TargetEndpoint = TcpEndpoint | VsockEndpoint | UnixEndpoint | MuxEndpoint | GuestEndpoint
 Dialable = TcpEndpoint | VsockEndpoint | UnixEndpoint | MuxEndpoint
 """A target whose guest, if it had one, has been resolved."""
 

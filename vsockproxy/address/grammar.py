@@ -30,7 +30,7 @@ from vsockproxy.address.endpoint import (
     GuestEndpoint,
     ListenEndpoint,
     MuxEndpoint,
-    TargetEndpoint,
+    Target,
     TcpEndpoint,
     UnixEndpoint,
     VsockEndpoint,
@@ -59,7 +59,7 @@ def parse_listen(text: str) -> ListenEndpoint:
     return endpoint
 
 
-def parse_target(text: str) -> TargetEndpoint:
+def parse_target(text: str) -> Target:
     """The address that ``text`` spells in the place of a target.
 
     Without a prefix, ``X:PORT`` is a vsock CID when X is a number or a CID's name, TCP
@@ -198,7 +198,7 @@ def _parse_bare_tcp(text: str) -> TcpEndpoint:
     return _parse_tcp(text, text)
 
 
-def _parse_bare_target(text: str) -> TargetEndpoint:
+def _parse_bare_target(text: str) -> Target:
     head, colon, port = text.rpartition(":")
     if not colon:
         if _PORTS.fullmatch(text):
