@@ -171,9 +171,11 @@ async def test_a_reload_of_the_shared_limit_lets_the_waiting_in() -> None:
 # ---- connection_rate ----
 
 
-async def test_a_rate_lets_a_burst_in_and_turns_the_rest_away() -> None:
-    policy = Policy(connection_rate=0.001, connection_burst=3, over_limit="reject")
-    async with serving(policy) as route:
+async def test_a_rate_lets_a_seconds_worth_in_and_turns_the_rest_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vsockproxy.admit.admission.monotonic", lambda: 0.0)
+    async with serving(Policy(connection_rate=2.5, over_limit="reject")) as route:
         for _ in range(3):
             assert await route.exchange(b"x") == b"x"
         assert await ends_by_reset(route.connect())
@@ -181,16 +183,16 @@ async def test_a_rate_lets_a_burst_in_and_turns_the_rest_away() -> None:
 
 
 async def test_a_rate_spreads_the_clients_that_wait() -> None:
-    async with serving(Policy(connection_rate=50.0, connection_burst=1)) as route:
+    async with serving(Policy(connection_rate=4.0)) as route:
         started = trio.current_time()
         for _ in range(6):
             assert await route.exchange(b"x") == b"x"
-        assert trio.current_time() - started >= 5 / 50
+        assert trio.current_time() - started >= 2 / 4
         assert route.stats.accept_pauses["connection_rate"]
 
 
 async def test_a_reload_does_not_fill_the_bucket() -> None:
-    policy = Policy(connection_rate=0.001, connection_burst=1, over_limit="reject")
+    policy = Policy(connection_rate=0.001, over_limit="reject")
     async with serving(policy) as route:
         assert await route.exchange(b"x") == b"x"
         route.reconfigure(policy)

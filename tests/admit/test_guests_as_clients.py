@@ -116,7 +116,7 @@ async def test_a_guest_over_the_limit_can_be_turned_away(route: Served) -> None:
 
 
 async def test_guests_that_come_too_fast_wait(route: Served) -> None:
-    route.reconfigure(Policy(connection_rate=0.01, connection_burst=1))
+    route.reconfigure(Policy(connection_rate=0.01))
     assert await exchange(route) == b"x"
     async with await connect(route) as second:
         await second.send_all(b"x")

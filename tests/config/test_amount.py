@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsockproxy.config.amount import AmountError, parse_burst, parse_count, parse_rate, parse_size
+from vsockproxy.config.amount import AmountError, parse_count, parse_rate, parse_size
 from vsockproxy.config.duration import DurationError, parse_keepalive, parse_user_timeout
 from vsockproxy.config.users import group_id, parse_group, parse_mode, parse_owner, user_id
 from vsockproxy.errors import AddressError
@@ -31,7 +31,7 @@ WRONG: list[object] = [
     "9" * 5000,
     "\ud800",
 ]
-PARSERS = [parse_count, parse_burst, parse_rate, parse_size]
+PARSERS = [parse_count, parse_rate, parse_size]
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,6 @@ PARSERS = [parse_count, parse_burst, parse_rate, parse_size]
         (parse_count, 1, 1),
         (parse_count, 2**31 - 1, 2**31 - 1),
         (parse_count, "off", None),
-        (parse_burst, 5, 5),
-        (parse_burst, "auto", None),
         (parse_rate, 10, 10.0),
         (parse_rate, 0.5, 0.5),
         (parse_rate, "off", None),

@@ -229,14 +229,13 @@ def test_a_route_can_have_several_targets_each_with_its_range() -> None:
 
 def test_what_happens_while_a_guest_is_not_up_is_read() -> None:
     config = toml(
-        'forward.80 = "3:80"\n[defaults]\nwait_for_guest = "30s"\nmax_waiting = 5\n'
+        'forward.80 = "3:80"\n[defaults]\nwait_for_guest = "30s"\n'
         'probe_interval = "1m"\nready_when_up = true\nbalance = "round_robin"\n'
         '[[route]]\nlisten = 81\ntarget = "3:81"\nwait_for_guest = "off"\nfail_fast = true'
     )
     waits, fails = (route.policy for route in config.routes)
     assert waits == Policy(
         wait_for_guest=30.0,
-        max_waiting=5,
         probe_interval=60.0,
         ready_when_up=True,
         balance="round_robin",
@@ -249,7 +248,7 @@ def test_limits_and_options_are_read() -> None:
         'forward.80 = "3:80"\nlimits.max_connections = 100\n[defaults]\nmax_lifetime = "1d"\n'
         'keepalive = "30s"\nuser_timeout = "10s"\nnodelay = false\nbuffer_size = "1MiB"\n'
         'buffer_max = "2MiB"\nmax_connections = 10\nmax_connections_per_source = 2\n'
-        'connection_rate = 0.5\nconnection_burst = 4\nover_limit = "reject"\nmode = "0660"\n'
+        'connection_rate = 0.5\nover_limit = "reject"\nmode = "0660"\n'
         "owner = 0\ngroup = 0"
     )
     assert config.limits == Limits(100)
@@ -263,7 +262,6 @@ def test_limits_and_options_are_read() -> None:
         max_connections=10,
         max_connections_per_source=2,
         connection_rate=0.5,
-        connection_burst=4,
         over_limit="reject",
         mode=0o660,
         owner=0,
@@ -512,12 +510,11 @@ WRONG_TOML = {
     ),
     "wrong limits": (
         'forward.80 = "3:80"\nlimits.max_connections = 0\n[defaults]\nmax_connections = "many"\n'
-        'connection_rate = -1\nconnection_burst = "off"\nbuffer_size = "1KB"\nover_limit = "drop"',
+        'connection_rate = -1\nbuffer_size = "1KB"\nover_limit = "drop"',
         [
             "limits.max_connections: 0 is not between 1 and 2147483647",
             "defaults.max_connections: 'many' is no number: write a whole number, or \"off\"",
             "defaults.connection_rate: -1 is no usable rate: 0.001 to 2147483647 in a second",
-            "defaults.connection_burst: 'off' is no number: write a whole number, or \"auto\"",
             "defaults.buffer_size: '1KB' is no size: write bytes, or a text such as \"256KiB\"",
             "defaults.over_limit: 'drop' is none of 'queue' or 'reject'",
         ],
@@ -550,16 +547,15 @@ WRONG_TOML = {
     ),
     "keys that mean nothing there": (
         '[[route]]\nlisten = "unix:/a"\ntarget = "unix:/b"\nkeepalive = "1m"\nbuffer_size = 4096\n'
-        'connection_burst = 3\n[[route]]\nlisten = "fd:x"\ntarget = "3:80"\nowner = 0\n'
+        '[[route]]\nlisten = "fd:x"\ntarget = "3:80"\nowner = 0\n'
         '[[route]]\nlisten = 80\ntarget = "3:80"\naccept_proxy = true\n'
-        "buffer_min = 10\nbuffer_max = 5",
+        "buffer_size = 10\nbuffer_max = 5",
         [
             "route[0].keepalive: is for TCP, and neither the listener nor the target is",
             "route[0].buffer_size: is for vsock, and neither the listener nor the target is",
-            "route[0].connection_burst: needs connection_rate",
             "route[1].owner: is systemd's to say: SocketMode=, SocketUser=",
             'route[2].accept_proxy: needs proxy_trusted: whom to believe, as in ["10.0.0.0/8"]',
-            "route[2].buffer_max: buffer_size must lie between buffer_min and buffer_max",
+            "route[2].buffer_max: buffer_size exceeds buffer_max",
         ],
     ),
     "targets that cannot be": (
@@ -585,14 +581,11 @@ WRONG_TOML = {
         '[defaults]\nwait_for_guest = "1m"\n'
         '[[route]]\nlisten = 80\ntarget = "3:80"\nfail_fast = true\n'
         '[[route]]\nlisten = 81\ntarget = "3:80"\nbalance = "first"\n'
-        '[[route]]\nlisten = 82\ntarget = "3:80"\nwait_for_guest = "off"\nmax_waiting = 3\n'
-        '[[route]]\nlisten = 83\ntarget = "3:80"\nmax_waiting = 0',
+        '[[route]]\nlisten = 82\ntarget = "3:80"\nwait_for_guest = "off"',
         [
             "route[0].fail_fast: wait_for_guest holds whom fail_fast refuses: switch one of them"
             ' off ("off", false)',
             "route[1].balance: is for a route with several targets",
-            "route[2].max_waiting: needs wait_for_guest",
-            "route[3].max_waiting: 0 is too small: 1 is the least",
         ],
     ),
     "defaults that are wrong for every route": (

@@ -185,11 +185,13 @@ async def test_a_wait_has_an_end_and_the_log_says_what_was_wrong(tmp_path: Path)
         assert "is the VM running?; a client waited 0.2" in str(line["error"])
 
 
-async def test_no_more_clients_wait_than_may(tmp_path: Path) -> None:
-    policy = replace(WAIT, max_waiting=2)
+async def test_a_client_beyond_the_most_that_are_held_is_reset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vsockproxy.dial.selection._MOST_HELD", 2)
     guest = guest_at(tmp_path)
     async with (
-        serving(policy, dial_to=guest) as route,
+        serving(WAIT, dial_to=guest) as route,
         route.connect() as first,
         route.connect() as second,
     ):

@@ -118,8 +118,8 @@ def test_the_defaults_set_one_option_on_a_target() -> None:
 
 
 def test_the_bounds_of_a_vsock_buffer_come_before_its_size() -> None:
-    policy = Policy(buffer_size=1 << 20, buffer_min=4096, buffer_max=2 << 20)
-    wanted = ((AF_VSOCK, 2, 2 << 20), (AF_VSOCK, 1, 4096), (AF_VSOCK, 0, 1 << 20))
+    policy = Policy(buffer_size=1 << 20, buffer_max=2 << 20)
+    wanted = ((AF_VSOCK, 2, 2 << 20), (AF_VSOCK, 0, 1 << 20))
     assert target_options(policy)[AF_VSOCK] == listener_options(policy)[AF_VSOCK] == wanted
     only = replace(Policy(), buffer_size=65536)
     assert target_options(only)[AF_VSOCK] == ((AF_VSOCK, 0, 65536),)
@@ -131,7 +131,7 @@ def test_the_bounds_of_a_vsock_buffer_come_before_its_size() -> None:
     reason="needs a kernel of its own: install the package user-mode-linux, run `make test`",
 )
 async def test_vsock_buffers_are_those_of_the_listener_and_of_the_dial() -> None:
-    policy = Policy(buffer_size=1 << 20, buffer_min=4096, buffer_max=2 << 20)
+    policy = Policy(buffer_size=1 << 20, buffer_max=2 << 20)
     [listener] = listen(VsockEndpoint(CID_ANY, PORT_ANY), 16, {}, policy)
     with listener.sock:
         endpoint = VsockEndpoint(CID_LOCAL, listener.sock.getsockname()[1])
@@ -140,8 +140,8 @@ async def test_vsock_buffers_are_those_of_the_listener_and_of_the_dial() -> None
             client, _ = listener.sock.accept()
             with client:
                 for sock in (client, target):
-                    sizes = [sock.getsockopt(AF_VSOCK, name) for name in (0, 1, 2)]
-                    assert sizes == [1 << 20, 4096, 2 << 20]
+                    sizes = [sock.getsockopt(AF_VSOCK, name) for name in (0, 2)]
+                    assert sizes == [1 << 20, 2 << 20]
 
 
 async def test_a_vsock_policy_changes_nothing_on_other_sockets() -> None:

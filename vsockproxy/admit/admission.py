@@ -129,7 +129,7 @@ class Gate:
         self._shared = admission
         self._log = Throttle(log)
         self._waiting = trio.lowlevel.ParkingLot()
-        self._rate: tuple[float | None, int | None] = (None, None)
+        self._rate: float | None = None
         self._bucket: _Bucket | None = None
 
     def adopt(self, route: Route) -> None:
@@ -145,10 +145,10 @@ class Gate:
         self._waiting.unpark_all()
 
     def _follow_rate(self, policy: Policy) -> None:
-        rate = policy.connection_rate, policy.connection_burst
+        rate = policy.connection_rate
         if rate != self._rate:  # else a reload would fill the bucket
             self._rate = rate
-            self._bucket = _Bucket(rate[0], rate[1] or math.ceil(rate[0])) if rate[0] else None
+            self._bucket = None if rate is None else _Bucket(rate, math.ceil(rate))
 
     def _count_sources(self) -> None:
         """Count those who came in while nobody asked; the users of Unix clients are not known."""

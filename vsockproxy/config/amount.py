@@ -27,13 +27,6 @@ def parse_count(value: object) -> int | None:
     return _whole(value, f'{shown(value)} is no number: write a whole number, or "off"')
 
 
-def parse_burst(value: object) -> int | None:
-    """A whole number from 1, or None for ``"auto"``; raises `AmountError`."""
-    if value == AUTO:
-        return None
-    return _whole(value, f'{shown(value)} is no number: write a whole number, or "auto"')
-
-
 def parse_rate(value: object) -> float | None:
     """How often in a second, fractions allowed, or None for ``"off"``; raises `AmountError`."""
     if value == OFF:

@@ -34,7 +34,7 @@ _CLIENTS: Final[dict[Kind, str]] = {
 }
 _FILE_KEYS: Final = ("mode", "owner", "group", "missing_folder")
 _TCP_KEYS: Final = ("keepalive", "user_timeout", "nodelay")
-_VSOCK_KEYS: Final = ("buffer_max", "buffer_min", "buffer_size")
+_VSOCK_KEYS: Final = ("buffer_max", "buffer_size")
 _TARGET_KEYS: Final = ("target_allow", "target_deny")
 
 
@@ -161,12 +161,6 @@ def _contradictions(policy: Policy, own: Collection[str]) -> Iterator[tuple[str,
             key,
             'wait_for_guest holds whom fail_fast refuses: switch one of them off ("off", false)',
         )
-    if "max_waiting" in own and policy.wait_for_guest is None:
-        yield "max_waiting", "needs wait_for_guest"
-    if "connection_burst" in own and policy.connection_burst and policy.connection_rate is None:
-        yield "connection_burst", "needs connection_rate"
-    sizes = (policy.buffer_min, policy.buffer_size, policy.buffer_max)
-    written = [size for size in sizes if size is not None]
-    if written != sorted(written):
+    if policy.buffer_size and policy.buffer_max and policy.buffer_size > policy.buffer_max:
         key = next((key for key in _VSOCK_KEYS if key in own), "buffer_size")
-        yield key, "buffer_size must lie between buffer_min and buffer_max"
+        yield key, "buffer_size exceeds buffer_max"

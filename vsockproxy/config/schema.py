@@ -26,7 +26,6 @@ from vsockproxy.address.endpoint import Handshake
 from vsockproxy.config.access import Rule, parse_rule
 from vsockproxy.config.amount import (
     parse_bandwidth,
-    parse_burst,
     parse_count,
     parse_rate,
     parse_size,
@@ -184,7 +183,6 @@ class PolicyKeys(_Table):
     connect_timeout: Timeout = _POLICY.connect_timeout
     handshake_timeout: Bound = _POLICY.handshake_timeout
     wait_for_guest: Bound = _POLICY.wait_for_guest
-    max_waiting: Annotated[int, Field(ge=1, le=_INT32_MAX)] = _POLICY.max_waiting
     fail_fast: bool = _POLICY.fail_fast
     probe_interval: Bound = _POLICY.probe_interval
     ready_when_up: bool = _POLICY.ready_when_up
@@ -200,12 +198,10 @@ class PolicyKeys(_Table):
     user_timeout: Annotated[float | None, PlainValidator(parse_user_timeout)] = _POLICY.user_timeout
     nodelay: bool = _POLICY.nodelay
     buffer_size: Size = _POLICY.buffer_size
-    buffer_min: Size = _POLICY.buffer_min
     buffer_max: Size = _POLICY.buffer_max
     max_connections: Count = _POLICY.max_connections
     max_connections_per_source: Count = _POLICY.max_connections_per_source
     connection_rate: Annotated[float | None, BeforeValidator(parse_rate)] = _POLICY.connection_rate
-    connection_burst: Annotated[int | None, BeforeValidator(parse_burst)] = _POLICY.connection_burst
     bandwidth: Bandwidth = _POLICY.bandwidth
     connection_bandwidth: Bandwidth = _POLICY.connection_bandwidth
     over_limit: OverLimit = _POLICY.over_limit

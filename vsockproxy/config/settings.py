@@ -43,7 +43,6 @@ class Policy:
       connect_timeout: for one dial, handshake included; and for a client's PROXY header.
       handshake_timeout: for a VMM's answer to CONNECT, within ``connect_timeout``.
       wait_for_guest: how long a client is held while its target is absent; None refuses it.
-      max_waiting: how many clients may be held at once.
       fail_fast: whether clients of a target that is known to be down are refused at once.
       probe_interval: between two dials that only ask whether a target is there.
       ready_when_up: whether the daemon is ready only while a target of the route is up.
@@ -61,11 +60,11 @@ class Policy:
         minutes on the client's, where it costs no system call, and none on the target's.
       user_timeout: TCP gives a connection up when sent data stays unacknowledged so long.
       nodelay: whether TCP sends small pieces at once.
-      buffer_size, buffer_min, buffer_max: bytes of a vsock's receive buffer; None is the
+      buffer_size, buffer_max: bytes of a vsock's receive buffer; None is the
         kernel's own.
       max_connections: how many may be open at once.
       max_connections_per_source: the same for one `access.Peer.source`.
-      connection_rate: new connections in a second; ``connection_burst`` of them at once.
+      connection_rate: new connections in a second; after a pause one second's worth at once.
       bandwidth, connection_bandwidth: bytes a second, each way, of all the route's
         connections together and of each.
       over_limit: whether clients over a limit wait in the backlog or are reset.
@@ -82,7 +81,6 @@ class Policy:
     connect_timeout: float = 5.0
     handshake_timeout: float | None = None
     wait_for_guest: float | None = None
-    max_waiting: int = 1000
     fail_fast: bool = False
     probe_interval: float | None = None
     ready_when_up: bool = False
@@ -98,12 +96,10 @@ class Policy:
     user_timeout: float | None = None
     nodelay: bool = True
     buffer_size: int | None = None
-    buffer_min: int | None = None
     buffer_max: int | None = None
     max_connections: int | None = None
     max_connections_per_source: int | None = None
     connection_rate: float | None = None
-    connection_burst: int | None = None
     bandwidth: int | None = None
     connection_bandwidth: int | None = None
     over_limit: OverLimit = "queue"

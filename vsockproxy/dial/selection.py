@@ -25,6 +25,7 @@ from vsockproxy.errors import DialError
 from vsockproxy.guests.directory import Guests
 from vsockproxy.stats import HeldResult, RouteStats, TargetState
 
+_MOST_HELD: Final = 1000  # clients of a route
 _AT_ONCE: Final = 64  # dials at once for clients that have waited
 _FIRST_PAUSE: Final = 0.05  # seconds between two dials of an absent target; doubled each time
 _LONGEST_PAUSE: Final = 2.0
@@ -167,9 +168,9 @@ class Targets:
         self, client: socket.socket, connection: Connection, deadline: float
     ) -> socket.socket:
         """Have a client wait until a target answers; what is dialled for it is its own."""
-        if len(self._room) >= self._policy.max_waiting:
+        if len(self._room) >= _MOST_HELD:
             self._stats.held_results["full"] += 1
-            sentence = f"{len(self._room)} clients wait for it already, as max_waiting allows"
+            sentence = f"{len(self._room)} clients wait for it already, which is the most"
             raise DialError(connection.target, "too_many_held", sentence)
         began = trio.current_time()
         waiter = self._room.enter(client)

@@ -23,7 +23,6 @@ Options = Mapping[int, tuple[Option, ...]]
 
 # linux/vm_sockets.h; CPython writes an int as the 64 bits that they take.
 VSOCK_BUFFER_SIZE: Final = 0
-VSOCK_BUFFER_MIN: Final = 1
 VSOCK_BUFFER_MAX: Final = 2
 
 CLIENTS_KEEPALIVE: Final = 300.0
@@ -91,7 +90,6 @@ def _vsock(policy: Policy) -> tuple[Option, ...]:
     """The bounds first: the kernel cuts a size down to what they are when it is set."""
     values = (
         (VSOCK_BUFFER_MAX, policy.buffer_max),
-        (VSOCK_BUFFER_MIN, policy.buffer_min),
         (VSOCK_BUFFER_SIZE, policy.buffer_size),
     )
     return tuple((AF_VSOCK, name, value) for name, value in values if value is not None)
