@@ -297,7 +297,7 @@ def test_a_file_that_may_not_be_read_says_what_to_do() -> None:
             with as_ordinary_user():
                 done = CliRunner().invoke(app, arguments)
             assert done.exit_code == 2
-            assert "x.toml: this user may not read it: check its mode" in done.stderr
+            assert "x.toml: permission denied: check the mode of the file" in done.stderr
 
 
 def test_the_first_place_with_a_file_is_taken(tmp_path: Path) -> None:

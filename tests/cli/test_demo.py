@@ -286,7 +286,7 @@ def test_a_late_guests_demo_has_clients_wait_longer_than_it_boots() -> None:
 def test_a_delay_that_is_none_is_said() -> None:
     done = command("demo", "--boot-delay", "soon")
     assert done.returncode == 2
-    assert "'soon' is no duration" in done.stderr
+    assert "'soon' is not a duration" in done.stderr
 
 
 async def get(path: Path, target: str) -> str:

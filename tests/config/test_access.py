@@ -96,7 +96,7 @@ def test_what_is_no_rule_is_refused(text: str) -> None:
 
 
 def test_an_address_inside_a_network_names_the_network() -> None:
-    with pytest.raises(AddressError, match=r"write 10\.0\.0\.0/8"):
+    with pytest.raises(AddressError, match=r"write the network as 10\.0\.0\.0/8"):
         parse_rule("10.0.0.1/8")
 
 

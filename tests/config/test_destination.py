@@ -16,7 +16,7 @@ from tests.listen.running_route import serving
 from tests.sockets import ends_by_reset
 from vsockproxy.address.endpoint import TcpEndpoint
 from vsockproxy.config.destination import Destinations, Pattern, parse_pattern
-from vsockproxy.config.document import parse_document
+from vsockproxy.config.file import parse_document
 from vsockproxy.config.load import build_config
 from vsockproxy.config.settings import Policy
 from vsockproxy.dial.dial import dial
@@ -61,21 +61,21 @@ def test_a_pattern_is_a_host_and_ports(text: str, spelt: str) -> None:
 @pytest.mark.parametrize(
     ("text", "remedy"),
     [
-        ("", "write HOST:PORTS"),
-        ("db", "write HOST:PORTS"),
-        ("10.0.0.0/8", "write HOST:PORTS"),
-        ("[fd00::]/8", "write HOST:PORTS"),
-        ("fd00::/8:443", "write HOST:PORTS"),
-        ("tcp:db:443", "write HOST:PORTS"),
+        ("", "expected HOST:PORTS"),
+        ("db", "expected HOST:PORTS"),
+        ("10.0.0.0/8", "expected HOST:PORTS"),
+        ("[fd00::]/8", "expected HOST:PORTS"),
+        ("fd00::/8:443", "expected HOST:PORTS"),
+        ("tcp:db:443", "expected HOST:PORTS"),
         ("*:443", "0.0.0.0/0:443 and [::]/0:443"),
-        ("a.*.com:443", "only *. may lead"),
-        ("10.0.0.1/8:443", "write 10.0.0.0/8"),
-        ("10.0.0.0/33:443", "10.0.0.0/33 is no network"),
-        ("[10.0.0.0]/8:443", "[10.0.0.0]/8 is no network"),
+        ("a.*.com:443", "only allowed as *.DOMAIN"),
+        ("10.0.0.1/8:443", "write the network as 10.0.0.0/8"),
+        ("10.0.0.0/33:443", "10.0.0.0/33 is not a network"),
+        ("[10.0.0.0]/8:443", "[10.0.0.0]/8 is not a network"),
         ("db:http", "443, 5000-5010 or *"),
         ("db:٣", "443, 5000-5010 or *"),
         ("db:0", "1 to 65535"),
-        ("db:443-80", "the lower one first"),
+        ("db:443-80", "lower port first"),
         ("db:65536", "1 to 65535"),
     ],
 )
@@ -167,38 +167,32 @@ def test_a_target_that_no_pattern_matches_is_an_error_at_the_target() -> None:
         '[[route]]\nlisten = "vsock::6"\ntarget = "tcp:db:25"\n'
         'target_allow = "off"\ntarget_deny = ["db:1-1023"]\n'
     ) == [
-        "route[0].target: target_allow has nothing that matches tcp:10.0.0.1:5433:"
-        ' add "10.0.0.1:5433"',
+        'route[0].target: target_allow does not match tcp:10.0.0.1:5433: add "10.0.0.1:5433"',
         "route[1].target: target_allow has no name that matches tcp:db.internal:5432:"
         ' add "db.internal:5432"',
         "route[2].target: target_allow has no network for port 444 of tcp:www.example.com:444:"
-        ' add where www.example.com may be, as in "10.0.0.0/8:444"',
-        'route[3].target: target_allow has nothing that matches tcp:80: add "127.0.0.1:80"',
-        'route[4].target: target_deny has "[::]/0:80", which matches tcp:80:'
-        " choose another, or take that out",
-        'route[5].target: target_deny has "db:1-1023", which matches tcp:db:25:'
-        " choose another, or take that out",
+        ' add the network of www.example.com, as in "10.0.0.0/8:444"',
+        'route[3].target: target_allow does not match tcp:80: add "127.0.0.1:80"',
+        'route[4].target: tcp:80 matches "[::]/0:80" of target_deny:'
+        " change the target or the pattern",
+        'route[5].target: tcp:db:25 matches "db:1-1023" of target_deny:'
+        " change the target or the pattern",
     ]
 
 
 def test_the_short_form_names_its_route() -> None:
     assert errors(
         '[forward]\n"vsock::1" = "10.0.0.1:80"\n[defaults]\ntarget_allow = ["db:80"]'
-    ) == [
-        'forward."vsock::1": target_allow has nothing that matches tcp:10.0.0.1:80:'
-        ' add "10.0.0.1:80"'
-    ]
+    ) == ['forward."vsock::1": target_allow does not match tcp:10.0.0.1:80: add "10.0.0.1:80"']
 
 
 def test_lists_that_cannot_be_read_say_what_is_wanted() -> None:
     assert errors(
         '[forward]\n80 = "3:80"\n[defaults]\ntarget_allow = []\ntarget_deny = [25, "db"]\n'
     ) == [
-        "defaults.target_allow: an empty list would let nothing be dialled:"
-        ' write "off" for no list',
-        "defaults.target_deny: 25 is no pattern: write a text,"
-        ' as in ["10.0.0.0/8:443", "db.internal:5432"];'
-        " 'db' is no pattern of targets: write HOST:PORTS, where HOST is a network"
+        'defaults.target_allow: an empty list would deny every target: write "off" to allow all',
+        "defaults.target_deny: 25 is not a pattern: expected a text;"
+        " 'db' is not a target pattern: expected HOST:PORTS, where HOST is a network"
         " (10.0.0.0/8, [fd00::]/8) or a name (db.internal, *.example.com),"
         " and PORTS is 443, 5000-5010 or *",
     ]
@@ -211,7 +205,7 @@ def test_the_defaults_are_for_tcp_targets_and_a_routes_own_must_fit() -> None:
     assert guest.policy.target_allow is None
     assert host.policy.target_allow == patterns("10.0.0.0/8:80")
     assert errors('[[route]]\nlisten = "80"\ntarget = "3:80"\ntarget_deny = ["10.0.0.0/8:80"]') == [
-        "route[0].target_deny: is for a TCP target, and vsock:3:80 is none"
+        "route[0].target_deny: needs a TCP target: vsock:3:80 is not one"
     ]
 
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from tests.daemon_process import PATIENCE, REPOSITORY, command, daemon
 from tests.fake_services import mux_server, says
 from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint, VsockEndpoint
-from vsockproxy.config.document import parse_document
 from vsockproxy.config.environment import (
     environment_config,
     known_settings,
     settings,
     variables,
 )
+from vsockproxy.config.file import parse_document
 from vsockproxy.config.load import build_config
 from vsockproxy.config.schema import TABLES, FileTables
 from vsockproxy.config.settings import Config
@@ -218,24 +218,27 @@ def test_a_variable_like_no_other_is_told_how_they_are_named() -> None:
     ("texts", "line"),
     [
         ({"FORWARD": "8080"}, "FORWARD: '8080' has no target: write LISTEN=TARGET"),
-        ({"FORWARD": "8080=3:80,8080=4:80"}, "FORWARD: '8080' stands twice"),
+        ({"FORWARD": "8080=3:80,8080=4:80"}, "FORWARD: '8080' is defined twice"),
         ({"FORWARD": "8080=x"}, "FORWARD: 'x' is no target"),
         ({"FORWARD": "8080=web:80"}, "FORWARD: 'web:80': no guest 'web'"),
         ({"METRICS_LISTEN": "9490"}, "FORWARD: has no route: write one"),
         ({"FORWARD": ","}, "FORWARD: has no route: write one"),
         ({"METRICS_LISTEN": "vsock::9"}, "METRICS_LISTEN: 'vsock::9' cannot serve metrics"),
-        ({"METRICS_LISTEN": "80", "FORWARD": "80=3:80"}, "FORWARD: '80' is taken already"),
-        ({"DEFAULTS_CONNECT_TIMEOUT": "soon"}, "DEFAULTS_CONNECT_TIMEOUT: 'soon' is no duration"),
-        ({"DEFAULTS_ACCESS_LOG": "no"}, "DEFAULTS_ACCESS_LOG: 'no' is neither true nor false"),
-        ({"PUMP_THREADS": "many"}, "PUMP_THREADS: 'many' is no whole number"),
-        ({"PUMP_THREADS": "65"}, "PUMP_THREADS: 65 is too large"),
-        ({"LOG_LEVEL": "loud"}, "LOG_LEVEL: 'loud' is none of"),
+        ({"METRICS_LISTEN": "80", "FORWARD": "80=3:80"}, "FORWARD: '80' is already in use"),
+        (
+            {"DEFAULTS_CONNECT_TIMEOUT": "soon"},
+            "DEFAULTS_CONNECT_TIMEOUT: 'soon' is not a duration",
+        ),
+        ({"DEFAULTS_ACCESS_LOG": "no"}, "DEFAULTS_ACCESS_LOG: 'no' is not a boolean"),
+        ({"PUMP_THREADS": "many"}, "PUMP_THREADS: 'many' is not a whole number"),
+        ({"PUMP_THREADS": "65"}, "PUMP_THREADS: 65 is out of range"),
+        ({"LOG_LEVEL": "loud"}, "LOG_LEVEL: 'loud' is not valid"),
         ({"GUESTS_WEB_CID": "-1"}, "GUESTS_WEB_CID: -1 is too small"),
         ({"GUESTS_WEB_CID": "3", "GUESTS_WEB_MUX": "/a"}, "GUESTS_WEB_*: has cid and mux"),
-        ({"GUESTS_WEB_TO_HOST": "true"}, "GUESTS_WEB_*: has no way to be reached"),
+        ({"GUESTS_WEB_TO_HOST": "true"}, "GUESTS_WEB_*: has no address"),
         ({"GUESTS_3_CID": "3"}, "GUESTS_3_*: '3' is not a guest's name"),
         ({"ROUTE_DB_LISTEN": "80"}, "ROUTE_DB_TARGET: is missing"),
-        ({"ROUTE_DB_BACKLOG": "0"}, "ROUTE_DB_BACKLOG: 0 is too small"),
+        ({"ROUTE_DB_BACKLOG": "0"}, "ROUTE_DB_BACKLOG: 0 is out of range"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from vsockproxy.config.document import parse_document
+from vsockproxy.config.file import parse_document
 from vsockproxy.config.load import build_config, load_config
 from vsockproxy.config.schema import TABLES, FileTables, PolicyKeys, RouteTable
 from vsockproxy.config.settings import Config, Policy

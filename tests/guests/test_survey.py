@@ -223,4 +223,4 @@ def test_a_wrong_configuration_is_told(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("guests.web = {}")
     told = command("guests", "-c", f"{tmp_path}/c.toml")
     assert told.returncode == 2
-    assert "guests.web: has no way to be reached" in told.stderr
+    assert "guests.web: has no address" in told.stderr

@@ -19,7 +19,7 @@ from vsockproxy.address.endpoint import TcpEndpoint, UnixEndpoint
 from vsockproxy.address.grammar import parse_listen
 from vsockproxy.admin.client import SETTING
 from vsockproxy.admin.socket_path import default_places
-from vsockproxy.config.document import read_document
+from vsockproxy.config.file import read_document
 from vsockproxy.errors import VsockproxyError
 from vsockproxy.unix_http import UnixConnection
 

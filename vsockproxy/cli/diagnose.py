@@ -127,7 +127,7 @@ def _read_target(text: str, file: Path | None) -> tuple[Target, Sequence[Guest]]
 
 
 def _guest_address(text: str, file: Path) -> tuple[Target, Sequence[Guest]]:
-    from vsockproxy.config.document import read_document  # noqa: PLC0415 - at its use
+    from vsockproxy.config.file import read_document  # noqa: PLC0415 - at its use
     from vsockproxy.config.load import forward_config  # noqa: PLC0415 - at its use
 
     guests = read_document(file).tree.get("guests", {})

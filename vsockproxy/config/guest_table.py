@@ -1,7 +1,6 @@
-"""What a table of ``[guests]`` means: the one way to the guest that is written there.
+"""From a table of ``[guests]`` to the `Guest` that it describes.
 
-Owns: which keys of a guest go together, and the ways that they make.  `load` says where the
-table stands.
+Owns: which keys of a guest can be combined.  Must not know the table's key path: that is `load`'s.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ _WAYS: Final = (
 _OVER_VSOCK: Final = frozenset(_WAYS) - {"mux", "unix"}
 _WITH: Final = {"to_host": _OVER_VSOCK, "handshake": {"mux"}, "uri": {"libvirt"}}
 _MISPLACED: Final = {
-    "to_host": "is for a guest with a CID, and this one has a socket",
-    "handshake": "is for a guest with a mux",
-    "uri": "is for a guest of libvirt",
+    "to_host": "needs a guest with a CID: this one has a socket",
+    "handshake": "needs mux",
+    "uri": "needs libvirt",
 }
 _PATHS: Final = frozenset({"mux", "unix", "qmp", "file"})
 _NAMED: Final[dict[str, Callable[[Any], StaticWay | DynamicWay]]] = {
@@ -54,7 +53,7 @@ _PATTERN: Final = re.compile(r"[*?\[]")
 
 
 class WrongKeyError(AddressError):
-    """A key of a guest's table cannot be meant; ``key`` is empty for the table as a whole."""
+    """A key of a guest's table is invalid; ``key`` is empty for the table as a whole."""
 
     def __init__(self, key: str, message: str) -> None:
         self.key = key
@@ -62,11 +61,15 @@ class WrongKeyError(AddressError):
 
 
 def read_guest(name: str, table: GuestTable) -> Guest:
-    """The guest that a table describes; raises `WrongKeyError`."""
+    """Return the guest that a table describes.
+
+    Raises:
+      WrongKeyError: the table does not describe a guest.
+    """
     written = table.model_fields_set
     ways = [key for key in _WAYS if key in written]
     if len(ways) != 1:
-        read = f"has {' and '.join(ways)}" if ways else "has no way to be reached"
+        read = f"has {' and '.join(ways)}" if ways else "has no address"
         raise WrongKeyError("", f"{read}: write one of {', '.join(_WAYS)}, as in cid = 3")
     [key] = ways
     for other, companions in _WITH.items():
@@ -79,9 +82,11 @@ def read_guest(name: str, table: GuestTable) -> Guest:
 
 def _check_text(key: str, value: object) -> None:
     if isinstance(value, str) and (not value.strip() or "\0" in value):
-        raise WrongKeyError(key, f"{value!r} says nothing that could be looked for")
+        raise WrongKeyError(key, f"{value!r} is empty or contains a NUL character")
     if key == "unix" and PORT_MARK not in str(value):
-        raise WrongKeyError(key, f"{value!r} has no {PORT_MARK}: each port is a socket")
+        raise WrongKeyError(
+            key, f"{value!r} has no {PORT_MARK}: add it, each port has its own socket"
+        )
     if key in _PATHS:
         try:
             check_absolute(str(value))
