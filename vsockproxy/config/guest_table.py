@@ -1,6 +1,6 @@
 """From a table of ``[guests]`` to the `Guest` that it describes.
 
-Owns: which keys of a guest can be combined.  Must not know the table's key path: that is `load`'s.
+Owns: which keys of a guest can be combined.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from vsockproxy.address.endpoint import check_absolute
+from vsockproxy.config.document import KeyPath
 from vsockproxy.config.guest import (
     PORT_MARK,
     Cid,
@@ -26,6 +27,7 @@ from vsockproxy.config.guest import (
     StaticWay,
     UnixSockets,
 )
+from vsockproxy.config.problems import KeyProblemError
 from vsockproxy.config.schema import GuestTable
 from vsockproxy.errors import AddressError
 
@@ -52,46 +54,39 @@ _NAMED: Final[dict[str, Callable[[Any], StaticWay | DynamicWay]]] = {
 _PATTERN: Final = re.compile(r"[*?\[]")
 
 
-class WrongKeyError(AddressError):
-    """A key of a guest's table is invalid; ``key`` is empty for the table as a whole."""
-
-    def __init__(self, key: str, message: str) -> None:
-        self.key = key
-        super().__init__(message)
-
-
 def read_guest(name: str, table: GuestTable) -> Guest:
     """Return the guest that a table describes.
 
     Raises:
-      WrongKeyError: the table does not describe a guest.
+      KeyProblemError: the table does not describe a guest.
     """
+    path = ("guests", name)
     written = table.model_fields_set
     ways = [key for key in _WAYS if key in written]
     if len(ways) != 1:
         read = f"has {' and '.join(ways)}" if ways else "has no address"
-        raise WrongKeyError("", f"{read}: write one of {', '.join(_WAYS)}, as in cid = 3")
+        raise KeyProblemError(path, f"{read}: write one of {', '.join(_WAYS)}, as in cid = 3")
     [key] = ways
     for other, companions in _WITH.items():
         if other in written and key not in companions:
-            raise WrongKeyError(other, _MISPLACED[other])
-    _check_text(key, getattr(table, key))
+            raise KeyProblemError((*path, other), _MISPLACED[other])
+    _check_text(path, key, getattr(table, key))
     way = _way(table, key)
     return Guest(name, way, table.to_host and not isinstance(way, StaticWay))
 
 
-def _check_text(key: str, value: object) -> None:
+def _check_text(path: KeyPath, key: str, value: object) -> None:
     if isinstance(value, str) and (not value.strip() or "\0" in value):
-        raise WrongKeyError(key, f"{value!r} is empty or contains a NUL character")
+        raise KeyProblemError((*path, key), f"{value!r} is empty or contains a NUL character")
     if key == "unix" and PORT_MARK not in str(value):
-        raise WrongKeyError(
-            key, f"{value!r} has no {PORT_MARK}: add it, each port has its own socket"
+        raise KeyProblemError(
+            (*path, key), f"{value!r} has no {PORT_MARK}: add it, each port has its own socket"
         )
     if key in _PATHS:
         try:
             check_absolute(str(value))
         except AddressError as error:
-            raise WrongKeyError(key, str(error)) from error
+            raise KeyProblemError((*path, key), str(error)) from error
 
 
 def _way(table: GuestTable, key: str) -> StaticWay | DynamicWay:

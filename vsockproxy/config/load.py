@@ -13,45 +13,48 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from vsockproxy.address.endpoint import (
-    PORT_ANY,
     GuestEndpoint,
     ListenEndpoint,
     MuxEndpoint,
     Target,
-    TcpEndpoint,
     UnixEndpoint,
     VsockEndpoint,
     check_absolute,
     check_guest_name,
 )
-from vsockproxy.address.grammar import expand_ports, parse_listen, parse_target
+from vsockproxy.address.grammar import expand_ports, parse_target
 from vsockproxy.config.claims import Claims, is_loop
-from vsockproxy.config.document import Document, KeyPath, KeyProblem, Plain, write_path
+from vsockproxy.config.document import Document, KeyPath, Plain, write_path
 from vsockproxy.config.entry import Entry
 from vsockproxy.config.file import read_document
 from vsockproxy.config.guest import Cid, Guest, Mux, MuxGlob, StaticWay, UnixSockets
-from vsockproxy.config.guest_table import WrongKeyError, read_guest
+from vsockproxy.config.guest_table import read_guest
 from vsockproxy.config.policy import fit_policy
+from vsockproxy.config.problems import Problems
 from vsockproxy.config.schema import GuestTable, RouteTable
+from vsockproxy.config.serving import (
+    ADMIN_SOCKET,
+    METRICS_LISTEN,
+    read_admin,
+    read_listen,
+    read_metrics,
+    read_tls,
+)
 from vsockproxy.config.settings import (
     AdminSettings,
     Config,
     Limits,
     LogSettings,
-    MetricsListen,
     Policy,
     PumpSettings,
     Route,
-    TlsSettings,
 )
 from vsockproxy.config.tables import nearest, read_tables
-from vsockproxy.config.value import AUTO, OFF
 from vsockproxy.errors import AddressError, ConfigError
 from vsockproxy.readable import count
 
 COMMAND_LINE: Final = "command line"
 
-_ADMIN: Final = AdminSettings()
 _LONGEST_NAME: Final = 128
 _NO_ROUTE: Final = (
     'has no route: write one under forward, as in 8080 = "3:80" (TOML) or 8080: 3:80 (YAML)'
@@ -104,23 +107,27 @@ class _Builder:
     def __init__(self, document: Document) -> None:
         self._document = document
         self._tables, problems = read_tables(document.tree)
-        self._problems = [*document.problems, *problems]
-        self._unread = {problem.path for problem in self._problems}
+        self._problems = Problems([*document.problems, *problems])
+        self._unread = {problem.path for problem in self._problems.found}
         self._claims = Claims()
         self._names: set[str] = set()
         self._guests: dict[str, Guest | None] = {}
 
     def config(self) -> Config:
-        metrics = self._metrics()
-        tls = self._tls()
-        admin = self._admin()
+        metrics, tls, admin = None, None, AdminSettings()
+        with self._problems.collecting(METRICS_LISTEN):
+            metrics = read_metrics(self._tables.metrics, self._claims)
+        with self._problems.collecting(("metrics",)):
+            tls = read_tls(self._tables.metrics)
+        with self._problems.collecting(ADMIN_SOCKET):
+            admin = read_admin(self._tables.admin, self._claims)
         for name, table in self._tables.guests.items():
             self._guests[name] = self._read_guest(name, table)
         routes = tuple(route for entry in self._entries() for route in self._routes(entry))
-        if not routes and not (self._problems and self._has_entries()):
-            self._note((), _NO_ROUTE)
-        if self._problems:
-            raise self._document.error(self._problems)
+        if not routes and not (self._problems.found and self._has_entries()):
+            self._problems.add((), _NO_ROUTE)
+        if self._problems.found:
+            raise self._document.error(self._problems.found)
         return Config(
             routes=routes,
             metrics=metrics,
@@ -139,62 +146,16 @@ class _Builder:
         tried = any(path[:1] in ((), ("forward",), ("route",)) for path in self._unread)
         return bool(tried or tree.get("forward") or tree.get("route"))
 
-    def _metrics(self) -> MetricsListen | None:
-        path = ("metrics", "listen")
-        text = self._tables.metrics.listen
-        endpoint = None if text is None else self._parsed(parse_listen, text, path)
-        if text is None or endpoint is None:
-            return None
-        if isinstance(endpoint, VsockEndpoint | MuxEndpoint):
-            self._note(path, f"{text!r} cannot serve metrics: expected tcp:, unix: or fd:")
-            return None
-        self._check_listen(text, endpoint, path)
-        self._claims.take(endpoint, write_path(path))
-        return endpoint
-
-    def _tls(self) -> TlsSettings | None:
-        table = self._tables.metrics
-        if table.certificate is not None:
-            return TlsSettings(table.certificate, table.key, table.client_ca)
-        for key in ("key", "client_ca"):
-            if getattr(table, key) is not None:
-                self._note(("metrics", key), "needs certificate: add it, or remove this key")
-        return None
-
-    def _admin(self) -> AdminSettings:
-        path = ("admin", "socket")
-        table = self._tables.admin
-        mode = _ADMIN.mode if table.mode is None else table.mode
-        if table.socket in (AUTO, OFF):
-            return AdminSettings(AUTO if table.socket == AUTO else None, mode, table.group)
-        endpoint = self._parsed(UnixEndpoint, table.socket.removeprefix("unix:"), path)
-        if endpoint is None:
-            return _ADMIN
-        if endpoint.path.startswith("@"):
-            self._note(
-                path,
-                f"{table.socket!r} is not a file, so every user could control the daemon:"
-                " write a path",
-            )
-            return _ADMIN
-        if owner := self._claims.take(endpoint, write_path(path)):
-            self._note(path, f"{table.socket!r} is already in use by {owner}: choose another path")
-        return AdminSettings(endpoint, mode, table.group)
-
     def _read_guest(self, name: str, table: GuestTable) -> Guest | None:
         """Return a guest; None if it has a problem, which is noted."""
         path = ("guests", name)
-        try:
+        with self._problems.collecting(path):
             check_guest_name(name)
-        except AddressError as error:
-            self._note(path, str(error))
-        if self._is_unread(path):
+        if self._problems.are_at(path):
             return None
-        try:
+        with self._problems.collecting(path):
             return read_guest(name, table)
-        except WrongKeyError as error:
-            self._note((*path, error.key) if error.key else path, str(error))
-            return None
+        return None
 
     def _entries(self) -> Iterator[Entry]:
         tables = self._tables
@@ -223,12 +184,14 @@ class _Builder:
         if path in self._unread:
             return
         if table.target is not None and table.targets is not None:
-            self._note((*path, "targets"), "cannot be combined with target: remove one of them")
+            self._problems.add(
+                (*path, "targets"), "cannot be combined with target: remove one of them"
+            )
         for key in ("listen", "target"):
             if key == "target" and (table.targets or (*path, "targets") in self._unread):
                 continue
             if getattr(table, key) is None and (*path, key) not in self._unread:
-                self._note((*path, key), "is missing: a route needs listen and target")
+                self._problems.add((*path, key), "is missing: a route needs listen and target")
 
     def _routes(self, entry: Entry) -> Iterator[Route]:
         """Yield the routes of one entry, one per port, up to the first port with a problem."""
@@ -251,7 +214,7 @@ class _Builder:
             ports = self._parsed(expand_ports, text, entry.at_target) or ()
             if listens and ports and len(listens) != len(ports):
                 targets, listeners = count(len(ports), "port"), count(len(listens), "port")
-                self._note(
+                self._problems.add(
                     entry.at_target,
                     f"{text!r} has {targets} and {entry.listen!r} has {listeners}:"
                     " use ranges of equal length",
@@ -270,12 +233,12 @@ class _Builder:
             if target is None:
                 return ()
             if listen is not None and is_loop(listen, target):
-                self._note(
+                self._problems.add(
                     entry.at_target, f"{text!r} is the route's own listener: choose another target"
                 )
                 return ()
             if target in targets:
-                self._note(entry.at_target, f"{text!r} is listed twice: remove one")
+                self._problems.add(entry.at_target, f"{text!r} is listed twice: remove one")
                 return ()
             targets.append(target)
         return tuple(targets)
@@ -286,8 +249,8 @@ class _Builder:
         fitted = fit_policy(entry.policy, entry.own, listen, targets, self._find_cid)
         for key, message in fitted.problems:
             path = entry.at_policy(key)
-            if not self._is_unread(path):  # every route finds the same problem of the defaults
-                self._note(path, message)
+            if not self._problems.are_at(path):
+                self._problems.add(path, message)
         return None if fitted.problems else fitted.policy
 
     def _find_cid(self, name: str) -> int | None:
@@ -311,22 +274,10 @@ class _Builder:
 
     def _has_problem(self, guest: str) -> bool:
         """Return whether a guest has a problem, which is noted at its own key."""
-        return ("guests",) in self._unread or self._is_unread(("guests", guest))
+        return ("guests",) in self._unread or self._problems.are_at(("guests", guest))
 
     def _listen(self, text: str, entry: Entry) -> ListenEndpoint | None:
-        path = entry.at("listen")
-        endpoint = self._parsed(parse_listen, text, path)
-        if endpoint is None or not self._check_listen(text, endpoint, path):
-            return None
-        return endpoint
-
-    def _check_listen(self, text: str, endpoint: ListenEndpoint, path: KeyPath) -> bool:
-        """Return whether an address has a fixed port; note a problem if not."""
-        any_port = 0 if isinstance(endpoint, TcpEndpoint) else PORT_ANY
-        if getattr(endpoint, "port", None) != any_port:
-            return True
-        self._note(path, f"{text!r} would listen on any free port: write a fixed port")
-        return False
+        return self._parsed(read_listen, text, entry.at("listen"))
 
     def _target(self, text: str, entry: Entry) -> Target | None:
         path = entry.at_target
@@ -341,16 +292,20 @@ class _Builder:
             table = write_path(("guests", endpoint.guest))
             for key in sorted({"to_host", "handshake"} & entry.own):
                 sentence = f"cannot be set for a guest looked up at each dial: set it in {table}"
-                self._note(entry.at(key), sentence)
+                self._problems.add(entry.at(key), sentence)
             return endpoint
         if entry.to_host:
             if not isinstance(endpoint, VsockEndpoint):
-                self._note(entry.at("to_host"), f"needs a vsock target: {text!r} is not one")
+                self._problems.add(
+                    entry.at("to_host"), f"needs a vsock target: {text!r} is not one"
+                )
                 return None
             return replace(endpoint, to_host=True)
         if entry.handshake is not None:
             if not isinstance(endpoint, MuxEndpoint):
-                self._note(entry.at("handshake"), f"needs a vsock-mux target: {text!r} is not one")
+                self._problems.add(
+                    entry.at("handshake"), f"needs a vsock-mux target: {text!r} is not one"
+                )
                 return None
             return replace(endpoint, handshake=entry.handshake)
         return endpoint
@@ -361,7 +316,7 @@ class _Builder:
         guest = self._guests.get(endpoint.guest)
         if guest is None:
             hint = nearest(endpoint.guest, self._guests)
-            self._note(path, _unknown_guest(text, endpoint.guest, hint))
+            self._problems.add(path, _unknown_guest(text, endpoint.guest, hint))
             return None
         way = guest.way
         if isinstance(way, StaticWay):
@@ -380,18 +335,18 @@ class _Builder:
             name = f"{entry.name}-{getattr(listen, 'port', text)}"
         path = entry.at("listen" if entry.name is None else "name")
         if not name.isprintable() or name.strip() != name or not 0 < len(name) <= _LONGEST_NAME:
-            self._note(
+            self._problems.add(
                 path, f"{name!r} is not a name: expected 1 to {_LONGEST_NAME} printable characters"
             )
             return None
         owner = listen and self._claims.take(listen, f"the route {name!r}")
         if owner:
-            self._note(
+            self._problems.add(
                 entry.at("listen"), f"{text!r} is already in use by {owner}: choose another address"
             )
             return None
         if name in self._names:
-            self._note(path, f"{name!r} is the name of another route: choose another name")
+            self._problems.add(path, f"{name!r} is the name of another route: choose another name")
             return None
         self._names.add(name)
         return name
@@ -399,21 +354,12 @@ class _Builder:
     def _parsed(
         self, parse: Callable[[str], _Endpoint], text: str, path: KeyPath
     ) -> _Endpoint | None:
-        try:
+        with self._problems.collecting(path):
             parsed = parse(text)
             if isinstance(parsed, UnixEndpoint | MuxEndpoint):
                 check_absolute(parsed.path)
-        except AddressError as error:
-            self._note(path, str(error))
-            return None
-        return parsed
-
-    def _is_unread(self, path: KeyPath) -> bool:
-        """Return whether a problem is noted at a key or below it."""
-        return any(problem.path[: len(path)] == path for problem in self._problems)
-
-    def _note(self, path: KeyPath, message: str) -> None:
-        self._problems.append(KeyProblem(path, message))
+            return parsed
+        return None
 
 
 def _unknown_guest(text: str, guest: str, hint: str) -> str:
