@@ -191,7 +191,7 @@ def test_check_shows_a_line_for_each_route_however_long(write: Write, tmp_path: 
         ["fd:web", "fd:web", f"unix:{tmp_path}/target"],
         ["127.0.0.1:81", "tcp:127.0.0.1:81", f"vsock-mux:{path}:80"],
         ["[::]:82", "tcp:[::]:82", "vsock:3:80"],
-        ["db", "tcp:5432", "tcp:db.lan:5432", "idle_timeout=3600"],
+        ["db", "tcp:5432", "tcp:db.lan:5432", "idle_timeout=1h"],
     ]
     assert summary == "4 routes; metrics: tcp:9490"
 

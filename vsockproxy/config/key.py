@@ -1,8 +1,8 @@
 """The declaration of a configuration key: its documentation and the kind of its value.
 
-Owns: `Key`.  A key is declared once, at its field in
-`settings` or `schema`; the models that read files, the names of the environment's variables,
-the tables of docs/configuration.md, config/vsockproxy.toml and the man page are made from it.
+Owns: `Key`.  A key is declared once, at its field in `settings` or `schema`.  Made from that are
+the models that read files, the names of environment variables, the tables of
+docs/configuration.md, config/vsockproxy.toml and the man page.
 Must not import pydantic: the data path imports `settings`.
 """
 
@@ -35,6 +35,12 @@ class Key:
     group: str = ""
     words: str = ""
     default: str = ""
+
+    def written(self, value: object) -> str:
+        """Return a value of the key as an operator writes it, without quotes."""
+        if self.kind is not None:
+            return self.kind.written(value)
+        return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def key(
