@@ -17,7 +17,7 @@ from tests.daemon_process import REPOSITORY, Daemon, command, daemon, environmen
 from tests.fake_services import as_ordinary_user, open_folder
 from vsockproxy import __version__
 from vsockproxy.cli import app
-from vsockproxy.cli.program import default_file
+from vsockproxy.config.source import default_file
 
 COMMANDS: Final = (
     *("run", "forward", "demo", "check", "health", "version"),

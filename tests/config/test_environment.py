@@ -334,4 +334,7 @@ def test_a_file_and_the_environment_at_once_are_status_2(tmp_path: Path, named: 
     environ |= {"VSOCKPROXY_CONFIG": str(file)} if named == "variable" else {}
     done = command("run", *(("-c", file) if named == "option" else ()), environ=environ)
     assert done.returncode == 2
-    assert f"{file} and the environment (VSOCKPROXY_FORWARD, VSOCKPROXY_LOG_LEVEL)" in done.stderr
+    assert (
+        f"{file}: the environment has settings too (VSOCKPROXY_FORWARD, VSOCKPROXY_LOG_LEVEL)"
+        in (done.stderr)
+    )

@@ -16,14 +16,13 @@ import typer
 
 from vsockproxy.cli.program import (
     FAILED,
-    PLACES,
     WRONG,
     ConfigOption,
     JsonOption,
     SocketOption,
-    default_file,
     fail,
 )
+from vsockproxy.config.source import PLACES, NoSourceError, default_file, find_source
 from vsockproxy.errors import ConfigError, VsockproxyError
 from vsockproxy.readable import duration
 
@@ -233,18 +232,12 @@ def doctor(
 
 def _configuration(file: Path | None) -> Config | ConfigError | None:
     """The configuration that `run` would take, what is wrong in it, or None."""
-    from vsockproxy.config import environment  # noqa: PLC0415 - at its use
-    from vsockproxy.config.load import load_config  # noqa: PLC0415 - at its use
-
-    file = file or default_file()
     try:
-        if file is not None:
-            return load_config(file)
-        if environment.known_settings(os.environ):
-            return environment.environment_config(os.environ)
+        return find_source(file, os.environ).load()
+    except NoSourceError:
+        return None
     except ConfigError as error:
         return error
-    return None
 
 
 def _print(findings: list[Finding]) -> None:

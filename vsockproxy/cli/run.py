@@ -14,12 +14,11 @@ import typer
 from vsockproxy.cli.program import (
     FAILED,
     ConfigOption,
-    default_file,
     fail,
-    load,
     read,
     source_of,
 )
+from vsockproxy.config.source import Source
 from vsockproxy.errors import VsockproxyError, sentences
 
 if TYPE_CHECKING:
@@ -43,8 +42,8 @@ def run(config: ConfigOption = None) -> None:
     drain_timeout. A second signal ends at once. The exit status is 0 when all
     connections ended by themselves, 1 when some were cut off.
     """
-    source = source_of(config or default_file())
-    _serve(read(source), load=source)
+    source = source_of(config)
+    _serve(read(source.load), load=source.load)
 
 
 def forward(
@@ -141,7 +140,7 @@ def demo(
     with TemporaryDirectory(prefix="vsockproxy-demo-") as folder:
         mux = str(Path(folder, "guest.vsock"))
         built = (
-            load(config)
+            read(Source(config, os.environ).load)
             if config
             else read(
                 lambda: embedded.demo_config(
