@@ -79,7 +79,7 @@ def test_a_pattern_is_a_host_and_ports(text: str, spelt: str) -> None:
         ("db:65536", "1 to 65535"),
     ],
 )
-def test_what_is_no_pattern_is_refused_with_a_remedy(text: str, remedy: str) -> None:
+def test_a_text_that_is_not_a_pattern_is_an_error_with_a_remedy(text: str, remedy: str) -> None:
     with pytest.raises(AddressError) as caught:
         parse_pattern(text)
     assert remedy in str(caught.value)
@@ -140,7 +140,7 @@ def test_every_text_is_a_pattern_or_an_address_error(text: str) -> None:
         (Destinations(allow=()), "10.1.2.3", "10.1.2.3", False),
     ],
 )
-def test_an_address_is_judged_together_with_the_name_that_led_to_it(
+def test_an_address_is_checked_together_with_the_name_that_resolved_to_it(
     destinations: Destinations, host: str | None, address: str, admitted: bool
 ) -> None:
     assert destinations.admits(TcpEndpoint(host, 443), address) is admitted
@@ -186,7 +186,7 @@ def test_the_short_form_names_its_route() -> None:
     ) == ['forward."vsock::1": target_allow does not match tcp:10.0.0.1:80: add "10.0.0.1:80"']
 
 
-def test_lists_that_cannot_be_read_say_what_is_wanted() -> None:
+def test_invalid_lists_are_errors_that_say_what_is_expected() -> None:
     assert errors(
         '[forward]\n80 = "3:80"\n[defaults]\ntarget_allow = []\ntarget_deny = [25, "db"]\n'
     ) == [
@@ -209,7 +209,7 @@ def test_the_defaults_are_for_tcp_targets_and_a_routes_own_must_fit() -> None:
     ]
 
 
-def test_check_shows_lists_as_a_file_spells_them(tmp_path: Path) -> None:
+def test_check_shows_lists_as_a_file_writes_them(tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     file.write_text(
         '[forward]\n"vsock::1" = "10.0.0.1:80"\n[defaults]\ntarget_allow = ["10.0.0.0/8:80"]\n'
@@ -236,7 +236,9 @@ def resolving_to(*addresses: str) -> Resolve:
     return resolve
 
 
-async def test_an_answer_that_leads_elsewhere_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_resolved_address_outside_the_patterns_is_forbidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(trio.socket, "getaddrinfo", resolving_to(METADATA, "10.9.9.9"))
     with pytest.raises(DialError) as caught:
         await dial(TcpEndpoint("db.internal", 80), 5, destinations=only("127.0.0.0/8:*"))
@@ -244,7 +246,7 @@ async def test_an_answer_that_leads_elsewhere_is_forbidden(monkeypatch: pytest.M
     assert "do not let it go to 169.254.169.254 and 1 more" in str(caught.value)
 
 
-async def test_the_addresses_that_are_allowed_are_dialled_and_no_others(
+async def test_only_the_allowed_addresses_of_a_name_are_dialled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(trio.socket, "getaddrinfo", resolving_to("127.0.0.2", "127.0.0.3"))
@@ -272,7 +274,7 @@ async def test_a_client_whose_target_is_forbidden_is_reset_counted_and_logged() 
         assert "dial_seconds" not in end, "it is not known"
 
 
-async def test_a_target_that_is_told_of_its_client_is_bounded_as_well() -> None:
+async def test_patterns_apply_to_a_target_with_send_proxy() -> None:
     policy = Policy(target_deny=patterns("127.0.0.0/8:*"), send_proxy="v2")
     async with serving(policy) as route:
         assert await ends_by_reset(route.connect())

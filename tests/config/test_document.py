@@ -105,16 +105,16 @@ def test_yaml_keys_have_lines_and_columns_from_one() -> None:
         ),
     ],
 )
-def test_what_yaml_can_say_but_no_key_wants_is_found_at_its_place(text: str, problem: str) -> None:
+def test_unsupported_yaml_is_a_problem_with_its_place(text: str, problem: str) -> None:
     assert report(yaml(text)) == problem
 
 
-def test_every_finding_of_a_document_is_told_in_the_files_order() -> None:
+def test_problems_are_reported_in_the_order_of_the_file() -> None:
     lines = report(yaml("a: 1\nb:\na: 2\nc: !x y\n")).split("\n")
     assert [line.split(" ")[0] for line in lines] == ["x.yaml:2:1:", "x.yaml:3:1:", "x.yaml:4:1:"]
 
 
-def test_a_yaml_bomb_is_refused_before_it_grows() -> None:
+def test_a_yaml_bomb_is_an_error_before_it_expands() -> None:
     levels = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))
     assert "anchors" in report(yaml(f"a0: &a0 [x]\n{levels}"))
     assert "anchors" in report(yaml("&a [*a]"))
@@ -144,7 +144,7 @@ def test_a_yaml_bomb_is_refused_before_it_grows() -> None:
         ("[" * 5000, "x.yaml: is nested more than 8 levels deep: no key is"),
     ],
 )
-def test_what_is_no_yaml_says_where(text: str, problem: str) -> None:
+def test_invalid_yaml_is_an_error_with_its_place(text: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         yaml(text)
     assert str(caught.value) == problem
@@ -187,14 +187,14 @@ def test_what_is_no_yaml_says_where(text: str, problem: str) -> None:
         ),
     ],
 )
-def test_what_is_no_toml_says_where(text: str, problem: str) -> None:
+def test_invalid_toml_is_an_error_with_its_place(text: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         toml(text)
     assert str(caught.value) == problem
 
 
 @given(st.binary(max_size=200), st.sampled_from([".toml", ".yaml"]))
-def test_no_bytes_are_a_crash(data: bytes, suffix: str) -> None:
+def test_random_bytes_are_read_or_a_config_error(data: bytes, suffix: str) -> None:
     try:
         parse_document(data, "x" + suffix, suffix)
     except ConfigError as error:
@@ -236,11 +236,11 @@ def test_no_text_is_a_crash(text: str, suffix: str) -> None:
         (("guests", "x-y_1"), "guests.x-y_1"),
     ],
 )
-def test_a_key_path_is_spelt_as_an_operator_writes_it(path: KeyPath, text: str) -> None:
+def test_a_key_path_prints_as_an_operator_writes_it(path: KeyPath, text: str) -> None:
     assert write_path(path) == text
 
 
-def test_findings_come_in_the_order_of_a_toml_file_without_places() -> None:
+def test_problems_follow_the_order_of_a_toml_file_without_places() -> None:
     document = toml("[b]\nx = 1\ny = 2\n[a]\nz = 3\n")
     paths: list[KeyPath] = [("a", "z"), ("b", "y"), (), ("b", "x"), ("b", "missing")]
     error = document.error([KeyProblem(path, "m") for path in paths])
@@ -263,13 +263,13 @@ def test_a_file_is_read_by_its_suffix(tmp_path: Path) -> None:
         assert read_document(tmp_path / name).tree == {"8080": "3:80"}
 
 
-def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     assert refused(tmp_path / "a.toml") == "no such file"
     (tmp_path / "b").write_text("")
     assert "a part of the path is not a folder" in refused(tmp_path / "b" / "a.toml")
 
 
-def test_a_directory_says_so(tmp_path: Path) -> None:
+def test_a_directory_is_an_error(tmp_path: Path) -> None:
     assert refused(tmp_path) == "is a directory: name a file"
 
 
@@ -288,14 +288,14 @@ def an_ordinary_user() -> Iterator[None]:
     os.seteuid(user)
 
 
-def test_a_file_that_cannot_be_read_says_so(tmp_path: Path, an_ordinary_user: None) -> None:
+def test_an_unreadable_file_is_an_error(tmp_path: Path, an_ordinary_user: None) -> None:
     path = tmp_path / "a.toml"
     if os.access(tmp_path, os.W_OK, effective_ids=True):
         path.touch(mode=0)
     assert refused(path).startswith("permission denied")
 
 
-def test_a_name_that_is_no_name_says_so(tmp_path: Path) -> None:
+def test_an_impossible_file_name_is_an_error(tmp_path: Path) -> None:
     assert "is not a file name" in refused(Path("a\0.toml"))
     assert "too long" in refused(tmp_path / ("x" * 300 + ".toml"))
     (tmp_path / "loop.toml").symlink_to("loop.toml")

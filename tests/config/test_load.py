@@ -54,7 +54,7 @@ def errors(text: str, suffix: str = ".toml") -> list[str]:
     return [line.removeprefix(f"x{suffix}:").lstrip() for line in str(caught.value).split("\n")]
 
 
-def test_the_short_form_is_a_route_for_each_line() -> None:
+def test_each_line_of_the_short_form_is_a_route() -> None:
     config = toml('[forward]\n8080 = "3:80"\n"0.0.0.0:8443" = "web:443"\n[guests]\nweb = {cid = 4}')
     assert config == Config(
         routes=(
@@ -73,7 +73,7 @@ def test_toml_and_yaml_mean_the_same() -> None:
     assert one.routes[0].target == VsockEndpoint(3, 22)
 
 
-def test_a_route_at_length_has_policies_of_its_own() -> None:
+def test_a_long_route_overrides_the_defaults() -> None:
     config = yaml(
         "defaults: {connect_timeout: 2, idle_timeout: 1h, backlog: 7}\n"
         "route:\n"
@@ -83,7 +83,7 @@ def test_a_route_at_length_has_policies_of_its_own() -> None:
     assert config.routes == (Route("db", TcpEndpoint(None, 5432), VsockEndpoint(3, 5432), policy),)
 
 
-def test_a_short_route_has_the_policies_of_the_defaults() -> None:
+def test_a_short_route_has_the_policy_of_the_defaults() -> None:
     config = yaml("{forward: {80: 3:80}, defaults: {half_close: hold, drain_timeout: 0}}")
     assert config.routes[0].policy == Policy(half_close="hold", drain_timeout=0.0)
 
@@ -101,7 +101,9 @@ def test_a_short_route_has_the_policies_of_the_defaults() -> None:
         ("vsock::80", "2:80", (VsockEndpoint(CID_ANY, 80), VsockEndpoint(2, 80))),
     ],
 )
-def test_every_kind_stands_on_either_side(listen: str, target: str, route: object) -> None:
+def test_every_kind_of_address_is_read_on_either_side(
+    listen: str, target: str, route: object
+) -> None:
     (made,) = forward_config([(listen, target)]).routes
     assert (made.listen, made.target) == route
     assert made.name == listen
@@ -117,12 +119,12 @@ def test_every_kind_stands_on_either_side(listen: str, target: str, route: objec
         ("{unix: '/run/{port}/p{port}'}", UnixEndpoint("/run/80/p80")),
     ],
 )
-def test_a_guest_is_reached_in_its_way(guest: str, target: object) -> None:
+def test_each_kind_of_guest_has_its_address(guest: str, target: object) -> None:
     (route,) = yaml(f"{{forward: {{80: 'g:80'}}, guests: {{g: {guest}}}}}").routes
     assert route.target == target
 
 
-def test_the_handshake_is_of_the_guest_the_route_or_the_address() -> None:
+def test_the_handshake_is_set_by_the_guest_the_route_or_the_address() -> None:
     guests = "guests: {a: {mux: /v, handshake: none}, b: {mux: /v}}\n"
     [guest] = yaml(guests + "forward: {80: 'a:80'}").routes
     [route] = yaml(guests + "route: [{listen: 80, target: 'b:80', handshake: none}]").routes
@@ -146,7 +148,7 @@ def test_the_handshake_is_of_the_guest_the_route_or_the_address() -> None:
         ("{command: [/bin/cid-of, web]}", Command(("/bin/cid-of", "web")), "vsock"),
     ],
 )
-def test_a_guest_that_must_be_looked_for_stays_the_target_by_its_name(
+def test_a_guest_looked_up_at_each_dial_stays_a_name_in_the_target(
     table: str, way: DynamicWay, over: Literal["vsock", "vsock-mux"]
 ) -> None:
     config = yaml(f"{{forward: {{80: 'g:80'}}, guests: {{g: {table}}}}}")
@@ -157,18 +159,18 @@ def test_a_guest_that_must_be_looked_for_stays_the_target_by_its_name(
     assert again.guests == config.guests
 
 
-def test_a_cid_that_is_found_can_go_by_the_hypervisor() -> None:
+def test_a_looked_up_cid_can_be_dialled_through_the_hypervisor() -> None:
     config = toml('forward.80 = "g:80"\nguests.g = {file = "/f", to_host = true}')
     assert config.guests == (Guest("g", CidFile("/f"), to_host=True),)
 
 
-def test_to_host_is_of_the_route_or_of_the_address() -> None:
+def test_to_host_is_set_by_the_route_or_the_address() -> None:
     long = yaml("route: [{listen: 80, target: '9:80', to_host: true}]")
     short = yaml("forward: {80: 'vsock:9:80,to_host'}")
     assert long.routes[0].target == short.routes[0].target == VsockEndpoint(9, 80, to_host=True)
 
 
-def test_ranges_of_equal_length_are_a_route_for_each_port() -> None:
+def test_ranges_of_equal_length_give_one_route_per_port() -> None:
     config = yaml(
         "guests: {g: {unix: '/s{port}'}}\n"
         "forward: {8000-8001: 3:9000-9001}\n"
@@ -182,7 +184,7 @@ def test_ranges_of_equal_length_are_a_route_for_each_port() -> None:
     ]
 
 
-def test_a_route_takes_of_the_defaults_the_rules_that_fit_its_listener() -> None:
+def test_a_route_uses_the_default_rules_that_fit_its_listener() -> None:
     config = toml(
         'guests.web = {cid = 7}\n[forward]\n80 = "3:80"\n"vsock::80" = "80"\n"unix:/a" = "3:80"\n'
         '"fd:x" = "3:80"\n[defaults]\nallow = ["10.0.0.0/8", 3, "web"]\ndeny = ["uid:5"]'
@@ -196,7 +198,7 @@ def test_a_route_takes_of_the_defaults_the_rules_that_fit_its_listener() -> None
     ]
 
 
-def test_whom_a_header_speaks_of_need_not_come_by_the_listeners_family() -> None:
+def test_with_accept_proxy_rules_of_every_kind_are_kept() -> None:
     (route,) = toml(
         '[[route]]\nlisten = 80\ntarget = "3:80"\naccept_proxy = true\n'
         'proxy_trusted = ["10.0.0.0/8"]\nallow = [3, "192.0.2.0/24"]\nsend_proxy = "v2"'
@@ -206,7 +208,7 @@ def test_whom_a_header_speaks_of_need_not_come_by_the_listeners_family() -> None
     assert (route.policy.accept_proxy, route.policy.send_proxy) == (True, "v2")
 
 
-def test_a_route_can_do_without_the_lists_of_the_defaults() -> None:
+def test_a_route_can_disable_the_lists_of_the_defaults() -> None:
     (route,) = toml(
         'defaults.allow = ["10.0.0.0/8"]\ndefaults.deny = ["10.1.0.0/16"]\n'
         '[[route]]\nlisten = 80\ntarget = "3:80"\nallow = "off"\ndeny = []'
@@ -390,7 +392,7 @@ WRONG_TOML = {
             "forward.\"80-90\": '3:80-89' has 10 ports and '80-90' has 11 ports: use ranges of"
             " equal length",
             "forward.\"70\": '3:70-71' has 2 ports and '70' has 1 port: use ranges of equal length",
-            "forward.\"9-8\": the port range of '9-8' runs backwards: write the lower port first",
+            "forward.\"9-8\": the port range of '9-8' is reversed: write the lower port first",
         ],
     ),
     "relative paths": (
@@ -632,7 +634,7 @@ WRONG_TOML = {
         '[forward]\nx = "y"',
         [
             "forward.x: 'x' has no port: write HOST:PORT",
-            "forward.x: 'y' is no target: write CID:PORT, GUEST:PORT or tcp:HOST:PORT",
+            "forward.x: 'y' is not a target: expected CID:PORT, GUEST:PORT or tcp:HOST:PORT",
         ],
     ),
 }  # fmt: skip
@@ -669,7 +671,8 @@ WRONG_YAML = {
         [
             '3:3: forward."8080": is defined twice: first on line 2',
             "4:3: forward.on: 'on' has no port: write HOST:PORT",
-            "4:3: forward.on: 'yes' is no target: write CID:PORT, GUEST:PORT or tcp:HOST:PORT",
+            "4:3: forward.on: 'yes' is not a target: expected CID:PORT, GUEST:PORT or"
+            " tcp:HOST:PORT",
             '5:3: forward."9090": has no value: add one or remove the key',
             "9:5: route[0].backlog: 1.5 is not a whole number",
             "10:5: route[1]: 5 is not a table: expected keys with values below it",
@@ -700,16 +703,16 @@ WRONG_YAML = {
 
 
 @pytest.mark.parametrize(("text", "lines"), WRONG_TOML.values(), ids=WRONG_TOML)
-def test_a_wrong_file_says_everything_that_a_stranger_needs(text: str, lines: list[str]) -> None:
+def test_every_problem_of_a_toml_file_is_reported(text: str, lines: list[str]) -> None:
     assert errors(text) == lines
 
 
 @pytest.mark.parametrize(("text", "lines"), WRONG_YAML.values(), ids=WRONG_YAML)
-def test_a_wrong_yaml_file_says_where_too(text: str, lines: list[str]) -> None:
+def test_every_problem_of_a_yaml_file_has_its_place(text: str, lines: list[str]) -> None:
     assert errors(text, ".yaml") == lines
 
 
-def test_a_wrong_file_is_named(tmp_path: Path) -> None:
+def test_an_error_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "gateway.yaml"
     path.write_text("forward: {80: x}")
     with pytest.raises(ConfigError, match=rf'^{re.escape(str(path))}:1:11: forward."80": '):
@@ -736,7 +739,7 @@ VALUES = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(sorted(FileTables.model_fields)), VALUES))
 @example({"defaults": {"half_close": "\ud800"}})
-def test_no_tree_is_a_crash_and_no_error_speaks_of_pydantic(tree: dict[str, object]) -> None:
+def test_every_tree_is_read_or_an_error_without_pydantics_words(tree: dict[str, object]) -> None:
     try:
         forward_config([("1", "3:1")], tree)  # type: ignore[arg-type]  # wrong on purpose
     except ConfigError as error:
@@ -745,7 +748,7 @@ def test_no_tree_is_a_crash_and_no_error_speaks_of_pydantic(tree: dict[str, obje
 
 
 @pytest.mark.parametrize("suffix", [".toml", ".yaml"])
-def test_a_number_that_python_cannot_print_is_only_wrong(suffix: str) -> None:
+def test_a_number_too_large_to_print_is_an_error(suffix: str) -> None:
     huge = "0x" + "f" * 5000
     text = {".toml": f"forward.80 = {huge}\n[defaults]\nbacklog = {huge}\nidle_timeout = {huge}"}
     text[".yaml"] = f"forward: {{80: {huge}}}\ndefaults: {{backlog: {huge}, idle_timeout: {huge}}}"
@@ -754,6 +757,6 @@ def test_a_number_that_python_cannot_print_is_only_wrong(suffix: str) -> None:
     assert all("a huge number" in line for line in lines)
 
 
-def test_a_thousand_errors_are_told_at_once() -> None:
+def test_a_thousand_errors_are_reported_at_once() -> None:
     lines = errors("[forward]\n" + "\n".join(f'{port} = "x"' for port in range(1, 1001)))
     assert len(lines) == 1000

@@ -120,7 +120,7 @@ def _read_target(text: str, file: Path | None) -> tuple[Target, Sequence[Guest]]
     if file is None:
         raise VsockproxyError(
             f"{text!r} names a guest of a configuration: give it with -c;"
-            f" a TCP target is spelt tcp:{text}"
+            f" for a TCP target write tcp:{text}"
         )
     return _guest_address(text, file)
 
