@@ -13,11 +13,9 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, Final, TypeAlias, get_args, get_origin
 
-from pydantic import BaseModel
-
 from vsockproxy.config.document import Document, KeyPath, KeyProblem, Plain, write_path
 from vsockproxy.config.load import build_config
-from vsockproxy.config.schema import FileTables
+from vsockproxy.config.schema import TABLES
 from vsockproxy.config.settings import Config
 from vsockproxy.config.value import OFF
 from vsockproxy.errors import ConfigError
@@ -170,17 +168,6 @@ class _Tables:
         self._problems.append(KeyProblem(path, message))
 
 
-def _leaves(model: type[BaseModel], above: _Path = ()) -> Iterator[tuple[_Path, _Kinds]]:
-    """Yield each key of a model and of the models below it, with the types of its value."""
-    for key, field in model.model_fields.items():
-        path, kinds = (*above, key), frozenset(_types(field.annotation))
-        inner = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
-        if inner is None:
-            yield path, kinds
-        else:
-            yield from _leaves(inner, (*path, _NAME) if kinds & {dict, list} else path)
-
-
 def _types(annotation: object) -> Iterator[type]:
     """Yield the types in an annotation, however deep."""
     for one in (annotation, get_origin(annotation)):
@@ -190,12 +177,21 @@ def _types(annotation: object) -> Iterator[type]:
         yield from _types(inner)
 
 
-_KEYS: Final = dict(_leaves(FileTables))
-_LISTS: Final = {
-    path[0]
-    for path in _KEYS
-    if _NAME in path and list in _types(FileTables.model_fields[path[0]].annotation)
+_LISTS: Final = ("route",)
+"""Tables that are a list in a file, and named by their ``name`` in variables."""
+
+_NAMED: Final = (*_LISTS, "guests")
+_KEYS: Final[dict[_Path, _Kinds]] = {
+    ("forward",): frozenset({dict}),
+    **{
+        (table, _NAME, key) if table in _NAMED else (table, key): frozenset(
+            _types(field.annotation)
+        )
+        for table, model in TABLES.items()
+        for key, field in model.model_fields.items()
+    },
 }
+"""The path of each key, and the types that its value can have."""
 
 
 def _variable(path: _Path) -> str:
