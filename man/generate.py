@@ -1,8 +1,8 @@
-"""Writes the man pages: `make man`.
+"""Writes the man pages, and the tables that they are made from: `make man`.
 
 Owns: what each page is made from.  vsockproxy(1) is the commands as typer has them, and the
 sections of docs/operations.md that belong to no single command; vsockproxy.toml(5) is
-docs/configuration.md, which the tests hold to the models.  A test holds the pages to these.
+docs/configuration.md, whose tables `keys` makes.  A test holds the pages to these.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import typer.main
 
-from man import roff
+from man import keys, roff
 from vsockproxy import __version__
 from vsockproxy.cli import app
 
@@ -141,5 +141,7 @@ def _listed(lines: list[str]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    for file, text in pages().items():
-        file.write_text(text)
+    # The page on the configuration is made first: a man page is made from it.
+    for make in (keys.made, pages):
+        for file, text in make().items():
+            file.write_text(text)

@@ -103,7 +103,7 @@ def blocks(markdown: str) -> Iterator[str]:
 
 
 def _block(block: str) -> Iterator[str]:
-    lines = block.splitlines()
+    lines = [line for line in block.splitlines() if not line.startswith("<!--")]
     marks = re.match(r"(#{2,3}) (.*)", lines[0])
     if marks:
         yield from heading(marks[2], len(marks[1]))

@@ -16,7 +16,7 @@ from tests.daemon_process import REPOSITORY, command
 from tests.kernel.boot import require
 from vsockproxy.address.endpoint import FdEndpoint, TcpEndpoint, VsockEndpoint
 from vsockproxy.address.grammar import parse_listen, parse_target
-from vsockproxy.cli.program import PLACES
+from vsockproxy.config.source import PLACES
 
 UNITS: Final = REPOSITORY / "systemd"
 SERVICES: Final = [UNITS / "vsockproxy.service", UNITS / "vsockproxy@.service"]

@@ -78,18 +78,18 @@ def test_a_longer_buffer_is_an_address_too() -> None:
         (b"\x0c\x02" + bytes.fromhex(DARWIN)[2:], "darwin"),
     ],
 )
-def test_bytes_that_are_no_vsock_address_are_refused(data: bytes, layout: Layout) -> None:
+def test_bytes_that_are_not_a_vsock_address_are_an_error(data: bytes, layout: Layout) -> None:
     with pytest.raises(AddressError):
         VsockEndpoint.from_sockaddr(data, layout)
 
 
-def test_darwin_cannot_say_to_host() -> None:
+def test_to_host_is_an_error_on_darwin() -> None:
     with pytest.raises(AddressError, match="needs Linux"):
         VsockEndpoint(2, 1, to_host=True).to_sockaddr("darwin")
 
 
 @pytest.mark.parametrize(("cid", "port"), [(1 << 32, 1), (1, 1 << 32), (-2, 1), (1, -2)])
-def test_a_number_that_would_wrap_is_refused(cid: int, port: int) -> None:
+def test_a_number_that_would_wrap_is_an_error(cid: int, port: int) -> None:
     with pytest.raises(AddressError, match="0 to 4294967295"):
         VsockEndpoint(cid, port)
 
@@ -151,13 +151,13 @@ def test_a_tcp_port_has_16_bits(port: int) -> None:
 
 
 @pytest.mark.parametrize("host", ["", "256.0.0.1", "1.2.3", "::g", "a b", "a/b", "x[", "é\n"])
-def test_what_is_no_host_is_refused(host: str) -> None:
+def test_a_text_that_is_not_a_host_is_an_error(host: str) -> None:
     with pytest.raises(AddressError):
         TcpEndpoint(host, 80)
 
 
 @pytest.mark.parametrize("path", ["", "@", "a\0b", "x" * 200, "é" * 100, "\ud800"])
-def test_what_is_no_path_is_refused(path: str) -> None:
+def test_a_text_that_is_not_a_socket_path_is_an_error(path: str) -> None:
     with pytest.raises(AddressError):
         UnixEndpoint(path)
     with pytest.raises(AddressError):
@@ -174,12 +174,12 @@ def test_the_guest_dials_a_mux_listener_at_the_path_with_the_port() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a:b", "a b", "é", "x" * 256])
-def test_what_systemd_would_not_name_a_descriptor_is_refused(name: str) -> None:
+def test_a_name_that_systemd_does_not_allow_is_an_error(name: str) -> None:
     with pytest.raises(AddressError):
         FdEndpoint(name)
 
 
 @pytest.mark.parametrize("name", ["", "3", "-a", "a.b", "any", "host", "tcp", "vsock-mux", "é"])
-def test_a_guest_cannot_look_like_a_cid_a_host_or_a_prefix(name: str) -> None:
+def test_a_guest_name_like_a_cid_a_host_or_a_prefix_is_an_error(name: str) -> None:
     with pytest.raises(AddressError):
         GuestEndpoint(name, 80)

@@ -15,7 +15,7 @@ from vsockproxy.address.endpoint import (
     GuestEndpoint,
     ListenEndpoint,
     MuxEndpoint,
-    TargetEndpoint,
+    Target,
     TcpEndpoint,
     UnixEndpoint,
     VsockEndpoint,
@@ -48,7 +48,7 @@ LISTENS: st.SearchStrategy[ListenEndpoint] = st.one_of(
     st.builds(MuxEndpoint, PATHS, NUMBERS),
     st.from_regex(r"[!-9;-~]{1,40}", fullmatch=True).map(FdEndpoint),
 )
-TARGETS: st.SearchStrategy[TargetEndpoint] = st.one_of(
+TARGETS: st.SearchStrategy[Target] = st.one_of(
     st.builds(TcpEndpoint, HOSTS, st.integers(1, 0xFFFF)),
     st.builds(VsockEndpoint, SPECIFIC, SPECIFIC, st.booleans()),
     UNIX,
@@ -76,7 +76,7 @@ def test_every_listener_is_read_back_from_its_text(endpoint: ListenEndpoint) -> 
 
 
 @given(TARGETS)
-def test_every_target_is_read_back_from_its_text(endpoint: TargetEndpoint) -> None:
+def test_every_target_is_read_back_from_its_text(endpoint: Target) -> None:
     assert parse_target(str(endpoint)) == endpoint
 
 
@@ -140,16 +140,16 @@ def test_a_listener_is_read(text: str, endpoint: ListenEndpoint) -> None:
         ("80", TcpEndpoint(None, 80)),
     ],
 )
-def test_a_target_is_read(text: str, endpoint: TargetEndpoint) -> None:
+def test_a_target_is_read(text: str, endpoint: Target) -> None:
     assert parse_target(text) == endpoint
 
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("3:80", "a vsock listener is spelt vsock:3:80"),
-        ("::1:80", "stands in brackets: [::1]:80"),
-        ("[web]:80", "only an IPv6 address stands in brackets"),
+        ("3:80", "for a vsock listener write vsock:3:80"),
+        ("::1:80", "in brackets: [::1]:80"),
+        ("[web]:80", "only an IPv6 address can be in brackets"),
         ("vsock:3", "write vsock:CID:PORT"),
         ("vsock-mux:/run/v", "write vsock-mux:PATH:PORT"),
         ("vsock:3:80,x", "only option of a vsock address is to_host"),
@@ -158,18 +158,18 @@ def test_a_target_is_read(text: str, endpoint: TargetEndpoint) -> None:
         ("vsock:guest:80", "'guest' is not a vsock CID"),
         ("1.2.3:80", "'1.2.3' is not an IP address"),
         ("٨٠", "is not a TCP port"),
-        ("vsok:3:80", "'vsok' is no kind of address: did you mean vsock:?"),
+        ("vsok:3:80", "'vsok' is not a kind of address: did you mean vsock:?"),
         ("mux:/run/v.sock:80", "did you mean vsock-mux:?"),
         ("unx:/run/v.sock", "did you mean unix:?"),
         ("http://0.0.0.0:80", "is a URL: write tcp:HOST:PORT"),
-        ("udp:0.0.0.0:80", "'udp:0.0.0.0' is no host"),
-        ("fdd::1:80", "stands in brackets: [fdd::1]:80"),
-        ("8000-", "a range is spelt 8000-8010"),
+        ("udp:0.0.0.0:80", "'udp:0.0.0.0' is not a host"),
+        ("fdd::1:80", "in brackets: [fdd::1]:80"),
+        ("8000-", "write a range as 8000-8010"),
         ("10.0.0.1", "has no port"),
         ("", "has no port"),
     ],
 )
-def test_a_wrong_listener_says_what_is_wanted(text: str, wanted: str) -> None:
+def test_an_invalid_listener_is_an_error_with_a_remedy(text: str, wanted: str) -> None:
     with pytest.raises(AddressError) as caught:
         parse_listen(text)
     assert wanted in str(caught.value)
@@ -186,8 +186,8 @@ def test_a_wrong_listener_says_what_is_wanted(text: str, wanted: str) -> None:
         ("vsock-mux:/v:4294967295", "name one port, not any"),
         ("tcp:web:0", "TCP ports start at 1"),
         ("tcp:web:65536", "0 to 65535"),
-        ("web", "write CID:PORT, GUEST:PORT or tcp:HOST:PORT"),
-        ("3x:80", "a TCP target is spelt tcp:HOST:PORT"),
+        ("web", "expected CID:PORT, GUEST:PORT or tcp:HOST:PORT"),
+        ("3x:80", "for a TCP target write tcp:HOST:PORT"),
         ("VSOCK:3:80", "did you mean vsock:?"),
         ("vsock_mux:/run/v.sock:80", "did you mean vsock-mux:?"),
         ("mux:/run/v.sock:80", "did you mean vsock-mux:?"),
@@ -195,11 +195,11 @@ def test_a_wrong_listener_says_what_is_wanted(text: str, wanted: str) -> None:
         ("unx:/run/v.sock", "did you mean unix:?"),
         ("http://web:80/", "is a URL: write tcp:HOST:PORT"),
         ("web:http", "'http' is not a vsock port"),
-        ("8000-", "a range is spelt 8000-8010"),
-        ("3:8000-x", "a range is spelt 8000-8010"),
+        ("8000-", "write a range as 8000-8010"),
+        ("3:8000-x", "write a range as 8000-8010"),
     ],
 )
-def test_a_wrong_target_says_what_is_wanted(text: str, wanted: str) -> None:
+def test_an_invalid_target_is_an_error_with_a_remedy(text: str, wanted: str) -> None:
     with pytest.raises(AddressError) as caught:
         parse_target(text)
     assert wanted in str(caught.value)
@@ -217,12 +217,12 @@ def test_a_wrong_target_says_what_is_wanted(text: str, wanted: str) -> None:
         ("fd:1-2", ("fd:1-2",)),
     ],
 )
-def test_a_port_range_is_a_text_for_each_port(text: str, texts: tuple[str, ...]) -> None:
+def test_a_port_range_expands_to_one_text_per_port(text: str, texts: tuple[str, ...]) -> None:
     assert expand_ports(text) == texts
 
 
 @pytest.mark.parametrize("text", ["10-9", "0-65536"])
-def test_a_range_that_runs_backwards_or_too_far_is_refused(text: str) -> None:
+def test_a_reversed_or_too_long_range_is_an_error(text: str) -> None:
     with pytest.raises(AddressError, match="port range"):
         expand_ports(text)
 

@@ -74,7 +74,7 @@ async def test_ready_is_200_and_unready_503_with_every_reason(tcp: socket.socket
     assert (healthy.status_code, healthy.text) == (200, "ok\n")
 
 
-async def test_a_server_that_is_told_nothing_is_ready(tcp: socket.socket) -> None:
+async def test_a_server_without_problems_is_ready(tcp: socket.socket) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_metrics, [tcp], CollectorRegistry(), FakeDaemon())
         assert await asked(lambda: ask_url(url(tcp), SOON)) == "ready"
@@ -91,7 +91,7 @@ async def test_the_index_names_both(tcp: socket.socket) -> None:
 # --- asking -------------------------------------------------------------------------------
 
 
-async def test_asking_is_over_tcp_by_address_or_url(tcp: socket.socket) -> None:
+async def test_a_daemon_is_asked_over_tcp_by_address_or_url(tcp: socket.socket) -> None:
     async with serving(tcp):
         assert await asked(lambda: ask(listen_text(tcp), SOON)) == "ready"
         assert await asked(lambda: ask_url(url(tcp), SOON)) == "ready"
@@ -107,7 +107,7 @@ async def test_a_listener_on_every_address_is_asked_on_the_loopback(
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-async def test_asking_is_over_a_unix_socket(tmp_path: Path, abstract: bool) -> None:
+async def test_a_daemon_is_asked_over_a_unix_socket(tmp_path: Path, abstract: bool) -> None:
     path = f"@{tmp_path}/m" if abstract else f"{tmp_path}/m"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path.replace("@", "\0"))
@@ -117,19 +117,19 @@ async def test_asking_is_over_a_unix_socket(tmp_path: Path, abstract: bool) -> N
             assert await asked(lambda: ask(f"unix:{path}", SOON)) == "ready"
 
 
-async def test_what_is_not_ready_is_told_in_one_line(tcp: socket.socket) -> None:
+async def test_all_reasons_of_an_unready_daemon_are_in_one_line(tcp: socket.socket) -> None:
     async with serving(tcp, ["draining", "route web: does not listen"]):
         with pytest.raises(UnhealthyError, match=r"^draining route web: does not listen$"):
             await asked(lambda: ask(listen_text(tcp), SOON))
 
 
-async def test_a_page_that_is_not_there_is_unhealthy(tcp: socket.socket) -> None:
+async def test_a_missing_page_is_unhealthy(tcp: socket.socket) -> None:
     async with serving(tcp):
         with pytest.raises(UnhealthyError, match="not found: /frobnicate"):
             await asked(lambda: ask_url(url(tcp, "/frobnicate"), SOON))
 
 
-def test_where_nobody_listens_is_said(tmp_path: Path) -> None:
+def test_without_a_listener_the_error_names_the_address(tmp_path: Path) -> None:
     port = unused_tcp_port()
     with pytest.raises(UnhealthyError, match=f"nothing answers at 127.0.0.1:{port}: Connection"):
         ask(f"127.0.0.1:{port}", SOON)
@@ -139,12 +139,12 @@ def test_where_nobody_listens_is_said(tmp_path: Path) -> None:
             ask(f"unix:{tmp_path}/{name}", SOON)
 
 
-def test_a_daemon_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_daemon_that_hangs_is_unhealthy_after_the_timeout(tmp_path: Path) -> None:
     with unix_listener(tmp_path / "m"), pytest.raises(UnhealthyError, match="the daemon hangs"):
         ask(f"unix:{tmp_path}/m", 0.05)
 
 
-async def test_another_protocols_answer_is_said(tcp: socket.socket) -> None:
+async def test_an_answer_that_is_not_http_is_unhealthy(tcp: socket.socket) -> None:
     async def answer(stream: trio.SocketStream) -> None:
         async with stream:
             await says(b"SSH-2.0-OpenSSH_9.6\r\n")(stream)
@@ -159,13 +159,13 @@ async def test_another_protocols_answer_is_said(tcp: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("text", ["https://x/", "x:80", "http://", "http://x:port/", "unix:/a"])
-def test_what_is_no_http_url_is_said(text: str) -> None:
+def test_a_text_that_is_not_an_http_url_is_an_error(text: str) -> None:
     with pytest.raises(UnhealthyError, match="is no URL"):
         ask_url(text, SOON)
 
 
 @pytest.mark.parametrize("text", ["fd:metrics", "vsock::9490", "vsock-mux:/v:1"])
-def test_a_listener_that_has_no_address_here_is_said(text: str) -> None:
+def test_a_listener_without_an_address_cannot_be_asked(text: str) -> None:
     with pytest.raises(UnhealthyError, match=r"cannot be asked: say with --url"):
         ask(text, SOON)
 
@@ -173,7 +173,7 @@ def test_a_listener_that_has_no_address_here_is_said(text: str) -> None:
 # --- where --------------------------------------------------------------------------------
 
 
-def test_the_listener_is_the_files_or_the_environments(tmp_path: Path) -> None:
+def test_the_listener_is_read_from_the_file_or_the_environment(tmp_path: Path) -> None:
     toml, yaml = tmp_path / "c.toml", tmp_path / "c.yaml"
     toml.write_text("metrics.listen = 9490")
     yaml.write_text("metrics: {listen: 'unix:/m'}")
@@ -184,7 +184,9 @@ def test_the_listener_is_the_files_or_the_environments(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ['forward.80 = "3:80"', "[metrics]", 'metrics = "x"'])
-def test_a_configuration_without_metrics_is_told_what_to_add(tmp_path: Path, text: str) -> None:
+def test_a_configuration_without_metrics_is_an_error_with_a_remedy(
+    tmp_path: Path, text: str
+) -> None:
     file = tmp_path / "c.toml"
     file.write_text(text)
     for named in (file, None):
@@ -221,7 +223,7 @@ async def test_the_command_takes_an_address_or_a_url(tcp: socket.socket) -> None
             assert (done.returncode, done.stdout) == (0, "ready\n")
 
 
-def test_everything_wrong_is_status_1_and_a_line(tmp_path: Path) -> None:
+def test_every_failure_is_status_1_and_one_line(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.toml"
     wrong.write_text("metrics = ")
     for arguments in (
@@ -240,7 +242,7 @@ def test_everything_wrong_is_status_1_and_a_line(tmp_path: Path) -> None:
 HEAVY: Final = {"trio", "pydantic", "structlog", "prometheus_client", "hypercorn", "ruamel"}
 
 
-def test_asking_imports_nothing_heavy() -> None:
+def test_asking_imports_neither_trio_nor_pydantic() -> None:
     code = "import sys, vsockproxy.admin.health; print(*sys.modules)"
     done = subprocess.check_output([sys.executable, "-c", code], env=environment(), text=True)
     assert "http.client" in done.split()
@@ -254,7 +256,7 @@ def test_the_command_imports_nothing_heavy_of_its_own() -> None:
     assert not imported & (HEAVY - {"pydantic"})  # which typer takes to read options
 
 
-def test_the_operators_socket_is_asked_where_the_metrics_cannot_be(tmp_path: Path) -> None:
+def test_the_control_socket_is_asked_if_the_metrics_cannot_be(tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     admin = '[admin]\nsocket = "/run/admin.sock"\n'
     tls = '[metrics]\nlisten = "9490"\ncertificate = "/x.pem"\n'
@@ -267,7 +269,7 @@ def test_the_operators_socket_is_asked_where_the_metrics_cannot_be(tmp_path: Pat
         metrics_listen(file, {})
 
 
-def test_without_any_configuration_a_daemon_at_the_usual_place_is_asked(tmp_path: Path) -> None:
+def test_without_a_configuration_a_daemon_at_a_default_place_is_asked(tmp_path: Path) -> None:
     folder = tmp_path / "vsockproxy"
     folder.mkdir(mode=0o700)
     with socket.socket(socket.AF_UNIX) as listener:

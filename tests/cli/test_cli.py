@@ -15,7 +15,7 @@ from tests.daemon_process import REPOSITORY, command, daemon, environment
 from tests.fake_services import as_ordinary_user, open_folder
 from vsockproxy import __version__
 from vsockproxy.cli import app
-from vsockproxy.cli.program import default_file
+from vsockproxy.config.source import default_file
 
 COMMANDS: Final = (
     *("run", "forward", "demo", "check", "health", "version"),
@@ -136,7 +136,7 @@ def test_check_shows_each_route_on_one_line_without_a_terminal(
         ["fd:web", "fd:web", f"unix:{tmp_path}/target"],
         ["127.0.0.1:81", "tcp:127.0.0.1:81", f"vsock-mux:{path}:80"],
         ["[::]:82", "tcp:[::]:82", "vsock:3:80"],
-        ["db", "tcp:5432", "tcp:db.lan:5432", "idle_timeout=3600"],
+        ["db", "tcp:5432", "tcp:db.lan:5432", "idle_timeout=1h"],
     ]
     assert summary == "4 routes; metrics: tcp:9490"
 
@@ -246,7 +246,7 @@ def test_an_unreadable_file_is_an_error_with_a_remedy() -> None:
             with as_ordinary_user():
                 done = CliRunner().invoke(app, arguments)
             assert done.exit_code == 2
-            assert "x.toml: this user may not read it: check its mode" in done.stderr
+            assert "x.toml: permission denied: check the mode of the file" in done.stderr
 
 
 def test_the_first_existing_default_file_is_used(tmp_path: Path) -> None:

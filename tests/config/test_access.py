@@ -59,7 +59,7 @@ def ip(text: str) -> Peer:
         ("gid:0", GroupRule(0)),
     ],
 )
-def test_a_rule_is_known_by_its_spelling(text: str, rule: Rule) -> None:
+def test_a_rule_prints_as_it_is_written(text: str, rule: Rule) -> None:
     assert parse_rule(text) == rule
 
 
@@ -90,13 +90,13 @@ def test_a_rule_is_known_by_its_spelling(text: str, rule: Rule) -> None:
         *("uid:\ud800", "\0"),
     ],
 )
-def test_what_is_no_rule_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_rule_is_an_error(text: str) -> None:
     with pytest.raises(AddressError):
         parse_rule(text)
 
 
 def test_an_address_inside_a_network_names_the_network() -> None:
-    with pytest.raises(AddressError, match=r"write 10\.0\.0\.0/8"):
+    with pytest.raises(AddressError, match=r"write the network as 10\.0\.0\.0/8"):
         parse_rule("10.0.0.1/8")
 
 
@@ -113,23 +113,23 @@ def test_an_address_inside_a_network_names_the_network() -> None:
         ("fe80::/10", "fe80::1%7", "ff02::1"),
     ],
 )
-def test_a_network_holds_its_addresses(rule: str, inside: str, outside: str) -> None:
+def test_a_network_matches_its_addresses(rule: str, inside: str, outside: str) -> None:
     assert parse_rule(rule).matches(ip(inside))
     assert not parse_rule(rule).matches(ip(outside))
 
 
-def test_a_range_of_cids_holds_both_ends() -> None:
+def test_a_range_of_cids_includes_both_ends() -> None:
     rule = parse_rule("3-10")
     assert [cid for cid in range(12) if rule.matches(Peer(cid=cid))] == list(range(3, 11))
 
 
-def test_no_rule_speaks_of_a_client_of_another_kind() -> None:
+def test_a_rule_does_not_match_a_client_of_another_kind() -> None:
     peers = {"tcp": ip("10.0.0.3"), "vsock": Peer(cid=3), "unix": Peer(uid=3, gids=frozenset({3}))}
     for rule in rules("10.0.0.3", "3", "uid:3", "gid:3"):
         assert [kind for kind, peer in peers.items() if rule.matches(peer)] == [rule.kind]
 
 
-def test_a_guest_whose_cid_is_not_known_is_nobody() -> None:
+def test_a_guest_without_a_known_cid_matches_no_client() -> None:
     assert not parse_rule("web").matches(Peer(cid=3))
 
 
@@ -143,18 +143,18 @@ def test_deny_wins_and_an_allow_list_must_match() -> None:
     assert not access.admits(ip("192.0.2.1"))
 
 
-def test_without_an_allow_list_whoever_is_not_denied_comes_in() -> None:
+def test_without_an_allow_list_every_client_not_denied_is_admitted() -> None:
     access = Access(deny=rules("10.0.0.0/8"))
     assert access.admits(ip("192.0.2.1"))
     assert not access.admits(ip("10.0.0.1"))
 
 
 @pytest.mark.parametrize("access", [Access(rules("::/0")), Access(deny=rules("::/0")), Access(())])
-def test_a_client_of_whom_nothing_is_known_is_let_in_by_no_list(access: Access) -> None:
+def test_an_unidentified_client_matches_no_allow_list(access: Access) -> None:
     assert not access.admits(Peer())
 
 
-def test_no_lists_let_everybody_in() -> None:
+def test_without_lists_every_client_is_admitted() -> None:
     assert not Access()
     assert Access().admits(Peer())
 
@@ -169,7 +169,7 @@ networks = st.builds(
 
 
 @given(st.ip_addresses(), st.lists(networks), st.lists(networks))
-def test_admission_is_what_the_two_lists_say(
+def test_admission_follows_the_two_lists(
     address: IPv4Address | IPv6Address, allow: list[Rule], deny: list[Rule]
 ) -> None:
     peer = Peer(ip=ip_of(str(address)))
@@ -217,7 +217,7 @@ def test_a_tcp_peer_is_its_address() -> None:
 # ---- on a route ----
 
 
-async def test_a_denied_client_is_reset_before_anything_is_dialled() -> None:
+async def test_a_denied_client_is_reset_before_the_dial() -> None:
     async with serving(Policy(deny=rules("127.0.0.2"))) as route:
         assert await ends_by_reset(route.connect("127.0.0.2"))
         await route.rejected("denied")
@@ -228,7 +228,7 @@ async def test_a_denied_client_is_reset_before_anything_is_dialled() -> None:
         assert str(line["client"]).startswith("127.0.0.2:")
 
 
-async def test_only_who_is_allowed_comes_in_and_a_reload_changes_who() -> None:
+async def test_a_reload_changes_the_allowed_clients() -> None:
     async with serving(Policy(allow=rules("127.0.0.1"))) as route:
         assert await route.exchange(b"x", "127.0.0.1") == b"x"
         assert await ends_by_reset(route.connect("127.0.0.3"))
@@ -242,14 +242,14 @@ async def test_only_who_is_allowed_comes_in_and_a_reload_changes_who() -> None:
 
 
 @needs_ipv6
-async def test_ipv6_clients_have_rules_too() -> None:
+async def test_rules_match_ipv6_clients() -> None:
     async with serving(Policy(allow=rules("::1")), listen_at=TcpEndpoint("::1", 0)) as route:
         assert await route.exchange(b"x") == b"x"
         route.reconfigure(Policy(deny=rules("::/127")))
         assert await ends_by_reset(route.connect())
 
 
-async def test_a_unix_client_is_judged_by_its_user(tmp_path: Path) -> None:
+async def test_rules_match_the_user_of_a_unix_client(tmp_path: Path) -> None:
     policy = Policy(allow=(UserRule(os.geteuid()),))
     async with serving(policy, listen_at=unix_at(tmp_path)) as route:
         assert await route.exchange(b"x") == b"x"
@@ -260,7 +260,7 @@ async def test_a_unix_client_is_judged_by_its_user(tmp_path: Path) -> None:
 
 
 @needs_root
-async def test_another_user_is_let_in_by_its_rule_alone() -> None:
+async def test_another_user_is_admitted_by_its_rule_only() -> None:
     with open_folder() as folder:
         policy = Policy(mode=0o666, allow=(UserRule(ORDINARY_USER),))
         async with serving(policy, listen_at=unix_at(folder)) as route:
@@ -286,7 +286,7 @@ def opened(endpoint: UnixEndpoint, policy: Policy) -> os.stat_result:
         listener.close()
 
 
-def test_a_socket_file_has_the_mode_that_is_said_whatever_the_umask(tmp_path: Path) -> None:
+def test_a_socket_file_has_the_configured_mode_with_any_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
         assert opened(unix_at(tmp_path), Policy(mode=0o660)).st_mode & 0o777 == 0o660
@@ -296,13 +296,13 @@ def test_a_socket_file_has_the_mode_that_is_said_whatever_the_umask(tmp_path: Pa
 
 
 @needs_root
-def test_a_socket_file_is_given_to_its_owner_and_group(tmp_path: Path) -> None:
+def test_a_socket_file_gets_the_configured_owner_and_group(tmp_path: Path) -> None:
     found = opened(unix_at(tmp_path), Policy(owner=ORDINARY_USER, group=1))
     assert (found.st_uid, found.st_gid) == (ORDINARY_USER, 1)
 
 
 @needs_root
-def test_who_cannot_give_a_file_away_is_told_and_leaves_none() -> None:
+def test_an_owner_that_cannot_be_set_is_an_error_and_leaves_no_file() -> None:
     with open_folder() as folder, as_other_owner(folder), no_descriptor_left_over():
         with pytest.raises(ListenError, match="only root can give") as caught:
             opened(unix_at(folder), Policy(owner=0))
@@ -318,7 +318,7 @@ async def test_a_reload_changes_the_mode(tmp_path: Path) -> None:
 
 
 @needs_root
-async def test_a_reload_that_may_not_change_the_owner_says_so_and_goes_on() -> None:
+async def test_a_reload_that_cannot_change_the_owner_logs_it_and_goes_on() -> None:
     with open_folder() as folder, as_other_owner(folder):
         async with serving(Policy(), listen_at=unix_at(folder)) as route:
             route.reconfigure(Policy(owner=0))

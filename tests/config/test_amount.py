@@ -59,14 +59,18 @@ def test_an_amount_is_read(
 
 @pytest.mark.parametrize("parse", PARSERS)
 @pytest.mark.parametrize("value", [*WRONG, "2GiB", "1KB", "1.5MiB", "10/s", 2**31])
-def test_what_is_no_amount_is_refused(parse: Callable[[object], object], value: object) -> None:
+def test_a_value_that_is_not_an_amount_is_an_error(
+    parse: Callable[[object], object], value: object
+) -> None:
     with pytest.raises(AmountError):
         parse(value)
 
 
 @pytest.mark.parametrize("parse", PARSERS)
 @given(value=st.none() | st.booleans() | st.integers() | st.floats() | st.text())
-def test_any_value_is_an_amount_or_wrong(parse: Callable[[object], object], value: object) -> None:
+def test_every_value_is_an_amount_or_an_error(
+    parse: Callable[[object], object], value: object
+) -> None:
     try:
         amount = parse(value)
     except AmountError:
@@ -82,7 +86,7 @@ def test_keepalive_is_a_time_or_a_word(value: object, seconds: object) -> None:
 
 
 @pytest.mark.parametrize("value", [0.5, "10h", "x", True])
-def test_what_the_kernel_takes_as_no_keepalive_is_refused(value: object) -> None:
+def test_a_keepalive_outside_the_kernels_range_is_an_error(value: object) -> None:
     with pytest.raises(DurationError):
         parse_keepalive(value)
 
@@ -106,7 +110,7 @@ def test_users_and_groups_are_names_or_numbers() -> None:
 @pytest.mark.parametrize(
     "value", [*WRONG[:5], "no-such-name", "a b", "\0", "\ud800", 2**32 - 1, 1.5]
 )
-def test_who_is_nobody_is_refused(find: Callable[[object], int], value: object) -> None:
+def test_an_unknown_user_or_group_is_an_error(find: Callable[[object], int], value: object) -> None:
     with pytest.raises(AddressError):
         find(value)
 
@@ -117,6 +121,6 @@ def test_a_mode_is_octal(value: object, mode: int | None) -> None:
 
 
 @pytest.mark.parametrize("value", [660, 0o660, "0888", "1777", "66", "rw-", True, "0660 "])
-def test_what_is_no_mode_is_refused(value: object) -> None:
+def test_a_value_that_is_not_a_mode_is_an_error(value: object) -> None:
     with pytest.raises(AddressError, match='as in "0660"'):
         parse_mode(value)

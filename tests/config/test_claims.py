@@ -44,19 +44,19 @@ def clash(first: str, second: str) -> str | None:
 
 
 @pytest.mark.parametrize(("one", "other"), CLASHES)
-def test_two_listeners_on_one_address_clash_in_either_order(one: str, other: str) -> None:
+def test_two_listeners_on_one_address_conflict_in_either_order(one: str, other: str) -> None:
     assert clash(one, other) == "first"
     assert clash(other, one) == "first"
 
 
 @pytest.mark.parametrize(("one", "other"), NEIGHBOURS)
-def test_listeners_on_addresses_of_their_own_do_not_clash(one: str, other: str) -> None:
+def test_listeners_on_different_addresses_do_not_conflict(one: str, other: str) -> None:
     assert clash(one, other) is None
     assert clash(other, one) is None
 
 
 @given(st.lists(st.sampled_from(sorted({text for pair in CLASHES for text in pair})), max_size=5))
-def test_whoever_comes_last_is_told_of_somebody_who_came_before(texts: list[str]) -> None:
+def test_a_conflict_names_an_earlier_owner(texts: list[str]) -> None:
     claims = Claims()
     for index, text in enumerate(texts):
         owner = claims.take(parse_listen(text), str(index))

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from tests.daemon_process import PATIENCE, REPOSITORY, command, daemon
 from tests.fake_services import mux_server, says
 from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint, VsockEndpoint
-from vsockproxy.config.document import parse_document
 from vsockproxy.config.environment import (
     environment_config,
     known_settings,
     settings,
     variables,
 )
+from vsockproxy.config.file import parse_document
 from vsockproxy.config.load import build_config
 from vsockproxy.config.schema import TABLES, FileTables
 from vsockproxy.config.settings import Config
@@ -58,18 +58,18 @@ def test_one_variable_has_all_short_routes() -> None:
     ]
 
 
-def test_the_handshake_is_an_option_of_its_address_and_no_route() -> None:
+def test_a_handshake_option_belongs_to_the_address_before_the_comma() -> None:
     [first, _] = config(FORWARD="8080=vsock-mux:/v:80,handshake=none,8081=3:81").routes
     assert first.target == MuxEndpoint("/v", 80, "none")
 
 
-def test_routes_can_stand_on_lines_of_their_own() -> None:
+def test_routes_can_be_separated_by_newlines() -> None:
     assert config(FORWARD="\n8080=3:80\n8081=3:81,\n").routes == (
         config(FORWARD="8080=3:80,8081=3:81").routes
     )
 
 
-def test_to_host_is_an_option_of_its_address_and_no_route() -> None:
+def test_a_to_host_option_belongs_to_the_address_before_the_comma() -> None:
     first, second = config(FORWARD="8080=vsock:5:80,to_host,8081=3:81").routes
     assert first.target == VsockEndpoint(5, 80, to_host=True)
     assert second.target == VsockEndpoint(3, 81)
@@ -101,7 +101,7 @@ def test_every_kind_of_value_is_read_as_in_a_file() -> None:
     )
 
 
-def test_a_route_at_length_has_the_name_in_its_variables() -> None:
+def test_the_variables_of_a_long_route_contain_its_name() -> None:
     file = """
         [[route]]
         name = "my_db"
@@ -124,7 +124,7 @@ def test_a_route_at_length_has_the_name_in_its_variables() -> None:
     )
 
 
-def test_a_list_is_separated_by_commas_and_a_mode_is_no_number() -> None:
+def test_a_list_is_separated_by_commas_and_a_mode_stays_a_text() -> None:
     file = """
         forward."unix:/a" = "3:80"
         [[route]]
@@ -155,17 +155,17 @@ def test_a_list_is_separated_by_commas_and_a_mode_is_no_number() -> None:
     )
 
 
-def test_an_empty_variable_is_as_good_as_none() -> None:
+def test_an_empty_variable_counts_as_unset() -> None:
     assert config(FORWARD="8080=3:80", METRICS_LISTEN="", LOG_LEVEL=" ") == (
         config(FORWARD="8080=3:80")
     )
 
 
-def test_the_source_is_said_to_be_the_environment() -> None:
+def test_the_source_of_the_configuration_is_the_environment() -> None:
     assert config(FORWARD="8080=3:80").source == "environment"
 
 
-def test_what_kubernetes_says_of_a_service_is_no_setting() -> None:
+def test_service_variables_of_kubernetes_are_not_settings() -> None:
     about_services = {
         "VSOCKPROXY_SERVICE_HOST": "10.0.0.1",
         "VSOCKPROXY_SERVICE_PORT": "80",
@@ -209,7 +209,7 @@ def test_an_unknown_variable_is_an_error_with_the_nearest_one(written: str, mean
         assert line == f"{written}: unknown variable: did you mean VSOCKPROXY_{meant}?"
 
 
-def test_a_variable_like_no_other_is_told_how_they_are_named() -> None:
+def test_an_unknown_variable_without_a_near_one_explains_the_names() -> None:
     line, _ = errors(HOST="x")
     assert line.startswith("HOST: unknown variable: the name is a key's path in capitals")
 
@@ -218,24 +218,27 @@ def test_a_variable_like_no_other_is_told_how_they_are_named() -> None:
     ("texts", "line"),
     [
         ({"FORWARD": "8080"}, "FORWARD: '8080' has no target: write LISTEN=TARGET"),
-        ({"FORWARD": "8080=3:80,8080=4:80"}, "FORWARD: '8080' stands twice"),
-        ({"FORWARD": "8080=x"}, "FORWARD: 'x' is no target"),
+        ({"FORWARD": "8080=3:80,8080=4:80"}, "FORWARD: '8080' is defined twice"),
+        ({"FORWARD": "8080=x"}, "FORWARD: 'x' is not a target"),
         ({"FORWARD": "8080=web:80"}, "FORWARD: 'web:80': no guest 'web'"),
         ({"METRICS_LISTEN": "9490"}, "FORWARD: has no route: write one"),
         ({"FORWARD": ","}, "FORWARD: has no route: write one"),
         ({"METRICS_LISTEN": "vsock::9"}, "METRICS_LISTEN: 'vsock::9' cannot serve metrics"),
-        ({"METRICS_LISTEN": "80", "FORWARD": "80=3:80"}, "FORWARD: '80' is taken already"),
-        ({"DEFAULTS_CONNECT_TIMEOUT": "soon"}, "DEFAULTS_CONNECT_TIMEOUT: 'soon' is no duration"),
-        ({"DEFAULTS_ACCESS_LOG": "no"}, "DEFAULTS_ACCESS_LOG: 'no' is neither true nor false"),
-        ({"PUMP_THREADS": "many"}, "PUMP_THREADS: 'many' is no whole number"),
-        ({"PUMP_THREADS": "65"}, "PUMP_THREADS: 65 is too large"),
-        ({"LOG_LEVEL": "loud"}, "LOG_LEVEL: 'loud' is none of"),
+        ({"METRICS_LISTEN": "80", "FORWARD": "80=3:80"}, "FORWARD: '80' is already in use"),
+        (
+            {"DEFAULTS_CONNECT_TIMEOUT": "soon"},
+            "DEFAULTS_CONNECT_TIMEOUT: 'soon' is not a duration",
+        ),
+        ({"DEFAULTS_ACCESS_LOG": "no"}, "DEFAULTS_ACCESS_LOG: 'no' is not a boolean"),
+        ({"PUMP_THREADS": "many"}, "PUMP_THREADS: 'many' is not a whole number"),
+        ({"PUMP_THREADS": "65"}, "PUMP_THREADS: 65 is out of range"),
+        ({"LOG_LEVEL": "loud"}, "LOG_LEVEL: 'loud' is not valid"),
         ({"GUESTS_WEB_CID": "-1"}, "GUESTS_WEB_CID: -1 is too small"),
         ({"GUESTS_WEB_CID": "3", "GUESTS_WEB_MUX": "/a"}, "GUESTS_WEB_*: has cid and mux"),
-        ({"GUESTS_WEB_TO_HOST": "true"}, "GUESTS_WEB_*: has no way to be reached"),
+        ({"GUESTS_WEB_TO_HOST": "true"}, "GUESTS_WEB_*: has no address"),
         ({"GUESTS_3_CID": "3"}, "GUESTS_3_*: '3' is not a guest's name"),
         ({"ROUTE_DB_LISTEN": "80"}, "ROUTE_DB_TARGET: is missing"),
-        ({"ROUTE_DB_BACKLOG": "0"}, "ROUTE_DB_BACKLOG: 0 is too small"),
+        ({"ROUTE_DB_BACKLOG": "0"}, "ROUTE_DB_BACKLOG: 0 is out of range"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -243,7 +246,7 @@ def test_an_error_names_the_variable(texts: dict[str, str], line: str) -> None:
     assert [told for told in errors(**texts) if told.startswith(line)]
 
 
-def test_all_errors_are_told_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     assert len(errors(FORWARD="8080=x,81", LOG_LEVEL="loud", LOGLEVEL="info")) == 4
 
 
@@ -257,7 +260,7 @@ TEXTS: Final = st.sampled_from(
 
 
 @given(st.dictionaries(NAMES, TEXTS, max_size=6))
-def test_no_environment_is_a_crash_and_every_error_names_a_variable(
+def test_every_environment_is_read_or_an_error_that_names_a_variable(
     environ: dict[str, str],
 ) -> None:
     try:
@@ -293,7 +296,7 @@ def listing(text: str) -> str:
 # --- the program --------------------------------------------------------------------------
 
 
-async def test_run_takes_the_environment_where_no_file_is_named(tmp_path: Path) -> None:
+async def test_run_reads_the_environment_without_a_file(tmp_path: Path) -> None:
     environ = {
         "VSOCKPROXY_FORWARD": f"unix:{tmp_path}/front=web:80",
         "VSOCKPROXY_GUESTS_WEB_MUX": f"{tmp_path}/guest",
@@ -312,11 +315,11 @@ async def test_run_takes_the_environment_where_no_file_is_named(tmp_path: Path) 
 def test_wrong_variables_are_status_2_and_named() -> None:
     done = command("run", environ={"VSOCKPROXY_FORWARD": "80=x", "VSOCKPROXY_LOGLEVEL": "info"})
     assert done.returncode == 2
-    assert "vsockproxy: environment: VSOCKPROXY_FORWARD: 'x' is no target" in done.stderr
+    assert "vsockproxy: environment: VSOCKPROXY_FORWARD: 'x' is not a target" in done.stderr
     assert "did you mean VSOCKPROXY_LOG_LEVEL?" in done.stderr
 
 
-def test_a_misspelt_variable_alone_is_named_beside_what_there_could_be() -> None:
+def test_a_misspelt_variable_alone_is_reported_with_the_nearest_one() -> None:
     done = command("run", environ={"VSOCKPROXY_FOWARD": "8080=3:80"})
     assert done.returncode == 2
     assert "VSOCKPROXY_FOWARD: unknown variable: did you mean VSOCKPROXY_FORWARD?" in done.stderr
@@ -331,4 +334,7 @@ def test_a_file_and_the_environment_at_once_are_status_2(tmp_path: Path, named: 
     environ |= {"VSOCKPROXY_CONFIG": str(file)} if named == "variable" else {}
     done = command("run", *(("-c", file) if named == "option" else ()), environ=environ)
     assert done.returncode == 2
-    assert f"{file} and the environment (VSOCKPROXY_FORWARD, VSOCKPROXY_LOG_LEVEL)" in done.stderr
+    assert (
+        f"{file}: the environment has settings too (VSOCKPROXY_FORWARD, VSOCKPROXY_LOG_LEVEL)"
+        in (done.stderr)
+    )

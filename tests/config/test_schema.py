@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from vsockproxy.config.document import parse_document
+from vsockproxy.config.file import parse_document
 from vsockproxy.config.load import build_config, load_config
 from vsockproxy.config.schema import TABLES, FileTables, PolicyKeys, RouteTable
 from vsockproxy.config.settings import Config, Policy
@@ -28,7 +28,7 @@ def test_every_file_in_config_is_a_configuration(path: Path) -> None:
     assert load_config(path).routes
 
 
-def test_the_settings_that_the_full_file_has_switched_off_are_valid_too() -> None:
+def test_the_commented_settings_of_the_sample_are_valid() -> None:
     text = re.sub(r"(?m)^#(?=\S)", "", FULL.read_text())
     assert len(toml(text).routes) > len(load_config(FULL).routes)
 
@@ -52,7 +52,7 @@ def test_the_page_has_every_key_and_no_other() -> None:
         assert set(re.findall(r"(?m)^\| `(\w+)` \|", text)) == keys_of(model), table
 
 
-def test_the_full_file_has_every_key_and_no_other() -> None:
+def test_the_sample_has_every_key_and_no_other() -> None:
     found: dict[str, set[str]] = {}
     for name, text in sections_of(FULL.read_text(), r"\[+([a-z]+)(?:\.\w+)?\]+"):
         found.setdefault(name, set()).update(re.findall(r"(?m)^#?(\w+) = ", text))
@@ -62,7 +62,7 @@ def test_the_full_file_has_every_key_and_no_other() -> None:
         assert keys_of(model) <= found[table] <= keys_of(model) | extra, table
 
 
-def test_the_page_tells_the_defaults_of_the_policies() -> None:
+def test_the_page_has_the_defaults_of_the_policy() -> None:
     text = PAGE.read_text().split("\n## `[defaults]`")[1].split("\n## `[")[0]
     rows = re.findall(r"(?m)^\| `(\w+)` \| [^|]* \| `([^`|]+)` \|", text)
     told = {key: text for key, text in rows if key in PolicyKeys.model_fields}
@@ -72,11 +72,11 @@ def test_the_page_tells_the_defaults_of_the_policies() -> None:
     assert set(told) == set(PolicyKeys.model_fields)
 
 
-def test_the_full_file_shows_the_defaults_of_the_policies() -> None:
+def test_the_sample_has_the_defaults_of_the_policy() -> None:
     shown = load_config(FULL).routes[0].policy
     assert shown == Policy()
 
 
-def test_every_policy_of_a_route_has_its_key() -> None:
+def test_every_field_of_a_policy_has_a_key() -> None:
     assert {field.name for field in fields(Policy)} == set(PolicyKeys.model_fields)
     assert PolicyKeys().policy(PolicyKeys()) == Policy()

@@ -225,4 +225,4 @@ def test_a_wrong_configuration_is_an_error_of_the_command(tmp_path: Path) -> Non
     (tmp_path / "c.toml").write_text("guests.web = {}")
     done = command("guests", "-c", f"{tmp_path}/c.toml")
     assert done.returncode == 2
-    assert "guests.web: has no way to be reached" in done.stderr
+    assert "guests.web: has no address" in done.stderr

@@ -25,8 +25,8 @@ from vsockproxy.errors import ListenError, sentences
 from vsockproxy.listen.bind import socket_file
 from vsockproxy.listen.sockets import ListeningSockets
 
+DEFAULTS = Policy()
 PORT = 52
-WAITS = Policy(missing_folder="wait")
 
 
 class FakeFdStore:
@@ -46,7 +46,7 @@ class FakeFdStore:
 
 @asynccontextmanager
 async def serving(
-    listen: ListenEndpoint, policy: Policy = WAITS, store: FakeFdStore | None = None
+    listen: ListenEndpoint, policy: Policy = DEFAULTS, store: FakeFdStore | None = None
 ) -> AsyncIterator[Daemon]:
     """Run a daemon with one route, from ``listen`` to an echo service."""
     async with trio.open_nursery() as nursery:
@@ -169,18 +169,11 @@ async def test_a_missing_folder_is_logged_once(tmp_path: Path, looks: list[bool]
     assert "folder of the socket does not exist" in waits["error"]
 
 
-@pytest.mark.parametrize(
-    ("listen", "policy"),
-    [
-        (UnixEndpoint("/none/at/all"), Policy()),
-        (MuxEndpoint("/none/at/all", PORT), Policy(missing_folder="fail")),
-        (MuxEndpoint("/dev/null/x", PORT), Policy()),
-    ],
-)
-async def test_a_missing_folder_is_an_error_where_the_policy_does_not_wait(
-    listen: ListenEndpoint, policy: Policy
+@pytest.mark.parametrize("listen", [UnixEndpoint("/none/at/all"), MuxEndpoint("/dev/null/x", PORT)])
+async def test_a_folder_that_comes_with_no_vmm_is_an_error_at_the_start(
+    listen: ListenEndpoint,
 ) -> None:
-    daemon = Daemon(Config((Route("guest", listen, TcpEndpoint(None, 1), policy),)))
+    daemon = Daemon(Config((Route("guest", listen, TcpEndpoint(None, 1)),)))
     with pytest.raises((ListenError, ExceptionGroup)) as caught:
         await daemon.run()
     [sentence] = sentences(caught.value)

@@ -110,7 +110,7 @@ class VsockEndpoint:
         return f"vsock[{cid}:{port}]"
 
     def to_sockaddr(self, layout: Layout | None = None) -> bytes:
-        """This address as ``struct sockaddr_vm``: 16 bytes on Linux, 12 on Darwin.
+        """Return the address as ``struct sockaddr_vm``: 16 bytes on Linux, 12 on Darwin.
 
         Numbers are in host byte order (vsock(7)).  Darwin's layout has a leading
         length and no flags, so ``to_host`` cannot be said there: `AddressError`.
@@ -124,7 +124,7 @@ class VsockEndpoint:
 
     @classmethod
     def from_sockaddr(cls, data: bytes, layout: Layout | None = None) -> VsockEndpoint:
-        """The address in a ``struct sockaddr_vm``; a longer buffer is accepted."""
+        """Return the address in a ``struct sockaddr_vm``; a longer buffer is accepted."""
         wanted = _LINUX_SOCKADDR if _layout(layout) == "linux" else _DARWIN_SOCKADDR
         if len(data) < wanted.size:
             raise AddressError(f"a sockaddr_vm has {wanted.size} bytes, not {len(data)}")
@@ -176,7 +176,7 @@ class MuxEndpoint:
 
     @property
     def listen_path(self) -> str:
-        """Where the VMM connects to for this port: ``PATH_PORT``."""
+        """Return the socket that the VMM connects to for this port: ``PATH_PORT``."""
         return f"{self.path}_{self.port}"
 
     def __str__(self) -> str:
@@ -202,7 +202,7 @@ class FdEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class GuestEndpoint:
-    """A port of a guest that the configuration names; its address is found at each dial.
+    """A port of a guest that the configuration names; its address is looked up at each dial.
 
     ``over`` is what the address will be: AF_VSOCK's, or a VMM's socket's.  No part of how it
     is written.
@@ -222,12 +222,11 @@ class GuestEndpoint:
 
 
 ListenEndpoint = TcpEndpoint | VsockEndpoint | UnixEndpoint | MuxEndpoint | FdEndpoint
-TargetEndpoint = TcpEndpoint | VsockEndpoint | UnixEndpoint | MuxEndpoint | GuestEndpoint
 Dialable = TcpEndpoint | VsockEndpoint | UnixEndpoint | MuxEndpoint
 """A target whose guest, if it had one, has been resolved."""
 
 Target = Dialable | GuestEndpoint
-"""A route's target: `GuestEndpoint` only where an address must be found at each dial."""
+"""A route's target: `GuestEndpoint` only where an address must be looked up at each dial."""
 
 
 def check_guest_name(name: str) -> None:
@@ -243,7 +242,7 @@ def check_guest_name(name: str) -> None:
 
 
 def check_absolute(path: str) -> None:
-    """Raise `AddressError` unless a socket's path says by itself where it is."""
+    """Raise `AddressError` unless a socket's path is absolute or abstract."""
     if not path.startswith(("/", "@")):
         raise AddressError(
             f"{path!r} is relative, and a daemon's working directory is /: write the whole path"
@@ -251,7 +250,7 @@ def check_absolute(path: str) -> None:
 
 
 def port_to_service_guid(port: int) -> uuid.UUID:
-    """The Hyper-V service GUID under which a Linux guest's vsock port appears.
+    """Return the Hyper-V service GUID under which a Linux guest's vsock port appears.
 
     ``<port as 8 hex digits>-facb-11e6-bd58-64006a7986d3``, ports to 0x7FFFFFFF
     (net/vmw_vsock/hyperv_transport.c).
@@ -261,7 +260,7 @@ def port_to_service_guid(port: int) -> uuid.UUID:
 
 
 def service_guid_to_port(guid: uuid.UUID) -> int:
-    """The vsock port of a Hyper-V service GUID; the inverse of `port_to_service_guid`."""
+    """Return the vsock port of a Hyper-V service GUID; the inverse of `port_to_service_guid`."""
     text = str(guid)
     if not text.endswith(_SERVICE_GUID_TAIL):
         raise AddressError(
@@ -279,7 +278,7 @@ def _check_range(what: str, value: int, largest: int) -> None:
 
 def _check_host(host: str) -> None:
     if host == "*":
-        raise AddressError("'*' is no host: every address is spelt 0.0.0.0 or [::]")
+        raise AddressError("'*' is not a host: for every address write 0.0.0.0 or [::]")
     if ":" in host or re.fullmatch(r"[0-9.]+", host):
         try:
             ipaddress.ip_address(host)
@@ -292,7 +291,7 @@ def _check_host(host: str) -> None:
 def _check_path(path: str) -> None:
     try:
         size = len(os.fsencode(path))
-    except UnicodeEncodeError as error:  # half a surrogate pair is no file's name
+    except UnicodeEncodeError as error:  # half a surrogate pair cannot be in a file name
         raise AddressError(f"{path!r} is not a socket's path") from error
     # An abstract name needs no final NUL, but its @ stands for the leading one.
     if path in ("", "@") or "\0" in path:

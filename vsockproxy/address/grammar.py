@@ -4,14 +4,14 @@
 |---|---|---|---|
 | ``tcp:HOST:PORT``, ``HOST:PORT``, ``tcp:PORT``, ``PORT`` | `TcpEndpoint` | yes | yes |
 | ``vsock:CID:PORT``, ``vsock::PORT``, ``vsock[CID:PORT]`` | `VsockEndpoint` | yes | yes |
-| ``CID:PORT`` in the place of a target | `VsockEndpoint` | - | yes |
-| ``GUEST:PORT`` in the place of a target | `GuestEndpoint` | - | yes |
+| ``CID:PORT`` as a target | `VsockEndpoint` | - | yes |
+| ``GUEST:PORT`` as a target | `GuestEndpoint` | - | yes |
 | ``unix:PATH``, ``unix:@NAME`` | `UnixEndpoint` | yes | yes |
 | ``vsock-mux:PATH:PORT`` | `MuxEndpoint` | yes | yes |
 | ``fd:NAME`` | `FdEndpoint` | yes | - |
 
 ``parse_listen(str(x)) == x`` for everything that can listen, and the same for targets.
-The spelling is systemd's where systemd has one (systemd.socket(5), ``ListenStream=``).
+The notation is systemd's where systemd has one (systemd.socket(5), ``ListenStream=``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vsockproxy.address.endpoint import (
     GuestEndpoint,
     ListenEndpoint,
     MuxEndpoint,
-    TargetEndpoint,
+    Target,
     TcpEndpoint,
     UnixEndpoint,
     VsockEndpoint,
@@ -41,15 +41,16 @@ _RANGE: Final = re.compile(
     r"(?P<head>(?:.*:)?)(?P<first>[0-9]{1,10})-(?P<last>[0-9]{1,10})", re.DOTALL
 )
 _PORTS: Final = re.compile(r"[0-9]+(-[0-9]*)?")
-_RANGE_EXAMPLE: Final = "a range is spelt 8000-8010"
+_RANGE_EXAMPLE: Final = "write a range as 8000-8010"
 _WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _IPV6: Final = re.compile(r"[0-9A-Fa-f:.]*(%.*)?")
 
 
 def parse_listen(text: str) -> ListenEndpoint:
-    """The address that ``text`` spells in the place of a listener.
+    """Return the address in ``text``, as that of a listener.
 
-    Raises `AddressError` with what was read and what is wanted.
+    Raises:
+      AddressError: with the text and what is expected.
     """
     endpoint = _parse_prefixed(text) or _parse_bare(_parse_bare_tcp, text)
     if isinstance(endpoint, GuestEndpoint):
@@ -59,13 +60,14 @@ def parse_listen(text: str) -> ListenEndpoint:
     return endpoint
 
 
-def parse_target(text: str) -> TargetEndpoint:
-    """The address that ``text`` spells in the place of a target.
+def parse_target(text: str) -> Target:
+    """Return the address in ``text``, as that of a target.
 
     Without a prefix, ``X:PORT`` is a vsock CID when X is a number or a CID's name, TCP
     when X is an IP address or has a dot, and else a guest of ``[guests]``.
 
-    Raises `AddressError` with what was read and what is wanted.
+    Raises:
+      AddressError: with the text and what is expected.
     """
     endpoint = _parse_prefixed(text) or _parse_bare(_parse_bare_target, text)
     if isinstance(endpoint, FdEndpoint):
@@ -80,10 +82,12 @@ def parse_target(text: str) -> TargetEndpoint:
 
 
 def expand_ports(text: str) -> tuple[str, ...]:
-    """The texts that ``text`` stands for when it ends in a port range, else itself.
+    """Return one text for each port of a text that ends in a port range, else the text.
 
-    ``tcp:8000-8002`` is three texts; a path that happens to end alike is not touched.
-    Raises `AddressError` for a range that runs backwards or has over 65536 ports.
+    ``tcp:8000-8002`` is three texts; the end of a path is not a range.
+
+    Raises:
+      AddressError: the range is reversed or has over 65536 ports.
     """
     if text.startswith(("unix:", "fd:")):
         return (text,)
@@ -92,7 +96,7 @@ def expand_ports(text: str) -> tuple[str, ...]:
         return (text,)
     first, last = int(match["first"]), int(match["last"])
     if last < first:
-        raise AddressError(f"the port range of {text!r} runs backwards: write the lower port first")
+        raise AddressError(f"the port range of {text!r} is reversed: write the lower port first")
     if last - first > 0xFFFF:
         raise AddressError(f"the port range of {text!r} has more than 65536 ports")
     return tuple(f"{match['head']}{port}" for port in range(first, last + 1))
@@ -102,7 +106,7 @@ _Endpoint = TcpEndpoint | VsockEndpoint | UnixEndpoint | MuxEndpoint | FdEndpoin
 
 
 def _parse_prefixed(text: str) -> _Endpoint | None:
-    """The endpoint of a text that says its kind; None where none is said."""
+    """Return the endpoint of a text with a prefix; None without a prefix."""
     if text.startswith("vsock[") and text.endswith("]"):  # Ookii.VmSockets' ToString
         return _parse_vsock(text, text[len("vsock[") : -1])
     prefix, colon, rest = text.partition(":")
@@ -121,11 +125,11 @@ def _parse_tcp(text: str, rest: str) -> TcpEndpoint:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
         if ":" not in host:
-            raise AddressError(f"{text!r}: only an IPv6 address stands in brackets")
+            raise AddressError(f"{text!r}: only an IPv6 address can be in brackets")
     elif ":" in host and not _IPV6.fullmatch(host):
-        raise AddressError(f"{text!r}: {host!r} is no host: write tcp:HOST:PORT")
+        raise AddressError(f"{text!r}: {host!r} is not a host: expected tcp:HOST:PORT")
     elif ":" in host:
-        raise AddressError(f"{text!r}: an IPv6 address stands in brackets: [{host}]:{port}")
+        raise AddressError(f"{text!r}: put an IPv6 address in brackets: [{host}]:{port}")
     return TcpEndpoint(host, _number(text, port, "TCP port"))
 
 
@@ -163,22 +167,22 @@ _PREFIXES: Final[dict[str, Callable[[str, str], _Endpoint]]] = {
 
 
 def _parse_bare(parse: Callable[[str], _Endpoint], text: str) -> _Endpoint:
-    """What ``parse`` makes of a text that says no kind; if nothing, perhaps it meant to."""
+    """Return ``parse`` of a text without a prefix; a misspelt prefix is an error."""
     try:
         return parse(text)
     except AddressError:
         if "://" in text:
             raise AddressError(f"{text!r} is a URL: write tcp:HOST:PORT") from None
         kind = text.partition(":")[0]
-        meant = _misspelt(kind) if kind != text else None
+        meant = _nearest_kind(kind) if kind != text else None
         if meant is None:
             raise
-        sentence = f"{text!r}: {kind!r} is no kind of address: did you mean {meant}:?"
+        sentence = f"{text!r}: {kind!r} is not a kind of address: did you mean {meant}:?"
         raise AddressError(sentence) from None
 
 
-def _misspelt(kind: str) -> str | None:
-    """The kind of address that looks most like a word; None for what may be an IPv6 address."""
+def _nearest_kind(kind: str) -> str | None:
+    """Return the kind of address closest to a word; None for a possible IPv6 address."""
     from difflib import get_close_matches  # noqa: PLC0415 - for those who err only
 
     if not _WORD.fullmatch(kind) or _IPV6.fullmatch(kind):
@@ -189,29 +193,31 @@ def _misspelt(kind: str) -> str | None:
 
 
 def _parse_bare_tcp(text: str) -> TcpEndpoint:
-    """``PORT`` or ``HOST:PORT`` where nothing else can be meant."""
+    """Return the endpoint of ``PORT`` or ``HOST:PORT``."""
     host, colon, _ = text.rpartition(":")
     if colon and host.isdecimal():
         raise AddressError(
-            f"{text!r}: {host} is no host name; a vsock listener is spelt vsock:{text}"
+            f"{text!r}: {host} is not a host name; for a vsock listener write vsock:{text}"
         )
     return _parse_tcp(text, text)
 
 
-def _parse_bare_target(text: str) -> TargetEndpoint:
+def _parse_bare_target(text: str) -> Target:
     head, colon, port = text.rpartition(":")
     if not colon:
         if _PORTS.fullmatch(text):
             return TcpEndpoint(None, _number(text, text, "TCP port"))
-        raise AddressError(f"{text!r} is no target: write CID:PORT, GUEST:PORT or tcp:HOST:PORT")
+        raise AddressError(
+            f"{text!r} is not a target: expected CID:PORT, GUEST:PORT or tcp:HOST:PORT"
+        )
     if head.isdecimal() or head in CID_NAMES:
         return _parse_vsock(text, text)
     if "." in head or head.startswith("["):
         return _parse_tcp(text, text)
     if not GUEST_NAME.fullmatch(head):
         raise AddressError(
-            f"{text!r} is no target: {head!r} is neither a CID nor a guest's name;"
-            " a TCP target is spelt tcp:HOST:PORT"
+            f"{text!r} is not a target: {head!r} is neither a CID nor a guest's name;"
+            " for a TCP target write tcp:HOST:PORT"
         )
     return GuestEndpoint(head, _number(text, port, "vsock port"))
 

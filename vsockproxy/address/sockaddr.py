@@ -1,4 +1,4 @@
-"""What the socket module wants of an endpoint: a family, an address, a new socket.
+"""Endpoints for the socket module: a family, an address, a new socket.
 
 Owns: how a host or a path is written there, and a peer's address for people.
 Connects and binds nothing: `transport` and `binding` do.
@@ -19,7 +19,7 @@ Address = tuple[int, tuple[Any, ...]]
 """A family, and the address as the socket module has it for that family."""
 
 NO_IPV6: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
-"""What the kernel says of ::1 on a machine without IPv6."""
+"""The errno of the kernel for ::1 on a machine without IPv6."""
 
 NO_VSOCK: Final = (
     "this system's Python has no AF_VSOCK; a VMM's Unix socket is reached by unix: or vsock-mux:"
@@ -34,7 +34,7 @@ _IPV4: Final = re.compile(r"[0-9.]+")
 
 
 def new_socket(family: int) -> socket.socket:
-    """A stream socket of a family: non-blocking, close-on-exec, the caller's to close."""
+    """Return a new non-blocking stream socket of a family; the caller closes it."""
     sock = socket.socket(family, socket.SOCK_STREAM | _NONBLOCK)
     if not _NONBLOCK:
         sock.setblocking(False)
@@ -42,7 +42,7 @@ def new_socket(family: int) -> socket.socket:
 
 
 def literal_addresses(endpoint: TcpEndpoint) -> list[Address] | None:
-    """The addresses of an endpoint that names no name; None where one must be resolved."""
+    """Return the addresses of an endpoint; None if its name must be resolved."""
     host, port = endpoint.host, endpoint.port
     if host is None:
         return [(socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET6, ("::1", port))]
@@ -55,28 +55,28 @@ def literal_addresses(endpoint: TcpEndpoint) -> list[Address] | None:
 
 
 def distinct_addresses(found: Sequence[tuple[Any, ...]]) -> list[Address]:
-    """What getaddrinfo found, in its order, each address once."""
+    """Return the results of getaddrinfo, in its order, each address once."""
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
 
 
 def unresolved(endpoint: TcpEndpoint, error: Exception) -> str:
-    """The sentence for a name that getaddrinfo, or IDNA before it, has refused."""
+    """Return the sentence for a name that getaddrinfo, or IDNA before it, has rejected."""
     cause = error.strerror if isinstance(error, OSError) else error
     return f"the host name {endpoint.host!r} does not resolve: {cause}"
 
 
 def unix_address(path: str) -> str:
-    """A Unix endpoint's path for bind and connect: ``@`` is the abstract namespace's NUL."""
+    """Return a Unix endpoint's path for bind and connect: ``@`` is the abstract namespace's NUL."""
     return "\0" + path[1:] if path.startswith("@") else path
 
 
 def errno_of(error: OSError) -> int:
-    """The errno of an OSError; EIO for one that Python made without."""
+    """Return the errno of an OSError; EIO if Python raised it without one."""
     return error.errno or errno.EIO
 
 
 def address_of(family: int, raw: bytes) -> Any:
-    """The address in a ``struct sockaddr`` as the socket module has it: `ip(7)`, `vsock(7)`."""
+    """Return the address in a ``struct sockaddr``, as the socket module has it."""
     if family == socket.AF_INET:
         port, host = _SOCKADDR_IN.unpack_from(raw, 2)
         return socket.inet_ntop(family, host), port
@@ -91,7 +91,7 @@ def address_of(family: int, raw: bytes) -> Any:
 
 
 def peer_name(family: int, address: Any) -> str:
-    """The peer's address that accept gave, for people: ``[::1]:5000``, ``vsock:3:1025``."""
+    """Return the peer's address from accept, for people: ``[::1]:5000``, ``vsock:3:1025``."""
     if family == socket.AF_INET:
         return f"{address[0]}:{address[1]}"
     if family == socket.AF_INET6:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from vsockproxy.admin.socket_path import VARIABLE, default_places, is_live, of_user
-from vsockproxy.config.document import read_document
+from vsockproxy.config.file import read_document
 from vsockproxy.errors import VsockproxyError
 from vsockproxy.unix_http import UnixConnection
 

@@ -1,9 +1,7 @@
-"""Asks a running daemon whether it is ready: for a container's health check, and for scripts.
+"""Asking a running daemon whether it is ready: for a container's health check, and for scripts.
 
-Owns: where the daemon's HTTP side is, by the sources that `run` has, and one request to it.
-Runs every few seconds beside the daemon, so it imports neither trio nor pydantic and reads
-of a configuration only where its metrics are served; whether the rest is right, the daemon
-has said already.
+Owns: finding the daemon's HTTP listener, and one request to it.  Runs every few seconds beside
+the daemon: it imports neither trio nor pydantic, and reads only the addresses of a configuration.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from vsockproxy.address.endpoint import TcpEndpoint, UnixEndpoint
 from vsockproxy.address.grammar import parse_listen
 from vsockproxy.admin.client import SETTING
 from vsockproxy.admin.socket_path import default_places
-from vsockproxy.config.document import read_document
+from vsockproxy.config.file import read_document
 from vsockproxy.errors import VsockproxyError
 from vsockproxy.unix_http import UnixConnection
 
@@ -38,12 +36,17 @@ class UnhealthyError(VsockproxyError):
 
 
 def metrics_listen(file: Path | None, environ: Mapping[str, str]) -> str:
-    """Where a daemon can be asked, as its configuration writes it.
+    """Return the address at which a daemon answers, as its configuration writes it.
 
-    ``file`` is the configuration's; without one it is in ``environ``.  It is the metrics'
-    listener, or the operator's socket where that is not served, or over TLS; without any
-    configuration, the socket of a daemon at the usual places.  Raises
-    `UnhealthyError` where there is neither, and `ConfigError`.
+    That is the metrics' listener; the control socket if there is none or it uses TLS; without any
+    configuration, the control socket of a daemon at a default place.
+
+    Args:
+      file: the configuration; if None, it is in ``environ``.
+
+    Raises:
+      UnhealthyError: there is no such address.
+      ConfigError: the file cannot be read.
     """
     metrics, admin = _tables(file, environ)
     listen, place = metrics.get("listen"), admin.get("socket")
@@ -59,7 +62,7 @@ def metrics_listen(file: Path | None, environ: Mapping[str, str]) -> str:
 
 
 def _tables(file: Path | None, environ: Mapping[str, str]) -> list[dict[str, Any]]:
-    """``[metrics]`` and ``[admin]``, as far as they are needed here."""
+    """Return ``[metrics]`` and ``[admin]``, with the keys that this module reads."""
     if file is None:
         listen = environ.get(METRICS_VARIABLE, "").strip()
         certificate = environ.get(_CERTIFICATE, "").strip()
@@ -71,9 +74,11 @@ def _tables(file: Path | None, environ: Mapping[str, str]) -> list[dict[str, Any
 
 
 def ask(listen: str, timeout: float) -> str:
-    """The answer of the daemon whose metrics listener has the address ``listen``.
+    """Return the answer of the daemon whose metrics listener has the address ``listen``.
 
-    Raises `UnhealthyError`, and `AddressError` for what is no address.
+    Raises:
+      UnhealthyError: the daemon is not ready, or does not answer.
+      AddressError: ``listen`` is not an address.
     """
     endpoint = parse_listen(listen)
     if isinstance(endpoint, TcpEndpoint):
@@ -86,7 +91,11 @@ def ask(listen: str, timeout: float) -> str:
 
 
 def ask_url(url: str, timeout: float) -> str:
-    """The answer of an HTTP URL; `/readyz` where it has no path.  Raises `UnhealthyError`."""
+    """Return the answer of an HTTP URL; without a path in it, that of `/readyz`.
+
+    Raises:
+      UnhealthyError: the daemon is not ready, or does not answer.
+    """
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or 80

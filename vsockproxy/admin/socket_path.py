@@ -1,6 +1,6 @@
-"""Where the operator's socket is: for the daemon that opens it, and for who looks for it.
+"""The default places of the control socket: for the daemon and for the commands.
 
-Owns: the default places, and whether anybody is there.  Reads no configuration.
+Owns: these places, and whether a daemon listens there.  Reads no configuration.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OF_A_SERVICE: Final = "vsockproxy*"  # vsockproxy, and vsockproxy-NAME of vsock
 
 
 def of_service(settings: AdminSettings, environ: Mapping[str, str]) -> AdminSettings:
-    """The settings with ``auto`` resolved: the service manager's folder, or nowhere.
+    """Return the settings with ``auto`` resolved: in the service manager's folder, or no socket.
 
     RUNTIME_DIRECTORY is systemd.exec(5)'s; the first of several.
     """
@@ -37,7 +37,7 @@ def of_service(settings: AdminSettings, environ: Mapping[str, str]) -> AdminSett
 
 
 def of_user(environ: Mapping[str, str], uid: int) -> Path:
-    """The place of a daemon that a user runs by hand."""
+    """Return the place of the control socket of a daemon that a user starts by hand."""
     runtime = environ.get("XDG_RUNTIME_DIR")
     if runtime and Path(runtime).is_absolute():
         return Path(runtime, "vsockproxy", NAME)
@@ -45,7 +45,7 @@ def of_user(environ: Mapping[str, str], uid: int) -> Path:
 
 
 def is_private(folder: Path, uid: int) -> bool:
-    """Whether a folder is the user's and nobody else can write there: /tmp is everybody's."""
+    """Return whether only the user can write to a folder: in /tmp, others can make it first."""
     try:
         found = folder.lstat()
     except OSError:
@@ -54,7 +54,7 @@ def is_private(folder: Path, uid: int) -> bool:
 
 
 def default_places(environ: Mapping[str, str], uid: int, services: Path = _SERVICES) -> list[Path]:
-    """The sockets that are there now, at the places where daemons have them by default."""
+    """Return the sockets that exist now at the default places."""
     user = of_user(environ, uid)
     places = [user] if is_private(user.parent, uid) else []
     runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
@@ -64,7 +64,7 @@ def default_places(environ: Mapping[str, str], uid: int, services: Path = _SERVI
 
 
 def is_socket(path: Path) -> bool:
-    """Whether a socket's file is there, as far as this user can see."""
+    """Return whether a path is a socket that this user can see."""
     try:
         return stat.S_ISSOCK(path.stat().st_mode)
     except OSError:
@@ -72,7 +72,7 @@ def is_socket(path: Path) -> bool:
 
 
 def is_live(place: Path) -> bool:
-    """Whether somebody listens at a socket, whoever may connect."""
+    """Return whether a process listens at a socket, even if this user may not connect."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(1.0)
         try:
@@ -83,7 +83,11 @@ def is_live(place: Path) -> bool:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder for this user alone; raises OSError, also where it is somebody else's."""
+    """Make a folder that only this user can write to.
+
+    Raises:
+      OSError: it cannot be made, or another user can write to it.
+    """
     folder.mkdir(mode=0o700, exist_ok=True)
     if not is_private(folder, os.getuid()):
         raise PermissionError(f"{folder} is not this user's alone")

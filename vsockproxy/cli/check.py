@@ -1,4 +1,4 @@
-"""The commands that ask and change nothing: check, version, health."""
+"""The commands check, version and health, which change nothing."""
 
 from __future__ import annotations
 
@@ -11,20 +11,14 @@ from typing import Annotated
 import typer
 
 from vsockproxy import __version__
-from vsockproxy.cli.program import (
-    ConfigOption,
-    default_file,
-    fail,
-    load,
-    read,
-    source_of,
-)
+from vsockproxy.cli.program import ConfigOption, fail, read, source_of
+from vsockproxy.config.source import Source, default_file
 from vsockproxy.errors import VsockproxyError
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command(short_help="Show a file's routes, or all that is wrong in it.")(check)
+    app.command(short_help="Show a file's routes, or all of its problems.")(check)
     app.command(short_help="Show the version, and which pump runs and why.")(version)
     app.command(short_help="Ask the running daemon whether it is ready.")(health)
 
@@ -32,19 +26,19 @@ def add_to(app: typer.Typer) -> None:
 def check(
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[FILE]", help="TOML or YAML; else what run takes.", readable=False),
+        typer.Argument(metavar="[FILE]", help="TOML or YAML; else what run reads.", readable=False),
     ] = None,
     *,
     config: ConfigOption = None,
 ) -> None:
-    """Show the routes of a configuration file, or all that is wrong in it.
+    """Show the routes of a configuration file, or all of its problems.
 
-    Without FILE it is the configuration that run would take. Nothing is
-    opened. The exit status is 2 when something is wrong.
+    Without FILE it is the configuration that run would read. Nothing is
+    opened. The exit status is 2 if the configuration has a problem.
     """
     from vsockproxy.cli import tables  # noqa: PLC0415 - at its use
 
-    checked = load(file) if file else read(source_of(config or default_file()))
+    checked = read((Source(file, os.environ) if file else source_of(config)).load)
     tables.show(sys.stdout, tables.configuration(checked))
 
 
@@ -69,18 +63,18 @@ def health(
     config: ConfigOption = None,
     *,
     metrics: Annotated[
-        str | None, typer.Option(metavar="LISTEN", help="Its metrics listener, as in 9490.")
+        str | None, typer.Option(metavar="LISTEN", help="The metrics listener, as in 9490.")
     ] = None,
     url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Where to ask, path and all.")
+        str | None, typer.Option(metavar="URL", help="The URL to ask, with its path.")
     ] = None,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Bound for the answer.")] = 3.0,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Limit for the answer.")] = 3.0,
 ) -> None:
     """Ask the running daemon whether it is ready, by its metrics listener.
 
     The listener is found as run finds its configuration. The exit status is 0
-    when every route listens, and 1 when not, or when nobody answers: as a
-    container's HEALTHCHECK wants it.
+    if every route listens, and 1 if not or if nothing answers, as a
+    container's HEALTHCHECK expects.
     """
     from vsockproxy.admin import health as probe  # noqa: PLC0415 - at its use
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vsockproxy.cli.program import PLACES, ConfigOption, JsonOption, SocketOption, fail
+from vsockproxy.cli.program import ConfigOption, JsonOption, SocketOption, fail
+from vsockproxy.config.source import PLACES
 from vsockproxy.errors import VsockproxyError
 from vsockproxy.readable import count
 

@@ -16,15 +16,14 @@ import typer
 
 from vsockproxy.cli.program import (
     FAILED,
-    PLACES,
     WRONG,
     ConfigOption,
     JsonOption,
     SocketOption,
-    default_file,
     fail,
     seconds,
 )
+from vsockproxy.config.source import PLACES, NoSourceError, default_file, find_source
 from vsockproxy.errors import ConfigError, VsockproxyError
 from vsockproxy.readable import duration
 
@@ -132,7 +131,7 @@ def _read_target(text: str, file: Path | None) -> tuple[Target, Sequence[Guest]]
 
 
 def _guest_address(text: str, file: Path) -> tuple[Target, Sequence[Guest]]:
-    from vsockproxy.config.document import read_document  # noqa: PLC0415 - at its use
+    from vsockproxy.config.file import read_document  # noqa: PLC0415 - at its use
     from vsockproxy.config.load import forward_config  # noqa: PLC0415 - at its use
 
     guests = read_document(file).tree.get("guests", {})
@@ -227,18 +226,12 @@ def doctor(
 
 def _configuration(file: Path | None) -> Config | ConfigError | None:
     """Return the configuration that `run` would use, its errors, or None."""
-    from vsockproxy.config import environment  # noqa: PLC0415 - at its use
-    from vsockproxy.config.load import load_config  # noqa: PLC0415 - at its use
-
-    file = file or default_file()
     try:
-        if file is not None:
-            return load_config(file)
-        if environment.known_settings(os.environ):
-            return environment.environment_config(os.environ)
+        return find_source(file, os.environ).load()
+    except NoSourceError:
+        return None
     except ConfigError as error:
         return error
-    return None
 
 
 def _print(findings: list[Finding]) -> None:

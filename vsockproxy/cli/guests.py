@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from vsockproxy.cli.program import ConfigOption, JsonOption, default_file, read, source_of
+from vsockproxy.cli.program import ConfigOption, JsonOption, read
+from vsockproxy.config.source import NoSourceError, find_source
 
 if TYPE_CHECKING:
     from vsockproxy.config.guest import Guest
@@ -50,12 +51,10 @@ def guests(config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
 
 def _configured(config: Path | None) -> Sequence[Guest]:
     """Return the guests of the configuration that `run` would use; none without one."""
-    from vsockproxy.config.environment import known_settings  # noqa: PLC0415 - at its use
-
-    file = config or default_file()
-    if file is None and not known_settings(os.environ):
+    try:
+        return read(lambda: find_source(config, os.environ).load()).guests
+    except NoSourceError:
         return ()
-    return read(source_of(file)).guests
 
 
 async def _locate(guests: Sequence[Guest]) -> dict[str, GuestRecord]:

@@ -1,20 +1,20 @@
-"""What the commands share: the program's help, the configuration they mean, how they fail.
+"""What the commands share: the program's help, their options, and how they fail.
 
-Exit statuses: 0 for done and for drained, 1 for a failure or a forced end, 2 for a wrong
+Exit statuses: 0 for done and drained, 1 for a failure or a forced end, 2 for an invalid
 configuration or command line.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
 from vsockproxy import __version__
+from vsockproxy.config.source import NoSourceError, Source, find_source
 from vsockproxy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,15 +22,6 @@ if TYPE_CHECKING:
 
 FAILED: Final = 1
 WRONG: Final = 2
-
-PLACES: Final = (Path("/etc/vsockproxy/config.toml"), Path("/etc/vsockproxy/config.yaml"))
-"""Where `run` looks for a file without -c and $VSOCKPROXY_CONFIG."""
-
-_NO_CONFIGURATION: Final = (
-    "there is no configuration: neither -c FILE nor $VSOCKPROXY_CONFIG nor $VSOCKPROXY_FORWARD,"
-    f" nor {' nor '.join(map(str, PLACES))}",
-    "without a file: vsockproxy forward 8080 3:80; without a VM: vsockproxy demo",
-)
 
 _HELP: Final = """\
 Relay byte streams between TCP and vsock, in both directions.
@@ -71,7 +62,7 @@ ConfigOption = Annotated[
         envvar="VSOCKPROXY_CONFIG",
         metavar="FILE",
         help="TOML or YAML; else /etc/vsockproxy/config.toml or .yaml.",
-        readable=False,  # what to do about it is said when the file is read
+        readable=False,  # reading the file gives the remedy
     ),
 ]
 
@@ -105,42 +96,12 @@ def _options(
     pass
 
 
-def default_file(places: Sequence[Path] = PLACES) -> Path | None:
-    """The first of the places where a file is."""
-    return next(filter(_is_there, places), None)
-
-
-def source_of(file: Path | None) -> Callable[[], Config]:
-    """What reads the configuration: from the file, or without one from the environment.
-
-    The end with status 2 where there is neither, or both: nobody could say which is meant.
-    """
-    from vsockproxy.config import environment  # noqa: PLC0415 - at its use
-
-    settings = environment.known_settings(os.environ)
-    if file is None and not settings:
-        fail(*environment.unknown_settings(os.environ), *_NO_CONFIGURATION, status=WRONG)
-    if file is None:
-        return partial(environment.environment_config, os.environ)
-    if settings:
-        fail(
-            f"{file} and the environment ({', '.join(settings)}) both have settings:"
-            " write all of them in the file, or give no file",
-            status=WRONG,
-        )
-    from vsockproxy.config.load import load_config  # noqa: PLC0415 - at its use
-
-    return partial(load_config, file)
-
-
-def _is_there(place: Path) -> bool:
+def source_of(file: Path | None) -> Source:
+    """Return the configuration that a command means; exit with status 2 where there is none."""
     try:
-        place.stat()
-    except PermissionError:  # whether it can be read is said when it is
-        return True
-    except OSError:
-        return False
-    return True
+        return find_source(file, os.environ)
+    except (NoSourceError, ConfigError) as error:
+        fail(*str(error).splitlines(), status=WRONG)
 
 
 def seconds(option: str, text: str, parse: Callable[[object], float]) -> float:
@@ -151,15 +112,8 @@ def seconds(option: str, text: str, parse: Callable[[object], float]) -> float:
         fail(f"{option}: {error}", status=WRONG)
 
 
-def load(file: Path) -> Config:
-    """The configuration in a file, as `read`."""
-    from vsockproxy.config.load import load_config  # noqa: PLC0415 - at its use
-
-    return read(lambda: load_config(file))
-
-
 def read(make: Callable[[], Config]) -> Config:
-    """A configuration; every error in it is a line, and the end with status 2."""
+    """Return a configuration; on problems print a line for each and exit with status 2."""
     try:
         return make()
     except ConfigError as error:
@@ -167,7 +121,7 @@ def read(make: Callable[[], Config]) -> Config:
 
 
 def fail(*lines: str, status: int = FAILED) -> NoReturn:
-    """Say why, each line after the program's name, and end."""
+    """Print lines to stderr, each after the program's name, and exit."""
     for line in filter(None, lines):
         typer.echo(f"vsockproxy: {line}", err=True)
     raise typer.Exit(status)

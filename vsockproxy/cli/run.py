@@ -14,13 +14,12 @@ import typer
 from vsockproxy.cli.program import (
     FAILED,
     ConfigOption,
-    default_file,
     fail,
-    load,
     read,
     seconds,
     source_of,
 )
+from vsockproxy.config.source import Source
 from vsockproxy.errors import VsockproxyError, sentences
 
 if TYPE_CHECKING:
@@ -45,8 +44,8 @@ def run(config: ConfigOption = None) -> None:
     once. The exit status is 0 if every connection ended before that, 1 if some
     were reset.
     """
-    source = source_of(config or default_file())
-    _serve(read(source), load=source)
+    source = source_of(config)
+    _serve(read(source.load), load=source.load)
 
 
 def forward(
@@ -157,7 +156,7 @@ def demo(
     with TemporaryDirectory(prefix="vsockproxy-demo-") as folder:
         mux = str(Path(folder, "guest.vsock"))
         built = (
-            load(config)
+            read(Source(config, os.environ).load)
             if config
             else read(
                 lambda: embedded.demo_config(

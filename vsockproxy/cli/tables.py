@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from vsockproxy.config.key import declared_keys
 from vsockproxy.config.settings import Config, Policy, Route
 from vsockproxy.readable import count, duration, size
 
@@ -154,29 +155,13 @@ def _configured_routes(config: Config) -> Table:
 
 
 def _settings(policy: Policy) -> str:
-    """Return the settings that differ from their defaults, as ``key=value``; times in seconds."""
+    """Return the settings that differ from the defaults, as in a file."""
     default = Policy()
     return " ".join(
-        f"{name}={_setting(name, getattr(policy, name))}"
-        for name in policy.__slots__
+        f"{name}={key.written(getattr(policy, name))}"
+        for name, key in declared_keys(Policy).items()
         if getattr(policy, name) != getattr(default, name)
     )
-
-
-def _setting(name: str, value: object) -> str:
-    match value:
-        case None:
-            return "off"
-        case bool():
-            return str(value).lower()
-        case int() if name == "mode":
-            return f"{value:04o}"
-        case float():
-            return f"{value:g}"
-        case tuple():
-            return ",".join(map(str, value))
-        case _:
-            return str(value)
 
 
 def _configuration_summary(config: Config) -> str:

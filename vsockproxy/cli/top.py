@@ -7,7 +7,8 @@ import sys
 
 import typer
 
-from vsockproxy.cli.program import PLACES, ConfigOption, SocketOption, fail
+from vsockproxy.cli.program import ConfigOption, SocketOption, fail
+from vsockproxy.config.source import PLACES
 from vsockproxy.errors import VsockproxyError
 
 _TIMEOUT = 3.0  # seconds of silence after which the daemon counts as hung

@@ -1,7 +1,7 @@
-"""Who may connect: rules as values, and which of them speak of a client.
+"""Access rules: which clients may connect.
 
-Owns: the grammar of a rule, what a rule matches, `Peer`, and `Access`.  Asks no socket:
-`peer` finds out who a client is.
+Owns: the grammar of a rule, what a rule matches, `Peer`, and `Access`.  Reads no socket:
+`admit.peer` makes a `Peer` from one.
 
 | written | matches |
 |---|---|
@@ -22,19 +22,22 @@ from typing import ClassVar, Final, Literal
 
 from vsockproxy.address.endpoint import CID_ANY, CID_NAMES, GUEST_NAME
 from vsockproxy.config.users import group_id, user_id
+from vsockproxy.config.value import OFF, parse_list, shown
 from vsockproxy.errors import AddressError
 
-Kind = Literal["tcp", "vsock", "unix"]
-"""What kind of client a rule speaks of."""
+ClientKind = Literal["tcp", "vsock", "unix"]
+"""The kind of client that a rule can match."""
+
+RULES_EXAMPLE: Final = '["10.0.0.0/8", "uid:1000"]'
 
 _CIDS: Final = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")
 _MAPPED: Final = IPv6Network("::ffff:0:0/96")
-_SITE_BITS: Final = 64  # an IPv6 site hands out as many addresses as it likes below these
+_SITE_BITS: Final = 64  # within a /64, an IPv6 site can use any address
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """What is known of a client: its address, or its CID, or its user and groups."""
+    """A client's identity: its IP address, its CID, or its user and groups."""
 
     ip: IPv4Address | IPv6Address | None = None
     cid: int | None = None
@@ -43,9 +46,9 @@ class Peer:
 
     @property
     def source(self) -> str | None:
-        """Under what the client is counted: its IPv4 address, its IPv6 /64, its CID, its user.
+        """Return what the client is counted under: its IPv4 address, IPv6 /64, CID or user.
 
-        None where nothing is known of it.
+        None where nothing is known of the client.
         """
         if self.ip is not None:
             bits = _SITE_BITS if self.ip.version == 6 else self.ip.max_prefixlen
@@ -56,20 +59,20 @@ class Peer:
 
 
 def ip_of(text: str) -> IPv4Address | IPv6Address:
-    """The IP address that the socket module has spelt; an IPv4-mapped one is IPv4."""
+    """Return an IP address that the socket module has written; an IPv4-mapped one as IPv4."""
     address = ipaddress.ip_address(text.partition("%")[0])
     return getattr(address, "ipv4_mapped", None) or address
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkRule:
-    """Clients of an IP network."""
+    """Matches the clients of an IP network."""
 
     network: IPv4Network | IPv6Network
-    kind: ClassVar[Kind] = "tcp"
+    kind: ClassVar[ClientKind] = "tcp"
 
     def matches(self, peer: Peer) -> bool:
-        """Whether the client's address is in the network."""
+        """Return whether the client's address is in the network."""
         return peer.ip is not None and peer.ip in self.network
 
     def __str__(self) -> str:
@@ -78,14 +81,14 @@ class NetworkRule:
 
 @dataclass(frozen=True, slots=True)
 class CidRule:
-    """vsock clients with a CID from ``first`` to ``last``."""
+    """Matches vsock clients with a CID from ``first`` to ``last``."""
 
     first: int
     last: int
-    kind: ClassVar[Kind] = "vsock"
+    kind: ClassVar[ClientKind] = "vsock"
 
     def matches(self, peer: Peer) -> bool:
-        """Whether the client's CID is one of them."""
+        """Return whether the client's CID is in the range."""
         return peer.cid is not None and self.first <= peer.cid <= self.last
 
     def __str__(self) -> str:
@@ -94,13 +97,13 @@ class CidRule:
 
 @dataclass(frozen=True, slots=True)
 class UserRule:
-    """Processes of a user."""
+    """Matches processes of a user, on a Unix socket."""
 
     uid: int
-    kind: ClassVar[Kind] = "unix"
+    kind: ClassVar[ClientKind] = "unix"
 
     def matches(self, peer: Peer) -> bool:
-        """Whether the client connected as that user."""
+        """Return whether the client connected as that user."""
         return peer.uid == self.uid
 
     def __str__(self) -> str:
@@ -109,13 +112,13 @@ class UserRule:
 
 @dataclass(frozen=True, slots=True)
 class GroupRule:
-    """Processes with a group, as their own or as a supplementary one."""
+    """Matches processes with a group, primary or supplementary, on a Unix socket."""
 
     gid: int
-    kind: ClassVar[Kind] = "unix"
+    kind: ClassVar[ClientKind] = "unix"
 
     def matches(self, peer: Peer) -> bool:
-        """Whether the client had that group when it connected."""
+        """Return whether the client had that group when it connected."""
         return self.gid in peer.gids
 
     def __str__(self) -> str:
@@ -124,13 +127,13 @@ class GroupRule:
 
 @dataclass(frozen=True, slots=True)
 class GuestRule:
-    """A guest by its name; `config` puts a `CidRule` in its place."""
+    """Stands for the CID of a guest until `policy` replaces it by a `CidRule`."""
 
     guest: str
-    kind: ClassVar[Kind] = "vsock"
+    kind: ClassVar[ClientKind] = "vsock"
 
     def matches(self, _peer: Peer) -> bool:
-        """Nobody, as long as the name stands for no CID."""
+        """Return False: the name matches no client until it is replaced."""
         return False
 
     def __str__(self) -> str:
@@ -142,7 +145,7 @@ Rule = NetworkRule | CidRule | UserRule | GroupRule | GuestRule
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A route's two lists; ``allow`` None lets everybody in who is not denied."""
+    """A route's two lists of rules; ``allow`` None allows every client that is not denied."""
 
     allow: tuple[Rule, ...] | None = None
     deny: tuple[Rule, ...] = ()
@@ -151,9 +154,9 @@ class Access:
         return self.allow is not None or bool(self.deny)
 
     def admits(self, peer: Peer) -> bool:
-        """Whether the client may come in: deny wins, and an allow list must match.
+        """Return whether the client may connect: no ``deny`` rule and an ``allow`` rule match.
 
-        A client of whom nothing is known is let in by neither list.
+        A client without any known identity is denied by both lists.
         """
         if peer.source is None or matches_any(self.deny, peer):
             return not self
@@ -161,12 +164,39 @@ class Access:
 
 
 def matches_any(rules: Sequence[Rule], peer: Peer) -> bool:
-    """Whether one of the rules speaks of the client."""
+    """Return whether one of the rules matches the client."""
     return any(rule.matches(peer) for rule in rules)
 
 
+def parse_rules(value: object) -> tuple[Rule, ...]:
+    """Return the rules in a list of texts and CIDs.
+
+    Raises:
+      ValueError: the value is not a list, or items of it are not rules.
+    """
+    return parse_list(value, lambda item: parse_rule(_rule_text(item)), RULES_EXAMPLE)
+
+
+def parse_allow(value: object) -> tuple[Rule, ...] | None:
+    """Return `parse_rules`, or None for ``"off"``.
+
+    Raises:
+      ValueError: as `parse_rules`, and for an empty list.
+    """
+    if value == OFF:
+        return None
+    rules = parse_rules(value)
+    if not rules:
+        raise ValueError('an empty list would deny every client: write "off" to allow all')
+    return rules
+
+
 def parse_rule(text: str) -> Rule:
-    """The rule that ``text`` spells; raises `AddressError` with what is wanted."""
+    """Return the rule that ``text`` describes.
+
+    Raises:
+      AddressError: the text is not a rule; the message says what is expected.
+    """
     if text.startswith("uid:"):
         return UserRule(user_id(text[4:]))
     if text.startswith("gid:"):
@@ -180,31 +210,44 @@ def parse_rule(text: str) -> Rule:
     network = parse_network(text)
     if network is None:
         raise AddressError(
-            f"{text!r} speaks of nobody: write an IP network, a CID, a guest, uid:NAME or gid:NAME"
+            f"{text!r} is not a valid rule:"
+            " expected an IP network, a CID, a guest, uid:NAME or gid:NAME"
         )
     return NetworkRule(network)
 
 
 def parse_network(text: str) -> IPv4Network | IPv6Network | None:
-    """The network that ``text`` spells, IPv4-mapped ones as IPv4; None where it spells none.
+    """Return the network in ``text``, an IPv4-mapped one as IPv4; None if it has none.
 
-    Raises `AddressError` for an address in a network, which may mean either.
+    Raises:
+      AddressError: the text has bits set behind its prefix (10.0.0.1/8): it is ambiguous.
     """
     try:
         found = ipaddress.ip_network(text, strict=False)
-        if "%" in text:  # a scope is not of the address that accept gives
+        if "%" in text:  # the address that accept(2) gives has no scope
             return None
     except ValueError:
         return None
     if "/" in text and found.network_address != ipaddress.ip_address(text.partition("/")[0]):
-        raise AddressError(f"{text!r} is an address in a network: write {found}")
+        raise AddressError(f"{text!r} has host bits set: write the network as {found}")
     if isinstance(found, IPv6Network) and found.subnet_of(_MAPPED):
         below = int(found.network_address) & 0xFFFFFFFF
         return IPv4Network((below, found.prefixlen - _MAPPED.prefixlen))
     return found
 
 
+def _rule_text(item: object) -> str:
+    """Return the text of a rule; a CID may be written as a number."""
+    if isinstance(item, int) and not isinstance(item, bool):
+        return shown(item)
+    if not isinstance(item, str):
+        raise AddressError(f"{shown(item)} is not a rule: expected a text or a CID")
+    return item
+
+
 def _cid_rule(text: str, first: int, last: int) -> CidRule:
     if not first <= last < CID_ANY:
-        raise AddressError(f"{text!r} is no range of CIDs: 0 to {CID_ANY - 1}, the lower one first")
+        raise AddressError(
+            f"{text!r} is not a range of CIDs: expected 0 to {CID_ANY - 1}, lower CID first"
+        )
     return CidRule(first, last)

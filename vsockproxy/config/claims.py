@@ -1,4 +1,4 @@
-"""Which addresses of this machine a listener takes, and who has taken them.
+"""Which addresses of this machine a listener occupies, and conflicts between listeners.
 
 Owns: telling that two listeners cannot both be had, before a kernel is asked, and that a
 route would dial itself.  Opens nothing and resolves no name: two names of one machine are
@@ -32,13 +32,13 @@ _LOOPBACK: Final = (None, "localhost")
 
 
 class Claims:
-    """The addresses that are taken, each by somebody with a name."""
+    """The occupied addresses, each with the name of its owner."""
 
     def __init__(self) -> None:
         self._owners: dict[tuple[str, int], dict[str, str]] = {}
 
     def take(self, listen: ListenEndpoint, owner: str) -> str | None:
-        """Note ``owner`` at every address of ``listen``; the owner it clashes with, or None."""
+        """Occupy every address of ``listen``; return the owner of one that is occupied, or None."""
         clash: str | None = None
         for family, address, port in listen_claims(listen):
             owners = self._owners.setdefault((family, port), {})
@@ -54,7 +54,7 @@ def _clash(owners: dict[str, str], address: str) -> str | None:
 
 
 def listen_claims(listen: ListenEndpoint) -> tuple[Claim, ...]:
-    """The addresses that a listener takes.
+    """Return the addresses that a listener occupies.
 
     ``[::]`` is all of IPv6 and none of IPv4: the two are listened on apart.
     """
@@ -72,7 +72,7 @@ def listen_claims(listen: ListenEndpoint) -> tuple[Claim, ...]:
 
 
 def is_loop(listen: ListenEndpoint, target: Target) -> bool:
-    """Whether a route from ``listen`` to ``target`` would dial itself."""
+    """Return whether a route from ``listen`` to ``target`` would dial itself."""
     taken = set(listen_claims(listen))
     return any(
         claim in taken or (_is_this_machine(claim) and (claim[0], ANY, claim[2]) in taken)
@@ -81,7 +81,7 @@ def is_loop(listen: ListenEndpoint, target: Target) -> bool:
 
 
 def _target_claims(target: Target) -> tuple[Claim, ...]:
-    if isinstance(target, GuestEndpoint):  # nobody knows before it is dialled
+    if isinstance(target, GuestEndpoint):  # its address is known at each dial only
         return ()
     if isinstance(target, MuxEndpoint):
         return (("unix", target.path, 0),)

@@ -1,14 +1,14 @@
-"""Where a TCP target may be: patterns as values, and what they say of a target.
+"""Target rules: which TCP targets may be dialled.
 
 Owns: the grammar of a pattern, what a pattern matches, and `Destinations`.  Resolves no name:
-`config` asks about what is written, and `transport` about each address before it dials it.
+`policy` checks the target as written, and `dial` checks each address before it dials it.
 
 | written | matches |
 |---|---|
 | ``10.0.0.0/8:443``, ``[fd00::]/8:*`` | every address of the network, at these ports |
 | ``10.1.2.3:5000-5010``, ``[::1]:*`` | one address; IPv4-mapped is IPv4 |
 | ``db.internal:5432`` | the name, as the target is written |
-| ``*.example.com:443`` | every name below ``example.com``, and not that itself |
+| ``*.example.com:443`` | every name below ``example.com``, but not ``example.com`` |
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from typing import Final
 
 from vsockproxy.address.endpoint import TcpEndpoint
 from vsockproxy.config.access import ip_of, parse_network
+from vsockproxy.config.value import OFF, parse_list, shown
 from vsockproxy.errors import AddressError
+
+PATTERNS_EXAMPLE: Final = '["10.0.0.0/8:443", "db.internal:5432"]'
 
 _EVERY_PORT: Final = range(1, 0x10000)
 _PATTERN: Final = re.compile(r"(?P<host>\[[^\]]*\](?:/[^:]*)?|[^:\[\]]+):(?P<ports>[^:\]]+)")
@@ -32,37 +35,37 @@ _LOOPBACK: Final = ("127.0.0.1", "::1")
 
 @dataclass(frozen=True, slots=True)
 class NetworkPattern:
-    """Addresses of an IP network, at some ports."""
+    """Matches addresses of an IP network, at some ports."""
 
     network: IPv4Network | IPv6Network
     ports: range
 
     def matches(self, ip: IPv4Address | IPv6Address, port: int) -> bool:
-        """Whether the address is in the network, and the port one of these."""
+        """Return whether the pattern has the address and the port."""
         return ip in self.network and port in self.ports
 
     def __str__(self) -> str:
         address, slash, bits = str(self.network).partition("/")
         host = f"[{address}]" if self.network.version == 6 else address
         mask = "" if self.network.prefixlen == self.network.max_prefixlen else slash + bits
-        return f"{host}{mask}:{_spell(self.ports)}"
+        return f"{host}{mask}:{_write_ports(self.ports)}"
 
 
 @dataclass(frozen=True, slots=True)
 class NamePattern:
-    """A name in small letters, or with ``*.`` in front every name below it, at some ports."""
+    """Matches a name in lower case, or with ``*.`` in front every name below, at some ports."""
 
     name: str
     ports: range
 
     def matches(self, name: str, port: int) -> bool:
-        """Whether the name, however it is capitalised, and the port are of these."""
+        """Return whether the pattern has the name, in any case, and the port."""
         plain = name.lower().removesuffix(".")
         found = plain.endswith(self.name[1:]) if self.name[0] == "*" else plain == self.name
         return found and port in self.ports
 
     def __str__(self) -> str:
-        return f"{self.name}:{_spell(self.ports)}"
+        return f"{self.name}:{_write_ports(self.ports)}"
 
 
 Pattern = NetworkPattern | NamePattern
@@ -70,11 +73,11 @@ Pattern = NetworkPattern | NamePattern
 
 @dataclass(frozen=True, slots=True)
 class Destinations:
-    """A route's two lists; ``allow`` None lets it go wherever ``deny`` does not forbid.
+    """A route's two lists of patterns; ``allow`` None allows all that ``deny`` does not match.
 
-    Deny wins.  In ``allow``, networks and names are two questions: where there are networks,
-    an address must be in one of them, whatever name led to it; where there are names, a
-    target that is written by name must have one of them.
+    ``deny`` wins.  Networks and names of ``allow`` are checked separately: if it has networks,
+    an address must be in one of them, even one that a name resolved to; if it has names, a
+    target that is written as a name must match one of them.
     """
 
     allow: tuple[Pattern, ...] | None = None
@@ -84,7 +87,7 @@ class Destinations:
         return self.allow is not None or bool(self.deny)
 
     def admits(self, target: TcpEndpoint, address: str) -> bool:
-        """Whether the target may be dialled at an IP address, its own or its name's."""
+        """Return whether a target may be dialled at an IP address, its own or its name's."""
         ip, port = _reached(address), target.port
         if any(one.matches(ip, port) for one in _networks(self.deny)):
             return False
@@ -94,7 +97,10 @@ class Destinations:
         return self.objection(target) is None
 
     def objection(self, target: TcpEndpoint) -> str | None:
-        """Why a target cannot be meant, with the remedy; a name's addresses are not known."""
+        """Return why a target can never be dialled, with the remedy; None if it may be.
+
+        A name's addresses are not known here: `admits` checks them at each dial.
+        """
         name = None if target.host is None or _is_address(target.host) else target.host
         if name is None:
             return self._objection_to_addresses(target)
@@ -109,33 +115,61 @@ class Destinations:
         if networks and not any(target.port in one.ports for one in networks):
             return (
                 f"target_allow has no network for port {target.port} of {target}:"
-                f' add where {name} may be, as in "10.0.0.0/8:{target.port}"'
+                f' add the network of {name}, as in "10.0.0.0/8:{target.port}"'
             )
         return None
 
     def _objection_to_addresses(self, target: TcpEndpoint) -> str | None:
-        """Of the addresses that a target has itself, one that may be dialled is enough."""
+        """Return the objection to a target that is an address; one allowed address is enough."""
         addresses = _LOOPBACK if target.host is None else (target.host,)
-        left = [_reached(address) for address in addresses]
+        remaining = [_reached(address) for address in addresses]
         for one in _networks(self.deny):
-            left = [ip for ip in left if not one.matches(ip, target.port)]
-            if not left:
+            remaining = [ip for ip in remaining if not one.matches(ip, target.port)]
+            if not remaining:
                 return _denied(one, target)
         if self.allow is None:
             return None
         networks = _networks(self.allow)
-        if any(one.matches(ip, target.port) for one in networks for ip in left):
+        if any(one.matches(ip, target.port) for one in networks for ip in remaining):
             return None
-        wanted = NetworkPattern(ipaddress.ip_network(left[0]), range(target.port, target.port + 1))
-        return f'target_allow has nothing that matches {target}: add "{wanted}"'
+        port = range(target.port, target.port + 1)
+        missing = NetworkPattern(ipaddress.ip_network(remaining[0]), port)
+        return f'target_allow does not match {target}: add "{missing}"'
+
+
+def parse_patterns(value: object) -> tuple[Pattern, ...]:
+    """Return the patterns in a list of texts.
+
+    Raises:
+      ValueError: the value is not a list, or items of it are not patterns.
+    """
+    return parse_list(value, lambda item: parse_pattern(_pattern_text(item)), PATTERNS_EXAMPLE)
+
+
+def parse_target_allow(value: object) -> tuple[Pattern, ...] | None:
+    """Return `parse_patterns`, or None for ``"off"``.
+
+    Raises:
+      ValueError: as `parse_patterns`, and for an empty list.
+    """
+    if value == OFF:
+        return None
+    patterns = parse_patterns(value)
+    if not patterns:
+        raise ValueError('an empty list would deny every target: write "off" to allow all')
+    return patterns
 
 
 def parse_pattern(text: str) -> Pattern:
-    """The pattern that ``text`` spells; raises `AddressError` with what is wanted."""
+    """Return the pattern that ``text`` describes.
+
+    Raises:
+      AddressError: the text is not a pattern; the message says what is expected.
+    """
     match = _PATTERN.fullmatch(text)
     if match is None:
         raise AddressError(
-            f"{text!r} is no pattern of targets: write HOST:PORTS, where HOST is a network"
+            f"{text!r} is not a target pattern: expected HOST:PORTS, where HOST is a network"
             " (10.0.0.0/8, [fd00::]/8) or a name (db.internal, *.example.com),"
             " and PORTS is 443, 5000-5010 or *"
         )
@@ -143,20 +177,30 @@ def parse_pattern(text: str) -> Pattern:
     if host == "*":
         written = match["ports"]
         raise AddressError(
-            f"{text!r}: for every host write 0.0.0.0/0:{written} and [::]/0:{written}"
+            f"{text!r}: to match every host write 0.0.0.0/0:{written} and [::]/0:{written}"
         )
     if host.startswith("[") or re.fullmatch(r"[0-9./]+", host):
         return NetworkPattern(_network(text, host), ports)
     if not _NAME.fullmatch(host):
-        raise AddressError(f"{text!r}: {host!r} is neither a network nor a name; only *. may lead")
+        raise AddressError(
+            f"{text!r}: {host!r} is not a network or a name: * is only allowed as *.DOMAIN"
+        )
     return NamePattern(host.lower().removesuffix("."), ports)
+
+
+def _pattern_text(item: object) -> str:
+    if not isinstance(item, str):
+        raise AddressError(f"{shown(item)} is not a pattern: expected a text")
+    return item
 
 
 def _network(text: str, host: str) -> IPv4Network | IPv6Network:
     address = host.replace("[", "").replace("]", "")
     network = parse_network(address)
     if network is None or (":" in address) != host.startswith("["):
-        raise AddressError(f"{text!r}: {host} is no network: write 10.0.0.0/8 or [fd00::]/8")
+        raise AddressError(
+            f"{text!r}: {host} is not a network: expected one such as 10.0.0.0/8 or [fd00::]/8"
+        )
     return network
 
 
@@ -165,25 +209,25 @@ def _ports(text: str, written: str) -> range:
         return _EVERY_PORT
     match = _PORTS.fullmatch(written)
     if match is None:
-        raise AddressError(f"{text!r}: {written!r} is no port: write 443, 5000-5010 or *")
+        raise AddressError(f"{text!r}: {written!r} is not a port: expected 443, 5000-5010 or *")
     first, last = int(match[1]), int(match[2] or match[1])
     if not 1 <= first <= last < 0x10000:
-        raise AddressError(f"{text!r}: ports are 1 to 65535, the lower one first")
+        raise AddressError(f"{text!r}: ports are 1 to 65535, lower port first")
     return range(first, last + 1)
 
 
-def _spell(ports: range) -> str:
+def _write_ports(ports: range) -> str:
     if ports == _EVERY_PORT:
         return "*"
     return f"{ports[0]}" if len(ports) == 1 else f"{ports[0]}-{ports[-1]}"
 
 
 def _denied(pattern: Pattern, target: TcpEndpoint) -> str:
-    return f'target_deny has "{pattern}", which matches {target}: choose another, or take that out'
+    return f'{target} matches "{pattern}" of target_deny: change the target or the pattern'
 
 
 def _reached(address: str) -> IPv4Address | IPv6Address:
-    """Where a connection to an address ends: at 0.0.0.0 and :: this machine answers itself."""
+    """Return the address that answers: for 0.0.0.0 and :: it is this machine's loopback."""
     ip = ip_of(address)
     return ip_of(_LOOPBACK[ip.version == 6]) if ip.is_unspecified else ip
 

@@ -1,6 +1,6 @@
-"""A length of time as an operator writes it, in seconds.
+"""Durations as an operator writes them, in seconds.
 
-Owns: the units and the bounds.  Knows nothing of which key a duration belongs to.
+Owns: the units and the bounds.  Must not know which key a duration belongs to.
 """
 
 from __future__ import annotations
@@ -9,81 +9,94 @@ import math
 import re
 from typing import Final, Literal
 
+from vsockproxy.config.value import AUTO, OFF, shown
 from vsockproxy.errors import VsockproxyError
 
 UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-OFF: Final = "off"
-AUTO: Final = "auto"
 
-_SHORTEST: Final = 0.001  # what poll(2) and epoll(7) can tell from nothing
+_SHORTEST: Final = 0.001  # the resolution of poll(2) and epoll(7)
 _LONGEST: Final = 366 * 86400.0
 _TEXT: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?(ms|s|m|h|d)")
 
 
 class DurationError(VsockproxyError, ValueError):
-    """What is written is no duration, or none that can stand in that place."""
+    """The written value is not a duration, or is outside the bounds of its key."""
 
 
 def parse_duration(value: object) -> float:
-    """The seconds of a number, or of a text such as ``"250ms"``, ``"30s"`` or ``"1.5h"``.
+    """Return the seconds of a number, or of a text such as ``"250ms"``, ``"30s"``, ``"1.5h"``.
 
-    Zero is allowed.  Raises `DurationError` with what was read and what is wanted.
+    Zero is allowed.
+
+    Raises:
+      DurationError: the value is not a duration, or is not 1 ms to 366 days.
     """
     seconds = _seconds(value)
     if seconds is None or math.isnan(seconds) or seconds < 0:
         raise DurationError(
-            f'{shown(value)} is no duration: write seconds, or a text such as "250ms", "30s", "5m"'
+            f"{shown(value)} is not a duration:"
+            ' use a number of seconds or a unit, as in "250ms", "30s" or "5m"'
         )
     if 0 < seconds < _SHORTEST or seconds > _LONGEST:
-        raise DurationError(f"{shown(value)} is no usable duration: 1 ms to 366 days")
+        raise DurationError(f"{shown(value)} is out of range: expected 1 ms to 366 days")
     return seconds
 
 
 def parse_bound(value: object) -> float | None:
-    """A duration that may be none at all: ``0`` and ``"off"`` are None."""
+    """Return the seconds of a duration; None for ``0`` and ``"off"``, which set no bound.
+
+    Raises:
+      DurationError: as `parse_duration`.
+    """
     if value == OFF:
         return None
     return parse_duration(value) or None
 
 
 def parse_timeout(value: object) -> float:
-    """A duration that cannot be nothing."""
+    """Return the seconds of a duration that must have an end: not ``0`` and not ``"off"``.
+
+    Raises:
+      DurationError: as `parse_duration`, and for these two.
+    """
     seconds = 0.0 if value == OFF else parse_duration(value)
     if not seconds:
-        raise DurationError(f"{shown(value)} cannot stand here: this time must have an end")
+        raise DurationError(f"{shown(value)} is not allowed here: this timeout cannot be off")
     return seconds
 
 
 def parse_keepalive(value: object) -> float | Literal["auto"] | None:
-    """`parse_bound` within what TCP_KEEPIDLE takes (tcp(7)), or ``"auto"``."""
+    """Return `parse_bound` within the range of TCP_KEEPIDLE (tcp(7)), or ``"auto"``.
+
+    Raises:
+      DurationError: as `parse_duration`, and outside 1 s to 9 h.
+    """
     return AUTO if value == AUTO else _bounded(value, 1.0, 32767.0, "1 s to 9 h")
 
 
 def parse_user_timeout(value: object) -> float | None:
-    """`parse_bound` within what TCP_USER_TIMEOUT takes, in milliseconds of 31 bits."""
+    """Return `parse_bound` within the range of TCP_USER_TIMEOUT: milliseconds in 31 bits.
+
+    Raises:
+      DurationError: as `parse_duration`, and outside 1 ms to 24 days.
+    """
     return _bounded(value, _SHORTEST, 24 * 86400.0, "1 ms to 24 days")
+
+
+def write_duration(seconds: float) -> str:
+    """Return a duration in the largest unit that divides it: ``5m``; `parse_duration` reads it."""
+    for unit in ("d", "h", "m", "s"):
+        count = seconds / UNITS[unit]
+        if count and count.is_integer():
+            return f"{count:.0f}{unit}"
+    return f"{seconds:g}s"
 
 
 def _bounded(value: object, least: float, most: float, words: str) -> float | None:
     seconds = parse_bound(value)
     if seconds is not None and not least <= seconds <= most:
-        raise DurationError(f"{shown(value)} cannot stand here: the kernel takes {words}")
+        raise DurationError(f"{shown(value)} is out of range: the kernel accepts {words}")
     return seconds
-
-
-def shown(value: object) -> str:
-    """A value as a file has it, cut short: what an error says was read."""
-    if isinstance(value, dict):
-        return "a table"
-    if isinstance(value, list):
-        return "a list"
-    if isinstance(value, int) and value.bit_length() > _WIDEST:
-        return "a huge number"  # Python refuses to print some of them
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."
-
-
-_WIDEST: Final = 80
 
 
 def _seconds(value: object) -> float | None:

@@ -1,6 +1,6 @@
-"""One entry of ``[forward]`` or ``[[route]]``: what was written, and where each part stands.
+"""One entry of ``[forward]`` or ``[[route]]``: its texts, and the key path of each.
 
-Owns: `Entry`.  What its parts mean is `load`'s.
+Owns: `Entry`.  Must not know what the texts mean: that is `load`'s.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from vsockproxy.config.settings import Policy
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The texts of an entry; ``own`` are the keys that stand in itself, not in the defaults."""
+    """The texts of an entry.
+
+    Attributes:
+      path: the key path of the entry.
+      long: the entry is a ``[[route]]``.
+      own: the keys that are set in the entry itself, not in ``[defaults]``.
+    """
 
     listen: str
     targets: tuple[str, ...]
@@ -27,16 +33,16 @@ class Entry:
     own: frozenset[str] = frozenset()
 
     def at(self, key: str) -> KeyPath:
-        """Where a key of it stands; in the short form all of it is one key."""
+        """Return the path of a key; an entry of ``[forward]`` is a single key."""
         return (*self.path, key) if self.long else self.path
 
     @property
     def at_target(self) -> KeyPath:
-        """Where its target, or its targets, stand."""
+        """Return the path of ``target`` or ``targets``."""
         return self.at("targets" if "targets" in self.own else "target")
 
     def at_policy(self, key: str) -> KeyPath:
-        """Where a key of its policy stands: here, or in the defaults."""
+        """Return the path of a policy key: in the entry, or in ``[defaults]``."""
         if key == "target":
             return self.at_target
         return (*self.path, key) if key in self.own else ("defaults", key)

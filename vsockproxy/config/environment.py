@@ -1,9 +1,8 @@
 """A configuration in environment variables, for containers: one variable for each key.
 
 Owns: the variables' names, which are the keys' paths in capitals (``[log] level`` is
-``VSOCKPROXY_LOG_LEVEL``), and reading a text as the kind of value that a key takes.  The
-names come from the models of `schema`; what the values mean is `config`'s, which reads the
-same tree as from a file.
+``VSOCKPROXY_LOG_LEVEL``), and the reading of a text as a plain value.  The names come from the
+models of `schema`; `load` reads the values as those of a file.
 """
 
 from __future__ import annotations
@@ -14,21 +13,19 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, Final, TypeAlias, get_args, get_origin
 
-from pydantic import BaseModel
-
-from vsockproxy.config.document import Document, Finding, KeyPath, Plain, spell
-from vsockproxy.config.duration import OFF
+from vsockproxy.config.document import Document, KeyPath, KeyProblem, Plain, write_path
 from vsockproxy.config.load import build_config
-from vsockproxy.config.schema import FileTables
+from vsockproxy.config.schema import TABLES
 from vsockproxy.config.settings import Config
+from vsockproxy.config.value import OFF
 from vsockproxy.errors import ConfigError
 
 PREFIX: Final = "VSOCKPROXY_"
 FILE: Final = "VSOCKPROXY_CONFIG"
-"""Names a file, and is no setting."""
+"""Names a file; not a setting."""
 
 ADMIN: Final = "VSOCKPROXY_ADMIN"
-"""Names the socket of a running daemon, for those who ask it: no setting either."""
+"""Names the control socket of a running daemon, for the commands; not a setting."""
 
 SOURCE: Final = "environment"
 
@@ -36,11 +33,11 @@ _Path: TypeAlias = tuple[str, ...]
 _Kinds: TypeAlias = frozenset[type]
 
 _NAME: Final = "<NAME>"
-"""In a key's path, the second of its parts: a guest's or a route's own name."""
+"""In a key's path, the place of a guest's or a route's name."""
 
-# Between routes, or the items of a list; a target can end in an option of its own.
+# Between routes, or the items of a list; but a comma also begins an option of a target.
 _SEPARATOR: Final = re.compile(r"[,\n](?!\s*(?:to_host|handshake=none)\s*(?:[,\n]|$))")
-# With a zero in front it is a file's mode.
+# A number with a leading zero is a file's mode, which is a text.
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?")
 # Kubernetes, and Docker's links, describe a service called vsockproxy, or vsockproxy-web, to
 # every container: VSOCKPROXY_PORT=tcp://10.0.0.1:80 and these.
@@ -50,9 +47,9 @@ _OF_A_SERVICE: Final = re.compile(
 
 
 def settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that are meant for the configuration, known or not, sorted by name.
+    """Return the variables with the prefix of settings, known or not, sorted by name.
 
-    An empty one is as good as none: a compose file cannot leave a variable out.
+    An empty variable counts as unset: a compose file cannot leave a variable out.
     """
     return {
         name: text
@@ -65,22 +62,26 @@ def settings(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def known_settings(environ: Mapping[str, str]) -> list[str]:
-    """The names of those `settings` that say something here."""
+    """Return the names of those `settings` that are a key's variable."""
     return [name for name in settings(environ) if _find(name)]
 
 
 def unknown_settings(environ: Mapping[str, str]) -> list[str]:
-    """A sentence for each of those `settings` that say nothing here."""
+    """Return a sentence for each of those `settings` that are not a key's variable."""
     return [f"{name}: {_unknown(name)}" for name in settings(environ) if not _find(name)]
 
 
 def variables() -> list[str]:
-    """Every variable that is a setting; ``<NAME>`` stands for a guest's or a route's name."""
+    """Return every key's variable; ``<NAME>`` stands for a guest's or a route's name."""
     return [_variable(path) for path in _KEYS]
 
 
 def environment_config(environ: Mapping[str, str]) -> Config:
-    """The configuration in `settings`; raises `ConfigError`, which names the variables."""
+    """Return the configuration in `settings`.
+
+    Raises:
+      ConfigError: with all problems; each names its variable instead of a key path.
+    """
     tables = _Tables()
     for name, text in settings(environ).items():
         tables.add(name, text)
@@ -93,11 +94,11 @@ def environment_config(environ: Mapping[str, str]) -> Config:
 
 
 class _Tables:
-    """The tables that the variables give, and what is wrong with the variables as such."""
+    """The tables that the variables describe, and the problems of the variables themselves."""
 
     def __init__(self) -> None:
         self._tables: dict[str, Any] = {}
-        self._findings: list[Finding] = []
+        self._problems: list[KeyProblem] = []
 
     def add(self, variable: str, text: str) -> None:
         path = _find(variable)
@@ -126,60 +127,49 @@ class _Tables:
             if not equals:
                 self._note(path, f"{item!r} has no target: write LISTEN=TARGET, as in 8080=3:80")
             elif key in pairs:
-                self._note((*path, key), f"{key!r} stands twice")
+                self._note((*path, key), f"{key!r} is defined twice: remove one")
             else:
                 pairs[key] = value
         return pairs
 
     def document(self) -> Document:
-        """The tree that a file would have given."""
+        """Return the variables in the form of a file."""
         tree = {key: self._listed(key) for key in self._tables}
-        tried = any(finding.path[0] == "forward" for finding in self._findings)
+        tried = any(problem.path[0] == "forward" for problem in self._problems)
         if not (tree.get("forward") or "route" in tree or tried):
             self._note(("forward",), "has no route: write one, as in 8080=3:80")
-        return Document(SOURCE, tree, findings=tuple(self._findings))
+        return Document(SOURCE, tree, problems=tuple(self._problems))
 
     def _listed(self, key: str) -> Any:
-        """A table; as a list of tables, each with its name, where a file has a list."""
+        """Return a table; or a list of tables, each with its name, where a file has a list."""
         if key not in _LISTS:
             return self._tables[key]
         return [{"name": name, **table} for name, table in self._tables[key].items()]
 
     def names(self) -> dict[str, str]:
-        """The variable of each key path, as an error spells the path."""
-        names = {spell(("forward", key)): _FORWARD for key in self._tables.get("forward", ())}
+        """Return the variable of each key path, by the path as an error writes it."""
+        names = {write_path(("forward", key)): _FORWARD for key in self._tables.get("forward", ())}
         for pattern in _KEYS:
             for name in self._tables.get(pattern[0], ()) if _NAME in pattern else [""]:
                 path = _named(pattern, name)
                 place = self._place(path)
-                names[spell(place)] = _variable(path)
+                names[write_path(place)] = _variable(path)
                 if place[:-1]:
-                    names.setdefault(spell(place[:-1]), f"{_variable(path[:-1])}_*")
+                    names.setdefault(write_path(place[:-1]), f"{_variable(path[:-1])}_*")
         return names
 
     def _place(self, path: _Path) -> KeyPath:
-        """Where a key stands in the tree: a list counts what the variables name."""
+        """Return a key's path in the tree, where tables of a list have an index."""
         if path[0] not in _LISTS:
             return path
         return (path[0], list(self._tables[path[0]]).index(path[1]), *path[2:])
 
     def _note(self, path: KeyPath, message: str) -> None:
-        self._findings.append(Finding(path, message))
-
-
-def _leaves(model: type[BaseModel], above: _Path = ()) -> Iterator[tuple[_Path, _Kinds]]:
-    """Each key of a model and of those below it, and the types that its value can have."""
-    for key, field in model.model_fields.items():
-        path, kinds = (*above, key), frozenset(_types(field.annotation))
-        inner = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
-        if inner is None:
-            yield path, kinds
-        else:
-            yield from _leaves(inner, (*path, _NAME) if kinds & {dict, list} else path)
+        self._problems.append(KeyProblem(path, message))
 
 
 def _types(annotation: object) -> Iterator[type]:
-    """The types that an annotation speaks of, however deep."""
+    """Yield the types in an annotation, however deep."""
     for one in (annotation, get_origin(annotation)):
         if isinstance(one, type):
             yield one
@@ -187,12 +177,21 @@ def _types(annotation: object) -> Iterator[type]:
         yield from _types(inner)
 
 
-_KEYS: Final = dict(_leaves(FileTables))
-_LISTS: Final = {
-    path[0]
-    for path in _KEYS
-    if _NAME in path and list in _types(FileTables.model_fields[path[0]].annotation)
+_LISTS: Final = ("route",)
+"""Tables that are a list in a file, and named by their ``name`` in variables."""
+
+_NAMED: Final = (*_LISTS, "guests")
+_KEYS: Final[dict[_Path, _Kinds]] = {
+    ("forward",): frozenset({dict}),
+    **{
+        (table, _NAME, key) if table in _NAMED else (table, key): frozenset(
+            _types(field.annotation)
+        )
+        for table, model in TABLES.items()
+        for key, field in model.model_fields.items()
+    },
 }
+"""The path of each key, and the types that its value can have."""
 
 
 def _variable(path: _Path) -> str:
@@ -212,7 +211,7 @@ def _kinds(path: _Path) -> _Kinds:
 
 
 def _find(variable: str) -> _Path | None:
-    """The key path of a variable; the longest key wins, so that a name can have underscores."""
+    """Return the key path of a variable; the longest key wins: names can have underscores."""
     found = [path for pattern in _KEYS if (path := _match(variable, pattern))]
     return max(found, key=lambda path: len(path[-1]), default=None)
 
@@ -226,7 +225,7 @@ def _match(variable: str, pattern: _Path) -> _Path | None:
 
 
 def _scalar(text: str, kinds: _Kinds) -> Plain:
-    """The value that a file would have; what does not fit stays a text, for the models to say."""
+    """Return a text as the plain value of a file; the models report a text that does not fit."""
     if bool in kinds and text in ("true", "false"):
         return text == "true"
     if kinds & {int, float} and (match := _NUMBER.fullmatch(text)):
@@ -235,7 +234,7 @@ def _scalar(text: str, kinds: _Kinds) -> Plain:
 
 
 def _unknown(variable: str) -> str:
-    # What all of them begin with would make them all alike.
+    # The common prefix would make all variables similar.
     words = variable.removeprefix(PREFIX)
     close = get_close_matches(words, _candidates(words.split("_")), n=1)
     if close:
@@ -244,7 +243,7 @@ def _unknown(variable: str) -> str:
 
 
 def _candidates(words: list[str]) -> set[str]:
-    """Every variable, without the prefix, with each name that these words can have in them."""
+    """Return every variable without the prefix, with each name that the words can contain."""
     names = ["_".join(words[1:end]) for end in range(2, len(words))]
     return {
         _variable(_named(path, name)).removeprefix(PREFIX)

@@ -1,8 +1,8 @@
-"""The ways to a guest, as values: what ``[guests]`` says about one VM.
+"""How guests of ``[guests]`` are reached, as values.
 
-Owns: one type for each way.  The static ways (`Cid`, `Mux`, `UnixSockets`) have an address
-for every port; the others say where to ask for one of those, at each dial.  ``str`` of one is
-how a file has it.  Asks nothing itself: `guests` does.
+Owns: one type for each key that reaches a guest.  The static ones (`Cid`, `Mux`, `UnixSockets`)
+have an address for every port; the others are looked up at each dial, by `guests`.  ``str``
+returns the keys of the file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Cid:
     to_host: bool = False
 
     def address(self, port: int) -> Dialable:
-        """A port of the guest."""
+        """Return the address of a port of the guest."""
         return VsockEndpoint(self.cid, port, self.to_host)
 
     def __str__(self) -> str:
@@ -40,13 +40,17 @@ class Cid:
 
 @dataclass(frozen=True, slots=True)
 class Mux:
-    """Over a VMM's Unix socket, which asks for a CONNECT line; see `MuxEndpoint`."""
+    """Over a VMM's Unix socket, which expects a CONNECT line; see `MuxEndpoint`."""
 
     path: str
     handshake: Handshake = "ok"
 
     def address(self, port: int) -> Dialable:
-        """A port of the guest; raises `AddressError` where the path is no socket's."""
+        """Return the address of a port of the guest.
+
+        Raises:
+          AddressError: the path is too long for a socket.
+        """
         return MuxEndpoint(self.path, port, self.handshake)
 
     def __str__(self) -> str:
@@ -55,12 +59,16 @@ class Mux:
 
 @dataclass(frozen=True, slots=True)
 class UnixSockets:
-    """Over one Unix socket for each port; `PORT_MARK` in ``path`` stands for the port."""
+    """Over one Unix socket per port; `PORT_MARK` in ``path`` is replaced by the port."""
 
     path: str
 
     def address(self, port: int) -> Dialable:
-        """A port of the guest; raises `AddressError` where the path is no socket's."""
+        """Return the address of a port of the guest.
+
+        Raises:
+          AddressError: the path is too long for a socket.
+        """
         return UnixEndpoint(self.path.replace(PORT_MARK, str(port)))
 
     def __str__(self) -> str:
@@ -93,7 +101,7 @@ class Libvirt:
 
 @dataclass(frozen=True, slots=True)
 class Qmp:
-    """The CID of the vhost-vsock device that QEMU's monitor at ``path`` speaks of."""
+    """The CID of the vhost-vsock device that QEMU's monitor at ``path`` reports."""
 
     path: str
 
@@ -103,7 +111,7 @@ class Qmp:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The CID under which systemd-machined has registered a machine."""
+    """The CID that systemd-machined has registered for a machine."""
 
     name: str
 
@@ -123,7 +131,7 @@ class Incus:
 
 @dataclass(frozen=True, slots=True)
 class CidFile:
-    """The CID that stands in a file, in decimal digits."""
+    """The CID in a file, in decimal digits."""
 
     path: str
 
@@ -133,7 +141,7 @@ class CidFile:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """The CID that a program prints; ``argv`` goes through no shell."""
+    """The CID that a program prints; no shell interprets ``argv``."""
 
     argv: tuple[str, ...]
 
@@ -142,15 +150,15 @@ class Command:
 
 
 StaticWay = Cid | Mux | UnixSockets
-"""A way that has an address for every port."""
+"""Has an address for every port."""
 
 DynamicWay = MuxGlob | Libvirt | Qmp | Machine | Incus | CidFile | Command
-"""A way that is found out at each dial."""
+"""Is looked up at each dial."""
 
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A VM that the configuration names; ``to_host`` is for a CID that is found out."""
+    """A VM that the configuration names; ``to_host`` applies to a CID that is looked up."""
 
     name: str
     way: StaticWay | DynamicWay
@@ -158,7 +166,7 @@ class Guest:
 
 
 def _written(**keys: object) -> str:
-    """The keys of a TOML table: JSON's texts, numbers and lists are TOML's."""
+    """Return the keys of a TOML table: JSON's texts, numbers and lists are valid TOML."""
     return ", ".join(
         f"{key} = {json.dumps(value, ensure_ascii=False)}"
         for key, value in keys.items()

@@ -1,7 +1,6 @@
-"""What a table of ``[guests]`` means: the one way to the guest that is written there.
+"""From a table of ``[guests]`` to the `Guest` that it describes.
 
-Owns: which keys of a guest go together, and the ways that they make.  `load` says where the
-table stands.
+Owns: which keys of a guest can be combined.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from vsockproxy.address.endpoint import check_absolute
+from vsockproxy.config.document import KeyPath
 from vsockproxy.config.guest import (
     PORT_MARK,
     Cid,
@@ -27,6 +27,7 @@ from vsockproxy.config.guest import (
     StaticWay,
     UnixSockets,
 )
+from vsockproxy.config.problems import KeyProblemError
 from vsockproxy.config.schema import GuestTable
 from vsockproxy.errors import AddressError
 
@@ -37,9 +38,9 @@ _WAYS: Final = (
 _OVER_VSOCK: Final = frozenset(_WAYS) - {"mux", "unix"}
 _WITH: Final = {"to_host": _OVER_VSOCK, "handshake": {"mux"}, "uri": {"libvirt"}}
 _MISPLACED: Final = {
-    "to_host": "is for a guest with a CID, and this one has a socket",
-    "handshake": "is for a guest with a mux",
-    "uri": "is for a guest of libvirt",
+    "to_host": "needs a guest with a CID: this one has a socket",
+    "handshake": "needs mux",
+    "uri": "needs libvirt",
 }
 _PATHS: Final = frozenset({"mux", "unix", "qmp", "file"})
 _NAMED: Final[dict[str, Callable[[Any], StaticWay | DynamicWay]]] = {
@@ -53,40 +54,39 @@ _NAMED: Final[dict[str, Callable[[Any], StaticWay | DynamicWay]]] = {
 _PATTERN: Final = re.compile(r"[*?\[]")
 
 
-class WrongKeyError(AddressError):
-    """A key of a guest's table cannot be meant; ``key`` is empty for the table as a whole."""
-
-    def __init__(self, key: str, message: str) -> None:
-        self.key = key
-        super().__init__(message)
-
-
 def read_guest(name: str, table: GuestTable) -> Guest:
-    """The guest that a table describes; raises `WrongKeyError`."""
+    """Return the guest that a table describes.
+
+    Raises:
+      KeyProblemError: the table does not describe a guest.
+    """
+    path = ("guests", name)
     written = table.model_fields_set
     ways = [key for key in _WAYS if key in written]
     if len(ways) != 1:
-        read = f"has {' and '.join(ways)}" if ways else "has no way to be reached"
-        raise WrongKeyError("", f"{read}: write one of {', '.join(_WAYS)}, as in cid = 3")
+        read = f"has {' and '.join(ways)}" if ways else "has no address"
+        raise KeyProblemError(path, f"{read}: write one of {', '.join(_WAYS)}, as in cid = 3")
     [key] = ways
     for other, companions in _WITH.items():
         if other in written and key not in companions:
-            raise WrongKeyError(other, _MISPLACED[other])
-    _check_text(key, getattr(table, key))
+            raise KeyProblemError((*path, other), _MISPLACED[other])
+    _check_text(path, key, getattr(table, key))
     way = _way(table, key)
     return Guest(name, way, table.to_host and not isinstance(way, StaticWay))
 
 
-def _check_text(key: str, value: object) -> None:
+def _check_text(path: KeyPath, key: str, value: object) -> None:
     if isinstance(value, str) and (not value.strip() or "\0" in value):
-        raise WrongKeyError(key, f"{value!r} says nothing that could be looked for")
+        raise KeyProblemError((*path, key), f"{value!r} is empty or contains a NUL character")
     if key == "unix" and PORT_MARK not in str(value):
-        raise WrongKeyError(key, f"{value!r} has no {PORT_MARK}: each port is a socket")
+        raise KeyProblemError(
+            (*path, key), f"{value!r} has no {PORT_MARK}: add it, each port has its own socket"
+        )
     if key in _PATHS:
         try:
             check_absolute(str(value))
         except AddressError as error:
-            raise WrongKeyError(key, str(error)) from error
+            raise KeyProblemError((*path, key), str(error)) from error
 
 
 def _way(table: GuestTable, key: str) -> StaticWay | DynamicWay:

@@ -1,7 +1,7 @@
-"""What the keys of a policy mean together, and beside the addresses of their route.
+"""Which policy keys can be combined with one another and with a route's addresses.
 
-Owns: `fit_policy`, which makes of what was written for many routes what one route does, and
-says what cannot be meant.  Reads no file: `config` knows where each key stands.
+Owns: `fit_policy`, which makes one route's policy from its own keys and the defaults.  Must not
+know key paths: those are `load`'s.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from vsockproxy.address.endpoint import (
     UnixEndpoint,
     VsockEndpoint,
 )
-from vsockproxy.config.access import CidRule, GuestRule, Kind, Rule
+from vsockproxy.config.access import CidRule, ClientKind, GuestRule, Rule
 from vsockproxy.config.settings import Policy
 from vsockproxy.errors import AddressError
 
 FindCid = Callable[[str], int | None]
-"""The CID of a guest; None where the guest is wrong already. Raises `AddressError`."""
+"""Returns the CID of a guest; None if the guest has a problem. Raises `AddressError`."""
 
-_CLIENTS: Final[dict[Kind, str]] = {
+_CLIENTS: Final[dict[ClientKind, str]] = {
     "tcp": "IP addresses",
     "vsock": "CIDs",
     "unix": "users and groups",
 }
-_FILE_KEYS: Final = ("mode", "owner", "group", "missing_folder")
+_FILE_KEYS: Final = ("mode", "owner", "group")
 _TCP_KEYS: Final = ("keepalive", "user_timeout", "nodelay")
 _VSOCK_KEYS: Final = ("buffer_max", "buffer_size")
 _TARGET_KEYS: Final = ("target_allow", "target_deny")
@@ -40,10 +40,10 @@ _TARGET_KEYS: Final = ("target_allow", "target_deny")
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """One route's policy, and what is wrong with it: keys, each with a sentence."""
+    """One route's policy, and its problems: keys, each with a sentence."""
 
     policy: Policy
-    complaints: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
 
 
 def fit_policy(
@@ -53,42 +53,45 @@ def fit_policy(
     targets: Sequence[Target],
     find_cid: FindCid,
 ) -> Fitted:
-    """The policy of a route; ``own`` are the keys that stand in the route itself.
+    """Return the policy of a route.
 
-    What comes from the defaults says nothing where it does not fit; what is the route's own
-    must.
+    A key of the defaults that does not fit the route's addresses is ignored; a key of the route
+    itself that does not fit is a problem.
+
+    Args:
+      own: the keys that are set in the route itself.
     """
     over_tcp = [target for target in targets if isinstance(target, TcpEndpoint)]
     if not over_tcp:
         policy = replace(policy, target_allow=None, target_deny=())
     fitted = _fit_rules(policy, own, listen, find_cid)
-    fitted.complaints.extend(_misplaced(own, listen, targets))
-    fitted.complaints.extend(_contradictions(fitted.policy, own))
+    fitted.problems.extend(_misplaced(own, listen, targets))
+    fitted.problems.extend(_contradictions(fitted.policy, own))
     objections = (policy.destinations.objection(target) for target in over_tcp)
-    fitted.complaints.extend(("target", why) for why in objections if why)
+    fitted.problems.extend(("target", why) for why in objections if why)
     return fitted
 
 
 def _fit_rules(
     policy: Policy, own: Collection[str], listen: ListenEndpoint, find_cid: FindCid
 ) -> Fitted:
-    complaints: list[tuple[str, str]] = []
+    problems: list[tuple[str, str]] = []
     lists: dict[str, tuple[Rule, ...] | None] = {}
     for key in ("allow", "deny", "proxy_trusted"):
         rules: tuple[Rule, ...] | None = getattr(policy, key)
         try:
             known = tuple(_with_cid(rule, find_cid) for rule in rules or ())
         except AddressError as error:
-            complaints.append((key, str(error)))
+            problems.append((key, str(error)))
             continue
-        # Whom a PROXY header speaks of need not come by the listener's own family.
+        # A PROXY header can name a client of another family than the listener's.
         kind = None if policy.accept_proxy and key != "proxy_trusted" else _kind(listen)
         fitting = tuple(rule for rule in known if kind in (None, rule.kind))
         if key in own and fitting != known:
-            strangers = sorted({_CLIENTS[rule.kind] for rule in known if rule not in fitting})
-            complaints.append((key, f"has {' and '.join(strangers)}, and {listen} knows none"))
+            others = sorted({_CLIENTS[rule.kind] for rule in known if rule not in fitting})
+            problems.append((key, f"has {' and '.join(others)}, which {listen} does not know"))
         lists[key] = None if key == "allow" and not fitting else fitting
-    return Fitted(replace(policy, **lists), complaints)  # type: ignore[arg-type] # by key
+    return Fitted(replace(policy, **lists), problems)  # type: ignore[arg-type] # by key
 
 
 def _with_cid(rule: Rule, find_cid: FindCid) -> Rule:
@@ -98,8 +101,8 @@ def _with_cid(rule: Rule, find_cid: FindCid) -> Rule:
     return rule if cid is None else CidRule(cid, cid)
 
 
-def _kind(listen: ListenEndpoint) -> Kind | None:
-    """How a listener knows its clients; None for a socket of systemd's, which may be any."""
+def _kind(listen: ListenEndpoint) -> ClientKind | None:
+    """Return the kind of a listener's clients; None for a socket from systemd: any kind."""
     match listen:
         case TcpEndpoint():
             return "tcp"
@@ -114,25 +117,27 @@ def _kind(listen: ListenEndpoint) -> Kind | None:
 def _misplaced(
     own: Collection[str], listen: ListenEndpoint, targets: Sequence[Target]
 ) -> Iterator[tuple[str, str]]:
-    """The route's own keys that are for other kinds of addresses."""
+    """Yield the route's own keys that do not apply to its addresses."""
     ends = (listen, *targets)
     if isinstance(listen, FdEndpoint):
-        yield from _all(own, _FILE_KEYS, "is systemd's to say: SocketMode=, SocketUser=")
+        yield from _all(
+            own, _FILE_KEYS, "is set in the systemd socket unit: use SocketMode= or SocketUser="
+        )
     elif not isinstance(listen, UnixEndpoint | MuxEndpoint) or str(listen).startswith("unix:@"):
-        yield from _all(own, _FILE_KEYS, f"is for the file of a Unix listener: {listen} has none")
+        yield from _all(own, _FILE_KEYS, f"needs a Unix listener with a file: {listen} has none")
     if not any(isinstance(end, TcpEndpoint | FdEndpoint) for end in ends):
-        yield from _all(own, _TCP_KEYS, "is for TCP, and neither the listener nor the target is")
+        yield from _all(own, _TCP_KEYS, "needs TCP: neither the listener nor the target is TCP")
     if not any(map(_may_be_mux, targets)):
-        words = f"is for a VMM's socket, and {targets[0]} is none"
+        words = f"needs a vsock-mux target: {targets[0]} is not one"
         yield from _all(own, ("handshake_timeout",), words)
     if not any(map(_may_be_vsock, ends)):
         yield from _all(
-            own, _VSOCK_KEYS, "is for vsock, and neither the listener nor the target is"
+            own, _VSOCK_KEYS, "needs vsock: neither the listener nor the target is vsock"
         )
     if not any(isinstance(target, TcpEndpoint) for target in targets):
-        yield from _all(own, _TARGET_KEYS, f"is for a TCP target, and {targets[0]} is none")
+        yield from _all(own, _TARGET_KEYS, f"needs a TCP target: {targets[0]} is not one")
     if len(targets) == 1:
-        yield from _all(own, ("balance",), "is for a route with several targets")
+        yield from _all(own, ("balance",), "needs several targets")
 
 
 def _may_be_mux(target: Target) -> bool:
@@ -152,14 +157,14 @@ def _all(own: Collection[str], keys: tuple[str, ...], words: str) -> Iterator[tu
 
 
 def _contradictions(policy: Policy, own: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Keys that mean nothing, or nothing good, beside the others."""
+    """Yield keys that contradict or miss another key."""
     if policy.accept_proxy and not policy.proxy_trusted:
-        yield "accept_proxy", 'needs proxy_trusted: whom to believe, as in ["10.0.0.0/8"]'
+        yield "accept_proxy", 'needs proxy_trusted, as in ["10.0.0.0/8"]'
     if policy.wait_for_guest is not None and policy.fail_fast:
         key = "fail_fast" if "fail_fast" in own else "wait_for_guest"
         yield (
             key,
-            'wait_for_guest holds whom fail_fast refuses: switch one of them off ("off", false)',
+            'wait_for_guest and fail_fast contradict each other: set one to "off" or false',
         )
     if policy.buffer_size and policy.buffer_max and policy.buffer_size > policy.buffer_max:
         key = next((key for key in _VSOCK_KEYS if key in own), "buffer_size")

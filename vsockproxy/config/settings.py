@@ -1,8 +1,8 @@
-"""A route and its policy, as frozen values: what the daemon was told to do.
+"""The daemon's configuration as frozen values: `Config`, its `Route` and their `Policy`.
 
-Owns: `Policy`, `Route` and `Config`, with the defaults.  Made by `config` from a file,
-by the command line for one-shot use, and by hand in tests; read by everything above.
-Knows nothing of files, sockets or trio.
+Owns: the declaration of every policy key, with its default and its documentation; `key` says
+what is made from it.  Made by `load` from a file, the environment or a command line, and by
+hand in tests.  Must not know files, sockets, trio or pydantic.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from vsockproxy.address.endpoint import (
     TcpEndpoint,
     UnixEndpoint,
 )
+from vsockproxy.config import kinds
 from vsockproxy.config.access import Access, Rule
 from vsockproxy.config.destination import Destinations, Pattern
 from vsockproxy.config.guest import Guest
+from vsockproxy.config.key import key
 
 Balance = Literal["first", "round_robin"]
 HalfClose = Literal["auto", "forward", "hold"]
 KeepAlive = float | Literal["auto"] | None
 OverLimit = Literal["queue", "reject"]
-MissingFolder = Literal["auto", "wait", "fail"]
 ProxyVersion = Literal["off", "v1", "v2"]
 LogFormat = Literal["auto", "human", "logfmt", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -37,104 +38,240 @@ PumpChoice = Literal["auto", "native", "portable"]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How a route treats its connections; times are seconds, None is no bound.
+    """How a route treats its connections; times are in seconds, None sets no bound.
 
-    Attributes:
-      connect_timeout: for one dial, handshake included; and for a client's PROXY header.
-      handshake_timeout: for a VMM's answer to CONNECT, within ``connect_timeout``.
-      wait_for_guest: how long a client is held while its target is absent; None refuses it.
-      fail_fast: whether clients of a target that is known to be down are refused at once.
-      probe_interval: between two dials that only ask whether a target is there.
-      ready_when_up: whether the daemon is ready only while a target of the route is up.
-      balance: which of several targets is dialled: the ``first`` that is up, or by turns.
-      idle_timeout: no byte either way for so long ends the connection.
-      half_close_timeout: after one side's EOF, no byte from the other for so long ends it.
-      half_close: whether a client's FIN is passed on. ``hold`` keeps the write side open,
-        for VMMs that answer a half-close by closing both ways; ``auto`` holds for
-        vsock-mux and forwards for the rest.
-      max_lifetime: how long a connection may last, from accept to close.
-      drain_timeout: how long live connections may go on once the route stops.
-      backlog: of the listener; the kernel caps it at net.core.somaxconn.
-      access_log: whether every connection's end is a line of the log.
-      keepalive: TCP probes after so long without a byte, on both sides; ``auto`` is 5
-        minutes on the client's, where it costs no system call, and none on the target's.
-      user_timeout: TCP gives a connection up when sent data stays unacknowledged so long.
-      nodelay: whether TCP sends small pieces at once.
-      buffer_size, buffer_max: bytes of a vsock's receive buffer; None is the
-        kernel's own.
-      max_connections: how many may be open at once.
-      max_connections_per_source: the same for one `access.Peer.source`.
-      connection_rate: new connections in a second; after a pause one second's worth at once.
-      bandwidth, connection_bandwidth: bytes a second, each way, of all the route's
-        connections together and of each.
-      over_limit: whether clients over a limit wait in the backlog or are reset.
-      allow, deny: who may connect (`access.Access`); ``allow`` None is everybody.
-      mode, owner, group: of a Unix listener's file; None is the umask's, and our own.
-      missing_folder: whether a Unix listener waits for its folder or is an error; ``auto``
-        waits for that of a vsock-mux, which may come with the VMM.
-      send_proxy: the PROXY header that the target gets before the client's bytes.
-      accept_proxy: whether each client, which `proxy_trusted` must name, sends one first.
-      target_allow, target_deny: where a TCP target may be (`destination.Destinations`);
-        ``target_allow`` None is anywhere.
+    Each field is a key of ``[defaults]`` and of every ``[[route]]``.
     """
 
-    connect_timeout: float = 5.0
-    handshake_timeout: float | None = None
-    wait_for_guest: float | None = None
-    fail_fast: bool = False
-    probe_interval: float | None = None
-    ready_when_up: bool = False
-    balance: Balance = "first"
-    idle_timeout: float | None = None
-    half_close_timeout: float | None = 300.0
-    half_close: HalfClose = "auto"
-    max_lifetime: float | None = None
-    drain_timeout: float = 30.0
-    backlog: int = 4096
-    access_log: bool = True
-    keepalive: KeepAlive = "auto"
-    user_timeout: float | None = None
-    nodelay: bool = True
-    buffer_size: int | None = None
-    buffer_max: int | None = None
-    max_connections: int | None = None
-    max_connections_per_source: int | None = None
-    connection_rate: float | None = None
-    bandwidth: int | None = None
-    connection_bandwidth: int | None = None
-    over_limit: OverLimit = "queue"
-    allow: tuple[Rule, ...] | None = None
-    deny: tuple[Rule, ...] = ()
-    mode: int | None = None
-    owner: int | None = None
-    group: int | None = None
-    missing_folder: MissingFolder = "auto"
-    send_proxy: ProxyVersion = "off"
-    accept_proxy: bool = False
-    proxy_trusted: tuple[Rule, ...] = ()
-    target_allow: tuple[Pattern, ...] | None = None
-    target_deny: tuple[Pattern, ...] = ()
+    connect_timeout: float = key(
+        5.0,
+        "Limit for one dial of the target, including a VMM's handshake and the PROXY header sent to"
+        " it. Also the limit for the PROXY header of a client",
+        kinds.TIMEOUT,
+        group="connections",
+    )
+    handshake_timeout: float | None = key(
+        None,
+        "Limit for a VMM's answer to CONNECT, within `connect_timeout`. `off` allows all of"
+        " `connect_timeout`. A guest whose vsock driver is not loaded yet never answers",
+        kinds.BOUND,
+        group="connections",
+    )
+    wait_for_guest: float | None = key(
+        None,
+        "How long a client is held while its target is down, boots or does not listen yet. The"
+        " client is connected once the target is up. `off` resets it at once",
+        kinds.BOUND,
+        group="guests",
+    )
+    fail_fast: bool = key(
+        False,
+        "Resets clients at once, without a dial, while the target is known to be down. Cannot be"
+        " combined with `wait_for_guest`",
+        group="guests",
+    )
+    probe_interval: float | None = key(
+        None,
+        "Interval of dials that only check whether the target is up. The service behind it sees a"
+        " connection without data",
+        kinds.BOUND,
+        group="guests",
+    )
+    ready_when_up: bool = key(
+        False,
+        "Reports the daemon as ready (`/readyz`) only while a target of the route is up. A target"
+        " that is not up is dialled until it is",
+        group="guests",
+    )
+    balance: Balance = key(
+        "first",
+        "Which of several `targets` is dialled. `first` takes the first one that is up, in the"
+        " order written; `round_robin` takes those that are up in turn",
+        group="guests",
+    )
+    idle_timeout: float | None = key(
+        None,
+        "Ends a connection after this long without a byte in either direction",
+        kinds.BOUND,
+        group="connections",
+    )
+    half_close_timeout: float | None = key(
+        300.0,
+        "After one side has ended its direction (FIN), ends the connection once the other side has"
+        " sent nothing for this long",
+        kinds.BOUND,
+        group="connections",
+    )
+    half_close: HalfClose = key(
+        "auto",
+        "Whether a client's half-close (FIN) is passed on to the target. `hold` keeps it back while"
+        " the target owes an answer, that is, while the last byte went to the target: for VMMs that"
+        " answer a half-close by closing both directions. `auto` holds for a vsock-mux target and"
+        " forwards for all others",
+        group="connections",
+    )
+    max_lifetime: float | None = key(
+        None,
+        "Ends a connection this long after it was accepted, whatever it does. The client is reset",
+        kinds.BOUND,
+        group="connections",
+    )
+    drain_timeout: float = key(
+        30.0,
+        "How long live connections may continue once the daemon stops. `0` ends them at once",
+        kinds.TIME,
+        group="connections",
+    )
+    backlog: int = key(
+        4096,
+        "Length of the listener's queue of clients that are not accepted yet. The kernel caps it at"
+        " `net.core.somaxconn`",
+        kinds.NUMBER,
+        group="connections",
+    )
+    access_log: bool = key(
+        True, "Writes one log line for every connection, at its end", group="connections"
+    )
+    keepalive: KeepAlive = key(
+        "auto",
+        "TCP: probes a side that has been silent for this long, and ends the connection after 9"
+        " more probes without an answer, at most 75 s apart. `auto` probes clients after 5 minutes"
+        " and targets never: a client that lost its power or network would hold two descriptors"
+        " for ever, a target that did is noticed by its client",
+        kinds.KEEPALIVE,
+        group="sockets",
+    )
+    user_timeout: float | None = key(
+        None,
+        "TCP: ends a connection whose sent data stays unacknowledged for this long. `off` is the"
+        " kernel's own limit of about 15 minutes",
+        kinds.USER_TIMEOUT,
+        group="sockets",
+    )
+    nodelay: bool = key(
+        True, "TCP: sends small segments at once (disables Nagle's algorithm)", group="sockets"
+    )
+    buffer_size: int | None = key(
+        None,
+        "vsock: how many bytes the other side may send before they are read. `auto` is the kernel's"
+        " 256 KiB",
+        kinds.SIZE,
+        group="sockets",
+    )
+    buffer_max: int | None = key(
+        None,
+        "vsock: the upper limit of `buffer_size`. `auto` is the kernel's 256 KiB, so a larger"
+        " `buffer_size` needs a larger `buffer_max`",
+        kinds.SIZE,
+        group="sockets",
+    )
+    max_connections: int | None = key(
+        None, "Connections of the route at the same time", kinds.COUNT, group="limits"
+    )
+    max_connections_per_source: int | None = key(
+        None,
+        "Connections of one source at the same time: an IPv4 address, an IPv6 /64 (a site can use"
+        " any address below that), a CID, or a user of a Unix socket. A client over this limit is"
+        " always reset: in the backlog it would block the clients behind it",
+        kinds.COUNT,
+        group="limits",
+    )
+    connection_rate: float | None = key(
+        None,
+        "New connections per second; fractions are allowed. After a pause, as many as one second"
+        " allows may come at once",
+        kinds.RATE,
+        group="limits",
+    )
+    bandwidth: int | None = key(
+        None,
+        "Bytes per second in each direction, of all connections of the route together. A reload"
+        " that changes the route starts a new count; live connections keep the old one",
+        kinds.BANDWIDTH,
+        group="limits",
+    )
+    connection_bandwidth: int | None = key(
+        None,
+        "Bytes per second in each direction, of each connection",
+        kinds.BANDWIDTH,
+        group="limits",
+    )
+    over_limit: OverLimit = key(
+        "queue",
+        "What happens to clients over one of the other limits: `queue` leaves them in the"
+        " listener's backlog until there is room, `reject` resets them",
+        group="limits",
+    )
+    allow: tuple[Rule, ...] | None = key(
+        None, "Only matching clients may connect; `off` allows all", kinds.ALLOW, group="access"
+    )
+    deny: tuple[Rule, ...] = key(
+        (), "Matching clients may not connect, even if `allow` matches", kinds.RULES, group="access"
+    )
+    mode: int | None = key(
+        None,
+        'Mode of a Unix listener\'s file, as in `"0660"`. `auto` is what the umask leaves. A client'
+        " needs write permission to connect",
+        kinds.MODE,
+        group="access",
+    )
+    owner: int | None = key(
+        None,
+        "Owner of a Unix listener's file; needs root. `auto` is the daemon's user",
+        kinds.OWNER,
+        group="access",
+    )
+    group: int | None = key(
+        None,
+        "Group of a Unix listener's file; the daemon's user must be a member. `auto` is the"
+        " daemon's group",
+        kinds.GROUP,
+        group="access",
+    )
+    send_proxy: ProxyVersion = key(
+        "off",
+        "Sends the target a PROXY header of this version before the client's first byte",
+        group="proxy",
+    )
+    accept_proxy: bool = key(
+        False,
+        "Expects a PROXY header (v1 or v2) from every client. A client that sends none within"
+        " `connect_timeout`, or a malformed one, is reset",
+        group="proxy",
+    )
+    proxy_trusted: tuple[Rule, ...] = key(
+        (),
+        "The clients whose headers are trusted; all others are reset. Required by `accept_proxy`",
+        kinds.RULES,
+        group="proxy",
+    )
+    target_allow: tuple[Pattern, ...] | None = key(
+        None,
+        "Only matching TCP targets are dialled; `off` allows all",
+        kinds.TARGET_ALLOW,
+        group="targets",
+    )
+    target_deny: tuple[Pattern, ...] = key(
+        (),
+        "Matching TCP targets are not dialled, even if `target_allow` matches",
+        kinds.PATTERNS,
+        group="targets",
+    )
 
     @property
     def access(self) -> Access:
-        """Who may connect."""
+        """Return the rules that say which clients may connect."""
         return Access(self.allow, self.deny)
-
-    def waits_for_folder(self, listen: ListenEndpoint) -> bool:
-        """Whether a listener whose folder is not there is bound once it is."""
-        if self.missing_folder == "auto":
-            return isinstance(listen, MuxEndpoint)
-        return self.missing_folder == "wait"
 
     @property
     def destinations(self) -> Destinations:
-        """Where a TCP target may be."""
+        """Return the rules that say which TCP targets may be dialled."""
         return Destinations(self.target_allow, self.target_deny)
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One listener, and the target that its connections go to, or ``others`` in its place."""
+    """A listener, and the target of its connections; ``others`` may be dialled in its place."""
 
     name: str
     listen: ListenEndpoint
@@ -144,19 +281,19 @@ class Route:
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """All targets, in the order in which they were written."""
+        """Return all targets, in the order written."""
         return (self.target, *self.others)
 
     @property
     def holds_half_close(self) -> bool:
-        """Whether a client's FIN stays here instead of going on to the target."""
+        """Return whether a client's FIN is kept back instead of passed on to the target."""
         if self.policy.half_close == "auto":
-            return any(_is_of_a_vmm(target) for target in self.targets)
+            return any(_is_behind_a_vmm(target) for target in self.targets)
         return self.policy.half_close == "hold"
 
 
-def _is_of_a_vmm(target: Target) -> bool:
-    """Whether a target is behind a VMM's socket, as far as that is known beforehand."""
+def _is_behind_a_vmm(target: Target) -> bool:
+    """Return whether a target is behind a VMM's socket, as far as the configuration says."""
     return isinstance(target, MuxEndpoint) or (
         isinstance(target, GuestEndpoint) and target.over == "vsock-mux"
     )
@@ -164,33 +301,48 @@ def _is_of_a_vmm(target: Target) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
-    """What is logged, and how; ``auto`` is human on a terminal and logfmt elsewhere."""
+    """The keys of ``[log]``."""
 
-    level: LogLevel = "info"
-    format: LogFormat = "auto"
+    level: LogLevel = key("info", "The least severe level that is logged")
+    format: LogFormat = key("auto", "`auto` is `human` on a terminal and `logfmt` elsewhere")
 
 
 @dataclass(frozen=True, slots=True)
 class PumpSettings:
-    """Which pump moves the bytes, and on how many threads (the native one)."""
+    """The keys of ``[pump]``."""
 
-    choice: PumpChoice = "auto"
-    threads: int | None = None
+    choice: PumpChoice = key(
+        "auto",
+        "Which pump moves the bytes: `native` is C (Linux), `portable` is Python. `auto` is the"
+        " native one where it was built; `native` fails where it was not",
+    )
+    threads: int | None = key(
+        None,
+        "Threads of the native pump, 1 to 64",
+        kinds.THREADS,
+        shown="by the number of processors",
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What all routes together may have; None is no bound."""
+    """The keys of ``[limits]``, which bound all routes together; None sets no bound."""
 
-    max_connections: int | None = None
+    max_connections: int | None = key(
+        None,
+        "Connections of all routes together at the same time. Clients over it are treated as their"
+        " route's `over_limit` says",
+        kinds.COUNT,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class AdminSettings:
-    """Where the daemon is asked and steered, and who may: a Unix socket's file.
+    """The daemon's control socket: its file, and the users that may connect to it.
 
-    ``socket`` ``auto`` is the service manager's folder, if there is one; None is nowhere.
-    ``group`` None is our own.
+    Attributes:
+      socket: ``"auto"`` is in the folder that a service manager made; None is no socket.
+      group: None is the daemon's own.
     """
 
     socket: UnixEndpoint | Literal["auto"] | None = "auto"
@@ -199,15 +351,17 @@ class AdminSettings:
 
     @property
     def listen(self) -> UnixEndpoint | None:
-        """The socket, where it is known."""
+        """Return the socket's address; None where it is ``"auto"`` or there is no socket."""
         return self.socket if isinstance(self.socket, UnixEndpoint) else None
 
 
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
-    """Files in PEM: a server's certificate and key, and whose clients' certificates it wants.
+    """PEM files of a TLS server.
 
-    ``key`` None is in the certificate's file; ``client_ca`` None asks for none.
+    Attributes:
+      key: the private key; None: it is in the certificate's file.
+      client_ca: the authorities whose clients are served; None asks clients for no certificate.
     """
 
     certificate: str
@@ -220,9 +374,11 @@ MetricsListen = TcpEndpoint | UnixEndpoint | FdEndpoint
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything the daemon was told; ``source`` names the file, or the command line.
+    """The daemon's whole configuration.
 
-    ``guests`` are all of ``[guests]``, whether a route leads to them or not.
+    Attributes:
+      guests: all of ``[guests]``, with or without a route to them.
+      source: the file's name, ``environment`` or ``command line``.
     """
 
     routes: tuple[Route, ...]
@@ -237,5 +393,5 @@ class Config:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that change when anything of it does."""
+        """Return twelve hexadecimal digits that change with anything in the configuration."""
         return hashlib.sha256(repr(self).encode(errors="surrogateescape")).hexdigest()[:12]

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import trio
 
-from vsockproxy.address.endpoint import FdEndpoint, ListenEndpoint, TcpEndpoint
+from vsockproxy.address.endpoint import FdEndpoint, ListenEndpoint, MuxEndpoint, TcpEndpoint
 from vsockproxy.address.sockaddr import errno_of
 from vsockproxy.config.settings import Policy
 from vsockproxy.errors import ListenError, listen_error
@@ -79,7 +79,7 @@ class ListeningSockets:
 
         Endpoints outside ``wanted`` are closed once their lease is released; the addresses of new
         ones may overlap theirs (TCP, Linux). An endpoint whose folder does not exist yet is open
-        without a socket where its policy waits for the folder.
+        without a socket if the folder comes with a VMM (`MuxEndpoint`).
 
         Raises:
           ListenError: an endpoint cannot be bound. A note names its owner, and nothing changes.
@@ -219,7 +219,7 @@ class ListeningSockets:
         try:
             sockets = self._listen(endpoint, how, self._leaving_at(endpoint, wanted))
         except ListenError as error:
-            if error.errno != errno.ENOENT or not how.policy.waits_for_folder(endpoint):
+            if error.errno != errno.ENOENT or not isinstance(endpoint, MuxEndpoint):
                 raise
             sockets = []
         self._keep(endpoint, sockets)

@@ -1,0 +1,52 @@
+"""Which configuration a command means."""
+
+from pathlib import Path
+
+import pytest
+
+from vsockproxy.config.source import NoSourceError, Source, find_source
+from vsockproxy.errors import ConfigError
+
+SETTINGS = {"VSOCKPROXY_FORWARD": "8080=3:80"}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    file = tmp_path / "config.toml"
+    file.write_text('forward.80 = "3:80"')
+    return file
+
+
+def test_the_named_file_comes_before_the_usual_places(place: Path, tmp_path: Path) -> None:
+    named = tmp_path / "named.toml"
+    assert find_source(named, {}, [place]) == Source(named, {})
+
+
+def test_without_a_named_file_the_first_existing_place_is_the_source(place: Path) -> None:
+    source = find_source(None, {}, [place.with_name("missing.toml"), place])
+    assert source.file == place
+    assert [route.name for route in source.load().routes] == ["80"]
+
+
+def test_without_a_file_the_environment_is_the_source() -> None:
+    source = find_source(None, SETTINGS, [])
+    assert source.file is None
+    assert [route.name for route in source.load().routes] == ["8080"]
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_file_together_with_settings_in_the_environment_is_an_error(
+    place: Path, is_named: bool
+) -> None:
+    file, places = (place, []) if is_named else (None, [place])
+    with pytest.raises(ConfigError, match=r"settings too \(VSOCKPROXY_FORWARD\)"):
+        find_source(file, SETTINGS, places)
+
+
+def test_without_any_configuration_the_error_names_the_unknown_variables() -> None:
+    with pytest.raises(NoSourceError) as caught:
+        find_source(None, {"VSOCKPROXY_FORWARDS": "8080=3:80"}, [])
+    unknown, none, remedy = str(caught.value).split("\n")
+    assert "did you mean VSOCKPROXY_FORWARD?" in unknown
+    assert none.startswith("there is no configuration: ")
+    assert "vsockproxy demo" in remedy

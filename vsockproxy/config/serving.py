@@ -1,0 +1,93 @@
+"""What ``[metrics]`` and ``[admin]`` mean: the addresses that the daemon itself serves.
+
+Owns: which addresses these can be.  Each function raises the problem of its table.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vsockproxy.address.endpoint import (
+    PORT_ANY,
+    ListenEndpoint,
+    MuxEndpoint,
+    TcpEndpoint,
+    UnixEndpoint,
+    VsockEndpoint,
+    check_absolute,
+)
+from vsockproxy.address.grammar import parse_listen
+from vsockproxy.config.claims import Claims
+from vsockproxy.config.document import KeyPath, write_path
+from vsockproxy.config.problems import KeyProblemError
+from vsockproxy.config.schema import AdminTable, MetricsTable
+from vsockproxy.config.settings import AdminSettings, MetricsListen, TlsSettings
+from vsockproxy.config.value import AUTO, OFF
+from vsockproxy.errors import AddressError
+
+METRICS_LISTEN: Final[KeyPath] = ("metrics", "listen")
+ADMIN_SOCKET: Final[KeyPath] = ("admin", "socket")
+
+
+def read_listen(text: str) -> ListenEndpoint:
+    """Return the address of a listener that clients can find: with a fixed port.
+
+    Raises:
+      AddressError: the text is not such an address.
+    """
+    endpoint = parse_listen(text)
+    if isinstance(endpoint, UnixEndpoint | MuxEndpoint):
+        check_absolute(endpoint.path)
+    any_port = 0 if isinstance(endpoint, TcpEndpoint) else PORT_ANY
+    if getattr(endpoint, "port", None) == any_port:
+        raise AddressError(f"{text!r} would listen on any free port: write a fixed port")
+    return endpoint
+
+
+def read_metrics(table: MetricsTable, claims: Claims) -> MetricsListen | None:
+    """Return the address of the metrics, now claimed; None if they are not served.
+
+    Raises:
+      AddressError: ``listen`` cannot serve metrics.
+    """
+    if table.listen is None:
+        return None
+    endpoint = read_listen(table.listen)
+    if isinstance(endpoint, VsockEndpoint | MuxEndpoint):
+        raise AddressError(f"{table.listen!r} cannot serve metrics: expected tcp:, unix: or fd:")
+    claims.take(endpoint, write_path(METRICS_LISTEN))
+    return endpoint
+
+
+def read_tls(table: MetricsTable) -> TlsSettings | None:
+    """Return the files of the metrics' TLS; None if they are served without it.
+
+    Raises:
+      KeyProblemError: a key needs ``certificate``.
+    """
+    if table.certificate is not None:
+        return TlsSettings(table.certificate, table.key, table.client_ca)
+    for key in ("key", "client_ca"):
+        if getattr(table, key) is not None:
+            raise KeyProblemError(("metrics", key), "needs certificate: add it, or remove this key")
+    return None
+
+
+def read_admin(table: AdminTable, claims: Claims) -> AdminSettings:
+    """Return the settings of the control socket, its address now claimed.
+
+    Raises:
+      AddressError: ``socket`` is not a file, or is in use.
+    """
+    mode = AdminSettings().mode if table.mode is None else table.mode
+    if table.socket in (AUTO, OFF):
+        return AdminSettings(AUTO if table.socket == AUTO else None, mode, table.group)
+    endpoint = UnixEndpoint(table.socket.removeprefix("unix:"))
+    if endpoint.path.startswith("@"):
+        raise AddressError(
+            f"{table.socket!r} is not a file, so every user could control the daemon: write a path"
+        )
+    check_absolute(endpoint.path)
+    if owner := claims.take(endpoint, write_path(ADMIN_SOCKET)):
+        raise AddressError(f"{table.socket!r} is already in use by {owner}: choose another path")
+    return AdminSettings(endpoint, mode, table.group)
