@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := vsockproxy/pump/_native
-C_FILES := $(addprefix $(NATIVE)/,pump.c thread.c relay.c half.c pipe.c timer.c limit.c)
-C_ALL := $(C_FILES) $(addprefix $(NATIVE)/,pump.h internal.h)
+C_FILES := $(filter-out %/_pump.c,$(wildcard $(NATIVE)/*.c))
+C_ALL := $(C_FILES) $(wildcard $(NATIVE)/*.h)
 C_FLAGS := -std=gnu11 -Wall -Wextra -Werror -g -O1 -fno-omit-frame-pointer -I$(NATIVE)
 
 LOAD_FILES := $(wildcard benchmarks/load/*.c)

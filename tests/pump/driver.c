@@ -201,15 +201,15 @@ static void *target_main(void *argument)
 	return NULL;
 }
 
-static void ends_start(struct vsp_pump *pump, struct vsp_limit *shared, struct ends *ends,
+static void ends_start(struct vsp_pump *pump, struct vsp_bandwidth *shared, struct ends *ends,
 		       unsigned number)
 {
 	const struct vsp_policy policy = {
 		.idle_ms = number % SCENARIOS == IDLE ? 20 : LONG_MS,
 		.half_close_ms = LONG_MS,
 		.rate = number % 5 == 0 ? (uint64_t)SIZE * 20 : 0,
-		.upstream_limit = number % 2 ? shared : NULL,
-		.downstream_limit = number % 3 ? shared : NULL,
+		.upstream_shared = number % 2 ? shared : NULL,
+		.downstream_shared = number % 3 ? shared : NULL,
 	};
 	int client_side;
 	int target_side;
@@ -246,14 +246,14 @@ static void end_check(const struct vsp_end *end, const struct ends *ends)
 
 static void round_run(struct vsp_pump *pump, unsigned round)
 {
-	struct vsp_limit *shared = vsp_limit_new((uint64_t)SIZE * AT_ONCE * 10);
+	struct vsp_bandwidth *shared = vsp_bandwidth_new((uint64_t)SIZE * AT_ONCE * 10);
 	struct ends ends[AT_ONCE];
 	struct vsp_end reaped[5]; /* fewer than there are: reaping comes in parts */
 	unsigned left = AT_ONCE;
 
 	for (unsigned i = 0; i < AT_ONCE; i++)
 		ends_start(pump, shared, &ends[i], i);
-	vsp_limit_unref(shared); /* the relays have their own references */
+	vsp_bandwidth_unref(shared); /* the relays have their own references */
 	for (unsigned i = 0; i < AT_ONCE; i++)
 		if (ends[i].scenario == CANCELLED && (i + round) % 3)
 			vsp_relay_cancel(ends[i].relay);

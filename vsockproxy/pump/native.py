@@ -118,16 +118,16 @@ class NativePump:
         policy.lifetime_ms = _milliseconds(bounds.max_lifetime)
         policy.hold = bounds.hold_half_close
         policy.rate = bounds.bandwidth or 0
-        policy.upstream_limit, policy.downstream_limit = bounds.shared or self._no_limits
+        policy.upstream_shared, policy.downstream_shared = bounds.shared or self._no_limits
         self._bounds = bounds
         return policy
 
     def share(self, bandwidth: int) -> Limit:
         """See `Pump.share`."""
-        limit = self._lib.vsp_limit_new(bandwidth)
+        limit = self._lib.vsp_bandwidth_new(bandwidth)
         if limit == self._null:
             _raise_errno(-errno.ENOMEM)
-        return self._ffi.gc(limit, self._lib.vsp_limit_unref)
+        return self._ffi.gc(limit, self._lib.vsp_bandwidth_unref)
 
     async def serve(self) -> None:
         """Wake the tasks whose transfers have ended; runs until cancelled."""
@@ -152,9 +152,7 @@ class NativePump:
             if reason == "killed" and running.raise_cancel is not None:
                 outcome = capture(running.raise_cancel)
             else:
-                outcome = Value(
-                    Transfer(end.upstream_bytes, end.downstream_bytes, reason, end.error)
-                )
+                outcome = Value(Transfer(end.upstream_bytes, end.downstream_bytes, reason))
             trio.lowlevel.reschedule(running.task, outcome)
         return number
 
