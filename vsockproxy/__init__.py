@@ -1,16 +1,19 @@
 """vsockproxy: byte streams between TCP and vsock.
 
-The modules, along the way that a route and then its bytes take:
+The folders, along the way that a configuration and then a client's bytes take:
 
-    cli -> config (document, schema, address, claims) -> route.Config
-      -> supervisor                 all routes: bind, ready, drain, stop
-         -> listener                one route: accept
-            -> relay                one connection: dial, transfer, account, log
-               -> transport         endpoint to socket (sockaddr, binding, vsock, mux, systemd)
-               -> pump              moves the bytes (_native in C, portable in trio)
-            -> stats                plain numbers
-      -> metrics, admin             read the numbers, show them
-    errors, endpoint                the vocabulary under all of it
+    cli -> config                 a file, a command line or the environment becomes a Config
+      -> daemon                   reads and reloads it, opens every endpoint, runs all routes
+         -> listen                one listener per route accepts its clients
+            admit                 limits and access rules let them in
+            relay                 one task per connection: from accept to its end
+            dial                  connects the target: which, when, and for whom
+            pump                  moves the bytes (C threads, or trio alone)
+         -> stats, connection     plain counters, and the live connections
+      -> metrics, admin           read the counters, show them, take an operator's orders
+    doctor, top                   look at a machine and at a running daemon
+    guests                        find a guest's address at each dial
+    address, errors, log          the vocabulary under all of it
 
 As a library it is trio's missing vsock layer:
 

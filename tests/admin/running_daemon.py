@@ -24,7 +24,7 @@ from vsockproxy.config.settings import (
     Route,
 )
 from vsockproxy.connection import Connection
-from vsockproxy.daemon.supervisor import Reload, Supervisor
+from vsockproxy.daemon.daemon import Daemon, Load
 from vsockproxy.stats import RouteStats
 
 PATIENCE = 10.0
@@ -32,14 +32,14 @@ PATIENCE = 10.0
 
 
 class Steered:
-    """A supervisor that runs, and its API.
+    """A daemon that runs, and its API.
 
     Attributes:
       socket: the operator's socket.
     """
 
-    def __init__(self, supervisor: Supervisor, http: httpx.AsyncClient, socket: Path) -> None:
-        self.supervisor = supervisor
+    def __init__(self, daemon: Daemon, http: httpx.AsyncClient, socket: Path) -> None:
+        self.daemon = daemon
         self.socket = socket
         self._http = http
 
@@ -68,7 +68,7 @@ class Steered:
 
     def stats(self, name: str) -> RouteStats:
         """A route's counters."""
-        return next(stats for stats in self.supervisor.stats() if stats.route.name == name)
+        return next(stats for stats in self.daemon.supervisor.stats() if stats.route.name == name)
 
     def path(self, name: str) -> str:
         """Where a route listens, which is a Unix socket."""
@@ -97,8 +97,8 @@ class Steered:
 
     async def reload(self, **changes: Any) -> None:
         """Reload with a configuration that differs in this."""
-        config = replace(self.supervisor.config, **changes)
-        await self.supervisor.reload(lambda: config)
+        config = replace(self.daemon.config, **changes)
+        await self.daemon.replace(lambda: config)
 
 
 @asynccontextmanager
@@ -108,7 +108,7 @@ async def steered(
     service: Service = echo,
     policy: Policy = Policy(),  # noqa: B008 - it is frozen
     choice: PumpChoice = "auto",
-    reload: Reload | None = None,
+    load: Load | None = None,
     target: MuxEndpoint | None = None,
 ) -> AsyncIterator[Steered]:
     """A daemon with routes of these names, from Unix sockets to one target: a TCP service."""
@@ -123,13 +123,13 @@ async def steered(
         config = Config(
             routes, pump=PumpSettings(choice), admin=AdminSettings(UnixEndpoint(str(socket)))
         )
-        supervisor = Supervisor(config)
+        daemon = Daemon(config, load=load)
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
-            await supervisor.run(reload=reload, task_status=task_status)
+            await daemon.run(task_status=task_status)
 
         await nursery.start(run)
         transport = httpx.AsyncHTTPTransport(uds=str(socket))
         async with httpx.AsyncClient(transport=transport, base_url="http://daemon") as http:
-            yield Steered(supervisor, http, socket)
+            yield Steered(daemon, http, socket)
         nursery.cancel_scope.cancel()

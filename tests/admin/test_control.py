@@ -16,7 +16,7 @@ import trio
 import trio.testing
 from prometheus_client import CollectorRegistry
 
-from tests.admin.fake_daemon import Observed
+from tests.admin.fake_daemon import FakeDaemon
 from tests.admin.running_daemon import PATIENCE, Steered, steered
 from tests.daemon_process import REPOSITORY
 from tests.fake_services import HOST_PORT, answers_nothing, echo, hold, mux_server, unix_listener
@@ -25,7 +25,8 @@ from vsockproxy.address.endpoint import MuxEndpoint, UnixEndpoint
 from vsockproxy.admin.observe import read_only_routes
 from vsockproxy.admin.operations import OPERATIONS, openapi
 from vsockproxy.config.access import parse_rule
-from vsockproxy.config.settings import AdminSettings, Limits, Policy, PumpChoice
+from vsockproxy.config.settings import AdminSettings, Config, Limits, Policy, PumpChoice
+from vsockproxy.errors import ConfigError, Problem
 
 DOCUMENT = REPOSITORY / "docs" / "admin-api.json"
 
@@ -46,8 +47,8 @@ async def test_the_status_says_what_runs(tmp_path: Path) -> None:
         await client.aclose()
     assert said["ready"] is True
     assert said["not_ready"] == []
-    assert said["connections"] == 1
-    assert said["fingerprint"] == daemon.supervisor.config.fingerprint
+    assert said["live"] == 1
+    assert said["fingerprint"] == daemon.daemon.config.fingerprint
     assert said["reloads"] == {"success": 0, "failure": 0}
     assert 0 < said["uptime_seconds"] < PATIENCE
 
@@ -71,7 +72,7 @@ async def test_a_route_shows_its_state_counters_and_last_error(tmp_path: Path) -
     assert {**alone, "targets": []} == {**route, "targets": []}
     assert [target["state"] for target in alone["targets"]] == ["up"]
     assert route["state"] == "listening"
-    assert (route["live"], route["connections"], route["closed"]) == (0, 1, {"finished": 1})
+    assert (route["live"], route["accepted"], route["closed"]) == (0, 1, {"finished": 1})
     assert (route["upstream_bytes"], route["downstream_bytes"]) == (1, 1)
     assert route["dial_failures"] == {"refused": 1}
     assert route["last_error"]["reason"] == "refused"
@@ -95,7 +96,7 @@ async def test_a_route_is_reached_only_where_its_target_answers(tmp_path: Path) 
     assert (reached.status_code, reached.text) == (200, "ready\n")
     assert (unknown.status_code, unknown.text) == (
         503,
-        "route nobody: there is none that listens\n",
+        "route nobody: no route of this name listens\n",
     )
     assert (plain.status_code, alive.status_code) == (200, 200)
 
@@ -380,7 +381,7 @@ async def test_a_drained_route_whose_listener_is_taken_stays_drained(tmp_path: P
 async def test_a_drained_route_that_leaves_the_file_is_forgotten(tmp_path: Path) -> None:
     async with steered(tmp_path, "web", "other") as daemon:
         await daemon.post("/v1/routes/web/drain")
-        routes = daemon.supervisor.config.routes
+        routes = daemon.daemon.config.routes
         await daemon.reload(routes=routes[1:])
         assert [one["name"] for one in (await daemon.get("/v1/routes"))["routes"]] == ["other"]
         await daemon.reload(routes=routes)
@@ -399,7 +400,7 @@ async def test_the_daemons_end_does_not_wait_for_a_drained_route(tmp_path: Path)
     async with steered(tmp_path, "web", policy=Policy(drain_timeout=0)) as daemon:
         client, _ = await daemon.live("web")
         await daemon.post("/v1/routes/web/drain")
-        daemon.supervisor.stop()
+        daemon.daemon.stop()
         await daemon.closed("web", "drained")
         await client.aclose()
 
@@ -408,18 +409,20 @@ async def test_the_daemons_end_does_not_wait_for_a_drained_route(tmp_path: Path)
 
 
 async def test_a_reload_says_what_is_wrong_as_the_log_does(tmp_path: Path) -> None:
-    problems = ["file.toml:3: listen: is missing", "file.toml:9: unknown key"]
+    problems = [Problem("listen", "is missing", 3), Problem("", "unknown key", 9)]
 
-    async def reload() -> list[str]:
-        return problems
+    def load() -> Config:
+        if problems:
+            raise ConfigError("file.toml", tuple(problems))
+        return daemon.daemon.config
 
-    async with steered(tmp_path, "web", reload=reload) as daemon:
+    async with steered(tmp_path, "web", load=load) as daemon:
         answer = await daemon.ask("POST", "/v1/reload")
         problems.clear()
         taken = await daemon.post("/v1/reload")
     assert answer.status_code == 409
     assert answer.json()["error"] == "file.toml:3: listen: is missing\nfile.toml:9: unknown key"
-    assert taken == {"fingerprint": daemon.supervisor.config.fingerprint, "source": "command line"}
+    assert taken == {"fingerprint": daemon.daemon.config.fingerprint, "source": "command line"}
 
 
 async def test_a_daemon_without_a_file_has_nothing_to_reload(tmp_path: Path) -> None:
@@ -462,11 +465,11 @@ async def test_failures_and_changes_are_remembered_and_connections_are_not(tmp_p
         await daemon.closed("web", "finished")
         await daemon.post("/v1/routes/web/pause")
         told = (await daemon.get("/v1/events"))["events"]
-        later = (await daemon.get("/v1/events", after=told[-1]["number"]))["events"]
+        later = (await daemon.get("/v1/events", after=told[-1]["id"]))["events"]
     assert [event["event"] for event in told][-1] == "route_paused"
     assert told[-1]["route"] == "web"
     assert "connection_closed" not in {event["event"] for event in told}
-    assert [event["number"] for event in told] == list(range(1, len(told) + 1))
+    assert [event["id"] for event in told] == list(range(1, len(told) + 1))
     assert later == []
 
 
@@ -477,7 +480,7 @@ async def test_the_newest_of_a_thousand_idle_clients_is_served(tmp_path: Path) -
     async with steered(tmp_path, "web") as daemon:
         client, _ = await daemon.live("web")
         idle = [await trio.open_unix_socket(str(daemon.socket)) for _ in range(1000)]
-        assert (await daemon.get("/v1/status"))["connections"] == 1
+        assert (await daemon.get("/v1/status"))["live"] == 1
         await client.send_all(b"y")
         assert await client.receive_some() == b"y"
         for stream in (client, *idle):
@@ -530,7 +533,7 @@ async def test_one_of_many_pipelined_requests_is_answered(
 
 
 def test_nothing_that_changes_state_is_on_the_metrics_listener() -> None:
-    routes = read_only_routes(CollectorRegistry(), Observed())
+    routes = read_only_routes(CollectorRegistry(), FakeDaemon())
     assert {method for route in routes for method in route.methods or ()} == {"GET", "HEAD"}
 
 

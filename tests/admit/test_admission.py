@@ -80,14 +80,14 @@ async def test_a_reload_that_raises_the_limit_lets_the_waiting_in() -> None:
     ):
         await second.send_all(b"x")
         await route.queues("max_connections")
-        route.adopt(Policy(max_connections=2))
+        route.reconfigure(Policy(max_connections=2))
         with trio.fail_after(PATIENCE):
             assert await second.receive_some() == b"x"
 
 
 async def test_a_reload_counts_the_connections_that_were_there_before() -> None:
     async with serving(Policy()) as route, await route.live(), await route.live():
-        route.adopt(Policy(max_connections=2, over_limit="reject"))
+        route.reconfigure(Policy(max_connections=2, over_limit="reject"))
         assert await ends_by_reset(route.connect())
         await route.rejected("max_connections")
 
@@ -99,7 +99,7 @@ async def test_stopping_does_not_wait_for_clients_that_wait() -> None:
         route.connect(),
     ):
         await route.queues("max_connections")
-        route.listener.stop()
+        route.listener.drain()
         with trio.fail_after(PATIENCE):
             await route.listener.released.wait()
 
@@ -148,7 +148,7 @@ async def test_room_that_one_route_cannot_use_goes_to_the_other() -> None:
             await narrow.queues("limits_max_connections")
             await client.send_all(b"x")
             await wide.queues("limits_max_connections")
-            narrow.adopt(Policy(max_connections=1))
+            narrow.reconfigure(Policy(max_connections=1))
             await ends.aclose()
             with trio.fail_after(PATIENCE):
                 assert await client.receive_some() == b"x"
@@ -193,7 +193,7 @@ async def test_a_reload_does_not_fill_the_bucket() -> None:
     policy = Policy(connection_rate=0.001, connection_burst=1, over_limit="reject")
     async with serving(policy) as route:
         assert await route.exchange(b"x") == b"x"
-        route.adopt(policy)
+        route.reconfigure(policy)
         assert await ends_by_reset(route.connect())
 
 
@@ -216,7 +216,7 @@ async def test_a_source_over_its_limit_is_reset_and_others_come_in() -> None:
 async def test_a_reload_counts_the_sources_of_live_connections() -> None:
     async with serving(Policy()) as route:
         live = await route.live("127.0.0.1")
-        route.adopt(Policy(max_connections_per_source=1))
+        route.reconfigure(Policy(max_connections_per_source=1))
         assert await ends_by_reset(route.connect("127.0.0.1"))
         assert await route.exchange(b"x", "127.0.0.2") == b"x"
         await live.aclose()
@@ -378,7 +378,7 @@ async def test_a_life_ends_during_a_silent_hold_and_live_ones_keep_theirs() -> N
         with trio.fail_after(PATIENCE):
             while not route.stats.live:
                 await trio.lowlevel.checkpoint()
-        route.adopt(Policy(max_lifetime=0.05))
+        route.reconfigure(Policy(max_lifetime=0.05))
         assert await ends_by_reset(route.connect())
         await route.closed("max_lifetime")
         assert len(route.stats.live) == 1

@@ -64,17 +64,17 @@ async def route() -> AsyncIterator[Served]:
 
 
 async def test_a_guest_is_let_in_by_its_cid_alone(route: Served) -> None:
-    route.adopt(Policy(allow=HERE))
+    route.reconfigure(Policy(allow=HERE))
     assert await exchange(route) == b"x"
-    route.adopt(Policy(allow=(CidRule(3, 10),)))
+    route.reconfigure(Policy(allow=(CidRule(3, 10),)))
     assert await exchange(route) == b""
-    route.adopt(Policy(deny=HERE))
+    route.reconfigure(Policy(deny=HERE))
     assert await exchange(route) == b""
     await route.rejected("denied", 2)
 
 
 async def test_guests_are_counted_by_their_cid(route: Served) -> None:
-    route.adopt(Policy(max_connections_per_source=1))
+    route.reconfigure(Policy(max_connections_per_source=1))
     async with await connect(route) as first:
         await first.send_all(b"x")
         assert await first.receive_some() == b"x"
@@ -84,7 +84,7 @@ async def test_guests_are_counted_by_their_cid(route: Served) -> None:
 
 
 async def test_a_target_learns_the_cid_and_the_port_of_a_guest(route: Served) -> None:
-    route.adopt(Policy(send_proxy="v2"))
+    route.reconfigure(Policy(send_proxy="v2"))
     async with await connect(route) as client:
         port = client.socket.getsockname()[1]
         await client.send_all(b"x")
@@ -95,7 +95,7 @@ async def test_a_target_learns_the_cid_and_the_port_of_a_guest(route: Served) ->
 
 
 async def test_a_guest_over_the_limit_waits(route: Served) -> None:
-    route.adopt(Policy(max_connections=1))
+    route.reconfigure(Policy(max_connections=1))
     first = await connect(route)
     await first.send_all(b"x")
     assert await first.receive_some() == b"x"
@@ -107,7 +107,7 @@ async def test_a_guest_over_the_limit_waits(route: Served) -> None:
 
 
 async def test_a_guest_over_the_limit_can_be_turned_away(route: Served) -> None:
-    route.adopt(Policy(max_connections=1, over_limit="reject"))
+    route.reconfigure(Policy(max_connections=1, over_limit="reject"))
     async with await connect(route) as first:
         await first.send_all(b"x")
         assert await first.receive_some() == b"x"
@@ -116,12 +116,12 @@ async def test_a_guest_over_the_limit_can_be_turned_away(route: Served) -> None:
 
 
 async def test_guests_that_come_too_fast_wait(route: Served) -> None:
-    route.adopt(Policy(connection_rate=0.01, connection_burst=1))
+    route.reconfigure(Policy(connection_rate=0.01, connection_burst=1))
     assert await exchange(route) == b"x"
     async with await connect(route) as second:
         await second.send_all(b"x")
         await route.queues("connection_rate")
-        route.adopt(Policy())
+        route.reconfigure(Policy())
         assert await second.receive_some() == b"x"
 
 
@@ -135,10 +135,10 @@ async def test_a_guest_reaches_a_unix_service_under_the_same_policies(tmp_path: 
         ):
             nursery.start_soon(trio.serve_listeners, echo, [listener])
             assert await exchange(route) == b"x"
-            route.adopt(Policy(deny=HERE))
+            route.reconfigure(Policy(deny=HERE))
             assert await exchange(route) == b""
             await route.rejected("denied")
-            route.adopt(Policy(max_connections=1))
+            route.reconfigure(Policy(max_connections=1))
             async with await connect(route) as first, await connect(route) as second:
                 await first.send_all(b"x")
                 assert await first.receive_some() == b"x"

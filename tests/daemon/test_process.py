@@ -1,4 +1,4 @@
-"""The daemon as systemd sees it: its states, its life signs, its signals, its kept sockets."""
+"""The daemon under systemd: states, watchdog, signals, and sockets of the fd store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WATCHDOG_USEC = 200_000
 
 @pytest.fixture
 def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
-    """A service manager with a short watchdog interval, for this process and its children."""
+    """A fake systemd with a short watchdog interval, for this process and its children."""
     with manager(tmp_path / "notify") as running:
         running.environ["WATCHDOG_USEC"] = str(WATCHDOG_USEC)
         for name, value in running.environ.items():
@@ -58,13 +58,13 @@ Load = Callable[[], Config] | None
 
 
 async def run(config: Config, load: Load = None, *, task_status: trio.TaskStatus[None]) -> None:
-    """`supervise` in this process, until a signal; it must drain."""
+    """Run `supervise` in this process until a signal; it must drain."""
     assert await supervise(config, nullcontext(), task_status.started, load)
 
 
 @asynccontextmanager
 async def service(config: Config, load: Load = None) -> AsyncIterator[None]:
-    """The same while the block runs."""
+    """Run `supervise` for a block."""
     async with trio.open_nursery() as nursery:
         await nursery.start(run, config, load)
         yield
@@ -72,7 +72,7 @@ async def service(config: Config, load: Load = None) -> AsyncIterator[None]:
 
 
 async def client_of(systemd: Manager) -> trio.SocketStream:
-    """A client of the first listener that was given to the store."""
+    """Connect a client to the first listener that the fd store was given."""
     [file] = (await systemd.wait_for(FDSTORE="1")).files
     with socket.socket(fileno=os.dup(file)) as listener:
         sock = trio.socket.socket()
@@ -83,7 +83,7 @@ async def client_of(systemd: Manager) -> trio.SocketStream:
 # ---- states ----
 
 
-async def test_ready_is_said_once_every_route_listens(systemd: Manager, guest: MuxEndpoint) -> None:
+async def test_ready_is_sent_once_every_route_listens(systemd: Manager, guest: MuxEndpoint) -> None:
     async with service(configuration(guest, "echo")):
         async with await client_of(systemd) as client:
             await client.send_all(b"x")
@@ -92,7 +92,7 @@ async def test_ready_is_said_once_every_route_listens(systemd: Manager, guest: M
         assert (await systemd.wait_for()).fields == {"READY": "1"}
 
 
-async def test_a_daemon_that_cannot_listen_is_never_ready(systemd: Manager, tmp_path: Path) -> None:
+async def test_a_daemon_that_cannot_listen_sends_no_ready(systemd: Manager, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = f"127.0.0.1:{other.getsockname()[1]}"
         async with daemon("forward", taken, f"unix:{tmp_path}/x") as running:
@@ -108,7 +108,7 @@ async def test_the_status_follows_the_connections(systemd: Manager, guest: MuxEn
         await systemd.wait_for(STATUS="1 route, 0 live connections")
 
 
-async def test_the_watchdog_gets_life_signs_in_less_than_its_interval(
+async def test_the_watchdog_is_fed_within_its_interval(
     systemd: Manager, guest: MuxEndpoint
 ) -> None:
     async with service(configuration(guest, "echo")):
@@ -118,7 +118,7 @@ async def test_the_watchdog_gets_life_signs_in_less_than_its_interval(
                 await systemd.wait_for(WATCHDOG="1")
 
 
-async def test_without_a_watchdog_there_is_a_status_all_the_same(
+async def test_the_status_is_sent_without_a_watchdog(
     systemd: Manager, guest: MuxEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WATCHDOG_USEC")
@@ -126,7 +126,7 @@ async def test_without_a_watchdog_there_is_a_status_all_the_same(
         await systemd.wait_for(STATUS="1 route, 0 live connections")
 
 
-async def test_a_stop_is_said_and_gets_time_until_the_last_connection_has_ended(
+async def test_a_stop_is_sent_and_extends_the_timeout_until_the_last_connection_ends(
     systemd: Manager, guest: MuxEndpoint
 ) -> None:
     async with trio.open_nursery() as nursery:
@@ -144,7 +144,7 @@ async def test_a_stop_is_said_and_gets_time_until_the_last_connection_has_ended(
 # ---- reload ----
 
 
-async def test_hangup_reloads_between_reloading_and_ready(
+async def test_sighup_reloads_between_reloading_and_ready(
     systemd: Manager, guest: MuxEndpoint
 ) -> None:
     other = TcpEndpoint("localhost", 0)
@@ -158,7 +158,7 @@ async def test_hangup_reloads_between_reloading_and_ready(
         await systemd.wait_for(READY="1")
 
 
-async def test_a_reload_that_fails_is_told_with_every_problem_and_ends_ready(
+async def test_a_failed_reload_logs_every_problem_and_sends_ready(
     systemd: Manager, guest: MuxEndpoint, logged: list[structlog.typing.EventDict]
 ) -> None:
     config = configuration(guest, "echo")
@@ -189,7 +189,7 @@ async def test_a_reload_that_fails_is_told_with_every_problem_and_ends_ready(
             await systemd.wait_for(STATUS="1 route, 1 live connection")
 
 
-async def test_a_daemon_without_a_file_ends_at_hangup_as_programs_do(tmp_path: Path) -> None:
+async def test_sighup_ends_a_daemon_without_a_file(tmp_path: Path) -> None:
     async with daemon("forward", f"unix:{tmp_path}/front", f"unix:{tmp_path}/x") as running:
         await running.wait_for("ready")
         running.send_signal(signal.SIGHUP)
@@ -199,7 +199,7 @@ async def test_a_daemon_without_a_file_ends_at_hangup_as_programs_do(tmp_path: P
 # ---- sockets that systemd hands in ----
 
 
-async def test_a_kept_socket_serves_its_route_again_and_goes_on_being_kept(
+async def test_a_restored_socket_serves_its_route_and_stays_in_the_fd_store(
     systemd: Manager, guest: MuxEndpoint
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as kept:
@@ -217,7 +217,7 @@ async def test_a_kept_socket_serves_its_route_again_and_goes_on_being_kept(
         assert not [fields for fields in told if "FDSTOREREMOVE" in fields]
 
 
-async def test_a_kept_socket_that_no_route_wants_any_more_is_let_go(
+async def test_a_restored_socket_without_a_route_is_discarded(
     systemd: Manager, guest: MuxEndpoint, tmp_path: Path
 ) -> None:
     kept = socket.create_server(("127.0.0.1", 0))
@@ -233,7 +233,7 @@ async def test_a_kept_socket_that_no_route_wants_any_more_is_let_go(
             socket.create_connection(address)
 
 
-async def test_a_socket_that_no_route_listens_on_is_named(guest: MuxEndpoint) -> None:
+async def test_an_unused_inherited_socket_is_logged(guest: MuxEndpoint) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as used,
         socket.create_server(("127.0.0.1", 0)) as surplus,
@@ -247,7 +247,7 @@ async def test_a_socket_that_no_route_listens_on_is_named(guest: MuxEndpoint) ->
 
 
 def _all(systemd: Manager) -> list[dict[str, str]]:
-    """Every message that waits."""
+    """Return every message that is queued."""
     told: list[dict[str, str]] = []
     try:
         while True:

@@ -37,7 +37,7 @@ from vsockproxy.address.endpoint import (
 )
 from vsockproxy.config.guest import Guest, MuxGlob
 from vsockproxy.config.settings import Config, Policy, Route
-from vsockproxy.daemon.supervisor import Supervisor
+from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.dial import mux
 from vsockproxy.dial.dial import dial
 from vsockproxy.guests.directory import Guests
@@ -57,7 +57,7 @@ def guest_at(folder: Path, name: str = "guest") -> MuxEndpoint:
 
 
 def state_of(route: Served, number: int = 0) -> str:
-    return route.listener.targets[number].name
+    return route.stats.targets[number].name
 
 
 async def is_reset(client: trio.SocketStream) -> bool:
@@ -478,7 +478,7 @@ async def test_a_port_that_is_refused_is_not_taken_for_a_guest_that_is_down(
 
 def with_targets(route: Served, *targets: MuxEndpoint, policy: Policy | None = None) -> None:
     was = route.listener.route
-    route.listener.adopt(
+    route.listener.reconfigure(
         replace(was, target=targets[0], others=targets[1:], policy=policy or was.policy)
     )
 
@@ -579,7 +579,7 @@ async def test_probes_find_out_without_any_client(tmp_path: Path) -> None:
     guest = guest_at(tmp_path)
     async with serving(replace(PLAIN, probe_interval=0.01), dial_to=guest) as route:
         await until(lambda: state_of(route) == "down")
-        error = route.listener.targets[0].last_error
+        error = route.stats.targets[0].last_error
         assert error is not None
         assert error.reason == "not_found"
         async with mux_server(Path(guest.path), {80: echo}):
@@ -602,16 +602,16 @@ async def test_a_reload_ends_probes_and_begins_others(tmp_path: Path) -> None:
         assert len(first.requests) <= seen + 1  # one was under way
         with_targets(route, two, policy=PLAIN)
         await until(lambda: second.requests[-1] == mux.connect_request(80))
-        assert [state.address for state in route.listener.targets] == [two]
+        assert [state.address for state in route.stats.targets] == [two]
 
 
 async def test_a_reload_keeps_what_is_known_and_those_who_wait(tmp_path: Path) -> None:
     one, two = guest_at(tmp_path, "one"), guest_at(tmp_path, "two")
     async with serving(WAIT, dial_to=one) as route, route.connect() as client:
         await until(lambda: state_of(route) == "down")
-        since = route.listener.targets[0].since
-        route.adopt(replace(WAIT, idle_timeout=60.0))
-        assert route.listener.targets[0].since == since
+        since = route.stats.targets[0].since
+        route.reconfigure(replace(WAIT, idle_timeout=60.0))
+        assert route.stats.targets[0].since == since
         with_targets(route, two)
         async with mux_server(Path(two.path), {80: says(b"two")}):
             assert await read_to_end(client) == b"two"
@@ -636,13 +636,13 @@ async def test_a_route_is_ready_once_a_target_is_up_where_that_is_asked(tmp_path
 async def test_the_daemon_is_ready_with_its_routes(tmp_path: Path) -> None:
     guest, listen_at = guest_at(tmp_path), unix_at(tmp_path)
     policy = replace(PLAIN, ready_when_up=True)
-    supervisor = Supervisor(Config((Route("web", listen_at, guest, policy),)))
+    daemon = Daemon(Config((Route("web", listen_at, guest, policy),)))
     async with trio.open_nursery() as nursery:
-        await nursery.start(supervisor.run)
-        [not_ready] = supervisor.not_ready()
+        await nursery.start(daemon.run)
+        [not_ready] = daemon.not_ready()
         assert not_ready.startswith(f"route web: cannot dial {guest}")
         async with mux_server(Path(guest.path), {80: echo}):
-            await until(lambda: supervisor.not_ready() == [])
+            await until(lambda: daemon.not_ready() == [])
         nursery.cancel_scope.cancel()
 
 

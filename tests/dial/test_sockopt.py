@@ -86,7 +86,7 @@ async def test_off_is_for_both_sides() -> None:
 
 async def test_a_reload_changes_the_options_of_new_clients() -> None:
     async with serving(Policy(keepalive=30.0, user_timeout=2.0, nodelay=False)) as route:
-        route.adopt(Policy(keepalive=None))
+        route.reconfigure(Policy(keepalive=None))
         sock = route.listener.sockets[0].sock
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
         assert sock.getsockopt(TCP, socket.TCP_USER_TIMEOUT) == 0

@@ -73,7 +73,7 @@ async def test_an_answer_survives_a_vmm_that_takes_half_a_close_for_a_whole(
     target = MuxEndpoint(str(vmm.path), PORT)
     async with vmm.running(), serving(Policy(), dial_to=target, choice=choice) as route:
         assert await route.exchange(b"question\n") == b"answer to question\n"
-        route.adopt(Policy(half_close="forward"))  # what it is for
+        route.reconfigure(Policy(half_close="forward"))  # what it is for
         assert await route.exchange(b"question\n") == b""
 
 

@@ -14,12 +14,13 @@ import trio
 import trio.testing
 from structlog.testing import CapturingLogger
 
+from tests.admin.fake_daemon import FakeDaemon
 from tests.fake_services import dead_unix_socket, mux_server, says
 from tests.sockets import read_to_end
 from vsockproxy.address.endpoint import GuestEndpoint, UnixEndpoint, VsockEndpoint
 from vsockproxy.config.guest import Cid, CidFile, Command, DynamicWay, Guest, Mux, MuxGlob
 from vsockproxy.config.settings import Config, Policy, Route
-from vsockproxy.daemon.supervisor import Supervisor
+from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.errors import DialError
 from vsockproxy.guests.answer import GuestError
 from vsockproxy.guests.directory import REMEMBERED, Guests
@@ -260,7 +261,7 @@ async def test_a_reload_keeps_what_is_known_of_a_guest_that_stays_as_it_was(
 
 
 async def test_the_metrics_show_the_cid_while_it_is_known(guests: Guests, source: Source) -> None:
-    registry = make_registry(list, "1", "native", guests=guests)
+    registry = make_registry(FakeDaemon(guests=guests))
     counted = partial(registry.get_sample_value, "vsockproxy_guest_resolutions_total")
     assert counted({"guest": "web", "result": "success"}) == 0
     assert registry.get_sample_value("vsockproxy_guest_cid", {"guest": "web"}) is None
@@ -292,25 +293,25 @@ async def test_a_vm_that_comes_back_elsewhere_is_reached_by_the_next_connection(
     guest = Guest("vm", MuxGlob(f"{tmp_path}/run-*/v.sock"))
     front = tmp_path / "front.sock"
     route = Route("web", UnixEndpoint(str(front)), GuestEndpoint("vm", 80, "vsock-mux"))
-    supervisor = Supervisor(Config((route,), guests=(guest,)))
+    daemon = Daemon(Config((route,), guests=(guest,)))
     for run in ("run-1", "run-2"):
         (tmp_path / run).mkdir()
     async with trio.open_nursery() as nursery:
-        await nursery.start(supervisor.run)
+        await nursery.start(daemon.run)
         async with mux_server(tmp_path / "run-1/v.sock", {80: says(b"first")}):
             assert await ask(front) == b"first"
         assert await ask(front) == b""
-        supervisor.guests.forget("vm")  # a failure, too, is remembered for a moment
+        daemon.supervisor.guests.forget("vm")  # a failure, too, is remembered for a moment
         async with mux_server(tmp_path / "run-2/v.sock", {80: says(b"second")}):
             assert await ask(front) == b"second"
             dead_unix_socket(tmp_path / "run-1/v.sock")
             assert await ask(front) == b"second"  # for as long as the answer is remembered
-            supervisor.guests.forget("vm")
+            daemon.supervisor.guests.forget("vm")
             assert await ask(front) == b""
         nursery.cancel_scope.cancel()
-    [stats] = supervisor.stats()
+    [stats] = daemon.supervisor.stats()
     assert stats.dial_failures == {"guest": 2}
-    [record] = supervisor.guests.records()
+    [record] = daemon.supervisor.guests.records()
     assert "2 sockets match" in str(record.last_error)
 
 
@@ -321,14 +322,14 @@ async def test_a_remembered_place_that_is_no_more_costs_no_client_its_connection
     front = tmp_path / "front.sock"
     policy = Policy(send_proxy="v1")
     route = Route("web", UnixEndpoint(str(front)), GuestEndpoint("vm", 80, "vsock-mux"), policy)
-    supervisor = Supervisor(Config((route,), guests=(guest,)))
+    daemon = Daemon(Config((route,), guests=(guest,)))
     async with trio.open_nursery() as nursery:
-        await nursery.start(supervisor.run)
+        await nursery.start(daemon.run)
         for name in ("1.vm", "2.vm", "3.vm"):
             async with mux_server(tmp_path / name, {80: says(name.encode())}):
                 assert await ask(front) == name.encode()
         nursery.cancel_scope.cancel()
-    assert not supervisor.stats()[0].dial_failures
+    assert not daemon.supervisor.stats()[0].dial_failures
 
 
 async def test_a_source_that_hangs_holds_up_no_other_route(tmp_path: Path) -> None:
@@ -341,15 +342,15 @@ async def test_a_source_that_hangs_holds_up_no_other_route(tmp_path: Path) -> No
         Route("stuck", UnixEndpoint(str(fronts[0])), GuestEndpoint("stuck", 80)),
         Route("vm", UnixEndpoint(str(fronts[1])), GuestEndpoint("vm", 80, "vsock-mux")),
     )
-    supervisor = Supervisor(Config(routes, guests=guests))
+    daemon = Daemon(Config(routes, guests=guests))
     async with trio.open_nursery() as nursery:
-        await nursery.start(supervisor.run)
+        await nursery.start(daemon.run)
         async with AsyncExitStack() as waiting:
             for _ in range(50):
                 await waiting.enter_async_context(await trio.open_unix_socket(fronts[0]))
-            while len(supervisor.stats()[0].live) < 50:
+            while len(daemon.supervisor.stats()[0].live) < 50:
                 await trio.lowlevel.checkpoint()
             async with mux_server(tmp_path / "1.vm", {80: says(b"hello")}):
                 assert await ask(fronts[1]) == b"hello"
-            assert len(supervisor.stats()[0].live) == 50
+            assert len(daemon.supervisor.stats()[0].live) == 50
         nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""Routes that run on real sockets without a supervisor, and clients of theirs."""
+"""A route that runs on real sockets without a supervisor, and its clients."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from vsockproxy.address.endpoint import ListenEndpoint, Target, TcpEndpoint, Uni
 from vsockproxy.admit.admission import Admission
 from vsockproxy.config.settings import Limits, Policy, PumpChoice, PumpSettings, Route
 from vsockproxy.guests.directory import Guests
-from vsockproxy.listen.bind import listen
-from vsockproxy.listen.listener import RouteListener
+from vsockproxy.listen.listener import RouteListener, listen_for
+from vsockproxy.listen.sockets import ListeningSockets
 from vsockproxy.pump.native import open_pump
 from vsockproxy.pump.transfer import Pump
 from vsockproxy.stats import RouteStats
 
 PATIENCE = 10.0
-"""Seconds to wait for what must happen; only a failing test waits so long."""
+"""Seconds to wait for an event; only a failing test waits that long."""
 
 
 class Served:
@@ -42,12 +42,12 @@ class Served:
         self.stats: RouteStats = listener.stats
         self.log = log
 
-    def adopt(self, policy: Policy) -> None:
+    def reconfigure(self, policy: Policy) -> None:
         """Reload the route with another policy."""
-        self.listener.adopt(replace(self.listener.route, policy=policy))
+        self.listener.reconfigure(replace(self.listener.route, policy=policy))
 
     def connect(self, source: str = "127.0.0.1") -> trio.SocketStream:
-        """A client of the route, from an address of the loopback; its data may wait."""
+        """Connect a client from a loopback address; return before it is accepted."""
         endpoint = self.listener.sockets[0].endpoint
         if isinstance(endpoint, UnixEndpoint):
             sock = socket.socket(socket.AF_UNIX)
@@ -63,39 +63,39 @@ class Served:
         return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
     async def live(self, source: str = "127.0.0.1") -> trio.SocketStream:
-        """A client whose first byte has come back."""
+        """Connect a client, and return once its first byte is echoed."""
         client = self.connect(source)
         await client.send_all(b"x")
         assert await client.receive_some() == b"x"
         return client
 
     async def exchange(self, data: bytes, source: str = "127.0.0.1") -> bytes:
-        """What comes back for ``data``, up to the end."""
+        """Send ``data`` and a FIN; return the whole answer."""
         async with self.connect(source) as client:
             await client.send_all(data)
             await client.send_eof()
             return await read_to_end(client)
 
     async def rejected(self, reason: str, number: int = 1) -> None:
-        """Wait until so many clients have been turned away for a reason."""
+        """Wait until ``number`` clients have been rejected for a reason."""
         with trio.fail_after(PATIENCE):
             while self.stats.rejected[reason] < number:
                 await trio.lowlevel.checkpoint()
 
     async def queues(self, reason: str) -> None:
-        """Wait until clients must wait for a reason."""
+        """Wait until clients are queued for a reason."""
         with trio.fail_after(PATIENCE):
             while not self.stats.accept_pauses[reason]:
                 await trio.lowlevel.checkpoint()
 
     async def closed(self, reason: str, number: int = 1) -> None:
-        """Wait until so many connections have ended for a reason."""
+        """Wait until ``number`` connections have ended for a reason."""
         with trio.fail_after(PATIENCE):
             while self.stats.closed[reason] < number:
                 await trio.lowlevel.checkpoint()
 
     def events(self, name: str) -> list[dict[str, object]]:
-        """The lines of the log with an event's name."""
+        """Return the fields of the log lines with an event's name."""
         return [call.kwargs for call in self.log.calls if call.args == (name,)]
 
 
@@ -111,16 +111,17 @@ async def serving(
     choice: PumpChoice = "auto",
     pump: Pump | None = None,
 ) -> AsyncIterator[Served]:
-    """A route from ``listen_at`` to ``dial_to`` or else a TCP service, while the block runs."""
+    """Run a route from ``listen_at`` to ``dial_to``, by default a TCP service, for a block."""
     async with trio.open_nursery() as nursery, open_pump(PumpSettings(choice)) as chosen:
         [target] = await nursery.start(partial(trio.serve_tcp, service, 0, host="127.0.0.1"))
         endpoint = TcpEndpoint("127.0.0.1", target.socket.getsockname()[1])
         route = Route("route", listen_at, dial_to or endpoint, policy)
-        sockets = listen(listen_at, policy.backlog, {}, policy)
         log = CapturingLogger()
+        sockets = ListeningSockets(log=log)
+        sockets.open({listen_at: listen_for(route)})
+        log.calls.clear()
         listener = RouteListener(
-            route,
-            sockets,
+            sockets.lease(listen_at, listen_for(route)),
             RouteStats(route),
             pump=pump or chosen,
             numbers=count(1),
@@ -129,20 +130,16 @@ async def serving(
             guests=guests,
         )
 
-        def release() -> None:
-            for listening in sockets:
-                listening.close()
-
-        async def serve() -> None:
-            await listener.serve(release)
-
-        async with trio.open_nursery() as routes:
-            routes.start_soon(serve)
-            yield Served(listener, log)
-            routes.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as routes:
+                routes.start_soon(listener.serve)
+                yield Served(listener, log)
+                routes.cancel_scope.cancel()
+        finally:
+            sockets.close_all()
         nursery.cancel_scope.cancel()
 
 
 def unix_at(folder: Path) -> UnixEndpoint:
-    """A Unix listener's endpoint in a folder of the test."""
+    """Return a Unix listener's endpoint in a folder."""
     return UnixEndpoint(str(folder / "front.sock"))

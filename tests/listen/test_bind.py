@@ -1,4 +1,4 @@
-"""Listeners: where they are, which file may stand in the way, and what a failure leaves."""
+"""Bind listeners: addresses, the files of Unix sockets, errors that leave nothing open."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def refuses(
     endpoint: TcpEndpoint | UnixEndpoint | MuxEndpoint | FdEndpoint | VsockEndpoint,
     inherited: dict[str, list[socket.socket]] | None = None,
 ) -> ListenError:
-    """The error of a listen that must fail, and leave no descriptor."""
+    """Return the error of a listen that must fail and leave no descriptor."""
     with no_descriptor_left_over(), pytest.raises(ListenError) as caught:
         listen(endpoint, 16, inherited or {})
     assert caught.value.endpoint == endpoint
@@ -54,7 +54,7 @@ def refuses(
 
 
 @needs_ipv6
-def test_a_bare_port_listens_on_both_loopbacks_with_one_number() -> None:
+def test_a_bare_port_listens_on_both_loopback_addresses_with_one_number() -> None:
     with listening(TcpEndpoint(None, 0)) as listeners:
         four, six = (listener.sock.getsockname()[:2] for listener in listeners)
         assert (four[0], six[0]) == ("127.0.0.1", "::1")
@@ -66,7 +66,7 @@ def test_a_bare_port_listens_on_both_loopbacks_with_one_number() -> None:
 
 
 @needs_ipv6
-def test_a_chosen_port_that_is_taken_on_ipv6_is_chosen_anew(
+def test_a_free_port_that_is_taken_on_ipv6_is_chosen_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
@@ -99,7 +99,7 @@ def test_without_ipv6_the_ipv4_loopback_is_enough(
         assert only.sock.family == socket.AF_INET
 
 
-def test_accepted_tcp_sockets_need_no_option_of_their_own() -> None:
+def test_accepted_tcp_sockets_inherit_the_listeners_options() -> None:
     with (
         listening(TcpEndpoint("127.0.0.1", 0)) as [listener],
         socket.create_connection(listener.sock.getsockname()),
@@ -138,7 +138,7 @@ def test_an_address_of_another_machine_is_not_local() -> None:
     assert refuses(TcpEndpoint("192.0.2.1", 0)).reason == "not_local"
 
 
-def test_a_listener_whose_name_does_not_resolve_is_named() -> None:
+def test_a_host_name_that_does_not_resolve_is_named_in_the_error() -> None:
     error = refuses(TcpEndpoint("no-such-host.invalid", 0))
     assert error.reason == "name"
     assert "no-such-host.invalid" in str(error)
@@ -154,7 +154,7 @@ def test_a_privileged_port_is_denied_to_an_ordinary_user() -> None:
     assert "CAP_NET_BIND_SERVICE" in str(error)
 
 
-def test_a_full_descriptor_table_at_listening_is_said_so() -> None:
+def test_a_full_descriptor_table_is_the_reason_no_descriptors() -> None:
     with no_descriptors_left(), pytest.raises(ListenError) as caught:
         listen(TcpEndpoint(None, 0), 16, {})
     assert caught.value.reason == "no_descriptors"
@@ -163,7 +163,7 @@ def test_a_full_descriptor_table_at_listening_is_said_so() -> None:
 # --- listen: vsock, where the system has none
 
 
-def test_without_af_vsock_it_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vsock_listener_without_af_vsock_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(socket, "AF_VSOCK", raising=False)
     assert refuses(VsockEndpoint(port=80)).reason == "unsupported"
 
@@ -172,7 +172,7 @@ def test_without_af_vsock_it_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> 
     ("code", "reason"),
     [(errno.EAFNOSUPPORT, "blocked"), (errno.EPERM, "blocked"), (errno.ENODEV, "no_transport")],
 )
-def test_what_socket_says_of_af_vsock_becomes_a_remedy(
+def test_an_error_of_socket_for_af_vsock_has_a_remedy(
     monkeypatch: pytest.MonkeyPatch, code: int, reason: str
 ) -> None:
     monkeypatch.setattr(socket, "AF_VSOCK", AF_VSOCK, raising=False)
@@ -184,7 +184,7 @@ def test_what_socket_says_of_af_vsock_becomes_a_remedy(
 
 
 @pytest.mark.parametrize("kind", ["unix", "vsock-mux"])
-def test_a_socket_file_is_there_while_the_listener_is(tmp_path: Path, kind: str) -> None:
+def test_a_socket_file_exists_while_its_listener_is_open(tmp_path: Path, kind: str) -> None:
     endpoint, path = place(kind, tmp_path)
     with listening(endpoint) as [listener]:
         assert listener.endpoint == endpoint
@@ -202,7 +202,7 @@ def test_the_umask_governs_the_mode_of_a_socket_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["unix", "vsock-mux"])
-def test_a_socket_file_that_is_ours_and_dead_is_replaced(tmp_path: Path, kind: str) -> None:
+def test_a_stale_socket_file_of_this_user_is_replaced(tmp_path: Path, kind: str) -> None:
     endpoint, path = place(kind, tmp_path)
     dead_unix_socket(path)
     with listening(endpoint), socket.socket(socket.AF_UNIX) as client:
@@ -210,7 +210,7 @@ def test_a_socket_file_that_is_ours_and_dead_is_replaced(tmp_path: Path, kind: s
 
 
 @pytest.mark.parametrize("backlog", ["free", "full"])
-def test_a_socket_file_where_somebody_listens_stays(tmp_path: Path, backlog: str) -> None:
+def test_a_socket_file_with_a_live_listener_is_kept(tmp_path: Path, backlog: str) -> None:
     path = tmp_path / "s"
     make: Callable[..., object] = unix_listener if backlog == "free" else full_unix_listener
     with make(path):  # type: ignore[attr-defined] # both are context managers
@@ -219,7 +219,7 @@ def test_a_socket_file_where_somebody_listens_stays(tmp_path: Path, backlog: str
         assert path.stat().st_ino == inode
 
 
-def test_a_file_that_is_no_socket_stays_and_is_said_to_be_in_the_way(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_socket_is_kept_and_named_in_the_error(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("precious")
     error = refuses(UnixEndpoint(str(path)))
@@ -228,7 +228,7 @@ def test_a_file_that_is_no_socket_stays_and_is_said_to_be_in_the_way(tmp_path: P
     assert path.read_text() == "precious"
 
 
-def test_a_link_to_a_dead_socket_is_no_socket(tmp_path: Path) -> None:
+def test_a_link_to_a_stale_socket_is_not_replaced(tmp_path: Path) -> None:
     dead_unix_socket(tmp_path / "dead")
     (tmp_path / "link").symlink_to("dead")
     assert "not a socket" in str(refuses(UnixEndpoint(str(tmp_path / "link"))))
@@ -236,7 +236,7 @@ def test_a_link_to_a_dead_socket_is_no_socket(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of other users: run as root")
-def test_a_dead_socket_of_another_user_stays(tmp_path: Path) -> None:
+def test_a_stale_socket_of_another_user_is_kept(tmp_path: Path) -> None:
     dead_unix_socket(tmp_path / "s")
     os.chown(tmp_path / "s", ORDINARY_USER, -1)
     error = refuses(UnixEndpoint(str(tmp_path / "s")))
@@ -245,7 +245,7 @@ def test_a_dead_socket_of_another_user_stays(tmp_path: Path) -> None:
     assert (tmp_path / "s").is_socket()
 
 
-def test_closing_leaves_a_file_that_another_process_has_put_there(tmp_path: Path) -> None:
+def test_closing_keeps_a_file_that_another_process_has_made(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with listening(UnixEndpoint(str(path))) as [listener]:
         path.unlink()
@@ -254,7 +254,7 @@ def test_closing_leaves_a_file_that_another_process_has_put_there(tmp_path: Path
             assert path.is_socket()
 
 
-def test_closing_twice_touches_nothing_the_second_time(tmp_path: Path) -> None:
+def test_a_second_close_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with listening(UnixEndpoint(str(path))) as [listener]:
         listener.close()
@@ -263,7 +263,7 @@ def test_closing_twice_touches_nothing_the_second_time(tmp_path: Path) -> None:
             assert path.is_socket()
 
 
-def test_a_folder_that_is_not_there_is_not_found(tmp_path: Path) -> None:
+def test_a_missing_folder_is_not_found(tmp_path: Path) -> None:
     assert refuses(UnixEndpoint(str(tmp_path / "none" / "s"))).reason == "not_found"
 
 
@@ -277,8 +277,8 @@ def test_a_folder_that_is_not_writable_is_denied() -> None:
 # --- listen: fd ---------------------------------------------------------------------------
 
 
-def test_inherited_sockets_are_served_from_duplicates_and_outlive_them(tmp_path: Path) -> None:
-    """A reload closes and opens the same name: the sockets that systemd gave must last."""
+def test_inherited_sockets_are_duplicated_and_outlive_the_duplicates(tmp_path: Path) -> None:
+    """A reload closes and opens the same name: the sockets that systemd passed must last."""
     with socket.create_server(("127.0.0.1", 0)) as one, unix_listener(tmp_path / "s") as two:
         for _ in range(2):
             with listening(FdEndpoint("web"), {"web": [one, two]}) as copies:
@@ -292,15 +292,15 @@ def test_inherited_sockets_are_served_from_duplicates_and_outlive_them(tmp_path:
         assert one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
 
 
-def test_a_name_that_systemd_has_not_handed_in_lists_the_names_that_it_has() -> None:
+def test_an_unknown_inherited_name_lists_the_names_that_exist() -> None:
     with socket.create_server(("127.0.0.1", 0)) as one:
         error = refuses(FdEndpoint("web"), {"metrics": [one], "api": [one]})
     assert error.reason == "not_found"
-    assert "there are: api, metrics" in str(error)
-    assert "none at all" in str(refuses(FdEndpoint("web")))
+    assert "it passed api, metrics" in str(error)
+    assert "it passed none" in str(refuses(FdEndpoint("web")))
 
 
-def test_an_inherited_socket_must_be_a_listening_stream() -> None:
+def test_an_inherited_socket_that_is_not_a_listening_stream_is_an_error() -> None:
     datagram = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     left, right = socket.socketpair()
     with datagram, left, right:
@@ -312,7 +312,7 @@ def test_an_inherited_socket_must_be_a_listening_stream() -> None:
 
 
 def place(kind: str, folder: Path) -> tuple[UnixEndpoint | MuxEndpoint, Path]:
-    """A listener's endpoint and where its file is to appear."""
+    """Return a listener's endpoint and the file that it will have."""
     path = folder / "v.sock"
     if kind == "unix":
         return UnixEndpoint(str(path)), path
@@ -320,7 +320,7 @@ def place(kind: str, folder: Path) -> tuple[UnixEndpoint | MuxEndpoint, Path]:
 
 
 def says_no(code: int) -> Callable[[int], socket.socket]:
-    """A `new_socket` of a kernel or a sandbox that has no AF_VSOCK."""
+    """A fake of `new_socket` in a kernel or a sandbox without AF_VSOCK."""
 
     def refused(family: int) -> socket.socket:
         assert family == AF_VSOCK

@@ -20,25 +20,25 @@ from tests.listen.running_route import PATIENCE
 from tests.sockets import no_descriptor_left_over, read_to_end
 from vsockproxy.address.endpoint import ListenEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint
 from vsockproxy.config.settings import Config, Policy, Route
-from vsockproxy.daemon.supervisor import Supervisor
+from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.errors import ListenError, sentences
 from vsockproxy.listen.bind import socket_file
-from vsockproxy.listen.sockets import Ports
+from vsockproxy.listen.sockets import ListeningSockets
 
 PORT = 52
 WAITS = Policy(missing_folder="wait")
 
 
-class Store:
-    """What a service manager keeps, by name; several under one name, as systemd does."""
+class FakeFdStore:
+    """A fake of systemd's fd store: duplicates by name, several under one name."""
 
     def __init__(self) -> None:
         self.kept: list[tuple[str, socket.socket]] = []
 
-    def keep(self, name: str, sock: socket.socket) -> None:
+    def fd_store(self, name: str, sock: socket.socket) -> None:
         self.kept.append((name, sock.dup()))
 
-    def forget(self, name: str) -> None:
+    def fd_remove(self, name: str) -> None:
         for kept in [kept for kept in self.kept if kept[0] == name]:
             self.kept.remove(kept)
             kept[1].close()
@@ -46,19 +46,18 @@ class Store:
 
 @asynccontextmanager
 async def serving(
-    listen: ListenEndpoint, policy: Policy = WAITS, store: Store | None = None
-) -> AsyncIterator[Supervisor]:
-    """A daemon with one route, from ``listen`` to an echo."""
-    keep, forget = (store.keep, store.forget) if store else (None, None)
+    listen: ListenEndpoint, policy: Policy = WAITS, store: FakeFdStore | None = None
+) -> AsyncIterator[Daemon]:
+    """Run a daemon with one route, from ``listen`` to an echo service."""
     async with trio.open_nursery() as nursery:
         [target] = await nursery.start(partial(trio.serve_tcp, echo, 0, host="127.0.0.1"))
         service = TcpEndpoint("127.0.0.1", target.socket.getsockname()[1])
         config = Config((Route("guest", listen, service, policy),))
-        supervisor = Supervisor(config, keep=keep, forget=forget)
-        async with trio.open_nursery() as daemon:
-            await daemon.start(supervisor.run)
-            yield supervisor
-            supervisor.stop()
+        daemon = Daemon(config, store=store)
+        async with trio.open_nursery() as running:
+            await running.start(daemon.run)
+            yield daemon
+            daemon.stop()
         nursery.cancel_scope.cancel()
 
 
@@ -83,24 +82,24 @@ async def exchange(stream: trio.SocketStream) -> bytes:
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """What every look at a listener's file has found: whether it was absent."""
+    """Record whether each look at a listener's file found it absent."""
     found: list[bool] = []
-    look = Ports.is_absent
+    look = ListeningSockets.is_absent
 
-    def watched(ports: Ports, endpoint: ListenEndpoint) -> bool:
-        found.append(look(ports, endpoint))
+    def watched(sockets: ListeningSockets, endpoint: ListenEndpoint) -> bool:
+        found.append(look(sockets, endpoint))
         return found[-1]
 
-    monkeypatch.setattr(Ports, "is_absent", watched)
+    monkeypatch.setattr(ListeningSockets, "is_absent", watched)
     return found
 
 
-async def test_a_vmms_folder_may_come_later(tmp_path: Path) -> None:
+async def test_a_listener_is_bound_once_its_vmms_folder_exists(tmp_path: Path) -> None:
     vmm = Vmm(tmp_path / "jail" / "root" / "v.sock", {})
     endpoint = MuxEndpoint(str(vmm.path), PORT)
     with no_descriptor_left_over():
-        async with serving(endpoint, Policy()) as supervisor:
-            assert supervisor.not_ready() == []  # the daemon is ready, if this guest is not
+        async with serving(endpoint, Policy()) as daemon:
+            assert daemon.not_ready() == []  # the daemon is ready, if this guest is not
             vmm.path.parent.mkdir(parents=True)
             await becomes(file_of(endpoint).exists)
             assert await exchange(await vmm.guest_connects(PORT)) == b"hello"
@@ -108,8 +107,8 @@ async def test_a_vmms_folder_may_come_later(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["vsock-mux", "unix"])
-async def test_a_folder_that_is_made_again_gets_its_socket_again(tmp_path: Path, kind: str) -> None:
-    """And the connections of before, if the VMM keeps any, go on."""
+async def test_a_folder_that_is_made_again_gets_a_new_socket(tmp_path: Path, kind: str) -> None:
+    """Connections from before, if the VMM keeps any, go on."""
     folder = tmp_path / "vm"
     folder.mkdir()
     endpoint = (
@@ -119,7 +118,7 @@ async def test_a_folder_that_is_made_again_gets_its_socket_again(tmp_path: Path,
     )
     file = file_of(endpoint)
     vmm = Vmm(folder / "v", {})
-    async with serving(endpoint) as supervisor:
+    async with serving(endpoint) as daemon:
         old = await vmm.guest_connects(PORT)
         await old.send_all(b"a")
         assert await old.receive_some() == b"a"
@@ -130,10 +129,10 @@ async def test_a_folder_that_is_made_again_gets_its_socket_again(tmp_path: Path,
             await becomes(lambda: _answers(file))
             assert await exchange(await vmm.guest_connects(PORT)) == b"hello"
         assert await exchange(old) == b"hello"
-        await becomes(lambda: not supervisor.live())
+        await becomes(lambda: not daemon.supervisor.live())
 
 
-async def test_a_file_that_is_gone_is_bound_with_its_mode(tmp_path: Path) -> None:
+async def test_a_removed_socket_file_is_bound_again_with_its_mode(tmp_path: Path) -> None:
     file = tmp_path / "front.sock"
     async with serving(UnixEndpoint(str(file)), Policy(mode=0o640)):
         file.unlink()
@@ -141,10 +140,10 @@ async def test_a_file_that_is_gone_is_bound_with_its_mode(tmp_path: Path) -> Non
         assert stat.S_IMODE(file.stat().st_mode) == 0o640
 
 
-async def test_a_socket_that_has_taken_the_place_is_left_alone(
+async def test_a_foreign_socket_at_the_path_is_not_replaced(
     tmp_path: Path, looks: list[bool]
 ) -> None:
-    """Another daemon may have been told to serve this guest."""
+    """Another daemon may have taken over this guest."""
     file = tmp_path / "front.sock"
     with socket.socket(socket.AF_UNIX) as other:
         async with serving(UnixEndpoint(str(file))):
@@ -157,7 +156,7 @@ async def test_a_socket_that_has_taken_the_place_is_left_alone(
         assert file.stat().st_ino == inode
 
 
-async def test_a_folder_that_is_missing_is_told_once(tmp_path: Path, looks: list[bool]) -> None:
+async def test_a_missing_folder_is_logged_once(tmp_path: Path, looks: list[bool]) -> None:
     folder = tmp_path / "vm"
     endpoint = MuxEndpoint(str(folder / "v"), PORT)
     with capture_logs() as entries:
@@ -178,35 +177,35 @@ async def test_a_folder_that_is_missing_is_told_once(tmp_path: Path, looks: list
         (MuxEndpoint("/dev/null/x", PORT), Policy()),
     ],
 )
-async def test_where_no_folder_is_waited_for_its_absence_is_an_error(
+async def test_a_missing_folder_is_an_error_where_the_policy_does_not_wait(
     listen: ListenEndpoint, policy: Policy
 ) -> None:
-    supervisor = Supervisor(Config((Route("guest", listen, TcpEndpoint(None, 1), policy),)))
+    daemon = Daemon(Config((Route("guest", listen, TcpEndpoint(None, 1), policy),)))
     with pytest.raises((ListenError, ExceptionGroup)) as caught:
-        await supervisor.run()
+        await daemon.run()
     [sentence] = sentences(caught.value)
     assert sentence.startswith(f"route guest: cannot listen {listen}: ")
 
 
-async def test_a_reload_takes_a_listener_over_that_still_waits(tmp_path: Path) -> None:
+async def test_a_reload_takes_over_a_listener_without_a_socket_yet(tmp_path: Path) -> None:
     folder = tmp_path / "vm"
     endpoint = MuxEndpoint(str(folder / "v"), PORT)
-    async with serving(endpoint) as supervisor:
-        [route] = supervisor.config.routes
+    async with serving(endpoint) as daemon:
+        [route] = daemon.config.routes
         renamed = Config((Route("renamed", endpoint, route.target, Policy(mode=0o600)),))
-        await supervisor.reload(lambda: renamed)
+        await daemon.replace(lambda: renamed)
         folder.mkdir()
         await becomes(file_of(endpoint).exists)
         assert stat.S_IMODE(file_of(endpoint).stat().st_mode) == 0o600
         vmm = Vmm(folder / "v", {})
         assert await exchange(await vmm.guest_connects(PORT)) == b"hello"
         gone = Config((Route("other", TcpEndpoint("127.0.0.1", 0), route.target),))
-        await supervisor.reload(lambda: gone)
+        await daemon.replace(lambda: gone)
         assert not file_of(endpoint).exists()
 
 
-async def test_the_service_manager_keeps_the_socket_that_has_a_file(tmp_path: Path) -> None:
-    file, store = tmp_path / "front.sock", Store()
+async def test_the_fd_store_gets_the_socket_that_replaces_a_removed_one(tmp_path: Path) -> None:
+    file, store = tmp_path / "front.sock", FakeFdStore()
     async with serving(UnixEndpoint(str(file)), store=store):
         [(name, old)] = store.kept
         file.unlink()
@@ -219,6 +218,6 @@ async def test_the_service_manager_keeps_the_socket_that_has_a_file(tmp_path: Pa
 
 
 def _answers(file: Path) -> bool:
-    """Whether somebody listens there."""
+    """Return whether a process listens at a file."""
     with socket.socket(socket.AF_UNIX) as client:
         return client.connect_ex(str(file)) == 0

@@ -25,8 +25,8 @@ pytestmark = pytest.mark.skipif(
 
 
 def routes(daemon: Steered, port: int) -> tuple[Route, Route]:
-    """A route on 127.0.0.1, and the same on 127.0.0.1 and ::1."""
-    [route] = daemon.supervisor.config.routes
+    """Return a route on 127.0.0.1, and the same on 127.0.0.1 and ::1."""
+    [route] = daemon.daemon.config.routes
     narrow = replace(route, name="web", listen=TcpEndpoint("127.0.0.1", port))
     return narrow, replace(narrow, listen=TcpEndpoint(None, port))
 
@@ -72,10 +72,10 @@ async def test_a_reload_that_fails_leaves_the_old_address_alone(tmp_path: Path) 
         await daemon.reload(routes=(wide,))
 
 
-async def test_two_names_of_one_address_still_clash(
+async def test_two_host_names_of_one_address_clash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only a listener that is about to go makes room."""
+    """Only a listener that the reload removes may overlap."""
     async with steered(tmp_path, "echo") as daemon:
         port = unused_tcp_port()
         narrow, wide = routes(daemon, port)

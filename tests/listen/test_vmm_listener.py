@@ -26,7 +26,7 @@ OURS = UserRule(os.geteuid())
 
 @asynccontextmanager
 async def host_service(folder: Path, policy: Policy) -> AsyncIterator[tuple[Vmm, Served]]:
-    """A VMM's guest, and an echo of the host behind its port 52."""
+    """A VMM's guest, and an echo service of the host behind host port 52."""
     vmm = Vmm(folder / "v.sock", {})
     endpoint = MuxEndpoint(str(vmm.path), PORT)
     async with serving(policy, listen_at=endpoint) as route:
@@ -34,7 +34,7 @@ async def host_service(folder: Path, policy: Policy) -> AsyncIterator[tuple[Vmm,
 
 
 async def exchange(vmm: Vmm) -> bytes:
-    """What comes back for one byte; nothing for a guest that is turned away."""
+    """Return the echo of one byte; nothing for a guest that is rejected."""
     async with await vmm.guest_connects(PORT) as guest:
         try:
             await guest.send_all(b"x")
@@ -50,14 +50,14 @@ async def test_a_guest_reaches_a_host_service_without_a_handshake(tmp_path: Path
         await route.closed("finished")
 
 
-async def test_a_port_where_nobody_listens_is_not_there(tmp_path: Path) -> None:
+async def test_a_host_port_without_a_listener_is_refused(tmp_path: Path) -> None:
     async with host_service(tmp_path, Policy()) as (vmm, _):
         with pytest.raises(FileNotFoundError):
             await vmm.guest_connects(PORT + 1)
 
 
-async def test_a_crowd_is_accepted_although_the_target_takes_nobody(tmp_path: Path) -> None:
-    """A VMM has one thread, and a connect that had to wait for a backlog would stop it."""
+async def test_many_clients_are_accepted_although_the_target_accepts_none(tmp_path: Path) -> None:
+    """A VMM has one thread: a connect that blocks on a full backlog would stop it."""
     vmm = Vmm(tmp_path / "v.sock", {})
     endpoint = MuxEndpoint(str(vmm.path), PORT)
     with full_unix_listener(tmp_path / "full"):
@@ -74,7 +74,7 @@ async def test_a_crowd_is_accepted_although_the_target_takes_nobody(tmp_path: Pa
                     await trio.lowlevel.checkpoint()
 
 
-async def test_guests_over_the_limit_wait_and_never_their_vmm(tmp_path: Path) -> None:
+async def test_guests_over_the_limit_are_queued_without_blocking_their_vmm(tmp_path: Path) -> None:
     async with (
         host_service(tmp_path, Policy(max_connections=1)) as (vmm, route),
         AsyncExitStack() as guests,
@@ -91,7 +91,7 @@ async def test_guests_over_the_limit_wait_and_never_their_vmm(tmp_path: Path) ->
         assert await waiting[0].receive_some() == b"x"
 
 
-async def test_guests_over_the_limit_can_be_turned_away(tmp_path: Path) -> None:
+async def test_guests_over_the_limit_are_rejected_by_the_policy_reject(tmp_path: Path) -> None:
     policy = Policy(max_connections=1, over_limit="reject")
     async with host_service(tmp_path, policy) as (vmm, route), await vmm.guest_connects(PORT) as it:
         await it.send_all(b"x")
@@ -100,13 +100,13 @@ async def test_guests_over_the_limit_can_be_turned_away(tmp_path: Path) -> None:
         await route.rejected("max_connections")
 
 
-async def test_a_vmm_is_known_by_its_user(tmp_path: Path) -> None:
+async def test_access_rules_match_a_vmm_by_its_user(tmp_path: Path) -> None:
     async with host_service(tmp_path, Policy(allow=(OURS,))) as (vmm, route):
         assert await exchange(vmm) == b"x"
-        route.adopt(Policy(deny=(OURS,)))
+        route.reconfigure(Policy(deny=(OURS,)))
         assert await exchange(vmm) == b""
         await route.rejected("denied")
-        route.adopt(Policy(max_connections_per_source=1))
+        route.reconfigure(Policy(max_connections_per_source=1))
         async with await vmm.guest_connects(PORT) as first:
             await first.send_all(b"x")
             assert await first.receive_some() == b"x"
@@ -115,12 +115,12 @@ async def test_a_vmm_is_known_by_its_user(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-async def test_a_vmm_of_another_user_needs_the_sockets_mode() -> None:
+async def test_a_vmm_of_another_user_connects_if_the_sockets_mode_allows() -> None:
     with open_folder() as folder:
         async with host_service(folder, Policy(mode=0o600)) as (vmm, route):
             with as_ordinary_user(), pytest.raises(PermissionError):
                 await vmm.guest_connects(PORT)
-            route.adopt(Policy(mode=0o660, owner=ORDINARY_USER))
+            route.reconfigure(Policy(mode=0o660, owner=ORDINARY_USER))
             with as_ordinary_user():
                 guest = await vmm.guest_connects(PORT)
             await guest.aclose()

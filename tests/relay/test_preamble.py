@@ -236,6 +236,6 @@ async def test_a_stop_while_a_header_is_awaited_ends_it() -> None:
         with trio.fail_after(PATIENCE):
             while not route.stats.live:
                 await trio.lowlevel.checkpoint()
-        route.listener.end()
+        route.listener.end_connections()
         assert await ends_by_reset(client)
         await route.closed("shutdown")

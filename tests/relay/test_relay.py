@@ -97,7 +97,9 @@ async def test_a_dial_that_waits_ends_on_demand(tmp_path: Path) -> None:
         listener.listen(0)
         first.connect(str(full))
         async with serving(Policy(connect_timeout=3600.0)) as route:
-            route.listener.adopt(replace(route.listener.route, target=UnixEndpoint(str(full))))
+            route.listener.reconfigure(
+                replace(route.listener.route, target=UnixEndpoint(str(full)))
+            )
             async with route.connect() as client:
                 await until(lambda: bool(route.stats.live) and only(route).dialling is not None)
                 only(route).end("killed")

@@ -1,70 +1,82 @@
-"""What the API asks of the daemon, so that it need not know the supervisor.
+"""The interface of the daemon that its HTTP servers use, so that they need not know `daemon`.
 
-Owns: the interface alone.
+Everything is called in the thread of the daemon's event loop.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
-from vsockproxy.address.endpoint import ListenEndpoint
-from vsockproxy.admit.admission import Admission
+from vsockproxy.admit.admission import QueueReason
 from vsockproxy.config.settings import Config
-from vsockproxy.guests.directory import Guests
-from vsockproxy.listen.listener import RouteListener
-from vsockproxy.log.recent import Events
-from vsockproxy.stats import Reloads, RouteState, RouteStats
+from vsockproxy.log.recent import RecentEvents
+from vsockproxy.metrics import MetricsSource, RoutesSource
+from vsockproxy.stats import RouteState, RouteStats
 
 
-class Daemon(Protocol):
-    """A daemon that runs; everything is called in the thread of its event loop."""
-
-    config: Config
-    listeners: dict[ListenEndpoint, RouteListener]
-    reloads: Reloads
-    admission: Admission
-    events: Events
-    guests: Guests
-    started: float
-    """In seconds of the epoch."""
-
-    @property
-    def pump_name(self) -> str:
-        """What moves the bytes."""
-        ...
-
-    def stats(self) -> list[RouteStats]:
-        """The counters of every route, those that still drain included."""
-        ...
+class Health(Protocol):
+    """Whether a daemon works."""
 
     def not_ready(self) -> list[str]:
-        """What keeps it from being ready, in words."""
+        """Return why the daemon is not ready, a sentence each; empty if it is."""
         ...
 
     async def alive(self) -> None:
-        """Return once everything that moves bytes has shown that it goes on."""
+        """Return once every thread of the pump has answered."""
         ...
 
     async def reach(self, name: str) -> str | None:
-        """Why the target of a route cannot be dialled, if it cannot."""
+        """Dial the target of a route; return why that failed, or None."""
+        ...
+
+
+class Routes(RoutesSource, Protocol):
+    """The routes at work."""
+
+    def stats(self) -> Sequence[RouteStats]:
+        """Return the counters of every route, draining ones included."""
         ...
 
     def state_of(self, stats: RouteStats) -> RouteState:
-        """What a route does now."""
+        """Return the state of a route."""
+        ...
+
+    def queued_by(self, stats: RouteStats) -> QueueReason | None:
+        """Return the limit that queues the clients of a route, or None."""
+        ...
+
+
+class Daemon(Health, MetricsSource, Protocol):
+    """A running daemon: its state, and what an operator can change.
+
+    Attributes:
+      config: the running configuration.
+      events: the recent events of the log.
+      started: when the daemon started, in seconds of the epoch.
+    """
+
+    config: Config
+    events: RecentEvents
+    started: float
+
+    @property
+    def supervisor(self) -> Routes:
+        """The routes at work."""
         ...
 
     def pause(self, name: str) -> None:
-        """Have a route accept no more for now."""
+        """Stop accepting on a route: its clients are queued in the backlog."""
         ...
 
     async def drain(self, name: str) -> None:
-        """Close a route's listener; its connections go on."""
+        """Close a route's listener; its live connections go on."""
         ...
 
     async def resume(self, name: str) -> None:
-        """Have a route accept again; raises `ListenError`."""
+        """Accept again on a paused or drained route; raises `ListenError`."""
         ...
 
-    async def reload_as_asked(self) -> list[str]:
-        """Reload as SIGHUP does; what is wrong, if the configuration is not taken."""
+    async def reload(self) -> list[str]:
+        """Reload as SIGHUP does; return why that failed, a line each, or nothing."""
         ...

@@ -1,24 +1,24 @@
-"""The HTTP servers that run beside the routes: the metrics', and the operator's.
+"""The HTTP servers beside the routes: the metrics' and the operator's.
 
-Owns: which of them runs where, and that one which cannot run harms no route.  What they
-serve is `admin`'s; the sockets are `ports`'s.
+Owns: which server runs at which endpoint, and that a server which cannot run harms no route.
+What they serve is the admin folder's.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from vsockproxy import __version__
 from vsockproxy.address.endpoint import ListenEndpoint
 from vsockproxy.admin.daemon import Daemon
 from vsockproxy.config.settings import Config, Policy
-from vsockproxy.errors import ListenError
-from vsockproxy.listen.sockets import Ports
+from vsockproxy.listen.bind import ListeningSocket
+from vsockproxy.listen.renew import keep_file
+from vsockproxy.listen.sockets import Lease, Listen, ListeningSockets
 
 if TYPE_CHECKING:
     import ssl
@@ -29,82 +29,74 @@ _BACKLOG: Final = 128  # scrapers and operators are few
 _REMEDY: Final = "raise LimitNOFILE= (or ulimit -n); a reload tries again"
 
 
-def wanted_by(config: Config) -> dict[ListenEndpoint, tuple[str, Policy]]:
-    """Where a configuration has its servers listen, each with its name and how."""
-    wanted: dict[ListenEndpoint, tuple[str, Policy]] = {}
+def http_endpoints(config: Config) -> dict[ListenEndpoint, Listen]:
+    """Return where a configuration has the HTTP servers listen."""
+    endpoints: dict[ListenEndpoint, Listen] = {}
     if config.metrics is not None:
-        wanted[config.metrics] = ("metrics", Policy(backlog=_BACKLOG))
+        endpoints[config.metrics] = Listen("metrics", Policy(backlog=_BACKLOG))
     admin = config.admin
     if admin.listen is not None:
         policy = Policy(backlog=_BACKLOG, mode=admin.mode, group=admin.group)
-        wanted[admin.listen] = ("admin", policy)
-    return wanted
+        endpoints[admin.listen] = Listen("admin", policy)
+    return endpoints
 
 
-class Services:
-    """The servers of one daemon, by their endpoints."""
+class HttpServers:
+    """The HTTP servers of one daemon, by their endpoints."""
 
-    def __init__(
-        self, daemon: Daemon, ports: Ports, let_go: Callable[[ListenEndpoint], None], log: Any
-    ) -> None:
-        """``let_go`` is told of an endpoint whose server has ended."""
+    def __init__(self, daemon: Daemon, sockets: ListeningSockets, log: Any) -> None:
+        """Borrow ``sockets``, where every endpoint is open before its server is started."""
         self._daemon = daemon
-        self._ports = ports
-        self._let_go = let_go
+        self._sockets = sockets
         self._log = log
         self._tls: ssl.SSLContext | None = None
         self._running: dict[ListenEndpoint, _Server] = {}
 
     def certificates(self, config: Config) -> ssl.SSLContext | None:
-        """What is in the files that ``config`` names, for `adopt`; raises `ConfigError`."""
+        """Return what is in the files that ``config`` names, for `use`; raises `ConfigError`."""
         if config.metrics is None or config.metrics_tls is None:
             return None
-        from vsockproxy.admin.tls import tls_context  # noqa: PLC0415 - only where it is wanted
+        from vsockproxy.admin.tls import tls_context  # noqa: PLC0415 - only where TLS is configured
 
         return tls_context(config.metrics_tls, config.source)
 
-    def adopt(self, certificates: ssl.SSLContext | None) -> None:
+    def use(self, certificates: ssl.SSLContext | None) -> None:
         """Show these to the clients that come from now on; None is no TLS."""
         self._tls = certificates
 
     async def stop_others(self, config: Config) -> None:
-        """End those that ``config`` does not want; returns when their sockets are free."""
-        for endpoint in self._running.keys() - wanted_by(config).keys():
+        """Stop the servers that ``config`` does not have; return when their endpoints are free."""
+        for endpoint in self._running.keys() - http_endpoints(config).keys():
             await self._running[endpoint].stop()
 
     async def start(self, config: Config, nursery: trio.Nursery) -> None:
-        """Have all run that ``config`` wants; their listeners are open."""
-        for endpoint, (name, policy) in wanted_by(config).items():
+        """Run every server that ``config`` has; their endpoints are open."""
+        for endpoint, how in http_endpoints(config).items():
             if endpoint in self._running:
-                self._configure(endpoint, policy)
+                self._running[endpoint].lease.configure(how)
             else:
-                self._running[endpoint] = server = _Server(name, endpoint)
+                server = _Server(how.owner, self._sockets.lease(endpoint, how))
+                self._running[endpoint] = server
                 await nursery.start(self._serve, server)
 
-    def _configure(self, endpoint: ListenEndpoint, policy: Policy) -> None:
-        """Give a listener's file its mode and group; it goes on with those it had if not."""
-        for listening in self._ports[endpoint]:
-            try:
-                listening.configure(policy)
-            except ListenError as error:
-                self._log.error("listener_options_failed", route=None, error=str(error))
-
     async def _serve(self, server: _Server, *, task_status: trio.TaskStatus[None]) -> None:
-        sockets = [listening.sock for listening in self._ports[server.endpoint]]
         serve = self._serve_metrics if server.name == "metrics" else self._serve_control
+
+        async def serve_at(sockets: Sequence[ListeningSocket]) -> None:
+            await serve([one.sock for one in sockets], task_status=_StartedOnce(task_status))
+
         try:
             with server.scope:
-                await serve(sockets, task_status=task_status)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(keep_file, server.lease, self._log)
+                    nursery.start_soon(server.lease.serve, serve_at)
         except* OSError as errors:  # no descriptor is left: the routes go on without
-            self._log.error(
-                "http_server_failed", server=server.name, error=_first(errors), remedy=_REMEDY
-            )
-            with suppress(RuntimeError):  # it had started, and was served for a while
-                task_status.started()
+            error = _first(errors)
+            self._log.error("http_server_failed", server=server.name, error=error, remedy=_REMEDY)
+            _StartedOnce(task_status).started()
         finally:
-            del self._running[server.endpoint]
-            self._let_go(server.endpoint)
-            server.ended.set()
+            del self._running[server.lease.endpoint]
+            server.lease.release()
 
     async def _serve_metrics(
         self, sockets: list[socket.socket], *, task_status: trio.TaskStatus[None]
@@ -122,39 +114,41 @@ class Services:
         from vsockproxy.admin.control import serve_control  # noqa: PLC0415 - see above
         from vsockproxy.admin.observe import read_only_routes  # noqa: PLC0415 - see above
 
-        beside = read_only_routes(self._registry(), self._daemon)
-        await serve_control(sockets, self._daemon, beside, task_status=task_status)
+        further = read_only_routes(self._registry(), self._daemon)
+        await serve_control(sockets, self._daemon, further, task_status=task_status)
 
     def _registry(self) -> CollectorRegistry:
         from vsockproxy.metrics import make_registry  # noqa: PLC0415 - see above
 
-        daemon = self._daemon
-        return make_registry(
-            daemon.stats,
-            __version__,
-            daemon.pump_name,
-            daemon.admission,
-            daemon.reloads,
-            guests=daemon.guests,
-        )
-
-
-def _first(error: BaseException) -> str:
-    """The words of the first error in a group."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error)
+        return make_registry(self._daemon)
 
 
 class _Server:
-    """A server that runs, and how to end it."""
+    """A server that runs, and how to stop it."""
 
-    def __init__(self, name: str, endpoint: ListenEndpoint) -> None:
+    def __init__(self, name: str, lease: Lease) -> None:
         self.name = name
-        self.endpoint = endpoint
+        self.lease = lease
         self.scope = trio.CancelScope()
-        self.ended = trio.Event()
 
     async def stop(self) -> None:
         self.scope.cancel()
-        await self.ended.wait()
+        await self.lease.released.wait()
+
+
+class _StartedOnce:
+    """A task status that may be started again: a server starts anew at each renewed socket."""
+
+    def __init__(self, task_status: trio.TaskStatus[None]) -> None:
+        self._task_status = task_status
+
+    def started(self, _value: object = None) -> None:
+        with suppress(RuntimeError):
+            self._task_status.started()
+
+
+def _first(error: BaseException) -> str:
+    """Return the words of the first error in a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error)

@@ -1,7 +1,7 @@
-"""Endpoints to listeners: binds each kind of address, and minds the files of Unix sockets.
+"""Bind listeners: a socket for each address of an endpoint, and the files of Unix sockets.
 
-Owns: `listen`, `ListeningSocket`, and the rule by which a stale socket file is replaced.
-Knows nothing of routes, and accepts nothing.
+Owns: `listen`, `ListeningSocket`, and the rule by which a stale socket file is replaced. Knows
+no route, and accepts nothing.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ _PORT_TRIES: Final = 16  # for one free port on two addresses; the second try ne
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ListeningSocket:
-    """A listener: the socket, and the endpoint it really has: an address and a
-    port where a name, a bare port or port 0 was asked for.
+    """A listening socket and its real endpoint.
 
-    Closing it is the owner's; the owner's tasks must have stopped waiting for it.
+    The endpoint has an address and a port where the configuration has a name, a bare port or port
+    0. The owner closes it, once no task waits for it.
     """
 
     sock: socket.socket
@@ -60,18 +60,18 @@ class ListeningSocket:
     _file: tuple[Path, int, int] | None = None  # path, device and inode of a file we made
 
     @classmethod
-    def adopted(cls, sock: socket.socket, endpoint: ListenEndpoint) -> ListeningSocket:
-        """A listener that another process opened at ``endpoint`` and left to this one."""
+    def restored(cls, sock: socket.socket, endpoint: ListenEndpoint) -> ListeningSocket:
+        """Return a listener that another process opened at ``endpoint`` and left to this one."""
         file = socket_file(endpoint)
         if file is not None:
-            with suppress(OSError):  # somebody has removed the file
+            with suppress(OSError):  # the file was removed
                 return cls(sock, endpoint, (file, *_identity(file)))
         return cls(sock, endpoint)
 
     def configure(self, policy: Policy) -> None:
-        """Give the socket, and its file if it has one, what a policy says of them.
+        """Set a policy's socket options, and the owner, group and mode of the socket's file.
 
-        Clients that connect from now on find it so.  Raises `ListenError`.
+        They hold for clients that connect from now on. Raises `ListenError`.
         """
         try:
             apply(self.sock, self.sock.family, listener_options(policy))
@@ -81,7 +81,7 @@ class ListeningSocket:
             raise listen_error(self.endpoint, errno_of(error)) from error
 
     def close(self) -> None:
-        """Close, and remove the socket's file if it is still the one that was made here."""
+        """Close the socket, and remove its file unless another process has replaced it."""
         if self._file is not None and self.sock.fileno() >= 0:
             path, *identity = self._file
             # While the socket is open its inode's number cannot be another file's.
@@ -92,7 +92,7 @@ class ListeningSocket:
 
 
 def socket_file(endpoint: ListenEndpoint) -> Path | None:
-    """The file by which clients find a listener at ``endpoint``; None where there is none."""
+    """Return the file that clients of an endpoint connect to; None where it has none."""
     if isinstance(endpoint, MuxEndpoint):
         return Path(endpoint.listen_path)
     if isinstance(endpoint, UnixEndpoint) and not endpoint.path.startswith("@"):
@@ -107,15 +107,20 @@ def listen(
     policy: Policy = Policy(),  # noqa: B008 - it is frozen
     leaving: Sequence[socket.socket] = (),
 ) -> list[ListeningSocket]:
-    """The listeners of an endpoint: one for each address that its host has.
+    """Listen at an endpoint: return a socket for each address of its host, owned by the caller.
 
-    ``backlog`` is listen(2)'s; ``policy`` says the options and a socket file's owner and
-    mode, which it has before anybody can connect.  ``fd:NAME`` gets duplicates of the sockets
-    of ``inherited``, which stay the caller's.  A Unix socket's file is replaced when it is
-    this user's and nobody listens there.  ``leaving`` are listeners of the caller's own at a
-    TCP endpoint's port; where addresses overlap they do not stand in the way (on Linux).
+    Args:
+      backlog: listen(2)'s; the kernel caps it at net.core.somaxconn.
+      inherited: systemd's sockets by name; ``fd:NAME`` gets duplicates, these stay the caller's.
+      policy: the socket options, and a socket file's owner, group and mode, which are set before
+        a client can connect.
+      leaving: the caller's own listeners at a TCP endpoint's port. They may overlap the new
+        addresses (Linux).
 
-    Raises `ListenError`, with nothing left open.
+    A Unix socket's file is replaced if it belongs to this user and no process listens there.
+
+    Raises:
+      ListenError: nothing stays open.
     """
     try:
         match endpoint:
@@ -161,7 +166,7 @@ def _listen_tcp(
 
 
 class _PortTakenError(OSError):
-    """The port that the kernel chose is somebody's on another of the addresses."""
+    """Another process has the port that the kernel chose, on another of the addresses."""
 
 
 def _bind_all(
@@ -192,7 +197,7 @@ def _bind_all(
 
 
 def _listen_error_at(endpoint: TcpEndpoint, address: Address, error: OSError) -> ListenError:
-    """The error of an endpoint with several addresses: which one it was is worth a word."""
+    """Return the error of an endpoint with several addresses, which names the address."""
     reason, sentence = explain("listen", endpoint, errno_of(error))
     return ListenError(endpoint, reason, f"{peer_name(*address)}: {sentence}", error.errno)
 
@@ -200,9 +205,9 @@ def _listen_error_at(endpoint: TcpEndpoint, address: Address, error: OSError) ->
 def _listening(
     family: int, address: Any, backlog: int, leaving: Sequence[socket.socket] = ()
 ) -> socket.socket:
-    # Where every listener has SO_REUSEPORT when the last one is bound, and is this user's,
-    # Linux does not mind that they overlap (socket(7)).  Off again: a second daemon of this
-    # user is to be told that the port is taken, as ever.
+    # Linux lets listeners of one user overlap if all have SO_REUSEPORT while the last one is bound
+    # (socket(7)). It is reset afterwards, so that a second daemon of this user still gets
+    # EADDRINUSE.
     with ExitStack() as undo:
         for sock in leaving:
             undo.callback(_share_port, sock, False)
@@ -250,7 +255,7 @@ def _listen_unix(
 ) -> ListeningSocket:
     listening = _bind_unix(endpoint, path)
     try:
-        listening.configure(policy)  # nobody can connect before listen(2)
+        listening.configure(policy)  # no client can connect before listen(2)
         listening.sock.listen(backlog)
     except BaseException:
         listening.close()
@@ -268,7 +273,7 @@ def _bind_unix(endpoint: UnixEndpoint | MuxEndpoint, path: str) -> ListeningSock
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        with suppress(FileNotFoundError):  # gone by itself meanwhile
+        with suppress(FileNotFoundError):  # removed meanwhile
             _remove_stale(endpoint, file)
         sock = _bound(socket.AF_UNIX, address)
     try:
@@ -279,31 +284,31 @@ def _bind_unix(endpoint: UnixEndpoint | MuxEndpoint, path: str) -> ListeningSock
 
 
 def _give(endpoint: ListenEndpoint, file: Path, policy: Policy) -> None:
-    """Set the owner, the group and the mode of a socket's file, in so far as they are said."""
+    """Set the owner, group and mode of a socket's file, where the policy has them."""
     if policy.owner is not None or policy.group is not None:
         owner, group = (-1 if number is None else number for number in (policy.owner, policy.group))
         try:
             os.chown(file, owner, group)
         except PermissionError as error:
-            sentence = "only root gives its file to another user, or to a group it is not in"
+            sentence = "only root can give a file to another user, or to a group it is not in"
             raise ListenError(endpoint, "denied", sentence, error.errno) from error
     if policy.mode is not None:
         file.chmod(policy.mode)
 
 
 def _remove_stale(endpoint: UnixEndpoint | MuxEndpoint, file: Path) -> None:
-    """Remove a socket's file that its process has left; raises when it is anything else."""
+    """Remove a socket's file whose process has ended; raise `ListenError` for another file."""
     found = file.lstat()
     if not stat.S_ISSOCK(found.st_mode):
-        sentence = "something that is not a socket is in the way: remove it, or choose another path"
+        sentence = "a file that is not a socket exists there: remove it, or choose another path"
         raise ListenError(endpoint, "in_use", sentence, errno.EADDRINUSE)
     if found.st_uid != os.geteuid():
-        sentence = f"a socket of another user (uid {found.st_uid}) is in the way"
+        sentence = f"a socket of another user (uid {found.st_uid}) exists there"
         raise ListenError(endpoint, "in_use", sentence, errno.EADDRINUSE)
     with new_socket(socket.AF_UNIX) as probe:
         if probe.connect_ex(str(file)) not in (errno.ECONNREFUSED, errno.ENOENT):
             raise listen_error(endpoint, errno.EADDRINUSE)
-    # Another daemon may have done all this meanwhile: its new socket is not to be removed.
+    # Another daemon may have replaced the file meanwhile: its new socket must stay.
     if _identity(file) == (found.st_dev, found.st_ino):
         file.unlink()
 
@@ -313,12 +318,14 @@ def _listen_inherited(
 ) -> list[ListeningSocket]:
     given = inherited.get(endpoint.name)
     if not given:
-        names = ", ".join(sorted(inherited)) or "none at all"
-        sentence = f"systemd handed in no socket of this name; there are: {names}"
+        names = ", ".join(sorted(inherited)) or "none"
+        sentence = f"systemd passed no socket of this name: it passed {names}"
         raise ListenError(endpoint, "not_found", sentence)
     for sock in given:
         if not _is_listener(sock):
-            sentence = "the socket handed in is not a listening stream socket (Accept=no is wanted)"
+            sentence = (
+                "the passed socket is not a listening stream socket: set Accept=no in its unit"
+            )
             raise ListenError(endpoint, "invalid", sentence)
     with ExitStack() as undo:
         copies = [undo.enter_context(sock.dup()) for sock in given]
@@ -342,7 +349,7 @@ def _identity(path: Path) -> tuple[int, int]:
 async def open_vsock_listeners(
     port: int, *, cid: int = CID_ANY, backlog: int = 4096
 ) -> list[trio.SocketListener]:
-    """trio listeners on a vsock port, for `trio.serve_listeners`; always one.
+    """Return a trio listener on a vsock port, in a list as `trio.serve_listeners` takes it.
 
     Raises `ListenError`, and `AddressError` for numbers beyond 32 bits.
     """

@@ -1,15 +1,15 @@
-"""One route at work: its listening sockets, and the connections that came in by them.
+"""One route at work: accept its clients and run a relay for each.
 
-Owns: `RouteListener`.  Accepting waits for nothing but the kernel: dialling is the
-relay's, in a task of its own, so a guest that does not answer never holds up the next
-client.  An accept error never ends the listener.
+Owns: `RouteListener`. Accepting waits for nothing but the kernel: dialling belongs to the relay,
+in a task per connection, so a guest that does not answer never delays the next client. An accept
+error never ends the listener.
 """
 
 from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import trio
@@ -18,19 +18,20 @@ from vsockproxy.admit.admission import Admission, Gate, QueueReason
 from vsockproxy.config.settings import Route
 from vsockproxy.connection import Connection
 from vsockproxy.dial.selection import Targets
-from vsockproxy.errors import ListenError
 from vsockproxy.guests.directory import Guests
 from vsockproxy.listen.bind import ListeningSocket
+from vsockproxy.listen.renew import keep_file
+from vsockproxy.listen.sockets import Lease, Listen
 from vsockproxy.log.output import Throttle
 from vsockproxy.pump.reset import reset_descriptor
 from vsockproxy.pump.transfer import Bounds, EndReason, Pump
 from vsockproxy.relay.relay import Relay
-from vsockproxy.stats import RouteStats, TargetState
+from vsockproxy.stats import RouteStats
 
-_BATCH: Final = 64  # clients taken before other tasks get their turn; arbitrary
+_BATCH: Final = 64  # clients accepted before other tasks get their turn; arbitrary
 
-# accept(2), "Error handling": what is wrong with the one connection that was just taken
-# off the queue.  The next one may be well, so there is nothing to wait for.
+# accept(2), "Error handling": an error of the one connection that was taken off the queue. The
+# next one may be good, so there is no reason to wait.
 _PEER_ERRORS: Final = frozenset(
     {
         errno.ECONNABORTED,
@@ -48,13 +49,22 @@ _PEER_ERRORS: Final = frozenset(
 )
 
 
+def listen_for(route: Route) -> Listen:
+    """Return how a route listens at its endpoint."""
+    return Listen(f"route {route.name}", route.policy, route.name)
+
+
 class RouteListener:
-    """Accepts a route's clients and runs a relay for each, until it is told to stop."""
+    """Accept a route's clients and run a relay for each.
+
+    Attributes:
+      stats: the route's counters, which outlive the listener; ``stats.route`` is the route.
+      is_paused: whether an operator keeps clients in the backlog.
+    """
 
     def __init__(
         self,
-        route: Route,
-        sockets: Sequence[ListeningSocket],
+        lease: Lease,
         stats: RouteStats,
         *,
         pump: Pump,
@@ -63,37 +73,49 @@ class RouteListener:
         admission: Admission | None = None,
         guests: Guests | None = None,
     ) -> None:
-        """Borrow ``sockets``, which listen already; ``numbers`` names connections.
+        """Take over ``lease``, which `serve` releases; ``numbers`` names connections.
 
-        ``stats`` outlive it where a reload gives the route another listener.  ``admission``
-        and ``guests`` are what all routes share; without them, this route shares with nobody.
+        ``admission`` and ``guests`` are shared by all routes; by default this route has its own.
         """
-        self.route = route
-        self.sockets = sockets
         self.stats = stats
+        self.is_paused = False
+        self._lease = lease
         self._numbers = numbers
         self._log = log
         self._failures = Throttle(log)
         self._pump = pump
         self._gate = Gate(stats, admission or Admission(), log)
         self._targets = Targets(stats, guests or Guests(), log)
-        self.adopt(route)
-        self.released = trio.Event()
         self._accepting = trio.CancelScope()
-        self._turn = _Turn()
-        self._turn.ended.set()
         self._relaying = trio.CancelScope()
-        self._resumed: trio.Event | None = None
-        self._is_stopping = False
+        self._resumed = trio.Event()
+        self._drains = False
+        self._relay = self._follow(stats.route)
 
-    def adopt(self, route: Route) -> None:
+    @property
+    def route(self) -> Route:
+        """The route as new connections are treated."""
+        return self.stats.route
+
+    @property
+    def sockets(self) -> Sequence[ListeningSocket]:
+        """The sockets that it accepts at; none while the endpoint's folder does not exist."""
+        return self._lease.sockets
+
+    @property
+    def released(self) -> trio.Event:
+        """Set once no task waits for the sockets and the lease is given back."""
+        return self._lease.released
+
+    def reconfigure(self, route: Route) -> None:
         """Treat new connections as ``route`` says; live ones end as they began."""
-        self.route = route
         self.stats.route = route
+        self._lease.configure(listen_for(route))
+        self._relay = self._follow(route)
+
+    def _follow(self, route: Route) -> Relay:
         self._gate.adopt(route)
         self._targets.adopt(route)
-        for listening in self.sockets:
-            self._configure(listening)
         policy = route.policy
         shared = policy.bandwidth and (
             self._pump.share(policy.bandwidth),
@@ -107,142 +129,120 @@ class RouteListener:
             shared or None,
             policy.max_lifetime,
         )
-        self._relay = Relay(
+        return Relay(
             self.stats, self._gate, self._pump, bounds, self._targets, self._log, self._failures
         )
 
-    def _configure(self, listening: ListeningSocket) -> None:
-        """Give a listener the policy's options; it goes on with those it had if it cannot."""
-        try:
-            listening.configure(self.route.policy)
-        except ListenError as error:
-            self._log.error("listener_options_failed", route=self.route.name, error=str(error))
+    async def serve(self) -> bool:
+        """Accept until `stop_accepting`, then let the connections end.
 
-    async def serve(self, release: Callable[[], object]) -> bool:
-        """Accept until `stop`, then let the connections end.
-
-        ``release`` is called, and ``released`` set, once no task waits for the sockets any
-        more: their owner closes them then, or gives them to another listener.
-
-        True when all of them ended by themselves, False when ``drain_timeout`` or `end`
-        cut some off.
+        Returns:
+          Whether all of them ended by themselves: ``drain_timeout`` and `end_connections` cut
+          others off.
         """
         with self._relaying:
             async with self._targets.tended(), trio.open_nursery() as relays:
                 try:
                     with self._accepting:
-                        while True:
-                            await self._accept_everywhere(relays)
+                        async with trio.open_nursery() as nursery:
+                            nursery.start_soon(keep_file, self._lease, self._log)
+                            nursery.start_soon(self._accept_at_lease, relays)
                 finally:
-                    release()
-                    self.released.set()
-                if self._is_stopping:
-                    self._bound_the_rest()
+                    self._lease.release()
+                if self._drains:
+                    self._bound_drain()
         return not self._relaying.cancelled_caught
 
-    async def replace(self, sockets: Sequence[ListeningSocket]) -> None:
-        """Accept at other sockets; returns once no task waits for those from before."""
-        self.sockets = sockets
-        self._turn.scope.cancel()
-        await self._turn.ended.wait()
-
-    @property
-    def is_paused(self) -> bool:
-        """Whether clients wait in the backlog because somebody wants it so."""
-        return self._resumed is not None
+    # ---- what an operator and a view ask ----
 
     def queue_reason(self) -> QueueReason | None:
-        """The limit that keeps clients in the backlog now, if one does."""
+        """Return the limit that keeps clients in the backlog now, if one does."""
         return self._gate.queue_reason()
 
     async def reach(self) -> str | None:
-        """Dial the targets until one answers, and hang up: why none does, if that is so."""
+        """Dial the targets until one answers, and hang up; return why none does, or None."""
         return await self._targets.reach()
 
+    def not_ready(self) -> str | None:
+        """Return why the route is not ready, in words; None when it is."""
+        return self._targets.not_ready()
+
     def pause(self) -> None:
-        """Accept no more until `resume`: clients wait in the backlog, live ones go on."""
-        self._resumed = self._resumed or trio.Event()
+        """Leave new clients in the backlog until `resume`; live connections go on."""
+        self.is_paused = True
 
     def resume(self) -> None:
         """Accept again."""
-        if self._resumed is not None:
-            self._resumed.set()
-            self._resumed = None
+        self.is_paused = False
+        self._resumed.set()
+        self._resumed = trio.Event()
 
-    def retire(self) -> None:
-        """Accept no more; live connections end by themselves, or by a later `stop`."""
+    # ---- the end ----
+
+    def stop_accepting(self) -> None:
+        """Accept no more; live connections end by themselves, or by a later `drain`."""
         self._accepting.cancel()
 
-    @property
-    def targets(self) -> list[TargetState]:
-        """What is known of each target."""
-        return self.stats.targets
-
-    def not_ready(self) -> str | None:
-        """Why the route is not ready, in words; None when it is."""
-        return self._targets.not_ready()
-
-    def stop(self) -> None:
+    def drain(self) -> None:
         """Accept no more; live connections have ``drain_timeout`` to end."""
-        if not self._is_stopping:
-            self._is_stopping = True
+        if not self._drains:
+            self._drains = True
             self._accepting.cancel()
             if self.released.is_set():
-                self._bound_the_rest()
+                self._bound_drain()
 
-    def end(self) -> None:
+    def end_connections(self) -> None:
         """Accept no more and end every connection now."""
-        self._call_endings("shutdown")
+        self._name_endings("shutdown")
         self._relaying.cancel()
 
-    def _bound_the_rest(self) -> None:
-        self._call_endings("drained")
+    def _bound_drain(self) -> None:
+        self._name_endings("drained")
         self._relaying.deadline = trio.current_time() + self.route.policy.drain_timeout
 
-    def _call_endings(self, reason: EndReason) -> None:
+    def _name_endings(self, reason: EndReason) -> None:
         for connection in self.stats.live:
-            if connection.ending != "killed":  # its end is under way
+            if connection.ending != "killed":  # an operator is ending it already
                 connection.ending = reason
 
-    async def _accept_everywhere(self, relays: trio.Nursery) -> None:
-        """Accept at every socket that there is, until they are replaced."""
-        turn = self._turn = _Turn()
-        try:
-            with turn.scope:
-                async with trio.open_nursery() as acceptors:
-                    for listening in self.sockets:
-                        acceptors.start_soon(self._accept, listening.sock, relays)
-                    await trio.sleep_forever()  # there may be none yet
-        finally:
-            turn.ended.set()
+    # ---- accepting ----
+
+    async def _accept_at_lease(self, relays: trio.Nursery) -> None:
+        async def accept_at(sockets: Sequence[ListeningSocket]) -> None:
+            async with trio.open_nursery() as acceptors:
+                for listening in sockets:
+                    acceptors.start_soon(self._accept, listening.sock, relays)
+                await trio.sleep_forever()  # there may be no socket yet
+
+        await self._lease.serve(accept_at)
 
     async def _accept(self, sock: socket.socket, relays: trio.Nursery) -> None:
-        troubles = 0
+        failures = 0
         while True:
             await trio.lowlevel.wait_readable(sock)
             if self._gate.queue_reason():
                 await self._gate.opened()
-            if self._resumed is not None:
+            if self.is_paused:
                 self._gate.pass_on()
                 await self._resumed.wait()
                 continue
             error = self._accept_batch(sock, relays)
             self._gate.pass_on()
             if error is None:
-                troubles = self._recovered(troubles)
+                failures = self._recovered(failures)
                 await trio.lowlevel.checkpoint()
             else:
-                troubles += 1
-                await self._back_off(error, troubles)
+                failures += 1
+                await self._back_off(error, failures)
 
     def _accept_batch(self, sock: socket.socket, relays: trio.Nursery) -> OSError | None:
-        """Take the clients that wait; the error after which waiting makes sense, if any.
+        """Accept the queued clients; return the error after which waiting makes sense, if any.
 
         The gate is open for the first of them.
         """
-        family = sock.family
-        trouble = None
-        taken = 0
+        family, route = sock.family, self.route
+        failure = None
+        accepted = 0
         for _ in range(_BATCH):
             room = self._gate.room(_BATCH)
             try:
@@ -251,45 +251,37 @@ class RouteListener:
                 return None
             except OSError as error:
                 self.stats.accept_errors += 1
-                trouble = error
+                failure = error
                 if error.errno in _PEER_ERRORS:
                     continue
                 return error
             for client, address in clients:
-                connection = Connection(next(self._numbers), self.route, family, address)
-                self._take(client, connection, relays)
-            taken += len(clients)
-            if len(clients) < room or taken >= _BATCH or self._gate.queue_reason():
+                connection = Connection(next(self._numbers), route, family, address)
+                self._admit(client, connection, relays)
+            accepted += len(clients)
+            if len(clients) < room or accepted >= _BATCH or self._gate.queue_reason():
                 return None
-        return None if taken else trouble
+        return None if accepted else failure
 
-    def _take(self, client: int, connection: Connection, relays: trio.Nursery) -> None:
+    def _admit(self, client: int, connection: Connection, relays: trio.Nursery) -> None:
         if self._gate.admit(client, connection):
             relays.start_soon(self._relay.serve, client, connection, name="relay")
         else:
             reset_descriptor(client, connection.family)
 
-    async def _back_off(self, error: OSError, troubles: int) -> None:
-        """Wait, for the descriptor table or memory to have room again: 10 ms to 1 s."""
+    async def _back_off(self, error: OSError, failures: int) -> None:
+        """Wait for the descriptor table or memory to have room again: 10 ms to 1 s."""
         self._gate.recount()
-        if troubles == 1:
+        if failures == 1:
             self._log.error(
                 "accept_failed",
                 route=self.route.name,
                 error=str(error),
-                remedy="clients wait in the backlog; raise LimitNOFILE= (or ulimit -n)",
+                remedy="clients stay queued; raise LimitNOFILE= (or ulimit -n)",
             )
-        await trio.sleep(min(0.01 * 2 ** (troubles - 1), 1.0))
+        await trio.sleep(min(0.01 * 2 ** (failures - 1), 1.0))
 
-    def _recovered(self, troubles: int) -> int:
-        if troubles:
-            self._log.info("accept_recovered", route=self.route.name, failures=troubles)
+    def _recovered(self, failures: int) -> int:
+        if failures:
+            self._log.info("accept_recovered", route=self.route.name, failures=failures)
         return 0
-
-
-class _Turn:
-    """The time for which a route accepts at one set of sockets."""
-
-    def __init__(self) -> None:
-        self.scope = trio.CancelScope()
-        self.ended = trio.Event()

@@ -1,8 +1,9 @@
-"""Every listening socket of the daemon, and who gets it next.
+"""Every listening socket of the daemon, from open to close, and who may accept at it.
 
-Owns: the table of open listeners by endpoint.  A socket is opened once and outlives the
-route that uses it: a reload hands it to the next route of the same endpoint, and a service
-manager that keeps descriptors hands it to the next process.  Accepts nothing.
+Owns: `ListeningSockets`, the table of open endpoints, and `Lease`, the right of one listener to
+accept at an endpoint. A socket outlives the listener that uses it: a reload leases it to the
+next route of the same endpoint, and a service manager's fd store hands it to the next process.
+Accepts nothing.
 """
 
 from __future__ import annotations
@@ -10,151 +11,347 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import trio
 
 from vsockproxy.address.endpoint import FdEndpoint, ListenEndpoint, TcpEndpoint
 from vsockproxy.address.sockaddr import errno_of
 from vsockproxy.config.settings import Policy
 from vsockproxy.errors import ListenError, listen_error
 from vsockproxy.listen.bind import ListeningSocket, listen, socket_file
-from vsockproxy.systemd import store_name
+from vsockproxy.systemd import is_store_name, store_name
 
-Inherited = Mapping[str, Sequence[socket.socket]]
-
-Keep = Callable[[str, socket.socket], object]
-"""Have the service manager keep a socket under a name."""
-
-Forget = Callable[[str], object]
-"""Have the service manager let go of a name."""
+Accept = Callable[[Sequence[ListeningSocket]], Awaitable[object]]
+"""Accepts at some sockets until cancelled."""
 
 
-class Ports:
-    """The listening sockets that are open now."""
+class FdStore(Protocol):
+    """A service manager's store of file descriptors; `systemd.Notifier` is one."""
+
+    def fd_store(self, name: str, sock: socket.socket) -> object:
+        """Keep a duplicate of a socket under a name."""
+        ...
+
+    def fd_remove(self, name: str) -> object:
+        """Close the sockets that are kept under a name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """How to listen at an endpoint, and for whom: ``route web``, ``metrics`` or ``admin``."""
+
+    owner: str
+    policy: Policy
+    route: str | None = None
+
+
+class ListeningSockets:
+    """The listening sockets that are open now; closed when left as a context manager."""
 
     def __init__(
-        self, inherited: Inherited, *, keep: Keep | None = None, forget: Forget | None = None
+        self,
+        inherited: Mapping[str, Sequence[socket.socket]] | None = None,
+        *,
+        store: FdStore | None = None,
+        log: Any,
     ) -> None:
-        """Take kept sockets out of ``inherited``; without ``keep`` a restart opens them anew."""
-        self._inherited = inherited
-        self._keep = keep
-        self._forget = forget
-        self._open: dict[ListenEndpoint, list[ListeningSocket]] = {}
+        """Own ``inherited``, the sockets that systemd handed in, by name.
+
+        With ``store`` the sockets outlive this process; without it a restart opens them again.
+        """
+        self._inherited = {name: list(sockets) for name, sockets in (inherited or {}).items()}
+        self._store = store
+        self._log = log
+        self._open: dict[ListenEndpoint, _Open] = {}
+        self._is_leaving = False
 
     def __contains__(self, endpoint: object) -> bool:
         return endpoint in self._open
 
-    def __getitem__(self, endpoint: ListenEndpoint) -> list[ListeningSocket]:
-        return self._open[endpoint]
+    # ---- open and close ----
 
-    def open(
-        self,
-        owner: str,
-        endpoint: ListenEndpoint,
-        policy: Policy,
-        staying: Container[ListenEndpoint] | None = None,
-    ) -> None:
-        """Listen at ``endpoint``; with the sockets that were kept for it, if there are any.
+    def open(self, wanted: Mapping[ListenEndpoint, Listen]) -> list[ListenEndpoint]:
+        """Listen at every endpoint of ``wanted``, and return those that were not open before.
 
-        ``staying`` says which of the open endpoints will go on: addresses of the others may
-        overlap (TCP, Linux).
-        A folder that is not there yet leaves it open without a socket where ``policy`` waits
-        for it: see `is_absent`.  Raises `ListenError` with a note that names the ``owner``.
+        Endpoints outside ``wanted`` are closed once their lease is released; the addresses of new
+        ones may overlap theirs (TCP, Linux). An endpoint whose folder does not exist yet is open
+        without a socket where its policy waits for the folder.
+
+        Raises:
+          ListenError: an endpoint cannot be bound. A note names its owner, and nothing changes.
         """
-        kept = self._kept(endpoint)
-        if kept:
-            self._open[endpoint] = kept
-            return
+        opened: list[ListenEndpoint] = []
         try:
-            leaving = self._at_port_of(endpoint, staying)
-            self._open[endpoint] = self._listen(owner, endpoint, policy, leaving)
-        except ListenError as error:
-            if error.errno != errno.ENOENT or not policy.waits_for_folder(endpoint):
-                raise
-            self._open[endpoint] = []
-        self._store(endpoint)
+            for endpoint, how in wanted.items():
+                if endpoint not in self._open:
+                    self._open[endpoint] = self._opened(endpoint, how, wanted)
+                    opened.append(endpoint)
+                    self._log.debug("listening", owner=how.owner, listen=str(endpoint))
+        except ListenError:
+            self.close(opened)
+            raise
+        for endpoint, entry in self._open.items():
+            entry.is_wanted = endpoint in wanted
+        return opened
+
+    def close(self, endpoints: Sequence[ListenEndpoint]) -> None:
+        """Close endpoints that nobody has leased: their clients are refused from now on."""
+        for endpoint in endpoints:
+            self._discard(endpoint)
+            for listening in self._open.pop(endpoint).sockets:
+                listening.close()
+
+    def close_when_released(self, endpoint: ListenEndpoint) -> None:
+        """Close an endpoint once its lease is released, although the configuration has it."""
+        self._open[endpoint].is_wanted = False
+
+    def leave(self) -> None:
+        """Close each socket once its lease is released, for the end of the process.
+
+        With an fd store the listeners go on in it: clients are queued for the next process.
+        """
+        self._is_leaving = True
+
+    def close_all(self) -> None:
+        """Close every socket, or leave it to the fd store; all leases are released."""
+        self._is_leaving = True
+        for endpoint in list(self._open):
+            self.released(endpoint)
+        for sock in (sock for sockets in self._inherited.values() for sock in sockets):
+            sock.close()
+
+    def close_unclaimed(self) -> None:
+        """Close the sockets restored from the fd store for which there is no endpoint any more."""
+        claimed = {
+            store_name(endpoint, index)
+            for endpoint, entry in self._open.items()
+            for index in range(len(entry.sockets))
+        }
+        for name in filter(is_store_name, list(self._inherited)):
+            if name not in claimed and self._store is not None:
+                self._store.fd_remove(name)
+            for sock in self._inherited.pop(name):  # an endpoint has duplicates
+                sock.close()
+
+    def unused(self) -> list[str]:
+        """Return the names of the sockets from systemd's socket units that no endpoint uses."""
+        used = {end.name for end in self._open if isinstance(end, FdEndpoint)}
+        return [name for name in self._inherited if name not in used and not is_store_name(name)]
+
+    # ---- leases ----
+
+    def lease(self, endpoint: ListenEndpoint, how: Listen) -> Lease:
+        """Lease an open endpoint, whose lease before this one is released.
+
+        The sockets, and a Unix socket's file, get the options of the policy.
+        """
+        entry = self._open[endpoint]
+        assert entry.lease is None, endpoint
+        lease = entry.lease = Lease(self, endpoint)
+        self.configure(endpoint, how)
+        return lease
+
+    def how(self, endpoint: ListenEndpoint) -> Listen:
+        """Return for whom an endpoint is open, and with which policy."""
+        return self._open[endpoint].how
+
+    def sockets_of(self, endpoint: ListenEndpoint) -> Sequence[ListeningSocket]:
+        """Return the sockets of an open endpoint: none while its folder does not exist."""
+        return self._open[endpoint].sockets
+
+    def configure(self, endpoint: ListenEndpoint, how: Listen) -> None:
+        """Set the options of a policy; where that fails those from before stay, which is logged."""
+        entry = self._open[endpoint]
+        entry.how = how
+        if entry.configured == how.policy:
+            return
+        entry.configured = how.policy
+        for listening in entry.sockets:
+            try:
+                listening.configure(how.policy)
+            except ListenError as error:
+                self._log.error("listener_options_failed", route=how.route, error=str(error))
+
+    def released(self, endpoint: ListenEndpoint) -> None:
+        """Close an endpoint whose lease is over, unless another lease will follow."""
+        entry = self._open[endpoint]
+        entry.lease = None
+        if self._is_leaving and self._store is not None:
+            for listening in self._open.pop(endpoint).sockets:
+                listening.sock.close()  # not its file, at which the next process listens
+        elif self._is_leaving or not entry.is_wanted:
+            self.close([endpoint])
+
+    # ---- sockets whose files come and go ----
 
     def is_absent(self, endpoint: ListenEndpoint) -> bool:
-        """Whether clients do not find an open endpoint: its folder or its socket's file is gone."""
+        """Return whether clients do not find an endpoint: its folder or its file does not exist."""
         file = socket_file(endpoint)
-        return not self._open[endpoint] or (file is not None and not os.path.lexists(file))
+        return not self._open[endpoint].sockets or (file is not None and not os.path.lexists(file))
 
-    def renew(self, owner: str, endpoint: ListenEndpoint, policy: Policy) -> list[ListeningSocket]:
-        """Listen at an open endpoint anew: the sockets from before, the caller's to close.
+    async def renew(self, endpoint: ListenEndpoint) -> None:
+        """Listen at an open endpoint again, in place of a socket whose file is gone.
 
-        Raises `ListenError`, and then has changed nothing.
+        The lease goes on with the new socket. Raises `ListenError`, and nothing changes.
         """
-        opened = self._listen(owner, endpoint, policy)
-        self._unstore(endpoint)
-        before, self._open[endpoint] = self._open[endpoint], opened
-        self._store(endpoint)
-        return before
-
-    def close(self, endpoint: ListenEndpoint) -> None:
-        """Stop listening for good: clients are refused from now on."""
-        self._unstore(endpoint)
-        for listening in self._open.pop(endpoint):
+        entry = self._open[endpoint]
+        sockets = self._listen(endpoint, entry.how)
+        self._discard(endpoint)
+        before, entry.sockets = entry.sockets, sockets
+        self._keep(endpoint, sockets)
+        if entry.lease is not None:
+            await entry.lease.switch()
+        for listening in before:
             listening.close()
 
-    def leave(self, endpoint: ListenEndpoint) -> None:
-        """Let go at the daemon's end: a kept socket goes on, clients wait in its backlog."""
-        if self._keep is None:
-            self.close(endpoint)
-            return
-        for listening in self._open.pop(endpoint):
-            listening.sock.close()  # and not its file, which the next process listens at
+    # ---- binding ----
 
-    def leave_all(self) -> None:
-        """`leave` whatever is open."""
-        for endpoint in list(self._open):
-            self.leave(endpoint)
-
-    def _at_port_of(
-        self, endpoint: ListenEndpoint, staying: Container[ListenEndpoint] | None
-    ) -> list[socket.socket]:
-        """The open sockets at a TCP endpoint's port that will not stay."""
-        if staying is None or not isinstance(endpoint, TcpEndpoint):
-            return []
-        return [
-            one.sock
-            for other, sockets in self._open.items()
-            if isinstance(other, TcpEndpoint)
-            and other.port == endpoint.port
-            and other not in staying
-            for one in sockets
-        ]
+    def _opened(
+        self, endpoint: ListenEndpoint, how: Listen, wanted: Mapping[ListenEndpoint, Listen]
+    ) -> _Open:
+        restored = self._restored(endpoint)
+        if restored:  # the store keeps them already; their options are set by the first lease
+            return _Open(restored, how, configured=None)
+        try:
+            sockets = self._listen(endpoint, how, self._leaving_at(endpoint, wanted))
+        except ListenError as error:
+            if error.errno != errno.ENOENT or not how.policy.waits_for_folder(endpoint):
+                raise
+            sockets = []
+        self._keep(endpoint, sockets)
+        return _Open(sockets, how, configured=how.policy)
 
     def _listen(
-        self,
-        owner: str,
-        endpoint: ListenEndpoint,
-        policy: Policy,
-        leaving: Sequence[socket.socket] = (),
+        self, endpoint: ListenEndpoint, how: Listen, leaving: Sequence[socket.socket] = ()
     ) -> list[ListeningSocket]:
         try:
-            return listen(endpoint, policy.backlog, self._inherited, policy, leaving)
+            return listen(endpoint, how.policy.backlog, self._inherited, how.policy, leaving)
         except ListenError as error:
-            error.add_note(owner)
+            error.add_note(how.owner)
             raise
 
-    def _store(self, endpoint: ListenEndpoint) -> None:
-        if self._keep is not None and not isinstance(endpoint, FdEndpoint):
-            for index, listening in enumerate(self._open[endpoint]):
-                self._keep(store_name(endpoint, index), listening.sock)
+    def _leaving_at(
+        self, endpoint: ListenEndpoint, wanted: Mapping[ListenEndpoint, Listen]
+    ) -> list[socket.socket]:
+        """Return the open sockets at a TCP endpoint's port that will be closed."""
+        return [
+            listening.sock
+            for other, entry in self._open.items()
+            if isinstance(endpoint, TcpEndpoint)
+            and isinstance(other, TcpEndpoint)
+            and other.port == endpoint.port
+            and other not in wanted
+            for listening in entry.sockets
+        ]
 
-    def _unstore(self, endpoint: ListenEndpoint) -> None:
-        if self._forget is not None and not isinstance(endpoint, FdEndpoint):
-            for index in range(len(self._open[endpoint])):
-                self._forget(store_name(endpoint, index))
+    # ---- the fd store ----
 
-    def _kept(self, endpoint: ListenEndpoint) -> list[ListeningSocket]:
-        kept: list[ListeningSocket] = []
-        while sockets := self._inherited.get(store_name(endpoint, len(kept))):
+    def _restored(self, endpoint: ListenEndpoint) -> list[ListeningSocket]:
+        """Return duplicates of the sockets that the fd store kept for an endpoint."""
+        restored: list[ListeningSocket] = []
+        while sockets := self._inherited.get(store_name(endpoint, len(restored))):
             try:
                 copy = sockets[0].dup()
             except OSError as error:  # no descriptor is left
-                for listening in kept:
+                for listening in restored:
                     listening.sock.close()
                 raise listen_error(endpoint, errno_of(error)) from error
             copy.setblocking(False)
-            kept.append(ListeningSocket.adopted(copy, endpoint))
-        return kept
+            restored.append(ListeningSocket.restored(copy, endpoint))
+        return restored
+
+    def _keep(self, endpoint: ListenEndpoint, sockets: Sequence[ListeningSocket]) -> None:
+        if self._store is not None and not isinstance(endpoint, FdEndpoint):
+            for index, listening in enumerate(sockets):
+                self._store.fd_store(store_name(endpoint, index), listening.sock)
+
+    def _discard(self, endpoint: ListenEndpoint) -> None:
+        if self._store is not None and not isinstance(endpoint, FdEndpoint):
+            for index in range(len(self._open[endpoint].sockets)):
+                self._store.fd_remove(store_name(endpoint, index))
+
+
+class Lease:
+    """The right to accept at an endpoint; held by one listener at a time.
+
+    Attributes:
+      released: set once the holder has given it back.
+    """
+
+    def __init__(self, owner: ListeningSockets, endpoint: ListenEndpoint) -> None:
+        self.endpoint = endpoint
+        self.released = trio.Event()
+        self._owner = owner
+        self._turn = _Turn()
+        self._turn.ended.set()
+
+    @property
+    def sockets(self) -> Sequence[ListeningSocket]:
+        """The sockets to accept at; they stay their owner's."""
+        return self._owner.sockets_of(self.endpoint)
+
+    @property
+    def how(self) -> Listen:
+        """For whom the endpoint is open, and with which policy."""
+        return self._owner.how(self.endpoint)
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether clients do not find the endpoint: its folder or its file does not exist."""
+        return self._owner.is_absent(self.endpoint)
+
+    def configure(self, how: Listen) -> None:
+        """Set the options of another policy, for the clients that connect from now on."""
+        if not self.released.is_set():  # a listener that has stopped is reconfigured too
+            self._owner.configure(self.endpoint, how)
+
+    async def renew(self) -> None:
+        """Listen again where the file is gone; raises `ListenError`, and nothing changes."""
+        await self._owner.renew(self.endpoint)
+
+    async def serve(self, accept: Accept) -> None:
+        """Run ``accept`` on the sockets, and again on those that replace them; until cancelled."""
+        while True:
+            turn = self._turn = _Turn()
+            try:
+                with turn.scope:
+                    await accept(self.sockets)
+            finally:
+                turn.ended.set()
+
+    async def switch(self) -> None:
+        """Have `serve` go on with the present sockets; return once no task waits for the others."""
+        self._turn.scope.cancel()
+        with trio.CancelScope(shield=True):  # the caller closes the others, cancelled or not
+            await self._turn.ended.wait()
+
+    def release(self) -> None:
+        """Give the endpoint back; no task may wait for its sockets any more. Idempotent."""
+        if not self.released.is_set():
+            self.released.set()
+            self._owner.released(self.endpoint)
+
+
+class _Open:
+    """An open endpoint: its sockets, the policy whose options they have, and its lease."""
+
+    def __init__(
+        self, sockets: list[ListeningSocket], how: Listen, configured: Policy | None
+    ) -> None:
+        self.sockets = sockets
+        self.how = how
+        self.configured = configured
+        self.lease: Lease | None = None
+        self.is_wanted = True
+
+
+class _Turn:
+    """The time for which a lease's holder accepts at one set of sockets."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()

@@ -1,0 +1,255 @@
+"""Reloads of a daemon under real clients: what moves, what stays, and what a failure changes."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tests.daemon.running import (
+    LOOPBACK,
+    LOOPBACK_2,
+    exchange,
+    files_of,
+    running,
+    scrape,
+)
+from tests.fake_services import mux_server, says
+from tests.sockets import no_descriptor_left_over, read_to_end
+from vsockproxy.address.endpoint import (
+    MuxEndpoint,
+    TcpEndpoint,
+    UnixEndpoint,
+)
+from vsockproxy.config.settings import Config, Policy, PumpChoice, Route
+from vsockproxy.errors import ConfigError, ListenError, Problem
+
+
+async def test_a_changed_target_is_for_new_connectionsonly(
+    guest: MuxEndpoint, tmp_path: Path, choice: PumpChoice
+) -> None:
+    async with mux_server(tmp_path / "other", {1: says(b"the other")}) as other:
+        policy = Policy(half_close="forward")
+        route = Route("web", LOOPBACK, guest, policy)
+        async with running(route, choice=choice) as daemon:
+            live = await daemon.connect("web")
+            await live.send_all(b"before")
+            assert await live.receive_some() == b"before"
+            address = daemon.address("web")
+            target = MuxEndpoint(str(other.path), 1)
+            await daemon.reload(replace(route, target=target))
+            assert daemon.address("web") == address
+            async with await daemon.connect("web") as client:
+                assert await read_to_end(client) == b"the other"
+            assert await exchange(live, b"after") == b"after"
+            assert daemon.stats("web").connections == 2
+            assert daemon.daemon.reloads.results == {"success": 1, "failure": 0}
+
+
+async def test_a_removed_route_refuses_new_clients_and_drains(guest: MuxEndpoint) -> None:
+    gone = Route("gone", LOOPBACK, guest, Policy(half_close="forward"))
+    stays = Route("stays", LOOPBACK_2, guest, Policy(half_close="forward"))
+    async with running(gone, stays) as daemon:
+        live = await daemon.connect("gone")
+        await live.send_all(b"x")
+        assert await live.receive_some() == b"x"
+        address = daemon.address("gone")
+        assert isinstance(address, TcpEndpoint)
+        await daemon.reload(stays)
+        with pytest.raises(OSError, match="all attempts to connect"):
+            await trio.open_tcp_stream("127.0.0.1", address.port)
+        assert daemon.stats("gone").live
+        assert await exchange(live, b"last") == b"last"
+        with trio.fail_after(5):
+            while len(daemon.supervisor.stats()) > 1:
+                await trio.lowlevel.checkpoint()
+        assert await exchange(await daemon.connect("stays"), b"x") == b"x"
+
+
+async def test_a_renamed_route_keeps_its_port(guest: MuxEndpoint) -> None:
+    route = Route("old", LOOPBACK, guest, Policy(half_close="forward"))
+    async with running(route) as daemon:
+        address = daemon.address("old")
+        await daemon.reload(replace(route, name="new"))
+        assert daemon.address("new") == address
+        assert await exchange(await daemon.connect("new"), b"x") == b"x"
+
+
+async def test_a_stop_during_a_reload_drains_and_starts_nothing_more(
+    guest: MuxEndpoint, tmp_path: Path
+) -> None:
+    at = [UnixEndpoint(str(tmp_path / name)) for name in ("one", "two", "three")]
+    for before, after in (
+        ([Route("old", at[0], guest)], [Route("new", at[0], guest)]),
+        ([Route("gone", at[0], guest)], [Route("fresh", at[1], guest)]),
+    ):
+        stays = Route("stays", at[2], guest)
+        async with running(*before, stays) as daemon:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(daemon.reload, *after, stays))
+                with trio.fail_after(5):
+                    while not daemon.supervisor._draining:
+                        await trio.lowlevel.checkpoint()
+                daemon.daemon.stop()
+            with trio.fail_after(5):
+                await daemon.ended.wait()
+            assert daemon.drained is True
+        assert files_of(at) == []
+
+
+@pytest.mark.parametrize("ticks", [0, 1])
+async def test_a_drain_during_a_reload_drains_the_reloaded_route(
+    guest: MuxEndpoint, tmp_path: Path, ticks: int
+) -> None:
+    at = [UnixEndpoint(str(tmp_path / name)) for name in ("gone", "before", "after")]
+    async with running(Route("gone", at[0], guest), Route("moves", at[1], guest)) as daemon:
+        moved = Route("moves", at[2], guest)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(daemon.reload, moved)
+            with trio.fail_after(5):
+                while daemon.daemon.config.routes != (moved,):
+                    await trio.lowlevel.checkpoint()
+                for _ in range(ticks):
+                    await trio.lowlevel.checkpoint()
+                await daemon.daemon.drain("moves")
+        assert daemon.supervisor.state_of(daemon.stats("moves")) == "drained"
+        assert files_of(at) == []
+        await daemon.daemon.resume("moves")
+        async with await daemon.connect("moves") as client:
+            await client.send_all(b"x")
+            assert await client.receive_some() == b"x"
+
+
+async def test_a_route_that_moves_keeps_its_counters(guest: MuxEndpoint, tmp_path: Path) -> None:
+    at = [UnixEndpoint(str(tmp_path / name)) for name in ("one", "two")]
+    one, two = Route("one", at[0], guest), Route("two", at[1], guest)
+    for _ in range(10):
+        async with running(one, two) as daemon:
+            daemon.stats("one").connections = 7
+            daemon.stats("two").connections = 9
+            await daemon.reload(replace(one, listen=at[1]), replace(two, listen=at[0]))
+            counted = [daemon.stats(name).connections for name in ("one", "two")]
+            assert counted == [7, 9]
+
+
+async def test_a_reload_with_a_port_in_use_changes_nothing(
+    guest: MuxEndpoint, tmp_path: Path
+) -> None:
+    route = Route("echo", LOOPBACK, guest, Policy(half_close="forward"))
+    fresh = Route("fresh", UnixEndpoint(str(tmp_path / "fresh")), guest)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = Route("taken", TcpEndpoint("127.0.0.1", other.getsockname()[1]), guest)
+        async with running(route) as daemon:
+            with pytest.raises(ListenError):
+                await daemon.reload(fresh, taken)
+            assert not (tmp_path / "fresh").exists()
+            assert await exchange(await daemon.connect(), b"x") == b"x"
+            assert daemon.daemon.reloads.results == {"success": 0, "failure": 1}
+
+
+async def test_a_reload_of_a_wrong_file_changes_nothing(guest: MuxEndpoint) -> None:
+    def load() -> Config:
+        raise ConfigError("config.toml", (Problem("route", "is wrong"),))
+
+    route = Route("echo", LOOPBACK, guest, Policy(half_close="forward"))
+    async with running(route) as daemon:
+        with pytest.raises(ConfigError):
+            await daemon.daemon.replace(load)
+        assert await exchange(await daemon.connect(), b"x") == b"x"
+        assert daemon.daemon.reloads.results["failure"] == 1
+
+
+async def test_a_hundred_reloads_under_load_lose_no_connection_and_no_descriptor(
+    guest: MuxEndpoint, choice: PumpChoice
+) -> None:
+    kept = Route("echo", LOOPBACK, guest, Policy(half_close="forward"))
+    other = Route("other", LOOPBACK_2, guest)
+    async with running(kept, choice=choice) as daemon:
+        done = 0
+        stop = trio.Event()
+
+        async def load() -> None:
+            nonlocal done
+            while not stop.is_set():
+                assert await exchange(await daemon.connect(), b"hello") == b"hello"
+                done += 1
+
+        await daemon.reload(kept)  # its worker thread's descriptors are trio's to keep
+        with no_descriptor_left_over():
+            async with trio.open_nursery() as clients:
+                for _ in range(10):
+                    clients.start_soon(load)
+                for number in range(100):
+                    policy = replace(kept.policy, connect_timeout=1.0 + number)
+                    routes = [replace(kept, policy=policy), other]
+                    await daemon.reload(*routes[: 1 + number % 2])
+                    before = done
+                    while done < before + 5:
+                        await trio.lowlevel.checkpoint()
+                await daemon.reload(kept)
+                stop.set()
+            await daemon.closed("echo", "finished", done)
+        assert daemon.stats("echo").closed == {"finished": done}
+        assert daemon.daemon.reloads.results["success"] == 102
+
+
+async def test_a_changed_metrics_listener_moves(guest: MuxEndpoint, tmp_path: Path) -> None:
+    route = Route("echo", LOOPBACK, guest)
+    one, two = (UnixEndpoint(str(tmp_path / name)) for name in ("one", "two"))
+    async with running(route, metrics=one) as daemon:
+        assert "vsockproxy_build_info" in await scrape(one)
+        await daemon.reload(route, metrics=two)
+        assert "vsockproxy_build_info" in await scrape(two)
+        assert not (tmp_path / "one").exists()
+
+
+async def test_a_removed_metrics_socket_is_bound_again_and_serves(
+    guest: MuxEndpoint, tmp_path: Path
+) -> None:
+    metrics = UnixEndpoint(str(tmp_path / "metrics"))
+    async with running(Route("echo", LOOPBACK, guest), metrics=metrics) as daemon:
+        await trio.Path(metrics.path).unlink()
+        with trio.fail_after(10):
+            while files_of([metrics]) == []:
+                await trio.lowlevel.checkpoint()
+        assert "vsockproxy_build_info" in await scrape(metrics)
+        daemon.daemon.stop()
+        await daemon.ended.wait()
+    assert files_of([metrics]) == []
+
+
+async def test_metrics_that_fail_while_they_are_served_end_no_route(
+    guest: MuxEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = trio.Event()
+
+    async def serve(*_: object, task_status: trio.TaskStatus[None], **__: object) -> None:
+        async with trio.open_nursery():
+            task_status.started()
+            await fails.wait()
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("vsockproxy.admin.observe.serve_metrics", serve)
+    route = Route("echo", LOOPBACK, guest, Policy(half_close="forward"))
+    metrics = UnixEndpoint(str(tmp_path / "metrics"))
+    async with running(route, metrics=metrics) as daemon:
+        fails.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert await exchange(await daemon.connect(), b"on") == b"on"
+        monkeypatch.undo()
+        await daemon.reload(route, metrics=metrics)
+        assert "vsockproxy_build_info" in await scrape(metrics)
+
+
+async def test_alive_returns_once_the_pump_threads_answer(
+    guest: MuxEndpoint, choice: PumpChoice
+) -> None:
+    async with running(Route("echo", LOOPBACK, guest), choice=choice) as daemon:
+        with trio.fail_after(5):
+            await daemon.daemon.alive()
