@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.sockets import Pair, reset, tcp_pair
 from vsockproxy.config.settings import PumpChoice, PumpSettings
-from vsockproxy.pump.native import open_pump
+from vsockproxy.pump.choice import open_pump
 from vsockproxy.pump.transfer import Bounds, Meter
 
 Seen = Literal["open", "eof", "reset"]
