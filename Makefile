@@ -48,7 +48,7 @@ sanitize: venv build/driver-address build/driver-thread build/sanitized/compiled
 	build/driver-thread
 	cd build/sanitized && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONMALLOC=malloc \
-		$(abspath $(BIN))/python -m pytest -q tests/pump/test_conformance.py -k native
+		$(abspath $(BIN))/python -m pytest -q tests/pump/test_conformance_*.py -k native
 
 build/driver-address: tests/pump/driver.c $(C_ALL)
 	mkdir -p build
