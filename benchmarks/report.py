@@ -151,7 +151,7 @@ def _growth(table: Table) -> Iterator[str]:
 
 
 def _others(table: Table) -> Iterator[str]:
-    """Write the rows with special figures, a table each."""
+    """Yield a table for each row with special figures."""
     for row, entry in table.rows.items():
         if row in _compared(table) or row.startswith("growth-"):
             continue

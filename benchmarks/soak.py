@@ -4,7 +4,7 @@
 
 Runs a daemon as a service manager does and, on the loopback, what happens to one in
 years: clients that finish, that are killed in mid-transfer, that half-close and wait;
-targets that refuse and targets that reset; scrapes; a reload every second that changes, adds
+targets that refuse and targets that close early; scrapes; a reload every second that changes, adds
 and removes routes; and in the first half of the time a restart now and then, under load.
 The last process lives through the second half, so that a slow leak has time to show.
 
@@ -131,7 +131,9 @@ def report(soak: Soak, began: Holding) -> int:
     print(f"the last one, of {len(soak.ends)}, ended with {soak.ends[-1]}")
     print(f"the most of any: {most(soak.ends)}; {soak.reloads} reloads")
     if soak.pauses:
-        print(f"{len(soak.pauses)} restarts; nobody served for {max(soak.pauses):.2f} s at most")
+        print(
+            f"{len(soak.pauses)} restarts; no process was ready for {max(soak.pauses):.2f} s at most"
+        )
     print(f"clients: {dict(sorted(soak.weather.outcomes.items()))}")
     for event, number in soak.service.events.most_common():
         print(f"{number:8} log lines: {event}")

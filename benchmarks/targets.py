@@ -105,18 +105,18 @@ class _Compare:
     work: str
 
     def least(self, figure: str, bound: float, what: str = "") -> Verdict:
-        """Require at least a multiple of HAProxy's figure."""
+        """Return the verdict: at least ``bound`` times HAProxy's figure."""
         reached = self.table.ratio(self.row, OURS, REFERENCE, figure)
         return Verdict(self.work + what, f"{bound} x HAProxy", bound, True, reached)
 
     def most(self, figure: str, bound: float, what: str = "", peer: str = REFERENCE) -> Verdict:
-        """Require at most a multiple of a peer's figure."""
+        """Return the verdict: at most ``bound`` times a peer's figure."""
         name = "HAProxy" if peer == REFERENCE else peer
         reached = self.table.ratio(self.row, OURS, peer, figure)
         return Verdict(self.work + what, f"at most {bound} x {name}", bound, False, reached)
 
     def ahead(self, figure: str, *, highest: bool, what: str = "") -> Verdict:
-        """Require a figure no worse than the best peer's."""
+        """Return the verdict: no worse than the best peer's figure."""
         best = self.table.best(self.row, figure, highest=highest)
         if best is None:
             return Verdict(self.work + what, "no peer ahead", 1.0, highest, None)

@@ -50,7 +50,7 @@ class Weather:
             worker.join()
 
     def _serve(self) -> None:
-        """Serve as the target: echo, or reset on request."""
+        """Serve as the target: echo, or close on request."""
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(self._folder / "target"))
             listener.listen(1024)
@@ -133,7 +133,7 @@ class Weather:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def leave(self, _chance: random.Random) -> None:
-        """Have the target reset in mid-transfer."""
+        """Have the target close in mid-transfer."""
         with self._connect("echo") as client:
             client.sendall(b"leave" + bytes(50_000))
             client.recv(1)
@@ -152,7 +152,7 @@ class Weather:
 
 
 def configuration(folder: Path, number: int) -> str:
-    """Return the routes of one reload: three that stay, with a new policy, a fourth in every second."""
+    """Return the routes of reload ``number``: three with a new policy, a fourth if it is odd."""
     lines = [
         "[log]",
         'format = "json"',
