@@ -104,7 +104,7 @@ def idle(place: Place, proxy: Proxy, row: Row, seconds: float) -> Sample:
 
 
 def keeps_half_close(place: Place, peer: Peer) -> str:
-    """Return "" if an answer arrives after the client's half-close; else the error."""
+    """Return "" if an answer arrives after the client's half-close, else the error."""
     with running(peer, place.folder, place.target, place.proxy_cpus) as proxy:
         try:
             for _ in range(5):  # some proxies have a race here

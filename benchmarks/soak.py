@@ -132,7 +132,7 @@ def report(soak: Soak, began: Holding) -> int:
     print(f"the most of any: {most(soak.ends)}; {soak.reloads} reloads")
     if soak.pauses:
         print(
-            f"{len(soak.pauses)} restarts; no process was ready for {max(soak.pauses):.2f} s at most"
+            f"{len(soak.pauses)} restarts; longest without a ready process: {max(soak.pauses):.2f} s"
         )
     print(f"clients: {dict(sorted(soak.weather.outcomes.items()))}")
     for event, number in soak.service.events.most_common():
