@@ -131,9 +131,8 @@ def report(soak: Soak, began: Holding) -> int:
     print(f"the last one, of {len(soak.ends)}, ended with {soak.ends[-1]}")
     print(f"the most of any: {most(soak.ends)}; {soak.reloads} reloads")
     if soak.pauses:
-        print(
-            f"{len(soak.pauses)} restarts; longest without a ready process: {max(soak.pauses):.2f} s"
-        )
+        pause = max(soak.pauses)
+        print(f"{len(soak.pauses)} restarts; longest without a ready process: {pause:.2f} s")
     print(f"clients: {dict(sorted(soak.weather.outcomes.items()))}")
     for event, number in soak.service.events.most_common():
         print(f"{number:8} log lines: {event}")
