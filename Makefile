@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := vsockproxy/pump/_native
-C_FILES := $(addprefix $(NATIVE)/,pump.c thread.c relay.c half.c pipe.c timer.c limit.c)
-C_ALL := $(C_FILES) $(addprefix $(NATIVE)/,pump.h internal.h)
+C_FILES := $(filter-out %/_pump.c,$(wildcard $(NATIVE)/*.c))
+C_ALL := $(C_FILES) $(wildcard $(NATIVE)/*.h)
 C_FLAGS := -std=gnu11 -Wall -Wextra -Werror -g -O1 -fno-omit-frame-pointer -I$(NATIVE)
 
 LOAD_FILES := $(wildcard benchmarks/load/*.c)
@@ -48,7 +48,7 @@ sanitize: venv build/driver-address build/driver-thread build/sanitized/compiled
 	build/driver-thread
 	cd build/sanitized && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONMALLOC=malloc \
-		$(abspath $(BIN))/python -m pytest -q tests/pump/test_conformance.py -k native
+		$(abspath $(BIN))/python -m pytest -q tests/pump/test_conformance_*.py -k native
 
 build/driver-address: tests/pump/driver.c $(C_ALL)
 	mkdir -p build

@@ -1,4 +1,4 @@
-"""The daemon by itself: how soon it is ready, what it holds at rest, what a scrape costs."""
+"""Measure the daemon alone: time until it is ready, memory at rest, cost of a scrape."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SCRAPES: Final = 5  # of one sample
 
 
 def at_rest(folder: Path, routes: int) -> Sample:
-    """Seconds until it says that it is ready, and its memory then."""
+    """Return the seconds until the daemon is ready, and its memory then."""
     started = time.monotonic()
     with daemon(folder, routes) as process:
         ready = time.monotonic() - started
@@ -27,14 +27,14 @@ def at_rest(folder: Path, routes: int) -> Sample:
 
 
 def scraped(peer: Peer, routes: int) -> Peer:
-    """The daemon with metrics, and with so many routes."""
+    """Return the daemon as a peer, with metrics and ``routes`` routes."""
     more = (f'"unix:{{folder}}/{n}" = "unix:{{target_path}}"' for n in range(1, routes))
     metrics = '[metrics]\nlisten = "unix:{folder}/metrics"\n'
     return replace(peer, config=metrics + peer.config + "\n".join(more))
 
 
 def scrape(place: Place, proxy: Proxy, connections: int) -> Sample:
-    """Seconds and processor seconds of a scrape, beside so many idle connections."""
+    """Return the seconds and processor seconds of a scrape, with idle connections open."""
     taken: Sample = {}
 
     def several() -> None:
@@ -44,7 +44,7 @@ def scrape(place: Place, proxy: Proxy, connections: int) -> Sample:
         taken["scrape_cpu"] = (usage_of(proxy.pid).cpu - before.cpu) / _SCRAPES
         taken["scrape_bytes"] = size
 
-    _get(proxy.folder / "metrics")  # the first imports what it needs
+    _get(proxy.folder / "metrics")  # the first one imports modules
     if connections:
         groups = [f"connections={connections},flight=0"]
         traffic.run(proxy.address, groups, 0, place.client_cpus, started=several)
@@ -54,7 +54,7 @@ def scrape(place: Place, proxy: Proxy, connections: int) -> Sample:
 
 
 def _get(path: Path) -> int:
-    """One scrape; the size of what came."""
+    """Scrape once; return the size of the answer."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(path))
         sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")

@@ -1,9 +1,9 @@
-"""Measure the daemon against its peers; docs/benchmarks.md says what, and how to read it.
+"""Measure the daemon against its peers; docs/benchmarks.md explains the rows.
 
     python benchmarks/bench.py [--only churn --peers vsockproxy,haproxy --rounds 3]
 
 TCP in front, a Unix socket behind, each proxy in turn, A B A B; samples go to
-build/bench/results.json, or last.json beside it when not everything was asked for.
+build/bench/results.json, or to last.json beside it when only some rows or peers were measured.
 Everything is on the loopback.  `make build/load` first.
 """
 
@@ -30,14 +30,14 @@ from plan import OURS, Outcome, Plan, Step
 
 HERE: Final = Path(__file__).parent
 BUILD: Final = HERE.parent / "build" / "bench"
-DESCRIPTORS: Final = 18100  # two for each of 8000 connections, and what there is besides
-CPUS_TO_SPARE: Final = 4  # so many, and the load is never short of them
+DESCRIPTORS: Final = 18100  # two for each of 8000 connections, and some for other files
+CPUS_TO_SPARE: Final = 4  # with this many, the load never lacks one
 
 Results = dict[str, Any]
 
 
 def main() -> int:
-    """Measure what was asked for; 1 when the daemon lost bytes: a peer's loss is a result."""
+    """Measure the rows; return 1 if the daemon lost bytes.  A peer's loss is only a result."""
     options = _options()
     allow_descriptors()
     peers = _choose(options.peers_file, options.peers)
@@ -53,7 +53,7 @@ def main() -> int:
                 for peer in peers:
                     results["half_close"][peer.name] = measure.keeps_half_close(place, peer)
                 take_all(place, steps, results["rows"])
-    finally:  # what there is, whatever ended it
+    finally:  # also after an error: the samples so far
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(results, indent=1))
         _print_table(results)
@@ -82,7 +82,7 @@ def _options() -> argparse.Namespace:
 
 
 def allow_descriptors() -> None:
-    """For as many connections as there will be; what is started inherits it."""
+    """Raise the limit of descriptors for every connection; child processes inherit it."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         most = max(most, DESCRIPTORS)
@@ -103,7 +103,7 @@ def _choose(file: Path, names: str) -> list[Peer]:
 
 
 def place_in(folder: Path, target: str) -> Place:
-    """The load on one processor and the proxy on the next, where there are two."""
+    """Return a place with the load on one processor and the proxy on another, if there are two."""
     place = Place(folder, target or f"unix:{folder}/target")
     first, *others = sorted(os.sched_getaffinity(0))
     if not others:
@@ -113,7 +113,7 @@ def place_in(folder: Path, target: str) -> Place:
 
 
 def take_all(place: Place, steps: Sequence[Step], rows: Results) -> None:
-    """All samples of the steps, into the rows of their names."""
+    """Take all samples of the steps and add them to the rows of the same names."""
     progress = Progress(steps)
     for step in steps:
         row = rows.setdefault(step.name, {"title": step.title, "samples": {}, "lost": {}})
@@ -129,7 +129,7 @@ def take_all(place: Place, steps: Sequence[Step], rows: Results) -> None:
 
 
 class Progress:
-    """Says what was taken, and how long the rest will take."""
+    """Prints each sample, and how long the rest will take."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self._total = sum(step.cost * step.rounds for step in steps)
@@ -137,7 +137,7 @@ class Progress:
         self._began = time.monotonic()
 
     def tell(self, step: Step, outcome: Outcome) -> None:
-        """One sample is there."""
+        """Print a sample."""
         name, taken = outcome
         if isinstance(taken, traffic.LostError):
             values = f"LOST: {taken}"
@@ -146,7 +146,7 @@ class Progress:
         print(f"{step.name} {name}: {values}", file=sys.stderr)
 
     def done(self, step: Step) -> None:
-        """All samples of the step are there."""
+        """Count a step as finished, and print the time left."""
         self._done += step.cost * step.rounds
         passed = time.monotonic() - self._began
         left = (self._total / self._done - 1) * passed
@@ -154,7 +154,7 @@ class Progress:
 
 
 def _print_table(results: Results) -> None:
-    """Medians, for whoever ran one row."""
+    """Print the medians of each row."""
     for name, row in results["rows"].items():
         print(f"\n{name}: {row['title']}")
         for peer, samples in row["samples"].items():

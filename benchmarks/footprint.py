@@ -1,4 +1,4 @@
-"""What the daemon costs at rest: memory of an idle connection, and time until it is ready.
+"""Measure the daemon at rest: memory of an idle connection, and time until it is ready.
 
     python benchmarks/footprint.py [--connections 4000] [--routes 1000]
 
@@ -23,12 +23,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-ADDRESS = "127.77.0.1"  # of the loopback's own net; nobody else listens there
+ADDRESS = "127.77.0.1"  # of the loopback's network; nothing else listens there
 FIRST_PORT = 20000
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print the figures."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--connections", type=int, default=4000)
     options.add_argument("--routes", type=int, default=1000)
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def ready_seconds(folder: Path, routes: int) -> float:
-    """From the start of the process to its line `ready`."""
+    """Return the seconds from the start of the process to its line `ready`."""
     started = time.monotonic()
     with daemon(folder, routes):
         return time.monotonic() - started
@@ -64,7 +64,7 @@ def idle_memory(folder: Path, connections: int) -> None:
 
 
 def idle_connections(target: socket.socket, number: int) -> Iterator[socket.socket]:
-    """Both outer ends of so many connections, each of which has carried a byte both ways."""
+    """Return both outer ends of ``number`` connections, after a byte in each direction."""
     for _ in range(number):
         client = socket.create_connection((ADDRESS, FIRST_PORT))
         server, _ = target.accept()
@@ -78,7 +78,7 @@ def idle_connections(target: socket.socket, number: int) -> Iterator[socket.sock
 
 @contextmanager
 def daemon(folder: Path, routes: int) -> Iterator[subprocess.Popen[str]]:
-    """A daemon with so many routes, from its `ready` until it is stopped."""
+    """Run a daemon with ``routes`` routes from its line `ready` until the block is left."""
     file = folder / "routes.toml"
     lines = [f'"{ADDRESS}:{FIRST_PORT + n}" = "unix:{folder}/target"' for n in range(routes)]
     file.write_text("\n".join(["[log]", 'format = "json"', "[forward]", *lines]))
@@ -100,13 +100,13 @@ def daemon(folder: Path, routes: int) -> Iterator[subprocess.Popen[str]]:
 
 
 def drain(descriptor: int) -> None:
-    """Read what is left, so that the daemon is not held by a full pipe."""
+    """Read the rest of the output, so that a full pipe does not block the daemon."""
     while select.select([descriptor], [], [], 5)[0] and os.read(descriptor, 65536):
         pass
 
 
 def private_bytes(pid: int) -> int:
-    """Memory that goes with the process: private pages of every mapping."""
+    """Return the bytes of private pages of every mapping: freed when the process ends."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     sizes = dict(line.split(":", 1) for line in text.splitlines()[1:])
     kib = sum(int(sizes[key].split()[0]) for key in ("Private_Clean", "Private_Dirty"))

@@ -1,10 +1,10 @@
-"""A guard for the gate: has the daemon's data path become much dearer than it was?
+"""Fail when the daemon's data path has become much more expensive.
 
     python benchmarks/guard.py
 
-Compares its processor time a unit with that of the load program's plain relay, which does
-the least a relay can do, run in turn with it.  A ratio within one run holds on a slow or
-busy machine, where a clock would not.  Exit status 1 when one is over its bound.
+Compares its processor time a unit with that of the load program's plain relay, which does the
+least a relay can do.  The two run in turn: their ratio holds on a slow or busy machine, where a
+time would not.  Exit status 1 when a ratio is over its bound.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ RELAY: Final = Peer(
     "relay", f"{traffic.LOAD} relay tcp:127.0.0.1:{{listen_port}} unix:{{target_path}}", ""
 )
 BOUNDS: Final = {"up-1": 1.6, "down-1": 1.6, "trips-64-64": 1.6, "churn-8": 3.5}
-"""At most so many times the relay's processor time; half as much again as was seen at rest."""
+"""The bounds, in multiples of the relay's processor time: 1.5 times those of a quiet machine."""
 
 
 def main() -> int:
-    """Measure, print, judge."""
+    """Measure and print; return 1 if a ratio is over its bound."""
     allow_descriptors()
     ours = next(peer for peer in read_peers(HERE / "peers.toml") if peer.name == OURS)
     plan = Plan([ours, RELAY], 5, 0.5, False, 2**23)
     steps: dict[str, Step] = {}
     for step in plan.steps():
-        steps.setdefault(step.name, step)  # a second of that name counts system calls
+        steps.setdefault(step.name, step)  # the second step of that name counts system calls
     rows: dict[str, object] = {}
     with TemporaryDirectory(prefix="guard-") as name:
         place = place_in(Path(name), "")
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def _within(table: Table, row: str, bound: float) -> bool:
-    """Say how it compares; False also when there is nothing to compare."""
+    """Print a ratio and return whether it is within its bound; False also without samples."""
     ratio = table.ratio(row, OURS, RELAY.name, "cpu_per_unit")
     fine = ratio is not None and ratio <= bound
     said = "lost bytes" if ratio is None else f"{ratio:.2f} x the plain relay's processor time"

@@ -1,4 +1,4 @@
-"""The machine, and the versions of what was measured on it."""
+"""Describe the machine and the versions of the measured programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from peers import Peer
 
 
 def description(peers: Iterable[Peer]) -> dict[str, object]:
-    """For people who read the results."""
+    """Return the machine's description for readers of the results."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "commit": _line(["git", "describe", "--always", "--dirty"]),
@@ -35,7 +35,7 @@ def _processor() -> str:
 
 
 def _line(command: list[str]) -> str:
-    """The first line that a command prints; "unknown" where it is not there."""
+    """Return the first line that a command prints; "unknown" if it is not installed."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

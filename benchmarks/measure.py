@@ -1,6 +1,6 @@
-"""One sample of one row through one proxy.
+"""Take one sample of one row through one proxy.
 
-Owns: `Place`, `Sample`, and what is put into relation to what.  Knows nothing of rounds.
+Owns: `Place`, `Sample`, and the ratios in a sample.  Knows nothing of rounds.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from rows import HALF_CLOSE, Row
 from usage import SystemCalls, Usage, memory_of, usage_of
 
 Sample = dict[str, float]
-"""What was measured, by name; a unit is a request, or a GB (10^9 bytes) in bulk."""
+"""Figures by name; a unit is a request, or a GB (10^9 bytes) in bulk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where it is measured: an empty folder, the address behind, and who has which processors.
+    """A place to measure: an empty folder, the target's address, processors for each program.
 
-    No processors: whichever there are.
+    Without processors, a program runs on any of them.
     """
 
     folder: Path
@@ -31,12 +31,12 @@ class Place:
     proxy_cpus: tuple[int, ...] = ()
 
     def anywhere(self) -> Place:
-        """The same place with nobody bound to a processor."""
+        """Return the same place without processors assigned."""
         return replace(self, client_cpus=(), server_cpus=(), proxy_cpus=())
 
 
 def sample(place: Place, proxy: Proxy, row: Row, seconds: float) -> Sample:
-    """Run a row once; raises `traffic.LostError`."""
+    """Run a row once and return its sample; raises `traffic.LostError`."""
     used: list[Usage] = []
 
     def note() -> None:
@@ -58,13 +58,13 @@ def sample(place: Place, proxy: Proxy, row: Row, seconds: float) -> Sample:
     }
     if units:
         taken["cpu_per_unit"] = (after.cpu - before.cpu) / units
-    if units and after.pids == before.pids:  # what an ended process has switched, nobody knows
+    if units and after.pids == before.pids:  # the switches of an ended process are unknown
         taken["switches_per_unit"] = (after.switches - before.switches) / units
     return taken
 
 
 def system_calls(place: Place, proxy: Proxy, row: Row, seconds: float) -> Sample:
-    """System calls a unit, in a run that serves nothing else."""
+    """Count the system calls a unit, in a separate run."""
     counting: list[SystemCalls] = []
     numbers: list[int] = []
     result = traffic.run(
@@ -80,7 +80,7 @@ def system_calls(place: Place, proxy: Proxy, row: Row, seconds: float) -> Sample
 
 
 def idle(place: Place, proxy: Proxy, row: Row, seconds: float) -> Sample:
-    """What idle connections cost: memory each, processor time and wake-ups a second."""
+    """Measure idle connections: memory of each, processor time and wake-ups a second."""
     traffic.run(proxy.address, ["connections=100"], 0, place.client_cpus)  # warm
     empty = memory_of(proxy.pid)
     used: list[Usage] = []
@@ -104,10 +104,10 @@ def idle(place: Place, proxy: Proxy, row: Row, seconds: float) -> Sample:
 
 
 def keeps_half_close(place: Place, peer: Peer) -> str:
-    """Nothing when an answer still comes after the client's half-close; else what came."""
+    """Return "" if an answer arrives after the client's half-close, else the error."""
     with running(peer, place.folder, place.target, place.proxy_cpus) as proxy:
         try:
-            for _ in range(5):  # a race, for some
+            for _ in range(5):  # some proxies have a race here
                 traffic.run(proxy.address, [HALF_CLOSE], 0.1, place.client_cpus)
         except traffic.LostError as lost:
             return str(lost)

@@ -1,7 +1,7 @@
-"""The proxies that are compared: read from a file, started, stopped.
+"""Read, start and stop the proxies that are compared.
 
-Owns: `Peer`, the form of ``peers.toml``, and a proxy's process.  Knows nothing of what is
-measured.
+Owns: `Peer`, the format of ``peers.toml``, and a proxy's process.  Knows nothing of the
+measurements.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PATIENCE: Final = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One table of ``peers.toml``; see there."""
+    """One table of ``peers.toml``, which explains the keys."""
 
     name: str
     command: str
@@ -37,13 +37,13 @@ class Peer:
 
     @property
     def installed(self) -> bool:
-        """Whether each program of its command is there."""
+        """Return whether each program of its command is installed."""
         words = _fill(self.command, {"python": sys.executable}).split()
         programs = [words[0], *(word for word in words[1:] if word.startswith("/"))]
         return all(shutil.which(program) for program in programs)
 
     def version_line(self) -> str:
-        """The first line in which it tells a version."""
+        """Return the first line of output with a version."""
         command = shlex.split(_fill(self.version, {"python": sys.executable}))
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         lines = (done.stdout + done.stderr).splitlines()
@@ -51,15 +51,15 @@ class Peer:
 
 
 def read_peers(file: Path) -> list[Peer]:
-    """All tables of a file, in its order."""
+    """Return all tables of a file, in its order."""
     return [Peer(name, **table) for name, table in tomllib.loads(file.read_text()).items()]
 
 
 @contextmanager
 def running(peer: Peer, folder: Path, target: str, cpus: Sequence[int]) -> Iterator[Proxy]:
-    """A proxy of that peer in front of an address, on these processors, until the block ends.
+    """Run a proxy of that peer in front of an address, on these processors, until the block ends.
 
-    Raises SystemExit with what it printed when it does not start.
+    Raises SystemExit with the proxy's output when it does not start.
     """
     home = folder / str(time.monotonic_ns())  # a name without spaces, for the commands
     home.mkdir()
@@ -94,13 +94,13 @@ class Proxy:
 
     @property
     def address(self) -> str:
-        """For the load program."""
+        """The proxy's address as the load program takes it."""
         return f"tcp:127.0.0.1:{self.port}"
 
 
 @contextmanager
 def pinned(cpus: Sequence[int]) -> Iterator[None]:
-    """What is started in the block runs on these processors only; on all where none is named."""
+    """Run the processes started in the block on these processors; on all of them if empty."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cpus or before)
     try:
@@ -110,7 +110,7 @@ def pinned(cpus: Sequence[int]) -> Iterator[None]:
 
 
 def _fill(template: str, words: Mapping[str, str]) -> str:
-    """Put the words in; other braces stay, they belong to the peer's own language."""
+    """Replace the placeholders; other braces belong to the peer's configuration language."""
     for name, value in words.items():
         template = template.replace(f"{{{name}}}", value)
     return template
@@ -124,7 +124,7 @@ def _free_port() -> int:
 
 
 def _await_listener(process: subprocess.Popen[bytes], port: int, output: Path) -> None:
-    """Poll: a foreign program tells in no other way that it listens."""
+    """Wait until the port accepts; polled, as a foreign program does not report that it listens."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until and process.poll() is None:
         try:
@@ -137,7 +137,7 @@ def _await_listener(process: subprocess.Popen[bytes], port: int, output: Path) -
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End its whole session: socat has a child for each connection."""
+    """End the proxy's whole session: socat has a child for each connection."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)

@@ -1,4 +1,4 @@
-"""The README's pictures: `top`, and plots of what the dashboard shows, from one run of the demo.
+"""Draw the README's pictures, `top` and plots of the dashboard, from one run of the demo.
 
     make pictures
 
@@ -57,14 +57,14 @@ Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 class Scrape(NamedTuple):
-    """The metrics at one time, in seconds since the first."""
+    """One scrape and its time, in seconds since the first."""
 
     time: float
     series: Series
 
 
 def main() -> int:
-    """Run the demo, look at it, and draw."""
+    """Run the demo, record it, and draw the pictures."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--seconds", type=int, default=60)
     arguments.add_argument("--folder", type=Path, default=Path("docs/pictures"))
@@ -93,7 +93,7 @@ def _watch(folder: Path, seconds: int) -> tuple[Traffic, list[Scrape]]:
 
 
 def _free_ports(number: int) -> list[int]:
-    """TCP ports where nobody listened a moment ago."""
+    """Return free TCP ports."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
     ports = [sock.getsockname()[1] for sock in sockets]
     for sock in sockets:
@@ -137,7 +137,7 @@ def _until_ready(client: Client) -> None:
 
 @contextmanager
 def _load(folder: Path, ports: dict[str, int], seconds: int) -> Iterator[None]:
-    """Clients of every route, while the block runs."""
+    """Run clients of every route while the block runs."""
     over = threading.Event()
     tasks = [
         threading.Thread(target=_client, args=(ports[name], pause, over))
@@ -156,7 +156,7 @@ def _load(folder: Path, ports: dict[str, int], seconds: int) -> Iterator[None]:
 
 
 def _client(port: int, pause: float, over: threading.Event) -> None:
-    """One connection after the other, each with some requests."""
+    """Open one connection after another, each with some requests."""
     while not over.is_set():
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
             for _ in range(random.randint(5, 200)):
@@ -167,7 +167,7 @@ def _client(port: int, pause: float, over: threading.Event) -> None:
 
 
 def _backup(path: Path, seconds: int, over: threading.Event) -> None:
-    """A target that answers, is gone in the middle third, and is there again."""
+    """Run a target that answers, except in the middle third of the time."""
     for _ in range(2):
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
@@ -225,7 +225,7 @@ def _draw_metrics(scrapes: list[Scrape], file: Path) -> None:
 
 
 Reading = Callable[[float, float, float], float]
-"""What is drawn of a value, the value before it, and the seconds between them."""
+"""The value to draw, from a value, the one before it, and the seconds between them."""
 
 
 def _rate(now: float, before: float, seconds: float) -> float:
@@ -237,7 +237,7 @@ def _value(now: float, _before: float, _seconds: float) -> float:
 
 
 def _plot(axes: Any, title: str, scrapes: list[Scrape], name: str, read: Reading) -> None:
-    """A line for each series of a metric."""
+    """Draw a line for each series of a metric."""
     for key in sorted({key for scrape in scrapes for key in scrape.series if key[0] == name}):
         values = [
             read(now.series.get(key, 0.0), before.series.get(key, 0.0), now.time - before.time)

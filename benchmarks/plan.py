@@ -1,6 +1,6 @@
-"""What is measured, in which order: the steps of a run.
+"""The steps of a run: which rows are measured, in which order.
 
-Owns: `Step` and the list of them.  A step is one row of the results: takers with names,
+Owns: `Step` and the list of them.  A step is one row of the results: named takers,
 called in turn, A B A B.
 """
 
@@ -21,15 +21,15 @@ from rows import Row, growth, idle, rows
 from usage import perf_counts
 
 Taker = tuple[str, Callable[[], Sample]]
-"""Whom it is about, and what takes one sample."""
+"""The name of the proxy, and the function that takes one sample."""
 
 Outcome = tuple[str, Sample | traffic.LostError]
-"""Whom it is about, and what was taken, or how bytes were lost."""
+"""The name of the proxy, and its sample, or how bytes were lost."""
 
 Measurement = Callable[[Place, Proxy, Row, float], Sample]
 
 Opener = Callable[[Place, ExitStack], Iterable[Taker]]
-"""Starts what is to run during all rounds, and gives the takers."""
+"""Start the proxies that run during all rounds, and return the takers."""
 
 OURS: Final = "vsockproxy"
 REFERENCE: Final = "haproxy"
@@ -39,7 +39,7 @@ REFERENCE: Final = "haproxy"
 class Step:
     """One row of the results; ``cost`` is about the seconds of all samples of a round.
 
-    No cost: nobody is able to do it.
+    A cost of 0 means that no peer can be measured.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Step:
     open: Opener
 
     def samples(self, place: Place) -> Iterator[Outcome]:
-        """Take them all."""
+        """Take all samples of the step."""
         with ExitStack() as stack:
             takers = list(self.open(place, stack))
             for _ in range(self.rounds):
@@ -62,16 +62,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How thorough a run is: its peers, rounds, and how long a sample is (1: in full)."""
+    """A run's peers, its rounds, and the scale of a sample's length (1 is the full length)."""
 
     peers: Sequence[Peer]
     rounds: int
     scale: float
-    bulk_anywhere: bool  # nobody is bound to a processor in bulk
+    bulk_anywhere: bool  # in bulk, no program is bound to a processor
     block: int  # bytes of one request of a bulk stream
 
     def steps(self) -> Iterator[Step]:
-        """All there are."""
+        """Return all steps."""
         for row in rows(self.block):
             step = self._compared(row, measure.sample, 0.7)
             anywhere = row.bulk and self.bulk_anywhere
@@ -90,14 +90,14 @@ class Plan:
     def _compared(
         self, row: Row, take: Measurement, seconds: float, names: Sequence[str] = ()
     ) -> Step:
-        """Peers beside each other."""
+        """Return a step that compares peers."""
         peers = [peer for peer in self._able(row) if not names or peer.name in names]
         seconds *= self.scale
         cost = len(peers) * (seconds + 0.3 + row.connections / 5000)
         return Step(row.name, row.title, self.rounds, cost, _beside(row, take, seconds, peers))
 
     def _idle(self, row: Row) -> Step:
-        """A process for each sample: memory that was once taken is not given back."""
+        """Return a step with a new process for each sample: a process keeps memory it once had."""
         peers, seconds = self._able(row), 2 * self.scale
 
         def one(place: Place, peer: Peer) -> Sample:
@@ -113,7 +113,7 @@ class Plan:
         return [peer for peer in self.peers if peer.most >= row.connections]
 
     def _threads(self, ours: Peer) -> Iterator[Step]:
-        """The daemon with 1, 2 and 4 pump threads, free to use every processor."""
+        """Return the step of the daemon with 1, 2 and 4 pump threads, on every processor."""
         peers = [
             replace(ours, name=f"{n} threads", config=_set_threads(ours.config, n))
             for n in (1, 2, 4)
@@ -127,7 +127,7 @@ class Plan:
                 yield Step(f"threads-{row.name}", title, self.rounds, cost, opener)
 
     def _alone(self, ours: Peer) -> Iterator[Step]:
-        """The daemon by itself."""
+        """Return the steps of the daemon alone."""
 
         def rests(place: Place, _stack: ExitStack) -> Iterator[Taker]:
             for routes in (1, 10, 100, 1000):
@@ -149,7 +149,7 @@ class Plan:
 
 
 def _beside(row: Row, take: Measurement, seconds: float, peers: Sequence[Peer]) -> Opener:
-    """Peers that all run during all rounds."""
+    """Run all peers during all rounds."""
 
     def open_them(place: Place, stack: ExitStack) -> Iterator[Taker]:
         for peer in peers:
@@ -160,7 +160,7 @@ def _beside(row: Row, take: Measurement, seconds: float, peers: Sequence[Peer]) 
 
 
 def _anywhere(opener: Opener) -> Opener:
-    """The same with nobody bound to a processor."""
+    """Return the same takers without processors assigned."""
     return lambda place, stack: opener(place.anywhere(), stack)
 
 

@@ -1,4 +1,4 @@
-"""The plots of docs/benchmarks.md, as PNG and SVG."""
+"""Draw the plots of docs/benchmarks.md, as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ mpl.rcParams["svg.hashsalt"] = "vsockproxy"  # the same figures give the same fi
 
 
 def draw(table: Table, rows: Sequence[str], names: Sequence[str], folder: Path) -> None:
-    """All of them, into a folder."""
+    """Draw all plots into a folder."""
     if not rows:
         return
     for figure, label, file in (
@@ -36,7 +36,7 @@ def draw(table: Table, rows: Sequence[str], names: Sequence[str], folder: Path) 
 
 
 def _bars(axes: Any, groups: Sequence[str], names: Sequence[str], values: Any) -> None:
-    """A group of bars for each of `groups`, a bar in it for each name."""
+    """Draw a group of bars for each of `groups`, with a bar for each name."""
     width = _WIDTH / len(names)
     for index, name in enumerate(names):
         places = [group + index * width for group in range(len(groups))]

@@ -30,11 +30,11 @@ FIGURES: Final = {
     "switches_per_unit": "switches",
     "calls_per_unit": "calls",
 }
-"""Columns of the table of all figures, of one unit unless they say otherwise."""
+"""Columns of the table of all figures; each is of one unit unless its title says otherwise."""
 
 
 def main() -> None:
-    """Read, write, draw."""
+    """Read the results, write the page and draw the plots."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--results", type=Path, default=ROOT / "build/bench/results.json")
     options.add_argument("--vsock", type=Path, default=ROOT / "build/bench/vsock.json")
@@ -99,14 +99,14 @@ def _targets(found: Iterable[Verdict]) -> Iterator[str]:
 
 
 def _compared(table: Table) -> list[str]:
-    """The rows that all peers were measured at."""
+    """Return the rows of all peers."""
     return [
         row for row in table.rows if row.startswith(("up-", "down-", "trips-", "churn-", "mix"))
     ]
 
 
 def _names(table: Table) -> list[str]:
-    """Whoever was measured at any of them, in order."""
+    """Return the names of the proxies in any of the rows, in order."""
     names: dict[str, None] = {}
     for row in _compared(table):
         names |= dict.fromkeys(table.rows[row]["samples"])
@@ -151,7 +151,7 @@ def _growth(table: Table) -> Iterator[str]:
 
 
 def _others(table: Table) -> Iterator[str]:
-    """Rows with figures of their own: a table each."""
+    """Yield a table for each row with special figures."""
     for row, entry in table.rows.items():
         if row in _compared(table) or row.startswith("growth-"):
             continue
@@ -175,7 +175,7 @@ def _machine(results: dict[str, Any]) -> Iterator[str]:
 
 
 def _number(value: float | None) -> str:
-    """Three digits that count."""
+    """Return the number with three significant digits."""
     if value is None:
         return "-"
     if value and abs(value) < 0.001:

@@ -1,7 +1,7 @@
-"""The works that every proxy is measured at.
+"""The workloads of the benchmarks.
 
-Owns: `Row` and the list of them.  A row is a name, what the load program is told, and what
-one unit of its work is.
+Owns: `Row` and the list of them.  A row is a name, the arguments of the load program, and the
+unit of its work.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One work.
+    """One workload.
 
-    ``groups`` is what the load program is told; the first of them is the one whose requests
-    and latencies count.  ``bulk`` counts bytes, all others requests; ``connections`` is the most
+    ``groups`` are the arguments of the load program; requests and latencies of the first one
+    count.  ``bulk`` counts bytes, all others requests; ``connections`` is the most
     that are open at once.
     """
 
@@ -45,20 +45,20 @@ def _churn(at_once: int) -> Row:
 
 
 def growth(connections: int) -> Row:
-    """Ten round trips under way at any time, over so many live connections in turn."""
+    """Return a row with ten round trips at any time, over many live connections in turn."""
     group = f"connections={connections},flight=10"
     title = f"64 B round trips, 10 under way over {connections} connections"
     return Row(f"growth-{connections}", title, (group,), connections)
 
 
 def idle(connections: int) -> Row:
-    """Connections that carried a byte and are quiet now."""
+    """Return the group of connections that have carried a byte and are idle."""
     group = f"connections={connections},flight=0"
     return Row("idle", f"{connections} idle connections", (group,), connections)
 
 
 def rows(block: int = 32 * 2**20) -> tuple[Row, ...]:
-    """What every peer is measured at; ``block`` is the bytes of one request of a bulk stream."""
+    """Return the rows of every peer; ``block`` is the bytes of one request of a bulk stream."""
     mix = (
         "connections=60",
         f"connections=1,up={block}",
@@ -75,4 +75,4 @@ def rows(block: int = 32 * 2**20) -> tuple[Row, ...]:
 
 
 HALF_CLOSE: Final = "connections=1,up=1048576,half_close"
-"""A request that ends with the client's half-close; the answer is still wanted."""
+"""A request that ends with the client's half-close; the answer must still arrive."""

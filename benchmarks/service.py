@@ -1,7 +1,7 @@
 """A daemon as a service manager runs it: started, reloaded, restarted with its sockets kept.
 
-The manager's end of sd_notify(3) and sd_listen_fds(3), in as much as `systemctl restart`
-needs it: descriptors that the daemon stores (FDSTORE=1) are given to its next process.
+Fake of the service manager's end of sd_notify(3) and sd_listen_fds(3), as far as `systemctl
+restart` needs it: descriptors that the daemon stores (FDSTORE=1) are given to its next process.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-PATIENCE = 60.0  # seconds for what must happen; drain_timeout is 30
+PATIENCE = 60.0  # seconds for an expected event; drain_timeout is 30
 
 FIRST_FILE = 500
-"""Stored descriptors are numbered from here, out of the way of those from 3 upwards."""
+"""Stored descriptors are numbered from here, above the ones that start at 3."""
 
 HAND_IN = """
 import os, sys
@@ -35,12 +35,12 @@ os.execv(sys.executable, [sys.executable, "-m", "vsockproxy", *sys.argv[2:]])
 
 
 class Service:
-    """One process of the daemon after another.
+    """A daemon whose processes follow one another.
 
     Attributes:
-      store: the descriptors that it has asked to keep, by their names.
+      store: the descriptors that it has stored, by their names.
       events: how often each event was logged by the processes that have ended.
-      faults: what a service must not do, in words.
+      faults: what the service did wrong, as sentences.
     """
 
     def __init__(self, folder: Path, configuration: Path) -> None:
@@ -63,17 +63,17 @@ class Service:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._process.kill()  # nothing to do once it has ended
+        self._process.kill()  # without effect once it has ended
         self._process.wait()
         self._notifications.close()
 
     @property
     def pid(self) -> int:
-        """Of the process that runs now."""
+        """The PID of the current process."""
         return self._process.pid
 
     def start(self) -> None:
-        """Run a process, with all that is kept; return when it says that it is ready."""
+        """Start a process with the stored descriptors; return when it is ready."""
         files = list(self.store.values())
         variables = os.environ | {"NOTIFY_SOCKET": str(self._folder / "notify")}
         if files:
@@ -89,12 +89,12 @@ class Service:
         self._wait_until_ready()
 
     def reload(self) -> None:
-        """Have it read its file; return when it says that it has."""
+        """Reload the configuration; return when it is reloaded."""
         self._process.send_signal(signal.SIGHUP)
         self._wait_until_ready()
 
     def stop(self) -> None:
-        """Have it drain; return when it has ended."""
+        """Drain the process; return when it has ended."""
         self._process.send_signal(signal.SIGTERM)
         status = self._process.wait(PATIENCE)
         if status:
@@ -104,14 +104,14 @@ class Service:
         self._read_log()
 
     def restart(self) -> float:
-        """What `systemctl restart` does; how many seconds nobody served."""
+        """Restart as `systemctl restart` does; return the seconds without a ready process."""
         self.stop()
         stopped = time.monotonic()
         self.start()
         return time.monotonic() - stopped
 
     def holds(self) -> tuple[int, int]:
-        """Descriptors, and KiB of memory that it has written to: clean pages come and go."""
+        """Return its descriptors and KiB of dirty memory; clean pages come and go."""
         text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
         sizes = dict(line.split(":", 1) for line in text.splitlines()[1:])
         files = list(Path(f"/proc/{self.pid}/fd").iterdir())
@@ -128,7 +128,7 @@ class Service:
         raise SystemExit("the daemon does not say that it is ready")
 
     def _receive(self, flags: int = 0) -> dict[str, str]:
-        """Do what the next message says, and give it; empty when there is none."""
+        """Handle and return the next notification; empty when there is none."""
         try:
             data, files, _, _ = socket.recv_fds(self._notifications, 4096, 8, flags)
         except (BlockingIOError, TimeoutError):
@@ -144,12 +144,12 @@ class Service:
         return message
 
     def _read_log(self) -> None:
-        """Count the lines of a process that has ended."""
+        """Count the log lines of a process that has ended."""
         with (self._folder / "log").open() as lines:
             for line in lines:
                 try:
                     record = json.loads(line)
-                except ValueError:  # of a traceback
+                except ValueError:  # a line of a traceback
                     self.events[line.strip()] += 1
                 else:
                     self.events[f"{record['event']} {record.get('reason', '')}".strip()] += 1

@@ -1,17 +1,17 @@
-"""Hours of bad weather: does the daemon end with what it began with?
+"""Run the daemon for hours under adverse load, and look for leaks.
 
     python benchmarks/soak.py [--minutes 60] [--restart-every 60]
 
-Runs a daemon as a service manager does and, on the loopback, all that happens to one in
+Runs a daemon as a service manager does and, on the loopback, what happens to one in
 years: clients that finish, that are killed in mid-transfer, that half-close and wait;
-targets that refuse and targets that leave; scrapes; a reload every second that changes, adds
+targets that refuse and targets that close early; scrapes; a reload every second that changes, adds
 and removes routes; and in the first half of the time a restart now and then, under load.
 The last process lives through the second half, so that a slow leak has time to show.
 
-Prints descriptors and memory as it goes. Exit status 1 when a client was refused or cut off,
-when bytes were lost, when a process ended with a failure or logged what it should not; and
-when one of them, idle before its end, has more descriptors than the first had at its start,
-stores more of them, or has 10 % more memory than the first at its end.
+Prints descriptors and memory as it goes. Exit status 1 when a client was refused or its stream
+truncated, when bytes were lost, when a process failed or logged an unexpected event; and when a
+process, idle before its end, has more descriptors than the first had at its start, stores more of
+them, or has 10 % more memory than the first at its end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ EXPECTED_EVENTS = {"dial_failed not_found", "target_down not_found"}
 
 @dataclass(frozen=True)
 class Holding:
-    """What one process holds while it is idle."""
+    """What one idle process holds."""
 
     descriptors: int
     stored: int
@@ -45,7 +45,7 @@ class Holding:
 
 @dataclass
 class Soak:
-    """A daemon, its load, and what was seen of both."""
+    """A daemon, its load, and the observations of both."""
 
     folder: Path
     file: Path
@@ -56,7 +56,7 @@ class Soak:
     ends: list[Holding] = field(default_factory=list)
 
     def run(self, seconds: float, restart_every: float) -> Holding:
-        """Let all of it happen; what the first process held at its start."""
+        """Run everything; return what the first process held at its start."""
         began = self.settled(None)
         self.weather.start()
         started = reported = restarted = time.monotonic()
@@ -74,21 +74,21 @@ class Soak:
         return began
 
     def restart(self, began: Holding) -> None:
-        """Look at an idle process, and let the next one take over under load."""
+        """Examine the idle process, and replace it by the next one under load."""
         self.come_to_rest(began)
         self.weather.start()
-        self.reload(0)  # and a second of load
+        self.reload(0)  # with a second of load
         self.pauses.append(self.service.restart())
 
     def come_to_rest(self, began: Holding) -> None:
-        """Note what the process holds without a load."""
+        """Record what the process holds without load."""
         self.weather.stop()
         self.reload(0)
         self.ends.append(self.settled(began))
         print(f"process {len(self.ends)} at rest: {self.ends[-1]}", flush=True)
 
     def reload(self, number: int) -> None:
-        """Put another configuration in place, and give it a second."""
+        """Load another configuration, and wait a second."""
         self.reloads += 1
         self.file.write_text(configuration(self.folder, number))
         self.service.reload()
@@ -96,7 +96,7 @@ class Soak:
         active_connections(self.folder)
 
     def settled(self, wanted: Holding | None) -> Holding:
-        """What it holds once its connections have ended; those of scrapes take a moment more."""
+        """Return what it holds once its connections, those of scrapes too, have ended."""
         deadline = time.monotonic() + SETTLING_SECONDS
         while True:
             active = active_connections(self.folder)
@@ -108,7 +108,7 @@ class Soak:
 
 
 def main() -> int:
-    """Run, report, judge."""
+    """Run, print the report; return 1 on a fault or a leak."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--minutes", type=float, default=60.0)
     options.add_argument("--restart-every", type=float, default=60.0, metavar="SECONDS")
@@ -126,12 +126,13 @@ def main() -> int:
 
 
 def report(soak: Soak, began: Holding) -> int:
-    """Print the figures; 0 when all is well."""
+    """Print the figures; return 0 without a fault or a leak."""
     print(f"the first process began with {began}, and ended with {soak.ends[0]}")
     print(f"the last one, of {len(soak.ends)}, ended with {soak.ends[-1]}")
     print(f"the most of any: {most(soak.ends)}; {soak.reloads} reloads")
     if soak.pauses:
-        print(f"{len(soak.pauses)} restarts; nobody served for {max(soak.pauses):.2f} s at most")
+        pause = max(soak.pauses)
+        print(f"{len(soak.pauses)} restarts; longest without a ready process: {pause:.2f} s")
     print(f"clients: {dict(sorted(soak.weather.outcomes.items()))}")
     for event, number in soak.service.events.most_common():
         print(f"{number:8} log lines: {event}")
@@ -143,7 +144,7 @@ def report(soak: Soak, began: Holding) -> int:
 
 
 def most(ends: list[Holding]) -> Holding:
-    """The most of each."""
+    """Return the maximum of each figure."""
     return Holding(
         max(end.descriptors for end in ends),
         max(end.stored for end in ends),
@@ -152,7 +153,7 @@ def most(ends: list[Holding]) -> Holding:
 
 
 def grown(ends: list[Holding], began: Holding) -> list[str]:
-    """What one of the processes had too much of at its end."""
+    """Return the figures that leaked, as sentences."""
     peak = most(ends)
     return [
         *(["descriptors leak"] if peak.descriptors > began.descriptors else []),

@@ -1,4 +1,4 @@
-"""The figures that the daemon is to reach, and whether a run reached them.
+"""The targets for the daemon's figures, and whether a run reached them.
 
 Owns: `Table`, how figures of two proxies are compared, and the list of targets.
 """
@@ -18,23 +18,23 @@ SPLICING = "systemd-socket-proxyd"
 
 
 class Table:
-    """The rows of a results file."""
+    """The rows of a file of results."""
 
     def __init__(self, rows: dict[str, Any]) -> None:
         self.rows = rows
 
     def samples(self, row: str, who: str, figure: str) -> list[float]:
-        """All of them; none when it was not measured."""
+        """Return all samples of a figure; none if it was not measured."""
         values = self.rows.get(row, {}).get("samples", {}).get(who, {}).get(figure, [])
         return [float(value) for value in values]
 
     def median(self, row: str, who: str, figure: str) -> float | None:
-        """The median of all rounds."""
+        """Return the median of all rounds."""
         values = self.samples(row, who, figure)
         return statistics.median(values) if values else None
 
     def spread(self, row: str, who: str, figure: str) -> float | None:
-        """How far the middle half of the rounds reaches from the median, as a part of it."""
+        """Return how far the middle half of the rounds is from the median, as a fraction of it."""
         values = self.samples(row, who, figure)
         if len(values) < 2 or not statistics.median(values):
             return None
@@ -42,9 +42,9 @@ class Table:
         return (upper - lower) / 2 / statistics.median(values)
 
     def ratio(self, row: str, one: str, other: str, figure: str) -> float | None:
-        """One to the other: the median of the ratios within each round.
+        """Return the median of the ratios within each round.
 
-        What else the machine did in a round met both of them.
+        Other load on the machine in a round affects both proxies.
         """
         ones, others = self.samples(row, one, figure), self.samples(row, other, figure)
         if not ones or not others or not all(others):
@@ -54,12 +54,12 @@ class Table:
         return statistics.median(a / b for a, b in zip(ones, others, strict=True))
 
     def peers(self, row: str) -> list[str]:
-        """Whoever was measured at it, but the daemon."""
+        """Return the names of the other proxies in a row."""
         measured = self.rows.get(row, {}).get("samples", {})
         return [name for name in measured if name not in (OURS, PORTABLE)]
 
     def best(self, row: str, figure: str, *, highest: bool) -> str | None:
-        """The peer with the best median."""
+        """Return the peer with the best median."""
         medians = {peer: self.median(row, peer, figure) for peer in self.peers(row)}
         known = {peer: median for peer, median in medians.items() if median is not None}
         if not known:
@@ -69,7 +69,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One target and what was reached; ``reached`` is None when it was not measured."""
+    """One target and the measured figure; ``reached`` is None when it was not measured."""
 
     work: str
     aim: str
@@ -80,7 +80,7 @@ class Verdict:
 
     @property
     def short(self) -> float:
-        """By what part of it the bound is missed; 0 and below: met."""
+        """The fraction by which the bound is missed; met at 0 and below."""
         if not self.reached:
             return 0.0
         part = self.reached / self.bound
@@ -88,7 +88,7 @@ class Verdict:
 
 
 def verdicts(table: Table, vsock: Table) -> Iterator[Verdict]:
-    """Every target, in the order of their table."""
+    """Return every target, in the order of the table."""
     yield from _bulk(table)
     yield from _trips(table)
     yield _Compare(table, "churn-8", "connections a second, 8 at once").least("rate", 1.0)
@@ -98,25 +98,25 @@ def verdicts(table: Table, vsock: Table) -> Iterator[Verdict]:
 
 @dataclass(frozen=True, slots=True)
 class _Compare:
-    """Makes verdicts on a row: the daemon beside a peer."""
+    """Makes verdicts on a row: the daemon against a peer."""
 
     table: Table
     row: str
     work: str
 
     def least(self, figure: str, bound: float, what: str = "") -> Verdict:
-        """At least so many times HAProxy's."""
+        """Return the verdict: at least ``bound`` times HAProxy's figure."""
         reached = self.table.ratio(self.row, OURS, REFERENCE, figure)
         return Verdict(self.work + what, f"{bound} x HAProxy", bound, True, reached)
 
     def most(self, figure: str, bound: float, what: str = "", peer: str = REFERENCE) -> Verdict:
-        """At most so many times a peer's."""
+        """Return the verdict: at most ``bound`` times a peer's figure."""
         name = "HAProxy" if peer == REFERENCE else peer
         reached = self.table.ratio(self.row, OURS, peer, figure)
         return Verdict(self.work + what, f"at most {bound} x {name}", bound, False, reached)
 
     def ahead(self, figure: str, *, highest: bool, what: str = "") -> Verdict:
-        """No worse than the best of all peers."""
+        """Return the verdict: no worse than the best peer's figure."""
         best = self.table.best(self.row, figure, highest=highest)
         if best is None:
             return Verdict(self.work + what, "no peer ahead", 1.0, highest, None)

@@ -1,6 +1,6 @@
-"""The load program, as a server behind the proxies and as a client in front of them.
+"""Run the load program: a server behind the proxies and a client in front of them.
 
-Owns: its two processes, and what its result means.  It is built by ``make build/load``.
+Owns: its two processes, and the format of its result.  ``make build/load`` builds it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ PATIENCE: Final = 60.0
 
 
 class LostError(Exception):
-    """Bytes were lost, or an answer did not come; the text is the load program's."""
+    """Bytes were lost, or an answer is missing; the text is the load program's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What a group of connections did: finished requests, and bytes that arrived."""
+    """The result of a group of connections: finished requests, and bytes received."""
 
     requests: int
     bytes: int
@@ -36,7 +36,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One run: its seconds, and its groups in the order they were asked for."""
+    """The result of a run: its seconds, and its groups in the order of the arguments."""
 
     seconds: float
     groups: tuple[Group, ...]
@@ -44,7 +44,7 @@ class Result:
 
 @contextmanager
 def server(address: str, cpus: Sequence[int]) -> Iterator[None]:
-    """Answer at an address (``unix:PATH``, ``vsock:CID:PORT``...) while the block runs."""
+    """Run the server at an address (``unix:PATH``, ``vsock:CID:PORT``...) while the block runs."""
     with pinned(cpus):
         process = subprocess.Popen([LOAD, "serve", address], stdout=subprocess.PIPE, text=True)
     with process:
@@ -66,9 +66,9 @@ def run(
     started: Callable[[], None] = lambda: None,
     ended: Callable[[], None] = lambda: None,
 ) -> Result:
-    """One run of the client; `started` and `ended` are called around the time it takes.
+    """Run the client; call `started` and `ended` around the measured time.
 
-    Its connections are still held when `ended` is called.  Raises `LostError`.
+    Its connections are still open when `ended` is called.  Raises `LostError`.
     """
     line = [LOAD, "run", address, "--wait", "--seconds", str(seconds), *groups]
     with pinned(cpus):

@@ -1,7 +1,7 @@
-"""What a tree of processes has used so far: processor time, memory, switches, system calls.
+"""Read what a tree of processes has used: processor time, memory, switches, system calls.
 
-Everything is read from /proc, from the outside.  System calls are counted by perf where it
-may, in runs of their own: a tracepoint at each call would slow a timed run.
+Everything is read from /proc.  perf counts system calls where that is permitted, in separate runs:
+a tracepoint at each call would slow a timed run.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Final
 
 _TICK: Final = 1 / os.sysconf("SC_CLK_TCK")
-_ENDED: Final = (FileNotFoundError, ProcessLookupError)  # between one look and the next
+_ENDED: Final = (FileNotFoundError, ProcessLookupError)  # it ended between two reads
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """A tree's sums at one moment; seconds, and switches of all its threads."""
+    """A tree's totals: processor seconds, and context switches of all its threads."""
 
     cpu: float
     switches: int
@@ -31,14 +31,14 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A tree's sums in bytes; ``pss`` shares pages fairly between processes."""
+    """A tree's totals in bytes; ``pss`` divides shared pages between processes."""
 
     rss: int
     pss: int
 
 
 def usage_of(root: int) -> Usage:
-    """What the tree has used; ended children count when their parent has waited for them."""
+    """Return what the tree has used; ended children count once their parent has waited for them."""
     pids = tree(root)
     cpu, switches = 0.0, 0
     for pid in pids:
@@ -52,7 +52,7 @@ def usage_of(root: int) -> Usage:
 
 
 def memory_of(root: int) -> Memory:
-    """Resident and proportional memory."""
+    """Return the tree's resident and proportional memory."""
     rss = pss = 0
     for pid in tree(root):
         with suppress(*_ENDED):
@@ -64,7 +64,7 @@ def memory_of(root: int) -> Memory:
 
 
 def tree(root: int) -> list[int]:
-    """A process and all that descend from it."""
+    """Return a process and all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -78,12 +78,12 @@ def tree(root: int) -> list[int]:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on, which is its third."""
+    """Return the fields of /proc/PID/stat from the third, the state, on."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def _run_seconds(task: Path) -> float:
-    """On a processor, to the nanosecond where the kernel keeps that."""
+    """Return the processor time, to the nanosecond where the kernel has it."""
     schedstat = task / "schedstat"
     if schedstat.exists():
         return int(schedstat.read_text().split()[0]) / 1e9
@@ -97,13 +97,10 @@ def _switches(task: Path) -> int:
 
 
 class SystemCalls:
-    """Counts the system calls of a tree; made only where `perf_counts`.
-
-    What the tree starts meanwhile is counted too.
-    """
+    """Counts the system calls of a tree, later children included; needs `perf_counts`."""
 
     def __init__(self, root: int) -> None:
-        """Count from now on."""
+        """Start counting."""
         orders, self._orders = os.pipe()
         self._answers, answers = os.pipe()
         line = [
@@ -118,7 +115,7 @@ class SystemCalls:
         self._order(b"enable\n")
 
     def stop(self) -> int:
-        """Their number."""
+        """Stop counting and return the number."""
         self._order(b"disable\n")
         self._perf.send_signal(signal.SIGINT)
         _, output = self._perf.communicate(timeout=10)
@@ -126,7 +123,7 @@ class SystemCalls:
         os.close(self._answers)
         counted = next(line for line in output.splitlines() if "raw_syscalls" in line)
         number = counted.split(",")[0]
-        return int(number) if number.isdigit() else 0  # "<not counted>": nothing of it ran
+        return int(number) if number.isdigit() else 0  # "<not counted>": the tree did not run
 
     def _order(self, order: bytes) -> None:
         os.write(self._orders, order)
@@ -135,7 +132,7 @@ class SystemCalls:
 
 @cache
 def perf_counts() -> bool:
-    """Whether perf is there and may trace system calls."""
+    """Return whether perf is installed and may trace system calls."""
     if shutil.which("perf") is None:
         return False
     line = ["perf", "stat", "-e", "raw_syscalls:sys_enter", "true"]

@@ -1,9 +1,9 @@
-"""The benchmarks with AF_VSOCK behind, in a User-Mode Linux kernel, against socat.
+"""Run the benchmarks with AF_VSOCK targets, in a User-Mode Linux kernel, against socat.
 
     PYTHONPATH=. python benchmarks/vsock.py
 
 Writes build/bench/vsock.json.  That kernel has one processor and slow system calls, so only
-the ratios mean something.  The machine's own vsock is not touched; see docs/testing.md.
+the ratios count.  The machine's own vsock is not touched; see docs/testing.md.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ TARGET: Final = "vsock:1:5000"
 
 
 def main() -> int:
-    """Run them there, and fetch the results; their exit status."""
+    """Run the benchmarks there and fetch the results; return their exit status."""
     with TemporaryDirectory(prefix="bench-vsock-") as name:
         scratch = Path(name)
         results = scratch / "results.json"
         line = [
             *(sys.executable, "benchmarks/bench.py", "--target", TARGET, "--only", ROWS),
             *("--peers-file", "benchmarks/peers-vsock.toml", "--output", str(results)),
-            *("--block", "4"),  # MiB: requests are finished, and socat takes its time
+            *("--block", "4"),  # MiB: a run finishes its requests, and socat is slow
         ]
         done = run_in_uml(line, scratch, timeout=900)
         print(done.output)

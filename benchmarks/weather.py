@@ -1,4 +1,4 @@
-"""All that happens to a daemon in years, on the loopback: its clients, targets and routes."""
+"""Clients, targets and routes that do to a daemon what happens in years, on the loopback."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections import Counter
 from pathlib import Path
 
 WORKERS = 8
-ADDRESS = ("127.77.0.2", 20000)  # of the loopback's own net; nobody else listens there
+ADDRESS = ("127.77.0.2", 20000)  # of the loopback's network; nothing else listens there
 
 FORBIDDEN = frozenset({"exchange", "exchange_tcp", "reset", "reset_tcp"})
-"""The scenes in which an error means that a client was refused, or cut off."""
+"""The scenes in which an error means that a client was refused or its stream truncated."""
 
 
 class Weather:
-    """The load, and what came of it.
+    """The load and its outcomes.
 
     Attributes:
       outcomes: how often each scene was played, and each error in one that may have some.
-      faults: what no client may meet with, in words.
+      faults: what a client must never see, as sentences.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,7 +34,7 @@ class Weather:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def start(self) -> None:
-        """Let the clients come."""
+        """Start the clients."""
         self._stopped.clear()
         self._workers = [
             threading.Thread(target=self._work, args=(random.randrange(2**32),))
@@ -44,13 +44,13 @@ class Weather:
             worker.start()
 
     def stop(self) -> None:
-        """Return when the last client is done."""
+        """Wait until the last client has finished."""
         self._stopped.set()
         for worker in self._workers:
             worker.join()
 
     def _serve(self) -> None:
-        """Be the target: echo, or leave when asked to."""
+        """Serve as the target: echo, or close on request."""
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(self._folder / "target"))
             listener.listen(1024)
@@ -69,7 +69,7 @@ class Weather:
                 return
 
     def _work(self, seed: int) -> None:
-        """Be one client after another."""
+        """Run one client after another."""
         chance = random.Random(seed)
         scenes = [self.exchange, self.reset, self.leave, self.refused]
         rare = [self.exchange_tcp, self.reset_tcp]
@@ -93,11 +93,11 @@ class Weather:
             self.outcomes[outcome] += 1
 
     def exchange(self, chance: random.Random) -> None:
-        """Send, half-close, and want all of it back."""
+        """Send, half-close, and expect all bytes back."""
         self._exchange(self._connect("echo"), chance)
 
     def exchange_tcp(self, chance: random.Random) -> None:
-        """The same over TCP."""
+        """Do the same over TCP."""
         self._exchange(socket.create_connection(ADDRESS, timeout=30), chance)
 
     def _exchange(self, client: socket.socket, chance: random.Random) -> None:
@@ -120,11 +120,11 @@ class Weather:
             self.faults.append(f"sending: {error}")
 
     def reset(self, chance: random.Random) -> None:
-        """Go away in the middle, as a killed client does: without reading what came."""
+        """Close in mid-transfer with bytes unread, as a killed client does."""
         self._reset(self._connect("echo"), chance)
 
     def reset_tcp(self, chance: random.Random) -> None:
-        """The same over TCP, with a reset."""
+        """Do the same over TCP, with a reset."""
         self._reset(socket.create_connection(ADDRESS, timeout=30), chance)
 
     def _reset(self, client: socket.socket, chance: random.Random) -> None:
@@ -133,18 +133,18 @@ class Weather:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def leave(self, _chance: random.Random) -> None:
-        """Have the target go away in the middle."""
+        """Have the target close in mid-transfer."""
         with self._connect("echo") as client:
             client.sendall(b"leave" + bytes(50_000))
             client.recv(1)
 
     def refused(self, _chance: random.Random) -> None:
-        """Ask for a target that is not there."""
+        """Connect to a route whose target does not exist."""
         with self._connect("nobody") as client:
             client.recv(1)
 
     def _connect(self, route: str) -> socket.socket:
-        """A client of one of the routes at Unix sockets."""
+        """Connect to one of the routes that listen on Unix sockets."""
         client = socket.socket(socket.AF_UNIX)
         client.settimeout(30)
         client.connect(str(self._folder / route))
@@ -152,7 +152,7 @@ class Weather:
 
 
 def configuration(folder: Path, number: int) -> str:
-    """The routes of one moment: three that stay, with another policy, and one now and then."""
+    """Return the routes of reload ``number``: three with a new policy, a fourth if it is odd."""
     lines = [
         "[log]",
         'format = "json"',
@@ -172,7 +172,7 @@ def configuration(folder: Path, number: int) -> str:
 
 
 def active_connections(folder: Path) -> float:
-    """How many connections the daemon's metrics show, of all routes."""
+    """Return the number of open connections of all routes, from the daemon's metrics."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(30)
         client.connect(str(folder / "metrics"))

@@ -1,11 +1,11 @@
-"""What is Darwin's own, as far as it can be tried elsewhere: its addresses, ioctl and errnos.
+"""Darwin's addresses, ioctl and errnos, tested on other systems.
 
-Nothing here ran on a Mac: what its kernel would answer is stood in for, by its vsock(4) and
-bsd/kern/vsock_domain.c.
+Nothing here ran on a Mac: fakes answer as its vsock(4) and bsd/kern/vsock_domain.c say.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -13,8 +13,8 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from typing import Any
 
-import cffi
 import pytest
 
 from vsockproxy.address.endpoint import AF_VSOCK, VsockEndpoint
@@ -30,40 +30,41 @@ TARGET_BYTES = bytes.fromhex("0c 28 0000 39300000 02000000")
 
 @pytest.fixture(autouse=True)
 def mac(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CPython has no AF_VSOCK there."""
+    """Run as on a Mac, where CPython has no AF_VSOCK."""
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.delattr(socket, "AF_VSOCK", raising=False)
 
 
-class Libc:
-    """Darwin's C library, for connect(2) and getpeername(2) on one socket."""
+class FakeLibc:
+    """Fake of Darwin's C library: connect(2) and getpeername(2) on one socket."""
 
     def __init__(self, code: int) -> None:
-        self.errno = code
+        self._code = code
         self.dialled: list[bytes] = []
 
     def connect(self, descriptor: int, address: bytes, size: int) -> int:
         assert size == len(address)
         self.dialled.append(address)
-        return -1 if self.errno else 0
+        ctypes.set_errno(self._code)
+        return -1 if self._code else 0
 
-    def getpeername(self, descriptor: int, address: cffi.FFI.CData, size: cffi.FFI.CData) -> int:
-        cffi.FFI().memmove(address, TARGET_BYTES, len(TARGET_BYTES))
+    def getpeername(self, descriptor: int, address: ctypes.Array[ctypes.c_char], size: Any) -> int:
+        ctypes.memmove(address, TARGET_BYTES, len(TARGET_BYTES))
         size[0] = len(TARGET_BYTES)
         return 0
 
 
-class Guest:
-    """A vsock of a Mac that is a guest: a Unix socket that says of itself what Darwin would."""
+class FakeGuest:
+    """Fake of a Mac guest's vsock: a Unix socket with Darwin's answers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, code: int, so_error: int = 0) -> None:
         near, self.far = socket.socketpair()
-        self.libc = Libc(code)
+        self.libc = FakeLibc(code)
 
         class Vsock(socket.socket):
             def getsockopt(self, *arguments: int) -> int:  # type: ignore[override] # no buflen
-                wanted = arguments == (socket.SOL_SOCKET, socket.SO_ERROR)
-                return so_error if wanted else super().getsockopt(*arguments)
+                is_error = arguments == (socket.SOL_SOCKET, socket.SO_ERROR)
+                return so_error if is_error else super().getsockopt(*arguments)
 
         self.sock = Vsock(fileno=near.detach())
         self.sock.setblocking(False)
@@ -72,22 +73,9 @@ class Guest:
             assert family == AF_VSOCK
             return self.sock
 
-        ffi = cffi.FFI()
         monkeypatch.setattr(transport, "new_socket", make)
-        monkeypatch.setattr(vsock, "_libc", lambda: (_Ffi(ffi, self.libc), self.libc))
+        monkeypatch.setattr(vsock, "_LIBC", self.libc)
         monkeypatch.setattr(vsock, "set_connect_timeout", refuses_option)
-
-
-class _Ffi:
-    """cffi whose errno is that of the library above."""
-
-    def __init__(self, ffi: cffi.FFI, libc: Libc) -> None:
-        self.new, self.buffer = ffi.new, ffi.buffer
-        self._libc = libc
-
-    @property
-    def errno(self) -> int:
-        return self._libc.errno
 
 
 def refuses_option(sock: socket.socket, seconds: float) -> None:
@@ -99,10 +87,10 @@ def no_device(family: int) -> socket.socket:
     raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
 
-async def test_a_mac_that_is_a_guest_dials_with_its_own_address(
+async def test_a_dial_from_a_mac_guest_sends_darwins_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    guest = Guest(monkeypatch, 0)
+    guest = FakeGuest(monkeypatch, 0)
     with guest.far, await dial(TARGET, 5) as sock:
         assert guest.libc.dialled == [TARGET_BYTES]
         assert vsock.peer(sock) == TARGET
@@ -111,39 +99,41 @@ async def test_a_mac_that_is_a_guest_dials_with_its_own_address(
 @pytest.mark.parametrize(
     ("code", "so_error"), [(errno.EAGAIN, 0), (errno.EINPROGRESS, errno.EAGAIN)]
 )
-async def test_eagain_is_a_port_where_nobody_listens(
+async def test_eagain_is_reported_as_refused(
     monkeypatch: pytest.MonkeyPatch, code: int, so_error: int
 ) -> None:
-    """At once, or from SO_ERROR once the socket is writable."""
-    guest = Guest(monkeypatch, code, so_error)
+    """Both from connect(2) and from SO_ERROR once the socket is writable."""
+    guest = FakeGuest(monkeypatch, code, so_error)
     with guest.far, pytest.raises(DialError, match="nothing listens on its port 12345") as caught:
         await dial(TARGET, 5)
     assert (caught.value.reason, caught.value.errno) == ("refused", errno.EAGAIN)
     assert guest.sock.fileno() == -1
 
 
-async def test_a_cid_that_darwin_cannot_reach_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
-    guest = Guest(monkeypatch, errno.EFAULT)
+async def test_efault_is_reported_as_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = FakeGuest(monkeypatch, errno.EFAULT)
     with guest.far, pytest.raises(DialError) as caught:
         await dial(VsockEndpoint(7, 80), 5)
     assert caught.value.reason == "invalid"
 
 
-async def test_a_mac_host_says_where_its_guests_are(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_vsock_dial_from_a_mac_host_suggests_unix_targets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(transport, "new_socket", no_device)
     with pytest.raises(DialError, match=r"only as a guest.*unix:") as caught:
         await dial(TARGET, 5)
     assert (caught.value.reason, caught.value.errno) == ("unsupported", errno.ENODEV)
 
 
-def test_a_mac_does_not_listen() -> None:
+def test_listening_on_vsock_on_a_mac_is_unsupported() -> None:
     with pytest.raises(ListenError) as caught:
         listen(VsockEndpoint(port=80), 16, {})
     assert caught.value.reason == "unsupported"
 
 
 @pytest.mark.parametrize(("answer", "cid"), [(3, 3), (0xF0000001, 0xF0000001), (0xFFFFFFFF, None)])
-def test_the_own_cid_is_asked_of_a_socket(
+def test_the_own_cid_comes_from_a_sockets_ioctl(
     monkeypatch: pytest.MonkeyPatch, answer: int, cid: int | None
 ) -> None:
     def ioctl(descriptor: int, request: int, argument: bytes) -> bytes:
@@ -155,13 +145,13 @@ def test_the_own_cid_is_asked_of_a_socket(
     assert vsock.local_cid() == cid
 
 
-def test_a_mac_host_has_no_cid(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_own_cid_of_a_mac_host_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vsock, "socket", _sockets(lambda: no_device(AF_VSOCK)))
     assert vsock.local_cid() is None
 
 
 def _sockets(make: Callable[[], socket.socket]) -> object:
-    """A socket module for the one call that is made there."""
+    """Return a fake socket module whose only call makes a vsock."""
 
     class Module:
         SOCK_STREAM = socket.SOCK_STREAM

@@ -29,7 +29,7 @@ union address {
 	struct sockaddr_vm vm;
 };
 
-/* The rest of text behind a scheme, or NULL. */
+/* Return the text after a scheme, or NULL. */
 static const char *after(const char *text, const char *scheme)
 {
 	size_t length = strlen(scheme);
@@ -116,7 +116,7 @@ int address_listen(const char *text)
 	return fd;
 }
 
-/* Leave from one of several loopback addresses, so that the ports of one are not used up. */
+/* Bind to one of several loopback addresses, as one has too few ports. */
 static void choose_source(int fd)
 {
 	static unsigned int turn;
@@ -129,7 +129,7 @@ static void choose_source(int fd)
 		fail("a source on the loopback: %s", strerror(errno));
 }
 
-/* Blocks until it is connected: on one machine that is no longer than the call. */
+/* Blocks until it is connected, which on one machine takes no longer than the call. */
 int address_connect(const char *text)
 {
 	union address address;

@@ -16,14 +16,14 @@
 
 enum {
 	SLICE = 256 * 1024, /* bytes at most in one send or recv */
-	EVENTS = 256,       /* taken from one epoll_wait */
-	STALLED_MS = 20000, /* so long without any event, and something is lost */
+	EVENTS = 256,       /* taken by one epoll_wait */
+	STALLED_MS = 20000, /* without an event for this long, bytes are lost */
 };
 
 enum outcome {
 	AGAIN, /* wait for the next event */
 	WHOLE,
-	ENDED, /* the other side closed or reset the connection */
+	ENDED, /* the peer closed or reset the connection */
 };
 
 enum {

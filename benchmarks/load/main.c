@@ -2,7 +2,7 @@
  * Load for proxies, as a client and as a server, that notices a lost byte.
  *
  *     load serve ADDRESS                     answer requests
- *     load run ADDRESS [OPTION...] GROUP...  ask them (see run.c)
+ *     load run ADDRESS [OPTION...] GROUP...  send them (see run.c)
  *     load relay ADDRESS TARGET              a plain relay, to compare others with
  *
  * An address is tcp:IPV4:PORT, unix:PATH, vsock:CID:PORT, or (serve) mux:PATH.
@@ -34,7 +34,7 @@ int main(int argc, char **argv)
 	if (strcmp(command, "relay") == 0 && argc == 4)
 		relay(argv[2], argv[3]);
 	if (strcmp(command, "run") != 0 || argc < 4)
-		fail("want: serve ADDRESS | run ADDRESS [OPTION...] GROUP... | relay ADDRESS TARGET");
+		fail("usage: serve ADDRESS | run ADDRESS [OPTION...] GROUP... | relay ADDRESS TARGET");
 	run(argv[2], argc - 3, argv + 3);
 	return 0;
 }

@@ -1,4 +1,4 @@
-/* Messages and the pattern they carry. */
+/* Messages and the pattern that they carry. */
 
 #define _GNU_SOURCE
 
@@ -46,7 +46,7 @@ void pattern_make(void)
 		pattern[i] = pattern[i - PERIOD];
 }
 
-/* The payload from a position of the message on; good for SLICE bytes. */
+/* Return the payload from a position of the message on; valid for SLICE bytes. */
 static unsigned char *payload(const struct message *message, uint32_t done)
 {
 	return pattern + ((uint64_t)message->head.seed + done - HEAD) % PERIOD;
@@ -57,7 +57,7 @@ static size_t slice_of(size_t bytes)
 	return bytes < SLICE ? bytes : SLICE;
 }
 
-/* One send: the rest of the head and a slice of the payload. */
+/* Send once: the rest of the head and a slice of the payload. */
 static ssize_t send_slice(int fd, struct message *message)
 {
 	uint32_t of_head = message->done < HEAD ? HEAD - message->done : 0;
@@ -83,7 +83,7 @@ enum outcome message_send(int fd, struct message *message)
 	return message->done == message->head.length ? WHOLE : AGAIN;
 }
 
-/* Take what has come into the message; fails at the first byte that is not the sender's. */
+/* Receive into the message; fail at the first byte that differs from the pattern. */
 static void message_take(struct message *message, const unsigned char *data, size_t size)
 {
 	size_t of_head = message->done < HEAD ? HEAD - message->done : 0;

@@ -1,5 +1,5 @@
 /*
- * The least a relay can do, as a measure for others: one thread, one copy through one buffer.
+ * The simplest relay, to compare others with: one thread, one copy through one buffer.
  *
  * A side is not read while the other has bytes to take, so a relay keeps at most a slice,
  * and none once an end was read.
@@ -21,9 +21,9 @@ struct side {
 	int fd;
 	uint32_t events;
 	struct side *other;
-	unsigned char *kept; /* what this side did not take yet */
+	unsigned char *kept; /* bytes that this side has not taken yet */
 	size_t kept_size;
-	bool ended; /* its end was read, and passed on */
+	bool ended; /* its EOF was read and passed on */
 	bool closed;
 };
 
@@ -49,7 +49,7 @@ static void side_keep(struct side *side, const unsigned char *data, size_t size)
 	side->kept_size = size;
 }
 
-/* Whether the side still takes bytes. */
+/* Return whether the side still takes bytes. */
 static bool side_give(struct side *side, const unsigned char *data, size_t size)
 {
 	ssize_t sent = send(side->fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -89,7 +89,7 @@ static bool side_read(struct side *side)
 	return true;
 }
 
-/* Close both; their memory is freed after the events that may still name it. */
+/* Close both sides; their memory is freed after the turn, whose events may point to it. */
 static void pair_close(struct side *side, struct side **dead)
 {
 	side->closed = side->other->closed = true;
@@ -107,7 +107,7 @@ static void pair_free(struct side *side)
 	free(side < other ? side : other); /* they are one allocation */
 }
 
-/* Whether the pair goes on. */
+/* Return whether the pair continues. */
 static bool side_go(int set, struct side *side, uint32_t events)
 {
 	bool alive = true;

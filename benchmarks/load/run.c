@@ -4,14 +4,14 @@
  *     load run TARGET [--seconds S] [--wait] GROUP...
  *
  * A group is `connections=64,up=64,down=64`, and may add
- *     requests=N    close after so many requests, and connect again
- *     flight=N      so many of its connections ask at once, all of them in turn; 0: none does
- *     half_close    end the sending side behind each request, and want the answer still
- * Connections that stay are opened, and have asked once, before the time is taken.  Requests
- * that began in time are finished, and the time goes on until they are.
+ *     requests=N    close after N requests, and connect again
+ *     flight=N      N connections at once have a request under way, all in turn; 0 is none
+ *     half_close    half-close after each request, and expect the answer
+ * Connections that stay are opened, and have made a request, before the time starts.  Requests
+ * that began in time are finished, and the time includes them.
  *
- * With --wait it says `ready` and waits for a line before the time is taken, and holds its
- * connections after the result until its input ends.
+ * With --wait it prints `ready` and waits for a line before the time starts, and keeps its
+ * connections open after the result until its input ends.
  */
 
 #define _GNU_SOURCE
@@ -42,7 +42,7 @@ struct group {
 	struct client *client;
 	uint32_t connections, up, down, requests, flight;
 	bool half_close;
-	struct link **queue; /* those whose turn is to come; a ring */
+	struct link **queue; /* links whose turn is next; a ring */
 	uint32_t queue_head, queue_size;
 	uint64_t finished;
 	struct latency *latency;
@@ -141,7 +141,7 @@ static struct link *group_pop(struct group *group)
 	return link;
 }
 
-/* While opening, each link has one turn; afterwards the time decides. */
+/* While opening, each link has one turn; afterwards until the time is over. */
 static void group_next(struct group *group)
 {
 	struct client *client = group->client;
@@ -196,7 +196,7 @@ static void link_go(struct link *link)
 		fail("lost: a connection ended, or had bytes, while nothing was asked");
 }
 
-/* Milliseconds to wait for an event. */
+/* Return how long to wait for an event, in milliseconds. */
 static int patience(const struct client *client)
 {
 	uint64_t now = now_ns();
@@ -206,7 +206,7 @@ static int patience(const struct client *client)
 	return client->deadline > now ? (int)((client->deadline - now) / 1000000) + 1 : 0;
 }
 
-/* Until the time is over and what was asked is answered. */
+/* Run until the time is over and every request is answered. */
 static void client_turn(struct client *client)
 {
 	struct epoll_event events[EVENTS];
@@ -316,7 +316,7 @@ static void wait_for_line(bool wanted)
 	char line[16];
 
 	if (wanted && fgets(line, sizeof(line), stdin) == NULL)
-		exit(0); /* whoever ran this has gone */
+		exit(0); /* the parent has ended */
 }
 
 void run(const char *target, int argc, char **argv)

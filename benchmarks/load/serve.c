@@ -15,7 +15,7 @@
 enum state {
 	CONNECT_LINE,
 	REQUEST,
-	CLIENT_END, /* the answer waits for the client's half-close */
+	CLIENT_END, /* answer after the client's half-close */
 	ANSWER,
 };
 
@@ -34,7 +34,7 @@ static void connection_watch(int set, struct connection *connection, uint32_t ev
 	poll_change(set, connection->fd, events, connection);
 }
 
-/* Asked in one write and never partly read: longer or shorter is a fault of the proxy. */
+/* The client writes it at once and waits: a longer or shorter read is a proxy's fault. */
 static enum outcome take_connect_line(struct connection *connection)
 {
 	static const char reply[] = "OK 1073741824\n";

@@ -1,4 +1,4 @@
-"""The C calls behind vsock, as far as they can be tried without AF_VSOCK."""
+"""The C calls behind vsock, tested without AF_VSOCK."""
 
 from __future__ import annotations
 
@@ -42,8 +42,10 @@ def test_the_newer_timeval_has_16_bytes_everywhere() -> None:
 
 @pytest.mark.parametrize("option", OPTIONS)
 @given(seconds=st.floats(min_value=0))
-def test_every_timeout_packs_to_what_the_kernel_takes(option: int, seconds: float) -> None:
-    """Zero would stand for the default, and a microsecond of 1e6 is ERANGE."""
+def test_every_timeout_packs_to_a_timeval_that_the_kernel_takes(
+    option: int, seconds: float
+) -> None:
+    """Zero would mean the default, and 1e6 microseconds are ERANGE."""
     packed = vsock.pack_timeval(option, seconds)
     whole, micro = struct.unpack("@ll" if option == vsock.CONNECT_TIMEOUT_OLD else "=qq", packed)
     assert whole + micro > 0
@@ -54,10 +56,10 @@ def test_every_timeout_packs_to_what_the_kernel_takes(option: int, seconds: floa
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
-def test_a_timeout_on_a_socket_of_another_family_is_the_kernels_error(
+def test_a_timeout_on_a_socket_of_another_family_raises_the_kernels_error(
     family: socket.AddressFamily,
 ) -> None:
-    """TCP says ENOPROTOOPT, so both numbers of the option have been tried by then."""
+    """TCP returns ENOPROTOOPT, so both numbers of the option have been tried."""
     with socket.socket(family) as sock:
         for call in (
             lambda: vsock.set_connect_timeout(sock, 3),
@@ -68,8 +70,8 @@ def test_a_timeout_on_a_socket_of_another_family_is_the_kernels_error(
             assert caught.value.errno in (errno.ENOPROTOOPT, errno.EOPNOTSUPP)
 
 
-def test_connect_gives_the_errno_that_the_kernel_gave(tmp_path: Path) -> None:
-    """A TCP socket takes no vsock address; the struct has reached the kernel all the same."""
+def test_connect_returns_the_kernels_errno(tmp_path: Path) -> None:
+    """A TCP socket takes no vsock address, but the struct has reached the kernel."""
     with socket.socket() as sock:
         assert vsock.connect(sock, VsockEndpoint(3, 80, to_host=True)) == errno.EAFNOSUPPORT
     with socket.socket() as sock:
@@ -77,7 +79,7 @@ def test_connect_gives_the_errno_that_the_kernel_gave(tmp_path: Path) -> None:
         assert vsock.connect(sock, VsockEndpoint(3, 80)) == errno.EBADF
 
 
-def test_a_peer_of_another_family_is_no_vsock_address() -> None:
+def test_a_peer_of_another_family_raises_an_address_error() -> None:
     left, right = socket.socketpair()
     with left, right, pytest.raises(AddressError):
         vsock.peer(left)
@@ -89,21 +91,21 @@ def test_a_peer_of_another_family_is_no_vsock_address() -> None:
         vsock.peer(client)
 
 
-def test_a_socket_without_a_peer_says_so() -> None:
+def test_a_socket_without_a_peer_raises_enotconn() -> None:
     with socket.socket() as sock, pytest.raises(OSError, match=r".") as caught:
         vsock.peer(sock)
     assert caught.value.errno == errno.ENOTCONN
 
 
 @pytest.mark.parametrize("device", ["none", "folder", "file", "none/at/all"])
-def test_a_device_that_is_none_means_an_unknown_cid(tmp_path: Path, device: str) -> None:
+def test_a_path_that_is_not_the_device_means_an_unknown_cid(tmp_path: Path, device: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(b"")
     with no_descriptor_left_over():
         assert vsock.local_cid(tmp_path / device) is None
 
 
-def test_a_device_that_this_user_may_not_open_means_an_unknown_cid(tmp_path: Path) -> None:
+def test_a_device_without_permission_means_an_unknown_cid(tmp_path: Path) -> None:
     (tmp_path / "vsock").touch(0)
     uid = os.geteuid()
     if uid == 0:
@@ -115,10 +117,10 @@ def test_a_device_that_this_user_may_not_open_means_an_unknown_cid(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("answer", "cid"), [(2, 2), (0xF0000001, 0xF0000001), (CID_ANY, None)])
-def test_the_devices_answer_is_unsigned_and_any_is_unknown(
+def test_the_devices_answer_is_unsigned_and_cid_any_is_unknown(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: int, cid: int | None
 ) -> None:
-    """The answer of the kernel's ioctl is stood in for; vsock(7) says its type."""
+    """A fake ioctl answers; its type is from vsock(7)."""
 
     def ioctl(descriptor: int, request: int, argument: bytes) -> bytes:
         assert (request, len(argument)) == (0x7B9, 4)
@@ -129,8 +131,8 @@ def test_the_devices_answer_is_unsigned_and_any_is_unknown(
     assert vsock.local_cid(tmp_path / "vsock") == cid
 
 
-def test_cffi_is_not_loaded_before_it_is_needed() -> None:
-    """Parsing its declarations costs tens of milliseconds that most runs need not spend."""
+def test_dialling_does_not_load_cffi() -> None:
+    """cffi's parser costs tens of milliseconds; ctypes serves here."""
     code = "import sys, vsockproxy.dial.dial; sys.exit('cffi' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

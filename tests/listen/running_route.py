@@ -21,7 +21,7 @@ from vsockproxy.config.settings import Limits, Policy, PumpChoice, PumpSettings,
 from vsockproxy.guests.directory import Guests
 from vsockproxy.listen.listener import RouteListener, listen_for
 from vsockproxy.listen.sockets import ListeningSockets
-from vsockproxy.pump.native import open_pump
+from vsockproxy.pump.choice import open_pump
 from vsockproxy.pump.transfer import Pump
 from vsockproxy.stats import RouteStats
 

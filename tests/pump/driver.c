@@ -1,10 +1,10 @@
 /*
- * Drives the native pump from C, for the thread, address and undefined-behaviour sanitizers,
- * which see every access here and few of them through an interpreter that was built without.
+ * Drives the native pump from C, for the thread, address and undefined-behaviour sanitizers:
+ * an interpreter built without them hides most accesses.
  *
- * One thread calls the pump, as the contract asks; every outer end of a relay has a thread of
- * its own, with blocking sockets.  Ends 0 when every relay ended as its scenario says and no
- * descriptor was left over; aborts with the line otherwise.
+ * One thread calls the pump, as pump.h requires; every outer end of a relay has a thread with
+ * blocking sockets.  Exits with 0 if every relay ended as its scenario says and no descriptor is
+ * left over; else aborts with the line.
  */
 
 #define _GNU_SOURCE
@@ -29,7 +29,7 @@ enum {
 	THREADS = 3,
 	AT_ONCE = 36,
 	ROUNDS = 12,
-	SIZE = 700 * 1000, /* bytes one way: more than the sockets' buffers together hold */
+	SIZE = 700 * 1000, /* bytes one way: more than the buffers of all sockets hold */
 	LONG_MS = 60 * 1000,
 };
 
@@ -93,7 +93,7 @@ static char pattern(size_t place)
 	return (char)(place * 31 + (place >> 11));
 }
 
-/* Send SIZE bytes; whether they all went. */
+/* Send SIZE bytes; return whether all were sent. */
 static int send_pattern(int fd)
 {
 	char data[8192];
@@ -113,7 +113,7 @@ static int send_pattern(int fd)
 	return 1;
 }
 
-/* Read to the end, checking each byte; how many there were. */
+/* Read to the end and check each byte; return how many there were. */
 static size_t read_pattern(int fd)
 {
 	char data[8192];
@@ -201,15 +201,15 @@ static void *target_main(void *argument)
 	return NULL;
 }
 
-static void ends_start(struct vsp_pump *pump, struct vsp_limit *shared, struct ends *ends,
+static void ends_start(struct vsp_pump *pump, struct vsp_bandwidth *shared, struct ends *ends,
 		       unsigned number)
 {
 	const struct vsp_policy policy = {
 		.idle_ms = number % SCENARIOS == IDLE ? 20 : LONG_MS,
 		.half_close_ms = LONG_MS,
 		.rate = number % 5 == 0 ? (uint64_t)SIZE * 20 : 0,
-		.upstream_limit = number % 2 ? shared : NULL,
-		.downstream_limit = number % 3 ? shared : NULL,
+		.upstream_shared = number % 2 ? shared : NULL,
+		.downstream_shared = number % 3 ? shared : NULL,
 	};
 	int client_side;
 	int target_side;
@@ -246,14 +246,14 @@ static void end_check(const struct vsp_end *end, const struct ends *ends)
 
 static void round_run(struct vsp_pump *pump, unsigned round)
 {
-	struct vsp_limit *shared = vsp_limit_new((uint64_t)SIZE * AT_ONCE * 10);
+	struct vsp_bandwidth *shared = vsp_bandwidth_new((uint64_t)SIZE * AT_ONCE * 10);
 	struct ends ends[AT_ONCE];
-	struct vsp_end reaped[5]; /* fewer than there are: reaping comes in parts */
+	struct vsp_end reaped[5]; /* fewer than there are, so that reaping takes several calls */
 	unsigned left = AT_ONCE;
 
 	for (unsigned i = 0; i < AT_ONCE; i++)
 		ends_start(pump, shared, &ends[i], i);
-	vsp_limit_unref(shared); /* the relays have their own references */
+	vsp_bandwidth_unref(shared); /* the relays have their own references */
 	for (unsigned i = 0; i < AT_ONCE; i++)
 		if (ends[i].scenario == CANCELLED && (i + round) % 3)
 			vsp_relay_cancel(ends[i].relay);
@@ -267,7 +267,7 @@ static void round_run(struct vsp_pump *pump, unsigned round)
 			if (ends[i].ended)
 				continue;
 			CHECK(vsp_relay_upstream(ends[i].relay) <= INT64_MAX);
-			if (ends[i].scenario == CANCELLED) /* again, or only now */
+			if (ends[i].scenario == CANCELLED) /* for the first or the second time */
 				vsp_relay_cancel(ends[i].relay);
 		}
 		while ((count = vsp_pump_reap(pump, reaped, 5)) > 0) {
@@ -286,7 +286,7 @@ static void round_run(struct vsp_pump *pump, unsigned round)
 	}
 }
 
-/* Leave relays running when the pump is freed: their sockets must close. */
+/* Free the pump while relays run: their sockets must close. */
 static void free_while_running(void)
 {
 	struct vsp_pump *pump;

@@ -1,7 +1,7 @@
-"""A relayed connection is told from a direct one by nothing that its two ends can do.
+"""Both ends of a relayed connection see the same as those of a direct one.
 
-Hypothesis draws what both ends do, in what order; the same is done over a direct TCP
-connection and over a relayed one, and what each end has seen must agree.
+Hypothesis draws the actions of both ends and their order; they run over a direct TCP connection
+and over a relayed one, and each end must have seen the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.sockets import Pair, reset, tcp_pair
 from vsockproxy.config.settings import PumpChoice, PumpSettings
-from vsockproxy.pump.native import open_pump
+from vsockproxy.pump.choice import open_pump
 from vsockproxy.pump.transfer import Bounds, Meter
 
 Seen = Literal["open", "eof", "reset"]
@@ -37,7 +37,7 @@ last_steps = st.sampled_from(["eof both", "reset", "close"])
 
 @dataclass
 class End:
-    """One outer end: what it sent, and what came to it."""
+    """One outer end: the bytes it sent, and those it received."""
 
     sock: trio.socket.SocketType
     sent: int = 0
@@ -56,7 +56,7 @@ class End:
         self.sock.shutdown(trio.socket.SHUT_WR)
 
     async def read(self, *, until: int | None = None) -> None:
-        """Read until so many bytes have come in all, or until the stream's end."""
+        """Read until ``until`` bytes have arrived in all, or until the stream's end."""
         while self.seen == "open" and (until is None or len(self.received) < until):
             try:
                 data = await self.sock.recv(65536)
@@ -69,7 +69,7 @@ class End:
 
 @dataclass(frozen=True)
 class Story:
-    """What an end saw: how many bytes came, whether they were right, and how it ended."""
+    """What an end saw: the bytes received, whether they were right, and how its stream ended."""
 
     bytes: int
     right: bool
@@ -77,7 +77,7 @@ class Story:
 
 
 async def play(pair: Pair, script: list[Step], last: str) -> tuple[Story, Story]:
-    """Do it, and say what the right end and the left end saw."""
+    """Run the script; return what the left end and the right end saw."""
     ends = [End(trio.socket.from_stdlib_socket(sock)) for sock in pair]
     left, right = ends
     with left.sock, right.sock:
@@ -99,7 +99,7 @@ async def finish(ends: list[End], last: str) -> None:
         await left.read()
         await right.read()
         return
-    # What was under way when an end went is anybody's guess, also without a proxy.
+    # Bytes under way when an end closes may or may not arrive, even without a proxy.
     await settle(ends)
     if last == "close":
         left.sock.close()
@@ -109,7 +109,7 @@ async def finish(ends: list[End], last: str) -> None:
 
 
 async def settle(ends: list[End]) -> None:
-    """Let everything arrive that was sent."""
+    """Wait until all sent bytes have arrived."""
     left, right = ends
     await left.read(until=right.sent)
     await right.read(until=left.sent)
@@ -126,7 +126,7 @@ def told(end: End) -> Story:
 @pytest.mark.parametrize("choice", ["native", "portable"])
 @given(script=steps, last=last_steps)
 @settings(deadline=None, max_examples=200)
-async def test_both_ends_see_what_they_would_see_without_a_proxy(
+async def test_both_ends_see_the_same_as_without_a_proxy(
     choice: PumpChoice, script: list[Step], last: str
 ) -> None:
     direct = await play(tcp_pair(), script, last)

@@ -19,7 +19,7 @@ from tests.sockets import read_to_end, tcp_pair
 from vsockproxy.address.endpoint import AF_VSOCK, UnixEndpoint, VsockEndpoint
 from vsockproxy.config.settings import Policy, PumpChoice, PumpSettings, Route
 from vsockproxy.connection import Connection
-from vsockproxy.pump.native import open_pump
+from vsockproxy.pump.choice import open_pump
 from vsockproxy.pump.portable import PortablePump
 from vsockproxy.pump.transfer import Accepted
 

@@ -53,7 +53,7 @@ def version() -> None:
 
 async def _describe_pump() -> str:
     from vsockproxy.config.settings import PumpSettings  # noqa: PLC0415 - at its use
-    from vsockproxy.pump.native import open_pump  # noqa: PLC0415 - at its use
+    from vsockproxy.pump.choice import open_pump  # noqa: PLC0415 - at its use
 
     async with open_pump(PumpSettings()) as pump:
         return f"{pump.name} ({pump.why})"

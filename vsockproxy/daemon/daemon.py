@@ -23,7 +23,7 @@ from vsockproxy.errors import VsockproxyError
 from vsockproxy.listen.sockets import FdStore, Listen, ListeningSockets
 from vsockproxy.log.output import get_logger
 from vsockproxy.log.recent import RecentEvents, Recorder
-from vsockproxy.pump.native import open_pump
+from vsockproxy.pump.choice import open_pump
 from vsockproxy.pump.transfer import Pump
 from vsockproxy.readable import count
 from vsockproxy.stats import Reloads

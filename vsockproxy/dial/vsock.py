@@ -1,24 +1,26 @@
-"""What CPython's socket module cannot do for AF_VSOCK: 16-byte options, flags, the own CID.
+"""Call what CPython's socket module lacks for AF_VSOCK: flags, 16-byte options, the own CID.
 
-Owns: the C calls, through cffi in ABI mode (no compiler needed), and the constants that
-the socket module lacks.  Opens no stream and waits for nothing: `transport` does.
+Owns: the C calls, through ctypes, and the constants that the socket module lacks.  Opens no stream
+and waits for nothing: `dial` does.
 
-CPython takes only an int as the value of an AF_VSOCK option and writes it as 8 bytes, so
-the connect timeout, a timeval, is out of its reach; its addresses are (cid, port), so
-`svm_flags` is too (Modules/socketmodule.c).
+CPython's AF_VSOCK addresses are (cid, port), without `svm_flags`; and it writes the value of an
+AF_VSOCK option as an 8-byte integer, which is too short for the connect timeout, a timeval
+(Modules/socketmodule.c).
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import socket
 import struct
 import sys
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from vsockproxy.address.endpoint import AF_VSOCK, CID_ANY, VsockEndpoint
 
@@ -26,7 +28,7 @@ from vsockproxy.address.endpoint import AF_VSOCK, CID_ANY, VsockEndpoint
 CONNECT_TIMEOUT_OLD: Final = 6  # struct timeval of C's long
 CONNECT_TIMEOUT_NEW: Final = 8  # struct __kernel_sock_timeval: 64 bits everywhere
 KERNEL_CONNECT_TIMEOUT: Final = 2.0
-"""Seconds after which Linux gives up a vsock connect by itself, also a non-blocking one."""
+"""Seconds after which Linux gives up a vsock connect on its own, even a non-blocking one."""
 
 _GET_LOCAL_CID_LINUX: Final = 0x7B9  # _IO(7, 0xb9), on /dev/vsock
 _GET_LOCAL_CID_DARWIN: Final = 0x400473D1  # _IOR('s', 209, uint32_t), on a socket
@@ -37,18 +39,16 @@ _TIMEVALS: Final = {
 _LONGEST: Final = 2**31 - 1  # seconds that fit a long everywhere
 _SOCKADDR_MAX: Final = 128  # sizeof(struct sockaddr_storage)
 
-_DECLARATIONS: Final = """
-    int connect(int, const void *, unsigned int);
-    int getpeername(int, void *, unsigned int *);
-    int getsockopt(int, int, int, void *, unsigned int *);
-    int setsockopt(int, int, int, const void *, unsigned int);
-"""
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.connect.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+_LIBC.getpeername.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint))
 
 
 def set_connect_timeout(sock: socket.socket, seconds: float) -> None:
-    """Have the kernel wait so long for an answer to a vsock connect; its own bound is 2 s.
+    """Set how long the kernel waits for the answer to a vsock connect; its default is 2 s.
 
-    Raises OSError.
+    Raises:
+      OSError: ENOPROTOOPT where the kernel has no such option.
     """
     try:
         _set_timeout_option(sock, CONNECT_TIMEOUT_NEW, seconds)
@@ -59,7 +59,11 @@ def set_connect_timeout(sock: socket.socket, seconds: float) -> None:
 
 
 def connect_timeout(sock: socket.socket) -> float:
-    """The kernel's bound for a vsock connect, in seconds; raises OSError."""
+    """Return how long the kernel waits for the answer to a vsock connect, in seconds.
+
+    Raises:
+      OSError: ENOPROTOOPT where the kernel has no such option.
+    """
     try:
         return _timeout_option(sock, CONNECT_TIMEOUT_NEW)
     except OSError as error:
@@ -69,36 +73,42 @@ def connect_timeout(sock: socket.socket) -> float:
 
 
 def pack_timeval(option: int, seconds: float) -> bytes:
-    """``seconds`` as the timeval that ``option`` takes.
+    """Return ``seconds`` as the timeval that ``option`` takes.
 
-    Never zero, which would stand for the kernel's 2 s; bounded, so that inf is a number.
+    The result is never zero, which would mean the kernel's default; it is bounded, so that inf is
+    allowed.
     """
     microseconds = max(1, round(min(seconds, _LONGEST) * 1e6))
     return _TIMEVALS[option].pack(*divmod(microseconds, 1_000_000))
 
 
 def connect(sock: socket.socket, endpoint: VsockEndpoint) -> int:
-    """connect(2) with the endpoint's flags; the errno, 0 when connected at once."""
-    ffi, libc = _libc()
+    """Call connect(2) with the endpoint's flags; return the errno, or 0 if it is connected."""
     address = endpoint.to_sockaddr()
-    failed = libc.connect(sock.fileno(), address, len(address))
-    return int(ffi.errno) if failed else 0
+    failed = _LIBC.connect(sock.fileno(), address, len(address))
+    return ctypes.get_errno() if failed else 0
 
 
 def peer(sock: socket.socket) -> VsockEndpoint:
-    """getpeername(2) with the flags; raises OSError, or AddressError on another family."""
-    ffi, libc = _libc()
-    address = ffi.new("char[]", _SOCKADDR_MAX)
-    size = ffi.new("unsigned int *", _SOCKADDR_MAX)
-    _check(ffi, libc.getpeername(sock.fileno(), address, size))
-    return VsockEndpoint.from_sockaddr(ffi.buffer(address, size[0])[:])
+    """Return the peer's address with its flags, by getpeername(2).
+
+    Raises:
+      OSError: ENOTCONN where the socket is not connected.
+      AddressError: the socket is of another family.
+    """
+    address = ctypes.create_string_buffer(_SOCKADDR_MAX)
+    size = ctypes.pointer(ctypes.c_uint(_SOCKADDR_MAX))
+    if _LIBC.getpeername(sock.fileno(), address, size):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return VsockEndpoint.from_sockaddr(address.raw[: size[0]])
 
 
 def local_cid(device: Path = Path("/dev/vsock")) -> int | None:
-    """This machine's own CID, None when it cannot be known; never an error.
+    """Return this machine's own CID, or None where it is unknown; never raises.
 
-    A host without a transport has none, the device is often root's alone, and sandboxes
-    hide it (``PrivateDevices=``): nothing of the proxy depends on it.
+    A host without a transport has no CID, the device often is root's alone, and sandboxes hide it
+    (``PrivateDevices=``): the proxy works without it.
     """
     try:
         cid = read_local_cid(device)
@@ -108,9 +118,10 @@ def local_cid(device: Path = Path("/dev/vsock")) -> int | None:
 
 
 def read_local_cid(device: Path = Path("/dev/vsock")) -> int:
-    """This machine's own CID, `CID_ANY` where no transport gives it one.
+    """Return this machine's own CID, or `CID_ANY` where no transport gives it one.
 
-    Raises OSError: ENOENT without the device, EACCES where it is root's alone.
+    Raises:
+      OSError: ENOENT without the device, EACCES where it is root's alone.
     """
     return _local_cid_of_socket() if sys.platform == "darwin" else _local_cid_of(device)
 
@@ -133,32 +144,27 @@ def _read_cid(descriptor: int, request: int) -> int:
     return int.from_bytes(answer, sys.byteorder)
 
 
+@contextmanager
+def _without_family(sock: socket.socket) -> Iterator[socket.socket]:
+    """Lend the socket's descriptor to an object of another family.
+
+    For any other family than AF_VSOCK, CPython passes the bytes of an option on as they are.  The
+    descriptor stays the caller's.
+    """
+    plain = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=sock.fileno())
+    try:
+        yield plain
+    finally:
+        plain.detach()
+
+
 def _set_timeout_option(sock: socket.socket, option: int, seconds: float) -> None:
-    ffi, libc = _libc()
-    value = pack_timeval(option, seconds)
-    _check(ffi, libc.setsockopt(sock.fileno(), AF_VSOCK, option, value, len(value)))
+    with _without_family(sock) as plain:
+        plain.setsockopt(AF_VSOCK, option, pack_timeval(option, seconds))
 
 
 def _timeout_option(sock: socket.socket, option: int) -> float:
-    ffi, libc = _libc()
     layout = _TIMEVALS[option]
-    value = ffi.new("char[]", layout.size)
-    size = ffi.new("unsigned int *", layout.size)
-    _check(ffi, libc.getsockopt(sock.fileno(), AF_VSOCK, option, value, size))
-    seconds, microseconds = layout.unpack(ffi.buffer(value)[:])
+    with _without_family(sock) as plain:
+        seconds, microseconds = layout.unpack(plain.getsockopt(AF_VSOCK, option, layout.size))
     return float(seconds + microseconds / 1e6)
-
-
-def _check(ffi: Any, failed: int) -> None:
-    if failed:
-        raise OSError(ffi.errno, os.strerror(ffi.errno))
-
-
-@cache
-def _libc() -> tuple[Any, Any]:
-    """Cffi and the process's own C library, opened at the first use (30 ms)."""
-    import cffi  # noqa: PLC0415 - parsing C is slow to load, and few dials need it
-
-    ffi = cffi.FFI()
-    ffi.cdef(_DECLARATIONS)
-    return ffi, ffi.dlopen(None)

@@ -20,7 +20,7 @@ from vsockproxy.doctor.sandbox import judge_sandbox
 from vsockproxy.doctor.targets import judge_targets
 from vsockproxy.doctor.transports import judge_transports, uses_vsock
 from vsockproxy.errors import ConfigError, VsockproxyError
-from vsockproxy.pump.native import open_pump
+from vsockproxy.pump.choice import open_pump
 from vsockproxy.readable import count
 
 

@@ -1,1 +1,1 @@
-"""Pumps: move bytes between two connected sockets, in C or in trio."""
+"""Move bytes between two connected sockets, in C or in trio."""

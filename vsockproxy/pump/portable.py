@@ -1,9 +1,8 @@
 """The portable pump: the same transfer in trio alone, where the native pump cannot run.
 
-Owns: `PortablePump`.  It ends every connection as `_native/pump.c` does, and the
-conformance suite holds the two together.  One difference is left: while the target takes
-nothing, a client's reset is seen only with the next byte or time-out, for trio can wait for
-readable and writable, not for an error alone.
+Owns: `PortablePump`.  It ends every connection as the native pump does; the conformance suite
+tests both.  One difference remains: while the target takes nothing, a client's reset is seen only
+with the next byte or time-out, because trio waits for readable and writable, not for an error.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from typing import Final
 import trio
 
 from vsockproxy.pump.reset import reset
-from vsockproxy.pump.transfer import Accepted, Bounds, EndReason, Limit, Meter, Transfer
+from vsockproxy.pump.transfer import Accepted, Bounds, EndReason, Meter, SharedBandwidth, Transfer
 
 _CHUNK: Final = 65536
-_BURST: Final = 0.1  # seconds
-_THROTTLED: Final = 0.02  # seconds between looks for bandwidth
+_BURST: Final = 0.1  # seconds whose bytes a full bucket holds
+_THROTTLED: Final = 0.02  # seconds until a direction without bandwidth tries again
 
 
 class PortablePump:
@@ -49,7 +48,7 @@ class PortablePump:
 
     async def transfer(self, client: int, target: int, bounds: Bounds, meter: Meter) -> Transfer:
         """See `transfer.Pump.transfer`."""
-        run = _Run(socket.socket(fileno=client), socket.socket(fileno=target), bounds)
+        run = _PortableTransfer(socket.socket(fileno=client), socket.socket(fileno=target), bounds)
         meter.follow(run)
         reason: EndReason = "killed"
         try:
@@ -57,20 +56,19 @@ class PortablePump:
         finally:
             meter.settle(run.upstream.bytes, run.downstream.bytes)
             run.close(reason)
-        error = run.client.error if reason == "client_reset" else run.target.error
-        return Transfer(run.upstream.bytes, run.downstream.bytes, reason, error)
+        return Transfer(run.upstream.bytes, run.downstream.bytes, reason)
 
-    def share(self, bandwidth: int) -> Limit:
+    def share(self, bandwidth: int) -> SharedBandwidth:
         """See `transfer.Pump.share`."""
-        return _Limit(bandwidth)
+        return _Bucket(bandwidth)
 
     async def alive(self) -> None:
-        """See `transfer.Pump.alive`; this pump is the loop that asks."""
+        """See `transfer.Pump.alive`; this pump runs in the loop that asks."""
         await trio.lowlevel.checkpoint()
 
 
-class _Limit:
-    """A token bucket of bytes; what may go at once are the bytes of a tenth of a second."""
+class _Bucket:
+    """A token bucket: full, it holds the bytes of `_BURST`."""
 
     __slots__ = ("_filled", "_level", "_rate")
 
@@ -79,22 +77,22 @@ class _Limit:
         self._level = 0.0
         self._filled = trio.current_time()
 
-    def take(self, want: int) -> int:
-        """How much of ``want`` may go now, possibly nothing."""
+    def take(self, most: int) -> int:
+        """Take up to ``most`` bytes of bandwidth; return how many, possibly 0."""
         now = trio.current_time()
         burst = max(1.0, self._rate * _BURST)
         self._level = min(burst, self._level + self._rate * (now - self._filled))
         self._filled = now
-        taken = min(want, int(self._level))
+        taken = min(most, int(self._level))
         self._level -= taken
         return taken
 
-    def give_back(self, unused: int) -> None:
+    def put_back(self, unused: int) -> None:
         self._level += unused
 
 
 class _Side:
-    """One socket, and how it ended: ``error`` is an errno of a reset, or 0."""
+    """One socket; ``error`` is the errno that ended it, or 0."""
 
     __slots__ = ("error", "sock")
 
@@ -103,23 +101,26 @@ class _Side:
         self.error = 0
 
     def is_gone(self) -> bool:
-        """Whether the peer has closed both ways, so that nothing can reach it any more."""
-        return _polls(self.sock, 0)  # POLLHUP and POLLERR come unasked
+        """Return whether the peer has closed: it takes nothing more."""
+        return _polls(self.sock, 0)  # poll(2) reports POLLHUP and POLLERR always
 
     def is_unix(self) -> bool:
         return self.sock.family == getattr(socket, "AF_UNIX", None)
 
 
 class _Half:
-    """One direction: ``done`` when nothing more goes, ``dropped`` if something was lost.
+    """One direction.
 
-    ``sending`` while it holds bytes that the receiving socket has not taken.
+    Attributes:
+      done: nothing more goes this way.
+      dropped: the stream is truncated: some of it was thrown away.
+      sending: it holds bytes that the receiving socket has not taken yet.
     """
 
-    __slots__ = ("bytes", "done", "dropped", "limits", "scope", "sending")
+    __slots__ = ("buckets", "bytes", "done", "dropped", "scope", "sending")
 
-    def __init__(self, limits: list[_Limit]) -> None:
-        self.limits = limits
+    def __init__(self, buckets: list[_Bucket]) -> None:
+        self.buckets = buckets
         self.bytes = 0
         self.done = False
         self.dropped = False
@@ -127,15 +128,15 @@ class _Half:
         self.scope = trio.CancelScope()
 
 
-class _Run:
-    """One transfer under way."""
+class _PortableTransfer:
+    """One transfer under way; the `LiveTransfer` that its meter reads."""
 
     def __init__(self, client: socket.socket, target: socket.socket, bounds: Bounds) -> None:
         self.client = _Side(client)
         self.target = _Side(target)
         upstream, downstream = bounds.shared or (None, None)
-        self.upstream = _Half(_limits(upstream, bounds.bandwidth))
-        self.downstream = _Half(_limits(downstream, bounds.bandwidth))
+        self.upstream = _Half(_buckets(upstream, bounds.bandwidth))
+        self.downstream = _Half(_buckets(downstream, bounds.bandwidth))
         self._bounds = bounds
         self._idle = trio.CancelScope()
         self._life = trio.CancelScope()
@@ -170,7 +171,7 @@ class _Run:
         self._killed.cancel()
 
     async def until_end(self) -> EndReason:
-        """Move both directions until both are done or a bound is over."""
+        """Move both directions until both are done or a bound has passed; return why it ended."""
         if self._bounds.max_lifetime is not None:
             self._life.deadline = trio.current_time() + self._bounds.max_lifetime
         self._touch()
@@ -187,7 +188,7 @@ class _Run:
         return self._reason()
 
     def close(self, reason: EndReason) -> None:
-        """Close both sockets, by reset towards a side that would take a cut for the end."""
+        """Close both sockets; reset a side that would take a truncated stream for a whole one."""
         upstream_whole = self.upstream.done and not self.upstream.dropped
         if reason in ("target_reset", "killed", "max_lifetime"):
             reset(self.client.sock)
@@ -203,7 +204,9 @@ class _Run:
                     half.sending = True
                     await self._send(half, sink, data)
                     half.sending = False
-                    await trio.lowlevel.checkpoint()  # a fast stream leaves room for the rest
+                    await (
+                        trio.lowlevel.checkpoint()
+                    )  # other tasks get their turn beside a fast stream
             except _ReceiveError as error:
                 source.error = error.errno or errno.EIO
             except _SendError as error:
@@ -227,13 +230,13 @@ class _Run:
             back.scope.cancel()
 
     def _give_up(self, half: _Half, source: _Side) -> None:
-        """The sink is gone: end a direction with no news; one with news finds out itself."""
+        """End a direction that has nothing to send, as its sink is gone; else its send fails."""
         if not (half.done or half.sending or _polls(source.sock, select.POLLIN)):
             half.scope.cancel()
 
     async def _receive(self, half: _Half, source: _Side) -> bytes:
         while True:
-            size = await _allowance(half.limits)
+            size = await _allowance(half.buckets)
             data = b""
             try:
                 data = source.sock.recv(size)
@@ -244,8 +247,8 @@ class _Run:
             else:
                 return data
             finally:
-                for limit in half.limits:
-                    limit.give_back(size - len(data))
+                for bucket in half.buckets:
+                    bucket.put_back(size - len(data))
             await trio.lowlevel.wait_readable(source.sock)
 
     async def _send(self, half: _Half, sink: _Side, data: bytes) -> None:
@@ -264,7 +267,7 @@ class _Run:
                 self._touch()
 
     def _bound(self) -> tuple[float | None, EndReason]:
-        """The bound in force, and what its end is called."""
+        """Return the time-out on silence that is in force, and its `EndReason`."""
         idle, half_close = self._bounds[:2]
         half_closed = self.upstream.done != self.downstream.done
         if half_closed and half_close is not None and (idle is None or half_close < idle):
@@ -294,22 +297,22 @@ class _ReceiveError(OSError):
 
 
 class _SendError(OSError):
-    """The sink takes nothing any more."""
+    """The sink takes nothing more."""
 
 
-def _limits(shared: _Limit | None, bandwidth: int | None) -> list[_Limit]:
-    own = _Limit(bandwidth) if bandwidth else None
-    return [limit for limit in (own, shared) if limit is not None]
+def _buckets(shared: _Bucket | None, bandwidth: int | None) -> list[_Bucket]:
+    own = _Bucket(bandwidth) if bandwidth else None
+    return [bucket for bucket in (own, shared) if bucket is not None]
 
 
-async def _allowance(limits: list[_Limit]) -> int:
-    """How much may be read now; waits while that is nothing."""
+async def _allowance(buckets: list[_Bucket]) -> int:
+    """Wait until there is bandwidth; return how many bytes may be read."""
     while True:
         size = _CHUNK
-        for index, limit in enumerate(limits):
-            less = limit.take(size)
-            for before in limits[:index]:
-                before.give_back(size - less)
+        for index, bucket in enumerate(buckets):
+            less = bucket.take(size)
+            for before in buckets[:index]:
+                before.put_back(size - less)
             size = less
         if size:
             return size
@@ -317,7 +320,7 @@ async def _allowance(limits: list[_Limit]) -> int:
 
 
 def _polls(sock: socket.socket, events: int) -> bool:
-    """Whether poll(2) tells one of these events of a socket now."""
+    """Return whether poll(2) reports one of these events for a socket now."""
     poll = select.poll()
     poll.register(sock, events)
     return bool(poll.poll(0))
@@ -327,6 +330,6 @@ def _send_eof(sock: socket.socket) -> None:
     try:
         sock.shutdown(socket.SHUT_WR)
     except OSError as error:
-        # The peer was quicker: there is nobody left to tell.
+        # The peer has closed already: it needs no FIN.
         if error.errno not in (errno.ENOTCONN, errno.EPIPE):
             raise

@@ -3,7 +3,7 @@
 from typing import Any, Protocol, TypeAlias
 
 Pump: TypeAlias = Any  # struct vsp_pump *
-Limit: TypeAlias = Any  # struct vsp_limit *
+Bandwidth: TypeAlias = Any  # struct vsp_bandwidth *
 Relay: TypeAlias = Any  # struct vsp_relay *
 
 class End(Protocol):
@@ -11,7 +11,6 @@ class End(Protocol):
     upstream_bytes: int
     downstream_bytes: int
     reason: int
-    error: int
 
 class Lib(Protocol):
     VSP_FINISHED: int
@@ -22,8 +21,8 @@ class Lib(Protocol):
     VSP_TARGET_RESET: int
     VSP_CANCELLED: int
 
-    def vsp_limit_new(self, rate: int, /) -> Limit: ...
-    def vsp_limit_unref(self, limit: Limit, /) -> None: ...
+    def vsp_bandwidth_new(self, rate: int, /) -> Bandwidth: ...
+    def vsp_bandwidth_unref(self, bandwidth: Bandwidth, /) -> None: ...
     def vsp_pump_new(self, threads: int, ret: Any, /) -> int: ...
     def vsp_pump_free(self, pump: Pump, /) -> None: ...
     def vsp_pump_fd(self, pump: Pump, /) -> int: ...

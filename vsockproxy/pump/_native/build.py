@@ -1,7 +1,7 @@
-"""Compiles the native pump into ``vsockproxy.pump._native._pump`` (cffi, API mode).
+"""Compile the native pump into ``vsockproxy.pump._native._pump`` (cffi, API mode).
 
-The header is read twice: by cffi for the declarations and by the compiler.  The module is
-optional: where it cannot be compiled, the portable pump serves.
+cffi reads `pump.h` for the declarations, and so does the compiler.  The module is optional: where
+it cannot be compiled, the portable pump serves.
 """
 
 from pathlib import Path
@@ -9,15 +9,40 @@ from pathlib import Path
 from cffi import FFI
 
 _HERE = Path(__file__).parent
-_SOURCES = ("pump", "thread", "relay", "half", "pipe", "timer", "limit")
+
+LAYERS = (
+    ("bandwidth", "pipe", "side", "timer"),  # one object each; they know nothing of each other
+    ("loop",),  # what the relays of one thread share; a header only
+    ("half",),  # one direction of a relay: how its bytes move
+    ("relay",),  # two sides, two directions: how they begin and end
+    ("ends", "turn"),  # ended relays on their way to the caller; what a relay does when it is woken
+    ("thread",),  # epoll, the inbox and the clock: what wakes relays
+    ("pump",),  # the threads together, and the calls of pump.h
+)
+"""The C files from the bottom up: a file includes and calls only its own layer and those below.
+
+`pump.h` has the types that are part of the interface, so every file may include it.
+"""
+
+
+def _declarations() -> str:
+    """Return `pump.h` without its preprocessor lines, which cffi does not take."""
+    lines = (_HERE / "pump.h").read_text().splitlines()
+    return "\n".join(line for line in lines if not line.startswith("#"))
+
 
 ffibuilder = FFI()
-ffibuilder.cdef((_HERE / "pump.h").read_text())
+ffibuilder.cdef(_declarations())
 ffibuilder.set_source(
     "vsockproxy.pump._native._pump",
-    "#include <stdbool.h>\n#include <stdint.h>\n#include <pump.h>",
-    sources=[f"vsockproxy/pump/_native/{name}.c" for name in _SOURCES],
-    depends=["vsockproxy/pump/_native/pump.h", "vsockproxy/pump/_native/internal.h"],
+    "#include <pump.h>",
+    sources=[
+        f"vsockproxy/pump/_native/{name}.c"
+        for layer in LAYERS
+        for name in layer
+        if (_HERE / f"{name}.c").exists()
+    ],
+    depends=[f"vsockproxy/pump/_native/{name}.h" for layer in LAYERS for name in layer],
     include_dirs=[str(_HERE)],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
     libraries=["pthread"],

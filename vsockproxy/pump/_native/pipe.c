@@ -1,9 +1,9 @@
 /*
  * The pipes of a thread, through which long streams are spliced.
  *
- * A direction has one only while its stream lasts: an idle relay has none.  All threads'
- * together are few, for their descriptors come out of what the caller keeps back from
- * connections; who gets none copies.
+ * A direction has a pipe only while its stream lasts, so an idle relay has none.  The number of
+ * pipes of all threads together is small: their descriptors come out of those that the caller
+ * reserves.  A direction without a pipe copies.
  */
 
 #define _GNU_SOURCE
@@ -13,51 +13,19 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include "internal.h"
+#include "pipe.h"
 
-static void pipe_free(struct vsp_thread *thread, struct vsp_pipe *pipe)
+enum {
+	PIPES = 16,      /* of all threads together, at most: ... */
+	TABLE_PART = 16, /* ... and no more than one in this many descriptors */
+};
+
+static void pipe_free(struct vsp_pipes *pipes, struct vsp_pipe *pipe)
 {
 	close(pipe->in);
 	close(pipe->out);
 	free(pipe);
-	atomic_fetch_add(&thread->pump->pipes_left, 1);
-}
-
-struct vsp_pipe *vsp_pipe_take(struct vsp_thread *thread)
-{
-	struct vsp_pipe *pipe = thread->pipes;
-	int ends[2];
-
-	if (pipe) {
-		thread->pipes = pipe->next;
-		return pipe;
-	}
-	if (atomic_fetch_sub(&thread->pump->pipes_left, 1) <= 0)
-		goto none;
-	pipe = calloc(1, sizeof(*pipe));
-	if (!pipe || pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0) {
-		free(pipe);
-		goto none;
-	}
-	pipe->out = ends[0];
-	pipe->in = ends[1];
-	/* A smaller one serves too: a user has so many pages for pipes in all (pipe(7)). */
-	(void)fcntl(pipe->in, F_SETPIPE_SZ, SCRATCH);
-	return pipe;
-none:
-	atomic_fetch_add(&thread->pump->pipes_left, 1);
-	return NULL;
-}
-
-void vsp_pipe_give(struct vsp_thread *thread, struct vsp_pipe *pipe)
-{
-	/* What is left in it was for a peer that is gone. */
-	if (pipe->level > 0) {
-		pipe_free(thread, pipe);
-		return;
-	}
-	pipe->next = thread->pipes;
-	thread->pipes = pipe;
+	atomic_fetch_add(pipes->left, 1);
 }
 
 int vsp_pipes_most(void)
@@ -69,12 +37,49 @@ int vsp_pipes_most(void)
 	return limit.rlim_cur / TABLE_PART < PIPES ? (int)(limit.rlim_cur / TABLE_PART) : PIPES;
 }
 
-void vsp_pipes_free(struct vsp_thread *thread)
+struct vsp_pipe *vsp_pipe_take(struct vsp_pipes *pipes)
 {
-	while (thread->pipes) {
-		struct vsp_pipe *pipe = thread->pipes;
+	struct vsp_pipe *pipe = pipes->spare;
+	int ends[2];
 
-		thread->pipes = pipe->next;
-		pipe_free(thread, pipe);
+	if (pipe) {
+		pipes->spare = pipe->next;
+		return pipe;
+	}
+	if (atomic_fetch_sub(pipes->left, 1) <= 0)
+		goto none;
+	pipe = calloc(1, sizeof(*pipe));
+	if (!pipe || pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0) {
+		free(pipe);
+		goto none;
+	}
+	pipe->out = ends[0];
+	pipe->in = ends[1];
+	/* A smaller pipe works too: the kernel limits a user's pages for pipes (pipe(7)). */
+	(void)fcntl(pipe->in, F_SETPIPE_SZ, PIPE_SIZE);
+	return pipe;
+none:
+	atomic_fetch_add(pipes->left, 1);
+	return NULL;
+}
+
+void vsp_pipe_return(struct vsp_pipes *pipes, struct vsp_pipe *pipe)
+{
+	/* Its bytes were for a peer that has closed: another stream must not get them. */
+	if (pipe->level > 0) {
+		pipe_free(pipes, pipe);
+		return;
+	}
+	pipe->next = pipes->spare;
+	pipes->spare = pipe;
+}
+
+void vsp_pipes_close(struct vsp_pipes *pipes)
+{
+	while (pipes->spare) {
+		struct vsp_pipe *pipe = pipes->spare;
+
+		pipes->spare = pipe->next;
+		pipe_free(pipes, pipe);
 	}
 }

@@ -1,4 +1,4 @@
-/* A pump thread: it sleeps in epoll_wait, and moves bytes while there is something to move. */
+/* A pump thread: it sleeps in epoll_wait, and moves bytes while there are some to move. */
 
 #define _GNU_SOURCE
 
@@ -11,7 +11,13 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "internal.h"
+#include "thread.h"
+#include "turn.h"
+
+enum {
+	EVENTS = 256,    /* taken by one epoll_wait */
+	SPARE_MS = 1000, /* without an event until spare pipes are closed */
+};
 
 static uint64_t clock_ms(void)
 {
@@ -21,8 +27,64 @@ static uint64_t clock_ms(void)
 	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
-/* Take one relay out of the inbox and say what is wanted; NULL where there is none. */
-static struct vsp_relay *inbox_take(struct vsp_thread *thread, bool *ret_cancelled, bool *ret_stopping)
+/* ---- the inbox: written by the caller's thread ---- */
+
+static void thread_wake(struct vsp_thread *thread)
+{
+	const uint64_t one = 1;
+
+	(void)!write(thread->wake, &one, sizeof(one));
+}
+
+/* Put a relay into the inbox, once, and wake the thread if it may sleep. */
+static void inbox_put(struct vsp_thread *thread, struct vsp_relay *relay, bool cancel)
+{
+	bool wake = false;
+
+	pthread_mutex_lock(&thread->mutex);
+	relay->cancelled |= cancel;
+	if (!relay->queued) {
+		relay->queued = true;
+		atomic_fetch_add(&relay->references, 1);
+		wake = !thread->inbox;
+		relay->next_inbox = NULL;
+		*thread->inbox_tail = relay;
+		thread->inbox_tail = &relay->next_inbox;
+	}
+	pthread_mutex_unlock(&thread->mutex);
+	if (wake)
+		thread_wake(thread);
+}
+
+void vsp_thread_give(struct vsp_thread *thread, struct vsp_relay *relay)
+{
+	relay->thread = thread;
+	atomic_fetch_add(&thread->load, 1);
+	inbox_put(thread, relay, false);
+}
+
+void vsp_thread_cancel(struct vsp_relay *relay)
+{
+	inbox_put(relay->thread, relay, true);
+}
+
+void vsp_thread_ask(struct vsp_thread *thread)
+{
+	atomic_fetch_add(&thread->asked, 1);
+	thread_wake(thread);
+}
+
+bool vsp_thread_is_silent(const struct vsp_thread *thread)
+{
+	return atomic_load(&thread->answered) != atomic_load(&thread->asked);
+}
+
+/*
+ * Take one relay out of the inbox, with the inbox's reference to it; NULL where it is empty.
+ * *ret_cancelled is whether the relay is to be cancelled.
+ */
+static struct vsp_relay *inbox_take(struct vsp_thread *thread, bool *ret_cancelled,
+				    bool *ret_stopping)
 {
 	struct vsp_relay *relay;
 
@@ -40,7 +102,9 @@ static struct vsp_relay *inbox_take(struct vsp_thread *thread, bool *ret_cancell
 	return relay;
 }
 
-/* Whether the thread goes on. */
+/* ---- the loop ---- */
+
+/* Start and cancel the relays in the inbox.  Whether the thread goes on. */
 static bool inbox_serve(struct vsp_thread *thread)
 {
 	struct vsp_relay *relay;
@@ -50,179 +114,132 @@ static bool inbox_serve(struct vsp_thread *thread)
 	atomic_store(&thread->answered, atomic_load(&thread->asked));
 	while ((relay = inbox_take(thread, &cancelled, &stopping))) {
 		if (!relay->started)
-			vsp_relay_start(relay);
+			vsp_turn_start(relay, &thread->loop);
 		if (cancelled)
-			vsp_relay_end(relay, VSP_CANCELLED);
+			vsp_relay_end(relay, &thread->loop, VSP_CANCELLED);
 		vsp_relay_unref(relay);
 	}
 	return !stopping;
 }
 
-/* Put a relay into its thread's inbox, once, and wake the thread if it may sleep. */
-void vsp_inbox_put(struct vsp_relay *relay, bool cancel)
+static void busy_serve(struct vsp_loop *loop)
 {
-	struct vsp_thread *thread = relay->thread;
-	bool wake = false;
+	struct vsp_relay *relay = loop->busy;
 
-	pthread_mutex_lock(&thread->mutex);
-	relay->cancelled |= cancel;
-	if (!relay->queued) {
-		relay->queued = true;
-		atomic_fetch_add(&relay->references, 1);
-		wake = !thread->inbox;
-		relay->next_inbox = NULL;
-		*thread->inbox_tail = relay;
-		thread->inbox_tail = &relay->next_inbox;
-	}
-	pthread_mutex_unlock(&thread->mutex);
-	if (wake)
-		vsp_thread_wake(thread);
-}
-
-void vsp_thread_wake(struct vsp_thread *thread)
-{
-	const uint64_t one = 1;
-
-	(void)!write(thread->wake, &one, sizeof(one));
-}
-
-static void busy_serve(struct vsp_thread *thread)
-{
-	struct vsp_relay *relay = thread->busy;
-
-	thread->busy = NULL;
+	loop->busy = NULL;
 	while (relay) {
 		struct vsp_relay *next = relay->next_busy;
 
 		relay->busy = false;
 		if (!relay->ended)
-			vsp_relay_turn(relay);
+			vsp_turn_move(relay, loop);
 		vsp_relay_unref(relay);
 		relay = next;
 	}
 }
 
-static void timers_serve(struct vsp_thread *thread)
+static void ends_serve(struct vsp_thread *thread)
 {
-	struct vsp_relay *relay;
-
-	while ((relay = vsp_timer_due(thread)))
-		vsp_relay_due(relay);
+	atomic_fetch_sub(&thread->load, vsp_ends_publish(thread->ends, &thread->loop));
 }
 
-/* Hand this turn's ends to the caller. */
-static void ends_publish(struct vsp_thread *thread)
+/* Return how long epoll_wait may sleep, in milliseconds; -1 is until an event. */
+static int sleep_ms(const struct vsp_loop *loop)
 {
-	const uint64_t one = 1;
-	struct vsp_pump *pump = thread->pump;
-	struct vsp_relay *last = thread->ended;
-	size_t count = 1;
-	bool wake;
+	/* Spare pipes stay open for a quiet second. */
+	uint64_t longest_ms = loop->pipes.spare ? SPARE_MS : INT_MAX;
+	uint64_t due_ms = vsp_timers_earliest_ms(&loop->timers);
 
-	if (!last)
-		return;
-	for (; last->next_ended; last = last->next_ended)
-		count++;
-	atomic_fetch_sub(&thread->load, count);
-	pthread_mutex_lock(&pump->mutex);
-	wake = !pump->ended;
-	last->next_ended = pump->ended;
-	pump->ended = thread->ended;
-	pthread_mutex_unlock(&pump->mutex);
-	thread->ended = NULL;
-	if (wake)
-		(void)!write(pump->done, &one, sizeof(one));
-}
-
-/* How long to sleep, for epoll_wait: -1 for until something happens. */
-static int sleep_ms(const struct vsp_thread *thread)
-{
-	/* Pipes that nobody uses are kept for a quiet second. */
-	uint64_t longest = thread->pipes ? SPARE_MS : INT_MAX;
-	uint64_t due_ms;
-
-	if (thread->busy)
+	if (loop->busy)
 		return 0;
-	if (thread->timer_count == 0)
-		return thread->pipes ? SPARE_MS : -1;
-	due_ms = thread->timers[0]->deadline_ms;
-	if (due_ms <= thread->now_ms)
+	if (due_ms == NEVER)
+		return loop->pipes.spare ? SPARE_MS : -1;
+	if (due_ms <= loop->now_ms)
 		return 0;
-	return due_ms - thread->now_ms < longest ? (int)(due_ms - thread->now_ms) : (int)longest;
+	return (int)(due_ms - loop->now_ms < longest_ms ? due_ms - loop->now_ms : longest_ms);
 }
 
 static void *thread_main(void *argument)
 {
 	struct vsp_thread *thread = argument;
+	struct vsp_loop *loop = &thread->loop;
 	struct epoll_event events[EVENTS];
 	bool running = true;
 
 	while (running) {
-		int count = epoll_wait(thread->epoll, events, EVENTS, sleep_ms(thread));
+		int count = epoll_wait(loop->epoll, events, EVENTS, sleep_ms(loop));
 
-		thread->now_ms = clock_ms();
+		loop->now_ms = clock_ms();
 		if (count > 0)
-			thread->woken_ms = thread->now_ms;
-		else if (thread->now_ms - thread->woken_ms >= SPARE_MS)
-			vsp_pipes_free(thread);
-		busy_serve(thread);
+			thread->woken_ms = loop->now_ms;
+		else if (loop->now_ms - thread->woken_ms >= SPARE_MS)
+			vsp_pipes_close(&loop->pipes);
+		busy_serve(loop);
 		for (int i = 0; i < count; i++) {
 			if (events[i].data.ptr)
-				vsp_side_event(events[i].data.ptr, events[i].events);
+				vsp_turn_event(events[i].data.ptr, loop, events[i].events);
 			else
 				running = inbox_serve(thread);
 		}
-		timers_serve(thread);
-		ends_publish(thread);
+		vsp_turn_timers(loop);
+		ends_serve(thread);
 	}
-	while (thread->live)
-		vsp_relay_end(thread->live, VSP_CANCELLED);
-	busy_serve(thread);
-	ends_publish(thread);
+	while (loop->live)
+		vsp_relay_end(loop->live, loop, VSP_CANCELLED);
+	busy_serve(loop); /* for the list's references */
+	ends_serve(thread);
 	return NULL;
 }
+
+/* ---- its life ---- */
 
 static void thread_release(struct vsp_thread *thread)
 {
 	if (thread->wake >= 0)
 		close(thread->wake);
-	if (thread->epoll >= 0)
-		close(thread->epoll);
-	vsp_pipes_free(thread);
-	free(thread->scratch);
-	free(thread->timers);
+	if (thread->loop.epoll >= 0)
+		close(thread->loop.epoll);
+	vsp_pipes_close(&thread->loop.pipes);
+	free(thread->loop.scratch);
+	free(thread->loop.timers.heap);
 	pthread_mutex_destroy(&thread->mutex);
 }
 
-/* 0, or a negative errno and nothing is left behind. */
-int vsp_thread_start(struct vsp_pump *pump, struct vsp_thread *thread)
+/* Open what the thread needs.  0, or a negative errno; thread_release follows in either case. */
+static int thread_prepare(struct vsp_thread *thread)
 {
 	struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.ptr = NULL};
+
+	thread->inbox_tail = &thread->inbox;
+	pthread_mutex_init(&thread->mutex, NULL);
+	thread->loop.epoll = epoll_create1(EPOLL_CLOEXEC);
+	/* Never read: edge-triggered, every write is an event. */
+	thread->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	thread->loop.scratch = malloc(SCRATCH);
+	if (thread->loop.epoll < 0 || thread->wake < 0 || !thread->loop.scratch)
+		return -errno;
+	return epoll_ctl(thread->loop.epoll, EPOLL_CTL_ADD, thread->wake, &event) < 0 ? -errno : 0;
+}
+
+int vsp_thread_start(struct vsp_thread *thread, struct vsp_ends *ends, _Atomic int *pipes_left)
+{
 	sigset_t all;
 	sigset_t before;
 	int error;
 
-	thread->pump = pump;
-	thread->inbox_tail = &thread->inbox;
-	pthread_mutex_init(&thread->mutex, NULL);
-	thread->epoll = epoll_create1(EPOLL_CLOEXEC);
-	/* Never read: every write is an edge of its own. */
-	thread->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	thread->scratch = malloc(SCRATCH);
-	if (thread->epoll < 0 || thread->wake < 0 || !thread->scratch ||
-	    epoll_ctl(thread->epoll, EPOLL_CTL_ADD, thread->wake, &event) < 0) {
-		error = errno;
-		thread_release(thread);
-		return -error;
+	thread->ends = ends;
+	thread->loop.pipes.left = pipes_left;
+	error = thread_prepare(thread);
+	if (!error) {
+		/* Signals are for the caller's thread. */
+		sigfillset(&all);
+		pthread_sigmask(SIG_SETMASK, &all, &before);
+		error = -pthread_create(&thread->id, NULL, thread_main, thread);
+		pthread_sigmask(SIG_SETMASK, &before, NULL);
 	}
-	/* Signals are for the caller's thread. */
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	error = pthread_create(&thread->id, NULL, thread_main, thread);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (error) {
 		thread_release(thread);
-		return -error;
+		return error;
 	}
 	pthread_setname_np(thread->id, "vsp-pump");
 	return 0;
@@ -233,7 +250,7 @@ void vsp_thread_stop(struct vsp_thread *thread)
 	pthread_mutex_lock(&thread->mutex);
 	thread->stopping = true;
 	pthread_mutex_unlock(&thread->mutex);
-	vsp_thread_wake(thread);
+	thread_wake(thread);
 	pthread_join(thread->id, NULL);
 	thread_release(thread);
 }

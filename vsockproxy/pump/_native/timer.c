@@ -1,87 +1,90 @@
-/* A binary heap of the relays that something bounds, the earliest deadline first. */
+/* A binary heap of timers, the earliest deadline first; each knows its place in it. */
 
 #include <errno.h>
 #include <stdlib.h>
 
-#include "internal.h"
+#include "timer.h"
 
-static void timer_place(struct vsp_thread *thread, struct vsp_relay *relay, size_t place)
+static void timer_place(struct vsp_timers *timers, struct vsp_timer *timer, size_t place)
 {
-	thread->timers[place] = relay;
-	relay->timer = (int32_t)place;
+	timers->heap[place] = timer;
+	timer->place = (int32_t)place;
 }
 
-static void timer_sift(struct vsp_thread *thread, struct vsp_relay *relay)
+/* Restore the heap's order around a timer whose deadline or place has changed. */
+static void timer_sift(struct vsp_timers *timers, struct vsp_timer *timer)
 {
-	size_t place = (size_t)relay->timer;
+	size_t place = (size_t)timer->place;
 
 	while (place > 0) {
-		struct vsp_relay *parent = thread->timers[(place - 1) / 2];
+		struct vsp_timer *parent = timers->heap[(place - 1) / 2];
 
-		if (parent->deadline_ms <= relay->deadline_ms)
+		if (parent->deadline_ms <= timer->deadline_ms)
 			break;
-		timer_place(thread, parent, place);
+		timer_place(timers, parent, place);
 		place = (place - 1) / 2;
 	}
 	for (;;) {
 		size_t child = 2 * place + 1;
 
-		if (child >= thread->timer_count)
+		if (child >= timers->count)
 			break;
-		if (child + 1 < thread->timer_count &&
-		    thread->timers[child + 1]->deadline_ms < thread->timers[child]->deadline_ms)
+		if (child + 1 < timers->count &&
+		    timers->heap[child + 1]->deadline_ms < timers->heap[child]->deadline_ms)
 			child++;
-		if (thread->timers[child]->deadline_ms >= relay->deadline_ms)
+		if (timers->heap[child]->deadline_ms >= timer->deadline_ms)
 			break;
-		timer_place(thread, thread->timers[child], place);
+		timer_place(timers, timers->heap[child], place);
 		place = child;
 	}
-	timer_place(thread, relay, place);
+	timer_place(timers, timer, place);
 }
 
-void vsp_timer_remove(struct vsp_relay *relay)
+int vsp_timers_reserve(struct vsp_timers *timers, size_t count)
 {
-	struct vsp_thread *thread = relay->thread;
-	struct vsp_relay *last;
+	struct vsp_timer **heap;
+	size_t room = timers->room ? timers->room : 64;
 
-	if (relay->timer == NO_TIMER)
-		return;
-	last = thread->timers[--thread->timer_count];
-	if (last != relay) {
-		timer_place(thread, last, (size_t)relay->timer);
-		timer_sift(thread, last);
-	}
-	relay->timer = NO_TIMER;
-}
-
-int vsp_timer_reserve(struct vsp_thread *thread)
-{
-	struct vsp_relay **timers;
-	size_t room = thread->timer_room ? 2 * thread->timer_room : 64;
-
-	if (thread->live_count < thread->timer_room)
+	if (count <= timers->room)
 		return 0;
-	timers = realloc(thread->timers, room * sizeof(*timers));
-	if (!timers)
+	while (room < count)
+		room *= 2;
+	heap = realloc(timers->heap, room * sizeof(struct vsp_timer *));
+	if (!heap)
 		return -ENOMEM;
-	thread->timers = timers;
-	thread->timer_room = room;
+	timers->heap = heap;
+	timers->room = room;
 	return 0;
 }
 
-void vsp_timer_set(struct vsp_relay *relay, uint64_t deadline_ms)
+void vsp_timer_set(struct vsp_timers *timers, struct vsp_timer *timer, uint64_t deadline_ms)
 {
-	struct vsp_thread *thread = relay->thread;
-
-	relay->deadline_ms = deadline_ms;
-	if (relay->timer == NO_TIMER)
-		timer_place(thread, relay, thread->timer_count++);
-	timer_sift(thread, relay);
+	timer->deadline_ms = deadline_ms;
+	if (timer->place == NOT_SET)
+		timer_place(timers, timer, timers->count++);
+	timer_sift(timers, timer);
 }
 
-struct vsp_relay *vsp_timer_due(const struct vsp_thread *thread)
+void vsp_timer_remove(struct vsp_timers *timers, struct vsp_timer *timer)
 {
-	if (thread->timer_count == 0 || thread->timers[0]->deadline_ms > thread->now_ms)
-		return NULL;
-	return thread->timers[0];
+	struct vsp_timer *last;
+
+	if (timer->place == NOT_SET)
+		return;
+	last = timers->heap[--timers->count];
+	if (last != timer) {
+		timer_place(timers, last, (size_t)timer->place);
+		timer_sift(timers, last);
+	}
+	timer->place = NOT_SET;
+}
+
+uint64_t vsp_timers_earliest_ms(const struct vsp_timers *timers)
+{
+	return timers->count ? timers->heap[0]->deadline_ms : NEVER;
+}
+
+struct vsp_timer *vsp_timers_due(const struct vsp_timers *timers, uint64_t now_ms)
+{
+	return vsp_timers_earliest_ms(timers) <= now_ms ? timers->heap[0] : NULL;
 }

@@ -1,0 +1,82 @@
+"""One transfer under test: a pump of each kind, and both outer ends of a relayed connection."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from tests.sockets import PAIRS, stream, transports
+from vsockproxy.pump.transfer import Bounds, Meter, Pump, Transfer
+
+Families = tuple[str, str]
+
+every_transport = pytest.mark.parametrize("families", transports())
+MEBIBYTE = 2**20
+
+
+class Relayed:
+    """A transfer under way, with both of its outer ends."""
+
+    def __init__(self, pump: Pump, families: Families, bounds: Bounds) -> None:
+        client, self._client_side = PAIRS[families[0]]()
+        self._target_side, target = PAIRS[families[1]]()
+        self.client = stream(client)
+        self.target = stream(target)
+        self.meter = Meter()
+        self.ended = trio.Event()
+        self.transfer: Transfer | None = None
+        self._pump = pump
+        self._bounds = bounds
+
+    async def run(self) -> None:
+        """Relay until the transfer has ended."""
+        try:
+            self.transfer = await self._pump.transfer(
+                self._client_side.detach(),
+                self._target_side.detach(),
+                self._bounds,
+                self.meter,
+            )
+        finally:
+            self.ended.set()
+
+    async def reason(self) -> str:
+        """Wait for the end and return its reason; the meter must have the final numbers."""
+        await self.ended.wait()
+        assert self.transfer is not None
+        assert self.transfer.upstream_bytes == self.meter.upstream_bytes
+        assert self.transfer.downstream_bytes == self.meter.downstream_bytes
+        return self.transfer.reason
+
+
+@asynccontextmanager
+async def relayed(
+    pump: Pump, families: Families, bounds: Bounds | None = None
+) -> AsyncIterator[Relayed]:
+    """Run a transfer between new socket pairs until the block is left."""
+    run = Relayed(pump, families, bounds or Bounds())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run.run)
+        async with run.client, run.target:
+            yield run
+        nursery.cancel_scope.cancel()
+
+
+def both(*jobs: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[None]]:
+    """Return a function that runs all jobs at once."""
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            for job in jobs:
+                nursery.start_soon(job)
+
+    return run
+
+
+def take_socket(owner: trio.SocketStream) -> socket.socket:
+    """Return the stdlib socket of a stream, which no longer owns it."""
+    return socket.socket(fileno=owner.socket.detach())

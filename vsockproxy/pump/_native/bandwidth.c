@@ -1,0 +1,166 @@
+/*
+ * Bandwidth: a token bucket from which any number of relays, in any threads, may take.
+ *
+ * A bucket counts thousandths of a byte, so that a slow rate loses nothing to rounding, however
+ * often relays take from it.
+ */
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "bandwidth.h"
+
+enum {
+	MILLI = 1000,
+	BURST_MS = 100, /* a full bucket holds the bytes of this time */
+};
+
+struct vsp_bandwidth {
+	pthread_mutex_t mutex;
+	uint64_t rate; /* bytes a second */
+	uint64_t level_milli; /* thousandths of a byte */
+	uint64_t filled_ms;
+	_Atomic int references;
+};
+
+/* ---- one bucket ---- */
+
+static uint64_t burst_milli(const struct vsp_bandwidth *bucket)
+{
+	uint64_t burst = bucket->rate * BURST_MS;
+
+	return burst < MILLI ? MILLI : burst; /* never less than one byte */
+}
+
+static void bucket_fill(struct vsp_bandwidth *bucket, uint64_t now_ms)
+{
+	uint64_t passed_ms;
+
+	/* Each thread reads the clock on its own: another one may be ahead of this one. */
+	if (now_ms <= bucket->filled_ms)
+		return;
+	passed_ms = now_ms - bucket->filled_ms;
+	if (passed_ms > MILLI * MILLI)
+		passed_ms = MILLI * MILLI; /* the bucket is full by then: avoids an overflow */
+	bucket->level_milli += bucket->rate * passed_ms;
+	if (bucket->level_milli > burst_milli(bucket))
+		bucket->level_milli = burst_milli(bucket);
+	bucket->filled_ms = now_ms;
+}
+
+static size_t bucket_take(struct vsp_bandwidth *bucket, size_t most, uint64_t now_ms)
+{
+	uint64_t level;
+
+	pthread_mutex_lock(&bucket->mutex);
+	bucket_fill(bucket, now_ms);
+	level = bucket->level_milli / MILLI;
+	if (most > level)
+		most = level;
+	bucket->level_milli -= most * MILLI;
+	pthread_mutex_unlock(&bucket->mutex);
+	return most;
+}
+
+static void bucket_return(struct vsp_bandwidth *bucket, size_t unused)
+{
+	pthread_mutex_lock(&bucket->mutex);
+	bucket->level_milli += unused * MILLI;
+	pthread_mutex_unlock(&bucket->mutex);
+}
+
+struct vsp_bandwidth *vsp_bandwidth_new(uint64_t rate)
+{
+	struct vsp_bandwidth *bucket = calloc(1, sizeof(*bucket));
+
+	if (!bucket)
+		return NULL;
+	pthread_mutex_init(&bucket->mutex, NULL);
+	bucket->rate = rate;
+	atomic_init(&bucket->references, 1);
+	return bucket;
+}
+
+void vsp_bandwidth_unref(struct vsp_bandwidth *bucket)
+{
+	if (!bucket || atomic_fetch_sub(&bucket->references, 1) != 1)
+		return;
+	pthread_mutex_destroy(&bucket->mutex);
+	free(bucket);
+}
+
+/* ---- the buckets of one direction ---- */
+
+int vsp_throttle_new(uint64_t rate, struct vsp_bandwidth *shared, struct vsp_throttle **ret)
+{
+	struct vsp_throttle *throttle;
+
+	*ret = NULL;
+	if (rate == 0 && !shared)
+		return 0;
+	throttle = calloc(1, sizeof(*throttle));
+	if (!throttle)
+		return -ENOMEM;
+	if (rate) {
+		throttle->buckets[0] = vsp_bandwidth_new(rate);
+		if (!throttle->buckets[0]) {
+			free(throttle);
+			return -ENOMEM;
+		}
+	}
+	if (shared)
+		atomic_fetch_add(&shared->references, 1);
+	throttle->buckets[1] = shared;
+	*ret = throttle;
+	return 0;
+}
+
+void vsp_throttle_free(struct vsp_throttle *throttle)
+{
+	if (!throttle)
+		return;
+	for (int i = 0; i < BUCKETS; i++)
+		vsp_bandwidth_unref(throttle->buckets[i]);
+	free(throttle);
+}
+
+size_t vsp_throttle_take(struct vsp_throttle *throttle, size_t most, uint64_t now_ms)
+{
+	size_t size = most;
+
+	if (!throttle)
+		return most;
+	if (throttle->due_ms)
+		return 0;
+	for (int i = 0; i < BUCKETS; i++) {
+		size_t less;
+
+		if (!throttle->buckets[i])
+			continue;
+		less = bucket_take(throttle->buckets[i], size, now_ms);
+		/* The buckets before this one had more than it has. */
+		for (int before = 0; before < i; before++)
+			if (throttle->buckets[before])
+				bucket_return(throttle->buckets[before], size - less);
+		size = less;
+	}
+	if (size == 0)
+		throttle->due_ms = now_ms + THROTTLED_MS;
+	return size;
+}
+
+void vsp_throttle_return(struct vsp_throttle *throttle, size_t unused)
+{
+	if (!throttle || unused == 0)
+		return;
+	for (int i = 0; i < BUCKETS; i++)
+		if (throttle->buckets[i])
+			bucket_return(throttle->buckets[i], unused);
+}
+
+uint64_t vsp_throttle_due(const struct vsp_throttle *throttle)
+{
+	return throttle ? throttle->due_ms : 0;
+}

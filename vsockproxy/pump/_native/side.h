@@ -1,0 +1,58 @@
+/* One socket of a relay: what its edges have said, and what is done to it. */
+
+#ifndef VSP_SIDE_H
+#define VSP_SIDE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct vsp_relay;
+
+/*
+ * A socket is registered once, edge-triggered: each edge is remembered in a flag, which is
+ * cleared when the kernel answers EAGAIN.
+ */
+struct vsp_side {
+	struct vsp_relay *relay;
+	_Atomic int fd; /* -1 before it is closed */
+	short error;    /* the errno that ended it, or 0 */
+	unsigned char domain; /* AF_INET... */
+	bool sendable;  /* EPOLLOUT is asked for: see vsp_side_block */
+	bool urgent;    /* it has, or had, urgent data, which ends reads early */
+	bool readable;  /* recv may have something */
+	bool writable;  /* send may take something */
+	bool fin;       /* the peer's FIN is on its way, or read */
+	bool gone;      /* the peer has closed: it takes nothing more */
+};
+
+/* Watch the socket for edges in an epoll set.  0, or a negative errno. */
+int vsp_side_watch(struct vsp_side *side, int epoll);
+
+/* Remember what an edge says: `events` is a set of EPOLLIN... */
+void vsp_side_note(struct vsp_side *side, int epoll, uint32_t events);
+
+/*
+ * Note that the socket takes nothing now.  EPOLLOUT is asked for only from here until the next
+ * edge: a Unix socket gives one at each read of its peer, which would wake the thread for nothing.
+ */
+void vsp_side_block(struct vsp_side *side, int epoll);
+
+/* recv(2) without waiting, which also clears `readable` where the read emptied the socket. */
+ssize_t vsp_side_receive(struct vsp_side *side, char *data, size_t room);
+
+/* Return whether the socket is TCP. */
+bool vsp_side_is_tcp(const struct vsp_side *side);
+
+/* Return whether a short read means an empty socket, as epoll(7) says. */
+bool vsp_side_is_plain(const struct vsp_side *side);
+
+/* Have the close send an RST, where a FIN would look like the stream's end.  TCP only. */
+void vsp_side_reset_at_close(const struct vsp_side *side);
+
+/* Close the socket. */
+void vsp_side_close(struct vsp_side *side, int epoll);
+
+#endif

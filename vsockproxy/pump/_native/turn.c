@@ -1,0 +1,243 @@
+/*
+ * A relay's turn in its thread.
+ *
+ * An edge is remembered in its side; vsp_half_move goes on until a socket has no more and returns
+ * what it did; this file acts on it, and reads off the two directions whether the relay is over.
+ */
+
+#define _GNU_SOURCE
+
+#include <stddef.h>
+#include <sys/socket.h>
+
+#include "turn.h"
+
+/* The time-outs on silence count from now on. */
+static void relay_touch(struct vsp_relay *relay, const struct vsp_loop *loop)
+{
+	atomic_store_explicit(&relay->active_ms, loop->now_ms, memory_order_relaxed);
+}
+
+/* Have the relay move again in the next turn, after other relays. */
+static void relay_be_busy(struct vsp_relay *relay, struct vsp_loop *loop)
+{
+	if (relay->busy)
+		return;
+	relay->busy = true;
+	atomic_fetch_add(&relay->references, 1);
+	relay->next_busy = loop->busy;
+	loop->busy = relay;
+}
+
+/* ---- deadlines ---- */
+
+/* Return the time-out on silence that is in force, in milliseconds, or 0. */
+static uint64_t relay_timeout_ms(const struct vsp_relay *relay)
+{
+	bool half_closed = relay->halves[UPSTREAM].done != relay->halves[DOWNSTREAM].done;
+
+	if (!half_closed || relay->half_close_ms == 0)
+		return relay->idle_ms;
+	if (relay->idle_ms == 0 || relay->half_close_ms < relay->idle_ms)
+		return relay->half_close_ms;
+	return relay->idle_ms;
+}
+
+/* Return when silence ends the relay, or NEVER. */
+static uint64_t relay_silent_ms(const struct vsp_relay *relay)
+{
+	uint64_t timeout_ms = relay_timeout_ms(relay);
+
+	return timeout_ms ? vsp_relay_active(relay) + timeout_ms : NEVER;
+}
+
+/* Return when the thread has to look at the relay without an edge, or NEVER. */
+static uint64_t relay_deadline_ms(const struct vsp_relay *relay)
+{
+	uint64_t silent_ms = relay_silent_ms(relay);
+	uint64_t deadline_ms = silent_ms < relay->end_ms ? silent_ms : relay->end_ms;
+
+	for (int direction = UPSTREAM; direction <= DOWNSTREAM; direction++) {
+		const struct vsp_half *half = &relay->halves[direction];
+		uint64_t due_ms = vsp_throttle_due(half->throttle);
+
+		if (!half->done && due_ms && due_ms < deadline_ms)
+			deadline_ms = due_ms;
+	}
+	return deadline_ms;
+}
+
+/*
+ * Have the thread wake no later than it has to for this relay.  A deadline that is too early
+ * stays: relay_due looks again, which costs less than a move in the heap for every byte.
+ */
+static void relay_set_timer(struct vsp_relay *relay, struct vsp_loop *loop)
+{
+	uint64_t deadline_ms = relay_deadline_ms(relay);
+	const struct vsp_timer *timer = &relay->timer;
+
+	if (deadline_ms == NEVER || (timer->place != NOT_SET && timer->deadline_ms <= deadline_ms))
+		return;
+	vsp_timer_set(&loop->timers, &relay->timer, deadline_ms);
+}
+
+/* ---- moving ---- */
+
+/*
+ * Whether a side's stream is complete although it ended with an error.  A FIN before a reset
+ * says so.  A Unix peer's close loses nothing that it wrote: ECONNRESET only says that it left
+ * something unread, which does not make a client's upload incomplete.
+ */
+static bool relay_is_whole(const struct vsp_relay *relay, int which)
+{
+	const struct vsp_side *side = &relay->sides[which];
+
+	return side->fin || (which == CLIENT && side->domain == AF_UNIX);
+}
+
+/* Pass the end of one direction on as a FIN, or note that its stream was truncated. */
+static void relay_finish(struct vsp_relay *relay, int direction)
+{
+	struct vsp_half *half = &relay->halves[direction];
+
+	if (half->dropped) /* the receiver is broken */
+		return;
+	if (relay->sides[direction].error && !relay_is_whole(relay, direction)) {
+		half->dropped = true;
+		return;
+	}
+	if (relay->halves[!direction].done)
+		return; /* both directions are: the close sends the FIN */
+	/*
+	 * Held only while an answer is owed: a client that has had its answer is just leaving, and
+	 * the target, which may wait for its next request, has to see the FIN.
+	 */
+	if (direction == DOWNSTREAM || !relay->hold || relay->answered)
+		shutdown(relay->sides[!direction].fd, SHUT_WR);
+}
+
+/* Move one direction, and act on what that did. */
+static void relay_move(struct vsp_relay *relay, struct vsp_loop *loop, int direction)
+{
+	unsigned did = vsp_half_move(&relay->halves[direction], &relay->sides[direction],
+				     &relay->sides[!direction], loop);
+
+	/* The half-close time-out counts from the end of a direction, not from its last byte. */
+	if (did & (VSP_SENT | VSP_ENDED))
+		relay_touch(relay, loop);
+	if (did & VSP_SENT)
+		relay->answered = direction == DOWNSTREAM;
+	if (did & VSP_ENDED)
+		relay_finish(relay, direction);
+	if (did & VSP_MORE)
+		relay_be_busy(relay, loop);
+	if (did & VSP_NO_MEMORY)
+		vsp_relay_end(relay, loop, VSP_TARGET_RESET);
+}
+
+/*
+ * The receiving side is gone: let a send find that out, or end a direction that has nothing to
+ * send.
+ */
+static void relay_give_up(struct vsp_relay *relay, struct vsp_loop *loop, int direction)
+{
+	struct vsp_half *half = &relay->halves[direction];
+
+	if (!relay->sides[!direction].gone || half->done)
+		return;
+	relay->sides[!direction].writable = true;
+	relay_move(relay, loop, direction);
+	if (!relay->busy && vsp_throttle_due(half->throttle) == 0 && !half->done) {
+		vsp_half_drop(half, &loop->pipes);
+		relay_touch(relay, loop);
+	}
+}
+
+/* Return why a relay is over whose directions are both done. */
+static enum vsp_reason relay_reason(const struct vsp_relay *relay)
+{
+	if (relay->sides[TARGET].error)
+		return VSP_TARGET_RESET;
+	if (relay->sides[CLIENT].error)
+		return VSP_CLIENT_RESET;
+	if (relay->halves[UPSTREAM].dropped)
+		return VSP_TARGET_RESET;
+	if (relay->halves[DOWNSTREAM].dropped)
+		return VSP_CLIENT_RESET;
+	return VSP_FINISHED;
+}
+
+void vsp_turn_move(struct vsp_relay *relay, struct vsp_loop *loop)
+{
+	relay_move(relay, loop, UPSTREAM);
+	relay_move(relay, loop, DOWNSTREAM);
+	relay_give_up(relay, loop, UPSTREAM);
+	relay_give_up(relay, loop, DOWNSTREAM);
+	if (relay->ended)
+		return;
+	if (relay->halves[UPSTREAM].done && relay->halves[DOWNSTREAM].done)
+		vsp_relay_end(relay, loop, relay_reason(relay));
+	else if (relay->sides[CLIENT].error && !relay_is_whole(relay, CLIENT))
+		/* Immediately, whatever the target still owes: no client is left to take it. */
+		vsp_relay_end(relay, loop, VSP_CLIENT_RESET);
+	else
+		relay_set_timer(relay, loop);
+}
+
+/* ---- what begins a turn ---- */
+
+void vsp_turn_start(struct vsp_relay *relay, struct vsp_loop *loop)
+{
+	relay_touch(relay, loop);
+	if (relay->end_ms != NEVER)
+		relay->end_ms += loop->now_ms;
+	if (vsp_relay_enter(relay, loop) < 0) {
+		vsp_relay_end(relay, loop, VSP_TARGET_RESET);
+		return;
+	}
+	/* The request is often here already: moving now saves the wait for its edge. */
+	vsp_turn_move(relay, loop);
+}
+
+void vsp_turn_event(struct vsp_side *side, struct vsp_loop *loop, uint32_t events)
+{
+	if (side->relay->ended)
+		return;
+	vsp_side_note(side, loop->epoll, events);
+	vsp_turn_move(side->relay, loop);
+}
+
+/* A relay's deadline has come: end it, move it, or see that bytes have put the deadline off. */
+static void relay_due(struct vsp_relay *relay, struct vsp_loop *loop)
+{
+	uint64_t deadline_ms;
+
+	if (relay->end_ms <= loop->now_ms) {
+		vsp_relay_end(relay, loop, VSP_MAX_LIFETIME);
+		return;
+	}
+	if (relay_silent_ms(relay) <= loop->now_ms) {
+		bool idle = relay_timeout_ms(relay) == relay->idle_ms;
+
+		vsp_relay_end(relay, loop, idle ? VSP_IDLE_TIMEOUT : VSP_HALF_CLOSE_TIMEOUT);
+		return;
+	}
+	if (relay_deadline_ms(relay) <= loop->now_ms) /* a throttled direction */
+		vsp_turn_move(relay, loop);
+	if (relay->ended)
+		return;
+	deadline_ms = relay_deadline_ms(relay);
+	if (deadline_ms == NEVER)
+		vsp_timer_remove(&loop->timers, &relay->timer);
+	else
+		vsp_timer_set(&loop->timers, &relay->timer, deadline_ms);
+}
+
+void vsp_turn_timers(struct vsp_loop *loop)
+{
+	struct vsp_timer *timer;
+
+	while ((timer = vsp_timers_due(&loop->timers, loop->now_ms)))
+		relay_due((struct vsp_relay *)((char *)timer - offsetof(struct vsp_relay, timer)),
+			  loop);
+}
