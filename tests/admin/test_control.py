@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -26,7 +27,7 @@ from vsockproxy.admin.observe import read_only_routes
 from vsockproxy.admin.operations import OPERATIONS, openapi
 from vsockproxy.config.access import parse_rule
 from vsockproxy.config.settings import AdminSettings, Config, Limits, Policy, PumpChoice
-from vsockproxy.errors import ConfigError, Problem
+from vsockproxy.errors import ConfigError, Problem, dial_error
 
 DOCUMENT = REPOSITORY / "docs" / "admin-api.json"
 
@@ -66,7 +67,9 @@ async def test_a_route_shows_its_state_counters_and_last_error(tmp_path: Path) -
         await read_to_end(client)
         await client.aclose()
         await daemon.closed("web", "finished")
-        daemon.stats("web").dial_failed("refused", "nothing listens there")
+        stats = daemon.stats("web")
+        stats.dial_failures["refused"] += 1
+        stats.keep_error(stats.route.target, dial_error(stats.route.target, errno.ECONNREFUSED))
         [route] = (await daemon.get("/v1/routes"))["routes"]
         alone = await daemon.get("/v1/routes/web")
     assert {**alone, "targets": []} == {**route, "targets": []}
@@ -76,7 +79,7 @@ async def test_a_route_shows_its_state_counters_and_last_error(tmp_path: Path) -
     assert (route["upstream_bytes"], route["downstream_bytes"]) == (1, 1)
     assert route["dial_failures"] == {"refused": 1}
     assert route["last_error"]["reason"] == "refused"
-    assert route["last_error"]["message"] == "nothing listens there"
+    assert "nothing listens" in route["last_error"]["message"]
 
 
 async def test_a_route_is_reached_only_where_its_target_answers(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from trio.testing import MockClock
 from tests.fake_services import hold
 from tests.listen.running_route import PATIENCE, Served, serving, unix_at
 from tests.sockets import ends_by_reset
-from vsockproxy.admit import admission as admission_module
 from vsockproxy.admit import descriptors
+from vsockproxy.admit import gate as gate_module
 from vsockproxy.admit.admission import Admission
 from vsockproxy.config.settings import Limits, Policy
 
@@ -25,7 +25,7 @@ from vsockproxy.config.settings import Limits, Policy
 @pytest.fixture(autouse=True)
 def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits is woken: the look after a second must not hide that somebody was forgotten."""
-    monkeypatch.setattr(admission_module, "_LOOK_AGAIN", 3600.0)
+    monkeypatch.setattr(gate_module, "_PAUSE", 3600.0)
 
 
 # ---- max_connections ----
@@ -163,7 +163,7 @@ async def test_a_reload_of_the_shared_limit_lets_the_waiting_in() -> None:
     ):
         await second.send_all(b"x")
         await route.queues("limits_max_connections")
-        admission.adopt(Limits())
+        admission.reconfigure(Limits())
         with trio.fail_after(PATIENCE):
             assert await second.receive_some() == b"x"
 
@@ -174,7 +174,7 @@ async def test_a_reload_of_the_shared_limit_lets_the_waiting_in() -> None:
 async def test_a_rate_lets_a_seconds_worth_in_and_turns_the_rest_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vsockproxy.admit.admission.monotonic", lambda: 0.0)
+    monkeypatch.setattr("vsockproxy.admit.token_bucket.monotonic", lambda: 0.0)
     async with serving(Policy(connection_rate=2.5, over_limit="reject")) as route:
         for _ in range(3):
             assert await route.exchange(b"x") == b"x"
@@ -281,7 +281,7 @@ async def test_clients_wait_before_the_descriptor_table_is_full() -> None:
 
 
 async def test_descriptors_that_others_give_back_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission_module, "_LOOK_AGAIN", 0.05)
+    monkeypatch.setattr(gate_module, "_PAUSE", 0.05)
     admission = Admission()
     async with serving(Policy(), admission=admission) as route:
         with ExitStack() as files, at_most(4):

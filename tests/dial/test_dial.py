@@ -37,7 +37,7 @@ from vsockproxy.address.endpoint import (
 )
 from vsockproxy.address.sockaddr import new_socket, peer_name
 from vsockproxy.dial import dial as transport
-from vsockproxy.dial.dial import dial, dial_at_once
+from vsockproxy.dial.dial import connect_unix, dial
 from vsockproxy.errors import DialError
 from vsockproxy.pump.reset import reset
 
@@ -280,7 +280,7 @@ async def test_a_path_of_something_else_is_said_to_be_no_socket(tmp_path: Path, 
     assert (error.reason, error.errno) == ("refused", errno.ECONNREFUSED)
     assert "is not a socket" in str(error)
     with pytest.raises(DialError, match="is not a socket"):
-        dial_at_once(UnixEndpoint(str(tmp_path)))
+        connect_unix(UnixEndpoint(str(tmp_path)))
 
 
 @pytest.mark.parametrize("kind", ["unix", "vsock-mux"])

@@ -182,7 +182,9 @@ async def test_a_wait_has_an_end_and_the_log_says_what_was_wrong(tmp_path: Path)
         assert dict(route.stats.held_results) == {"timeout": 1}
         assert dict(route.stats.dial_failures) == {"not_found": 1}
         [line] = route.events("dial_failed")
-        assert "is the VM running?; a client waited 0.2" in str(line["error"])
+        assert "does not exist; the client was held for 0.2" in str(line["error"])
+        assert "start the VM" in str(line["remedy"])
+        assert "target_state" not in line  # a background dial found it, and logged target_down
 
 
 async def test_a_client_beyond_the_most_that_are_held_is_reset(
@@ -436,7 +438,7 @@ async def test_clients_of_a_target_that_is_down_are_refused_without_a_dial(tmp_p
             await route.closed("dial_not_found", 2)
             assert len(server.requests) == 1
             assert route.stats.last_error is not None
-            assert "fail_fast" in route.stats.last_error.message
+            assert route.stats.last_error.reason == "not_found"
 
 
 async def test_a_target_that_failed_fast_is_dialled_again_once_it_is_back(tmp_path: Path) -> None:
@@ -452,7 +454,12 @@ async def test_a_target_that_failed_fast_is_dialled_again_once_it_is_back(tmp_pa
 async def test_a_target_that_somebody_else_found_down_is_dialled_again_too(tmp_path: Path) -> None:
     guest = guest_at(tmp_path)
     async with serving(replace(PLAIN, fail_fast=True), dial_to=guest) as route:
-        assert "is the VM running?" in str(await route.listener.reach())
+        assert "start the VM" in str(await route.listener.reach())
+        async with route.connect() as client:
+            assert await is_reset(client)
+        await route.closed("dial_not_found")
+        [line] = route.events("dial_failed")
+        assert "fail_fast" in str(line["error"])
         async with mux_server(Path(guest.path), {80: echo}):
             await until(lambda: state_of(route) == "up")
             assert await route.exchange(b"hello") == b"hello"
@@ -557,9 +564,10 @@ async def test_a_change_is_one_line_however_many_clients_see_it(tmp_path: Path) 
         async with mux_server(Path(guest.path), {80: echo}):
             for _ in range(5):
                 assert await route.exchange(b"hello") == b"hello"
-        [down] = route.events("target_down")
-        assert (down["was"], down["reason"]) == ("unknown", "not_found")
-        assert "is the VM running?" in str(down["why"])
+        [down] = route.events("dial_failed")
+        assert (down["target_state"], down["reason"]) == ("down", "not_found")
+        assert "start the VM" in str(down["remedy"])
+        assert not route.events("target_down")
         [up] = route.events("target_up")
         assert (up["was"], up["target"]) == ("down", str(guest))
         assert float(str(up["seconds"])) > 0
@@ -573,7 +581,7 @@ async def test_a_target_that_comes_and_goes_is_not_told_each_time(tmp_path: Path
                 assert await is_reset(client)
             async with mux_server(Path(guest.path), {80: echo}):
                 assert await route.exchange(b"hello") == b"hello"
-        assert len(route.events("target_down")) == len(route.events("target_up")) == 1
+        assert len(route.events("dial_failed")) == len(route.events("target_up")) == 1
         assert state_of(route) == "up"
 
 

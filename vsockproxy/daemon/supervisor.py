@@ -75,7 +75,7 @@ class Supervisor:
         """
         self._configured = config.routes
         self._drained = {r.name: r.listen for r in config.routes if self._is_drained(r)}
-        self.admission.adopt(config.limits)
+        self.admission.reconfigure(config.limits)
         self.guests.adopt(config.guests)
         routes = {route.listen: route for route in config.routes}
         for endpoint, listener in list(self.listeners.items()):

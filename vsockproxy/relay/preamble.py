@@ -17,7 +17,7 @@ from vsockproxy.address.endpoint import AF_VSOCK, Target
 from vsockproxy.address.sockaddr import errno_of
 from vsockproxy.config.access import ip_of
 from vsockproxy.connection import Connection
-from vsockproxy.errors import DialError, VsockproxyError, dial_error
+from vsockproxy.errors import VsockproxyError, dial_error
 from vsockproxy.relay import proxy_protocol
 from vsockproxy.relay.proxy_protocol import (
     Header,
@@ -79,7 +79,7 @@ async def send_header(
         except OSError as error:
             raise dial_error(endpoint, errno_of(error)) from error
         return
-    raise DialError(endpoint, "timeout", "it takes no PROXY header within connect_timeout")
+    raise dial_error(endpoint, "header_not_taken")
 
 
 def _send_some(sock: socket.socket, data: bytes) -> int:
