@@ -33,7 +33,7 @@ import matplotlib.pyplot as plt
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from vsockproxy.admin.client import Client, UnaskedError
+from vsockproxy.admin.client import Client, DaemonUnreachableError
 from vsockproxy.top.panel import Panel
 from vsockproxy.top.screen import screen
 from vsockproxy.top.session import take
@@ -128,7 +128,7 @@ def _demo(folder: Path, ports: dict[str, int]) -> Iterator[Client]:
 
 def _until_ready(client: Client) -> None:
     for _ in range(100):
-        with suppress(UnaskedError):
+        with suppress(DaemonUnreachableError):
             client.get("/v1/status")
             return
         time.sleep(0.1)

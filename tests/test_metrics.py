@@ -12,17 +12,19 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from tests.admin.fake_daemon import FakeDaemon
+from vsockproxy import __version__
 from vsockproxy.address.endpoint import TcpEndpoint, VsockEndpoint
 from vsockproxy.admit.admission import Admission
 from vsockproxy.admit.gate import REASONS, QueueReason, RejectReason
 from vsockproxy.config.guest import Cid, CidFile, Guest
-from vsockproxy.config.settings import Config, Limits, Policy, Route
+from vsockproxy.config.settings import Limits, Policy, Route
 from vsockproxy.connection import Connection
 from vsockproxy.guests.directory import Guests
 from vsockproxy.metrics import MetricsCollector, make_registry
 from vsockproxy.pump.transfer import EndReason
 from vsockproxy.reasons import Reason
-from vsockproxy.stats import CONNECTION_BOUNDS, DIAL_BOUNDS, Reloads, RouteStats, TargetState
+from vsockproxy.stats import CONNECTION_BOUNDS, DIAL_BOUNDS, RouteStats, TargetState
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "metrics.md"
 ROUTE: Final = Route(
@@ -67,7 +69,7 @@ def stats() -> RouteStats:
 
 @pytest.fixture
 def registry(stats: RouteStats) -> CollectorRegistry:
-    return make_registry(lambda: [stats], "1.2.3", "native")
+    return make_registry(FakeDaemon(stats))
 
 
 def opened(stats: RouteStats) -> Connection:
@@ -156,18 +158,18 @@ def test_histogram_buckets_add_up_from_the_smallest(
 def test_routes_and_the_build_are_described_by_labels(registry: CollectorRegistry) -> None:
     route = {"route": "web", "listen": "tcp:8080", "target": "vsock:3:80"}
     assert registry.get_sample_value("vsockproxy_route_info", route) == 1
-    build = {"version": "1.2.3", "pump": "native"}
+    build = {"version": __version__, "pump": "native"}
     assert registry.get_sample_value("vsockproxy_build_info", build) == 1
 
 
 def test_limits_and_the_room_that_is_left_are_shown(stats: RouteStats) -> None:
-    registry = make_registry(lambda: [stats], "1", "native", Admission(Limits(9)))
+    registry = make_registry(FakeDaemon(stats, admission=Admission(Limits(9))))
     assert registry.get_sample_value("vsockproxy_connections_limit", {"route": "web"}) == 7
     assert registry.get_sample_value("vsockproxy_total_connections_limit") == 9
     free = registry.get_sample_value("vsockproxy_descriptors_free")
     assert free
     assert 0 < free < resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    bare = make_registry(list, "1", "native", Admission())
+    bare = make_registry(FakeDaemon())
     assert bare.get_sample_value("vsockproxy_total_connections_limit") is None
 
 
@@ -188,14 +190,14 @@ def test_both_formats_can_be_read_back(stats: RouteStats, registry: CollectorReg
 
 
 def test_two_registries_do_not_know_each_other(stats: RouteStats) -> None:
-    one = make_registry(lambda: [stats], "1", "native")
-    two = make_registry(list, "2", "portable")
+    one = make_registry(FakeDaemon(stats))
+    two = make_registry(FakeDaemon())
     assert one.get_sample_value("vsockproxy_connections_total", {"route": "web"}) == 0
     assert two.get_sample_value("vsockproxy_connections_total", {"route": "web"}) is None
 
 
 def test_a_description_has_the_names_and_no_samples(stats: RouteStats) -> None:
-    collector = MetricsCollector(lambda: [stats], "1", "native")
+    collector = MetricsCollector(FakeDaemon(stats))
     described = list(collector.describe())
     assert [m.name for m in described] == [m.name for m in collector.collect()]
     assert not any(metric.samples for metric in described)
@@ -208,10 +210,9 @@ def exposed(stats: RouteStats) -> Iterator[tuple[str, str, frozenset[str]]]:
     """Name, type and labels of every metric, as a scrape of the text format shows them."""
     busy(stats)
     admission = Admission(Limits(max_connections=9))
-    reloads = Reloads(Config((ROUTE,)))
     guests = Guests([Guest("web", CidFile("/run/web.cid"))])
     guests.records()[0].found = Cid(3)
-    collector = MetricsCollector(lambda: [stats], "1", "native", admission, reloads, guests=guests)
+    collector = MetricsCollector(FakeDaemon(stats, admission=admission, guests=guests))
     for family in collector.collect():
         labels = frozenset(label for sample in family.samples for label in sample.labels)
         suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")

@@ -1,23 +1,19 @@
-"""What the routes have done, as Prometheus sees it: a view that is made at each scrape.
+"""The counters as Prometheus metrics, read at each scrape.
 
-Owns: the names, types and labels of the metrics.  Counts nothing itself and must not be
-imported by what does: `stats` holds the numbers, `admin` serves the text.  No label ever
+Owns: the names, types and labels of the metrics, a row each.  Counts nothing: `stats` has the
+numbers, `admin` serves the text, and nothing that counts may import this module.  No label
 holds a peer's address, so the number of series depends on the configuration alone.
 
-docs/metrics.md says what each one means; a test holds the two together.
+docs/metrics.md explains each metric; a test holds the two together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import Any, Final, NamedTuple, Protocol
 
-from prometheus_client import (
-    CollectorRegistry,
-    GCCollector,
-    PlatformCollector,
-    ProcessCollector,
-)
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -28,238 +24,350 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from vsockproxy import __version__
 from vsockproxy.admit.admission import Admission
 from vsockproxy.config.guest import Cid
-from vsockproxy.guests.directory import GuestRecord, Guests
+from vsockproxy.guests.directory import Guests
 from vsockproxy.log.output import lines_lost
 from vsockproxy.stats import TARGET_STATES, Histogram, Reloads, RouteStats
 
-Stats = Callable[[], Iterable[RouteStats]]
+
+class RoutesSource(Protocol):
+    """What a scrape reads of the routes."""
+
+    @property
+    def admission(self) -> Admission:
+        """The limits that all routes share."""
+        ...
+
+    @property
+    def guests(self) -> Guests:
+        """Where guests are."""
+        ...
+
+    def stats(self) -> Iterable[RouteStats]:
+        """Return the counters of every route, draining ones included."""
+        ...
 
 
-def make_registry(
-    stats: Stats,
-    version: str,
-    pump: str,
-    admission: Admission | None = None,
-    reloads: Reloads | None = None,
-    *,
-    guests: Guests | None = None,
-) -> CollectorRegistry:
-    """A registry of its own with the routes', the process's and the interpreter's metrics.
+class MetricsSource(Protocol):
+    """What a scrape reads of the daemon, in the thread of its event loop."""
 
-    ``stats`` is called at each scrape; ``pump`` is the running pump's name; ``admission`` is
-    what all routes share; ``reloads`` is how the configuration came to be what it is;
-    ``guests`` are those that are found out at each dial.
-    """
+    reloads: Reloads
+
+    @property
+    def supervisor(self) -> RoutesSource:
+        """The routes at work."""
+        ...
+
+    @property
+    def pump_name(self) -> str:
+        """``native`` or ``portable``."""
+        ...
+
+
+def make_registry(source: MetricsSource) -> CollectorRegistry:
+    """Return a registry with the metrics of the routes, the process and the garbage collector."""
     registry = CollectorRegistry()
-    registry.register(MetricsCollector(stats, version, pump, admission, reloads, guests=guests))
+    registry.register(MetricsCollector(source))
     ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
     GCCollector(registry=registry)
     return registry
 
 
 class MetricsCollector(Collector):
-    """The metrics of all routes; must be collected in the thread that runs the routes."""
+    """The metrics of one daemon; collected in the thread of its event loop."""
 
-    def __init__(
-        self,
-        stats: Stats,
-        version: str,
-        pump: str,
-        admission: Admission | None = None,
-        reloads: Reloads | None = None,
-        *,
-        guests: Guests | None = None,
-    ) -> None:
-        self._stats = stats
-        self._admission = admission
-        self._reloads = reloads
-        self._guests = guests or Guests()
-        self._build = {"version": version, "pump": pump}
+    def __init__(self, source: MetricsSource) -> None:
+        self._source = source
 
     def describe(self) -> Iterable[Metric]:
-        """The metrics without their samples; what the registry checks names with."""
-        return _Families().all()
+        """Return the metrics without samples: the registry checks their names."""
+        return [row.family() for row in _ROWS]
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics as they are now."""
-        families = _Families()
-        families.build.add_metric([], self._build)
-        families.lines_lost.add_metric([], lines_lost())
-        if self._admission is not None:
-            families.add_admission(self._admission)
-        if self._reloads is not None:
-            families.add_reloads(self._reloads)
-        for record in self._guests.records():
-            families.add_guest(record)
-        for stats in self._stats():
-            families.add(stats)
-        yield from families.all()
+        """Yield the metrics with their present values."""
+        for row in _ROWS:
+            family: Any = row.family()
+            for labels, value in row.samples(self._source):
+                _add(family, labels, value)
+            yield family
 
 
-class _Families:
-    """One scrape's metrics, filled route by route."""
+Labels = Sequence[str]
+Value = float | Mapping[str, str] | Histogram
+"""A histogram's is a `Histogram`; an info metric's are the labels that it shows."""
 
-    def __init__(self) -> None:
-        self.build = InfoMetricFamily(
-            "vsockproxy_build", "The running vsockproxy: its version and its pump."
-        )
-        self.reloads = CounterMetricFamily(
-            "vsockproxy_config_reloads",
-            "Reloads of the configuration, by whether they went through.",
-            labels=["result"],
-        )
-        self.last_reload = GaugeMetricFamily(
-            "vsockproxy_config_last_reload_success_timestamp_seconds",
-            "When the running configuration was taken.",
-        )
-        self.config = InfoMetricFamily(
-            "vsockproxy_config", "The running configuration: a hash of what it says."
-        )
-        self.lines_lost = CounterMetricFamily(
-            "vsockproxy_log_lines_lost", "Lines of the log that could not be written."
-        )
-        self.route = InfoMetricFamily(
-            "vsockproxy_route", "A route: its listener and its target.", labels=["route"]
-        )
-        self.active = GaugeMetricFamily(
-            "vsockproxy_connections_active", "Connections that are open now.", labels=["route"]
-        )
-        self.connections = CounterMetricFamily(
-            "vsockproxy_connections", "Connections that were accepted.", labels=["route"]
-        )
-        self.closed = CounterMetricFamily(
-            "vsockproxy_connections_closed",
-            "Connections that ended, by what ended them.",
-            labels=["route", "reason"],
-        )
-        self.bytes = CounterMetricFamily(
-            "vsockproxy_bytes",
-            "Bytes delivered to the target (upstream) and to clients (downstream).",
-            labels=["route", "direction"],
-        )
-        self.target_state = GaugeMetricFamily(
-            "vsockproxy_target_state",
-            "What each target's last answer was: 1 for the state that it is in.",
-            labels=["route", "target", "state"],
-        )
-        self.held = GaugeMetricFamily(
-            "vsockproxy_clients_held",
-            "Clients that are held until a target answers.",
-            labels=["route"],
-        )
-        self.held_results = CounterMetricFamily(
-            "vsockproxy_held_clients",
-            "Clients that were held until a target answered, by how that ended.",
-            labels=["route", "result"],
-        )
-        self.dial_failures = CounterMetricFamily(
-            "vsockproxy_dial_failures",
-            "Targets that could not be reached, by why.",
-            labels=["route", "reason"],
-        )
-        self.accept_errors = CounterMetricFamily(
-            "vsockproxy_accept_errors", "Failed accept(2) calls.", labels=["route"]
-        )
-        self.rejected = CounterMetricFamily(
-            "vsockproxy_clients_rejected",
-            "Clients that were turned away, by why.",
-            labels=["route", "reason"],
-        )
-        self.accept_pauses = CounterMetricFamily(
-            "vsockproxy_accept_pauses",
-            "How often accepting paused while clients waited, by why.",
-            labels=["route", "reason"],
-        )
-        self.limit = GaugeMetricFamily(
-            "vsockproxy_connections_limit",
-            "How many connections a route may have, where it has a limit.",
-            labels=["route"],
-        )
-        self.total_limit = GaugeMetricFamily(
-            "vsockproxy_total_connections_limit",
-            "How many connections all routes together may have, where there is a limit.",
-        )
-        self.guest_resolutions = CounterMetricFamily(
-            "vsockproxy_guest_resolutions",
-            "How often it was asked where a guest is, by whether that was found out.",
-            labels=["guest", "result"],
-        )
-        self.guest_cid = GaugeMetricFamily(
-            "vsockproxy_guest_cid",
-            "The CID that a guest was found to have, while it is found.",
-            labels=["guest"],
-        )
-        self.descriptors_free = GaugeMetricFamily(
-            "vsockproxy_descriptors_free",
-            "File descriptors that connections may still take.",
-        )
-        self.dial_seconds = HistogramMetricFamily(
-            "vsockproxy_dial_seconds",
-            "How long dials that succeeded took, handshake included.",
-            labels=["route"],
-        )
-        self.connection_seconds = HistogramMetricFamily(
-            "vsockproxy_connection_seconds",
-            "How long ended connections lasted, from accept to close.",
-            labels=["route"],
-        )
+Samples = Iterable[tuple[Labels, Value]]
 
-    def all(self) -> Iterable[Metric]:
-        return vars(self).values()
 
-    def add_admission(self, admission: Admission) -> None:
-        self.descriptors_free.add_metric([], admission.descriptors_free())
-        if admission.limits.max_connections is not None:
-            self.total_limit.add_metric([], admission.limits.max_connections)
+class _Row(NamedTuple):
+    """One metric: its name without suffix, and the samples that it has in a daemon."""
 
-    def add_guest(self, record: GuestRecord) -> None:
+    name: str
+    type: type[Metric]
+    help: str
+    labels: Labels
+    samples: Callable[[MetricsSource], Samples]
+
+    def family(self) -> Metric:
+        return self.type(self.name, self.help, labels=self.labels)  # type: ignore[call-arg]
+
+
+def _add(family: Any, labels: Labels, value: Value) -> None:
+    if isinstance(value, Histogram):
+        bounds = [*map(floatToGoString, value.bounds), "+Inf"]
+        buckets = list(zip(bounds, accumulate(value.counts), strict=True))
+        family.add_metric(labels, buckets, value.sum)
+    else:
+        family.add_metric(labels, value)
+
+
+# ---- how a row reads its samples ----
+
+
+def _daemon(
+    read: Callable[[MetricsSource], Value | None],
+) -> Callable[[MetricsSource], Samples]:
+    """Return a row's samples of one value of the daemon; None has no sample."""
+
+    def samples(source: MetricsSource) -> Samples:
+        value = read(source)
+        return [] if value is None else [((), value)]
+
+    return samples
+
+
+def _routes(read: Callable[[RouteStats], Value | None]) -> Callable[[MetricsSource], Samples]:
+    """Return a row's samples of one value for each route; None has no sample."""
+
+    def samples(source: MetricsSource) -> Samples:
+        for stats in source.supervisor.stats():
+            value = read(stats)
+            if value is not None:
+                yield (stats.route.name,), value
+
+    return samples
+
+
+def _each(
+    read: Callable[[RouteStats], Mapping[Any, float]],
+) -> Callable[[MetricsSource], Samples]:
+    """Return a row's samples of one value for each route and key; a key is a label, or several."""
+
+    def samples(source: MetricsSource) -> Samples:
+        for stats in source.supervisor.stats():
+            for key, value in read(stats).items():
+                labels = key if isinstance(key, tuple) else (key,)
+                yield (stats.route.name, *labels), value
+
+    return samples
+
+
+def _route_info(stats: RouteStats) -> Mapping[str, str]:
+    route = stats.route
+    return {"listen": str(route.listen), "target": ", ".join(map(str, route.targets))}
+
+
+def _target_states(stats: RouteStats) -> Mapping[tuple[str, str], float]:
+    return {
+        (str(target.address), state): float(target.name == state)
+        for target in stats.targets
+        for state in TARGET_STATES
+    }
+
+
+def _bytes(stats: RouteStats) -> Mapping[str, float]:
+    return {"upstream": stats.upstream_bytes, "downstream": stats.downstream_bytes}
+
+
+def _reloads(source: MetricsSource) -> Samples:
+    return [((result,), number) for result, number in source.reloads.results.items()]
+
+
+def _resolutions(source: MetricsSource) -> Samples:
+    for record in source.supervisor.guests.records():
         for result, number in record.results.items():
-            self.guest_resolutions.add_metric([record.guest.name, result], number)
+            yield (record.guest.name, result), number
+
+
+def _guest_cids(source: MetricsSource) -> Samples:
+    for record in source.supervisor.guests.records():
         if isinstance(record.found, Cid):
-            self.guest_cid.add_metric([record.guest.name], record.found.cid)
-
-    def add_reloads(self, reloads: Reloads) -> None:
-        for result, number in reloads.results.items():
-            self.reloads.add_metric([result], number)
-        self.last_reload.add_metric([], reloads.last_success)
-        self.config.add_metric([], {"hash": reloads.fingerprint})
-
-    def add(self, stats: RouteStats) -> None:
-        route = stats.route
-        label = [route.name]
-        self.route.add_metric(
-            label, {"listen": str(route.listen), "target": ", ".join(map(str, route.targets))}
-        )
-        self.active.add_metric(label, len(stats.live))
-        self.connections.add_metric(label, stats.connections)
-        self.bytes.add_metric([route.name, "upstream"], stats.upstream_bytes)
-        self.bytes.add_metric([route.name, "downstream"], stats.downstream_bytes)
-        self.accept_errors.add_metric(label, stats.accept_errors)
-        if route.policy.max_connections is not None:
-            self.limit.add_metric(label, route.policy.max_connections)
-        self.held.add_metric(label, stats.held)
-        for result, number in stats.held_results.items():
-            self.held_results.add_metric([route.name, result], number)
-        for target in stats.targets:
-            for state in TARGET_STATES:
-                labels = [route.name, str(target.address), state]
-                self.target_state.add_metric(labels, float(target.name == state))
-        for family, counter in (
-            (self.closed, stats.closed),
-            (self.dial_failures, stats.dial_failures),
-            (self.rejected, stats.rejected),
-            (self.accept_pauses, stats.accept_pauses),
-        ):
-            for reason, number in counter.items():
-                family.add_metric([route.name, reason], number)
-        _add_histogram(self.dial_seconds, label, stats.dial_seconds)
-        _add_histogram(self.connection_seconds, label, stats.connection_seconds)
+            yield (record.guest.name,), record.found.cid
 
 
-def _add_histogram(family: HistogramMetricFamily, label: list[str], values: Histogram) -> None:
-    names = [*map(floatToGoString, values.bounds), "+Inf"]
-    counts = accumulate(values.counts)
-    family.add_metric(label, list(zip(names, counts, strict=True)), values.sum)
+_ROWS: Final = (
+    # Routes
+    _Row(
+        "vsockproxy_connections_active",
+        GaugeMetricFamily,
+        "Open connections, including those whose target is being dialled.",
+        ["route"],
+        _routes(lambda stats: len(stats.live)),
+    ),
+    _Row(
+        "vsockproxy_connections",
+        CounterMetricFamily,
+        "Accepted connections.",
+        ["route"],
+        _routes(lambda stats: stats.connections),
+    ),
+    _Row(
+        "vsockproxy_connections_closed",
+        CounterMetricFamily,
+        "Closed connections, by reason.",
+        ["route", "reason"],
+        _each(lambda stats: stats.closed),
+    ),
+    _Row(
+        "vsockproxy_bytes",
+        CounterMetricFamily,
+        "Bytes delivered to targets (upstream) and to clients (downstream).",
+        ["route", "direction"],
+        _each(_bytes),
+    ),
+    _Row(
+        "vsockproxy_dial_failures",
+        CounterMetricFamily,
+        "Failed dials, by reason.",
+        ["route", "reason"],
+        _each(lambda stats: stats.dial_failures),
+    ),
+    _Row(
+        "vsockproxy_dial_seconds",
+        HistogramMetricFamily,
+        "Duration of successful dials, including the vsock-mux handshake.",
+        ["route"],
+        _routes(lambda stats: stats.dial_seconds),
+    ),
+    _Row(
+        "vsockproxy_target_state",
+        GaugeMetricFamily,
+        "State of a target after its last dial: 1 for the current state, 0 for the others.",
+        ["route", "target", "state"],
+        _each(_target_states),
+    ),
+    _Row(
+        "vsockproxy_clients_held",
+        GaugeMetricFamily,
+        "Clients held until their target is up.",
+        ["route"],
+        _routes(lambda stats: stats.held),
+    ),
+    _Row(
+        "vsockproxy_held_clients",
+        CounterMetricFamily,
+        "Clients that were held until their target was up, by result.",
+        ["route", "result"],
+        _each(lambda stats: stats.held_results),
+    ),
+    _Row(
+        "vsockproxy_connection_seconds",
+        HistogramMetricFamily,
+        "Duration of closed connections, from accept to close.",
+        ["route"],
+        _routes(lambda stats: stats.connection_seconds),
+    ),
+    _Row(
+        "vsockproxy_accept_errors",
+        CounterMetricFamily,
+        "Failed accept(2) calls.",
+        ["route"],
+        _routes(lambda stats: stats.accept_errors),
+    ),
+    _Row(
+        "vsockproxy_clients_rejected",
+        CounterMetricFamily,
+        "Clients closed before their dial by a rule or a limit, by reason.",
+        ["route", "reason"],
+        _each(lambda stats: stats.rejected),
+    ),
+    _Row(
+        "vsockproxy_accept_pauses",
+        CounterMetricFamily,
+        "Pauses of accept(2) while clients were queued, by reason.",
+        ["route", "reason"],
+        _each(lambda stats: stats.accept_pauses),
+    ),
+    _Row(
+        "vsockproxy_connections_limit",
+        GaugeMetricFamily,
+        "Connection limit of the route (max_connections), if set.",
+        ["route"],
+        _routes(lambda stats: stats.route.policy.max_connections),
+    ),
+    _Row(
+        "vsockproxy_route",
+        InfoMetricFamily,
+        "Listener and targets of a route.",
+        ["route"],
+        _routes(_route_info),
+    ),
+    # Guests
+    _Row(
+        "vsockproxy_guest_resolutions",
+        CounterMetricFamily,
+        "Lookups of a guest's address, by result.",
+        ["guest", "result"],
+        _resolutions,
+    ),
+    _Row(
+        "vsockproxy_guest_cid",
+        GaugeMetricFamily,
+        "CID of a guest, while it is known.",
+        ["guest"],
+        _guest_cids,
+    ),
+    # The daemon
+    _Row(
+        "vsockproxy_total_connections_limit",
+        GaugeMetricFamily,
+        "Connection limit of all routes together (limits.max_connections), if set.",
+        [],
+        _daemon(lambda source: source.supervisor.admission.limits.max_connections),
+    ),
+    _Row(
+        "vsockproxy_descriptors_free",
+        GaugeMetricFamily,
+        "File descriptors available to connections.",
+        [],
+        _daemon(lambda source: source.supervisor.admission.descriptors_free()),
+    ),
+    _Row(
+        "vsockproxy_config_reloads",
+        CounterMetricFamily,
+        "Reloads of the configuration, by result.",
+        ["result"],
+        _reloads,
+    ),
+    _Row(
+        "vsockproxy_config_last_reload_success_timestamp_seconds",
+        GaugeMetricFamily,
+        "Time of the last successful load or reload.",
+        [],
+        _daemon(lambda source: source.reloads.last_success),
+    ),
+    _Row(
+        "vsockproxy_config",
+        InfoMetricFamily,
+        "Hash of the running configuration.",
+        [],
+        _daemon(lambda source: {"hash": source.reloads.fingerprint}),
+    ),
+    _Row(
+        "vsockproxy_log_lines_lost",
+        CounterMetricFamily,
+        "Log lines that could not be written.",
+        [],
+        _daemon(lambda _: lines_lost()),
+    ),
+    _Row(
+        "vsockproxy_build",
+        InfoMetricFamily,
+        "Version and pump of the running daemon.",
+        [],
+        _daemon(lambda source: {"version": __version__, "pump": source.pump_name}),
+    ),
+)
+"""Every metric; counters get ``_total``, and info metrics ``_info``, when they are written."""

@@ -17,7 +17,7 @@ import trio
 import trio.testing
 from prometheus_client import CollectorRegistry
 
-from tests.admin.fake_daemon import Observed
+from tests.admin.fake_daemon import FakeDaemon
 from tests.admin.running_daemon import PATIENCE, Steered, steered
 from tests.daemon_process import REPOSITORY
 from tests.fake_services import HOST_PORT, answers_nothing, echo, hold, mux_server, unix_listener
@@ -48,7 +48,7 @@ async def test_the_status_says_what_runs(tmp_path: Path) -> None:
         await client.aclose()
     assert said["ready"] is True
     assert said["not_ready"] == []
-    assert said["connections"] == 1
+    assert said["live"] == 1
     assert said["fingerprint"] == daemon.daemon.config.fingerprint
     assert said["reloads"] == {"success": 0, "failure": 0}
     assert 0 < said["uptime_seconds"] < PATIENCE
@@ -75,7 +75,7 @@ async def test_a_route_shows_its_state_counters_and_last_error(tmp_path: Path) -
     assert {**alone, "targets": []} == {**route, "targets": []}
     assert [target["state"] for target in alone["targets"]] == ["up"]
     assert route["state"] == "listening"
-    assert (route["live"], route["connections"], route["closed"]) == (0, 1, {"finished": 1})
+    assert (route["live"], route["accepted"], route["closed"]) == (0, 1, {"finished": 1})
     assert (route["upstream_bytes"], route["downstream_bytes"]) == (1, 1)
     assert route["dial_failures"] == {"refused": 1}
     assert route["last_error"]["reason"] == "refused"
@@ -468,11 +468,11 @@ async def test_failures_and_changes_are_remembered_and_connections_are_not(tmp_p
         await daemon.closed("web", "finished")
         await daemon.post("/v1/routes/web/pause")
         told = (await daemon.get("/v1/events"))["events"]
-        later = (await daemon.get("/v1/events", after=told[-1]["number"]))["events"]
+        later = (await daemon.get("/v1/events", after=told[-1]["id"]))["events"]
     assert [event["event"] for event in told][-1] == "route_paused"
     assert told[-1]["route"] == "web"
     assert "connection_closed" not in {event["event"] for event in told}
-    assert [event["number"] for event in told] == list(range(1, len(told) + 1))
+    assert [event["id"] for event in told] == list(range(1, len(told) + 1))
     assert later == []
 
 
@@ -483,7 +483,7 @@ async def test_the_newest_of_a_thousand_idle_clients_is_served(tmp_path: Path) -
     async with steered(tmp_path, "web") as daemon:
         client, _ = await daemon.live("web")
         idle = [await trio.open_unix_socket(str(daemon.socket)) for _ in range(1000)]
-        assert (await daemon.get("/v1/status"))["connections"] == 1
+        assert (await daemon.get("/v1/status"))["live"] == 1
         await client.send_all(b"y")
         assert await client.receive_some() == b"y"
         for stream in (client, *idle):
@@ -536,7 +536,7 @@ async def test_one_of_many_pipelined_requests_is_answered(
 
 
 def test_nothing_that_changes_state_is_on_the_metrics_listener() -> None:
-    routes = read_only_routes(CollectorRegistry(), Observed())
+    routes = read_only_routes(CollectorRegistry(), FakeDaemon())
     assert {method for route in routes for method in route.methods or ()} == {"GET", "HEAD"}
 
 

@@ -14,7 +14,7 @@ import pytest
 import trio
 from prometheus_client import CollectorRegistry
 
-from tests.admin.fake_daemon import Observed
+from tests.admin.fake_daemon import FakeDaemon
 from tests.daemon_process import command, daemon, environment
 from tests.fake_services import dead_unix_socket, says, unix_listener, unused_tcp_port
 from vsockproxy.admin import health
@@ -36,7 +36,9 @@ def tcp() -> Iterator[socket.socket]:
 @asynccontextmanager
 async def serving(sock: socket.socket, not_ready: list[str] | None = None) -> AsyncIterator[None]:
     """The daemon's HTTP side, with these things not ready."""
-    serve = partial(serve_metrics, [sock], CollectorRegistry(), Observed(not_ready or []))
+    serve = partial(
+        serve_metrics, [sock], CollectorRegistry(), FakeDaemon(not_ready=not_ready or [])
+    )
     async with trio.open_nursery() as nursery:
         await nursery.start(serve)
         yield
@@ -74,7 +76,7 @@ async def test_ready_is_200_and_unready_503_with_every_reason(tcp: socket.socket
 
 async def test_a_server_that_is_told_nothing_is_ready(tcp: socket.socket) -> None:
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve_metrics, [tcp], CollectorRegistry(), Observed())
+        await nursery.start(serve_metrics, [tcp], CollectorRegistry(), FakeDaemon())
         assert await asked(lambda: ask_url(url(tcp), SOON)) == "ready"
         nursery.cancel_scope.cancel()
 
@@ -123,7 +125,7 @@ async def test_what_is_not_ready_is_told_in_one_line(tcp: socket.socket) -> None
 
 async def test_a_page_that_is_not_there_is_unhealthy(tcp: socket.socket) -> None:
     async with serving(tcp):
-        with pytest.raises(UnhealthyError, match="There is nothing at /frobnicate"):
+        with pytest.raises(UnhealthyError, match="not found: /frobnicate"):
             await asked(lambda: ask_url(url(tcp, "/frobnicate"), SOON))
 
 

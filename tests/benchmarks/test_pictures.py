@@ -19,12 +19,13 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 
+from tests.admin.fake_daemon import FakeDaemon
 from tests.kernel.boot import require
 from tests.test_metrics import PAGE, ROUTE, busy
 from vsockproxy.admit.admission import Admission
-from vsockproxy.config.settings import Config, Limits
+from vsockproxy.config.settings import Limits
 from vsockproxy.metrics import make_registry
-from vsockproxy.stats import Reloads, RouteStats
+from vsockproxy.stats import RouteStats
 
 CONFIG: Final = Path(__file__).parents[2] / "config"
 RULES: Final = CONFIG / "prometheus" / "rules.yaml"
@@ -40,10 +41,7 @@ def exported() -> Labels:
     """What Prometheus has once it has scraped a daemon of which every counter has moved."""
     stats = RouteStats(ROUTE)
     busy(stats)
-    reloads = Reloads(Config((ROUTE,)))
-    registry = make_registry(
-        lambda: [stats], "1.2.3", "native", Admission(Limits(max_connections=9)), reloads
-    )
+    registry = make_registry(FakeDaemon(stats, admission=Admission(Limits(max_connections=9))))
     labels: Labels = {"up": set(SCRAPED)}
     for family in text_string_to_metric_families(generate_latest(registry).decode()):
         for sample in family.samples:

@@ -20,7 +20,7 @@ from tests.fake_services import (
     open_folder,
     unix_listener,
 )
-from vsockproxy.admin.client import UnaskedError, find_socket
+from vsockproxy.admin.client import DaemonUnreachableError, find_socket
 from vsockproxy.errors import ConfigError
 
 Done = subprocess.CompletedProcess[str]
@@ -80,7 +80,7 @@ async def test_the_status_shows_the_daemon_and_its_routes(place: Place) -> None:
     [row] = [line for line in rest if line.startswith("web ")]
     assert "listening" in row
     assert told["routes"][0]["live"] == 1
-    assert told["connections"] == 1
+    assert told["live"] == 1
 
 
 async def test_the_status_shows_what_went_wrong_last(place: Place) -> None:
@@ -160,7 +160,7 @@ def test_a_file_that_has_no_socket_or_cannot_be_read_is_said(tmp_path: Path) -> 
     off, broken = tmp_path / "off.toml", tmp_path / "broken.toml"
     off.write_text('admin.socket = "off"')
     broken.write_text("[")
-    with pytest.raises(UnaskedError, match="has the socket off"):
+    with pytest.raises(DaemonUnreachableError, match="disables the control socket"):
         find_socket(None, off, {})
     with pytest.raises(ConfigError):
         find_socket(None, broken, {})
@@ -174,9 +174,9 @@ def test_the_users_own_place_is_found_and_two_daemons_are_told_apart(tmp_path: P
     environ = {"XDG_RUNTIME_DIR": str(tmp_path), "RUNTIME_DIRECTORY": str(service)}
     with unix_listener(own / "admin.sock"):
         assert find_socket(None, None, environ) == own / "admin.sock"
-        with unix_listener(service / "admin.sock"), pytest.raises(UnaskedError) as caught:
+        with unix_listener(service / "admin.sock"), pytest.raises(DaemonUnreachableError) as caught:
             find_socket(None, None, environ)
-    assert f"several daemons are here: {own}/admin.sock, {service}/admin.sock" in str(caught.value)
+    assert f"several daemons run: {own}/admin.sock, {service}/admin.sock" in str(caught.value)
 
 
 def test_a_folder_that_others_may_write_to_is_not_believed(tmp_path: Path) -> None:
@@ -184,14 +184,17 @@ def test_a_folder_that_others_may_write_to_is_not_believed(tmp_path: Path) -> No
     own.mkdir()
     own.chmod(0o777)
     environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
-    with unix_listener(own / "admin.sock"), pytest.raises(UnaskedError, match="no daemon is found"):
+    with (
+        unix_listener(own / "admin.sock"),
+        pytest.raises(DaemonUnreachableError, match="no daemon: neither"),
+    ):
         find_socket(None, None, environ)
 
 
 def test_a_daemon_that_is_not_there_is_said_with_what_to_do(tmp_path: Path) -> None:
     missing, dead = tmp_path / "missing", tmp_path / "dead"
     dead_unix_socket(dead)
-    for path, words in ((missing, "is it running?"), (dead, "it has ended and left")):
+    for path, words in ((missing, "does not exist; start"), (dead, "left over from a daemon")):
         done = command("status", "--socket", path)
         assert done.returncode == 1
         assert words in done.stderr
@@ -202,5 +205,8 @@ def test_a_socket_of_another_user_is_said_with_what_to_do() -> None:
 
     with open_folder() as folder, unix_listener(folder / "admin.sock"):
         (folder / "admin.sock").chmod(0)
-        with as_ordinary_user(), pytest.raises(UnaskedError, match="does not let this user in"):
+        with (
+            as_ordinary_user(),
+            pytest.raises(DaemonUnreachableError, match="permission denied"),
+        ):
             Client(folder / "admin.sock").get("/v1/status")

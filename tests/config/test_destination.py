@@ -247,7 +247,7 @@ async def test_an_answer_that_leads_elsewhere_is_forbidden(monkeypatch: pytest.M
     with pytest.raises(DialError) as caught:
         await dial(TcpEndpoint("db.internal", 80), 5, destinations=only("127.0.0.0/8:*"))
     assert caught.value.reason == "forbidden"
-    assert "do not let it go to 169.254.169.254 and 1 more" in str(caught.value)
+    assert "exclude 169.254.169.254 and 1 more" in str(caught.value)
 
 
 async def test_the_addresses_that_are_allowed_are_dialled_and_no_others(

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Makes what the container tests build on, without any image registry, in .cache/container
-# (or the folder named): a Debian tree with a Python and a compiler, and the wheels of what
-# the package needs.  What is there already is kept.  Wants root, debootstrap and pip.
+# Make the base of the container tests without an image registry, in .cache/container or in the
+# folder given: a Debian tree with Python and a compiler, and the wheels of the package's
+# requirements.  Existing files are kept.  Needs root, debootstrap and pip.
 set -euo pipefail
 repository=$(cd "$(dirname "$0")/../.." && pwd)
 folder=${1:-$repository/.cache/container}
@@ -21,7 +21,7 @@ if [ ! -e "$folder/base.tar" ]; then
     mv "$folder/base.tar.new" "$folder/base.tar"
 fi
 
-wanted=$(python3 - "$repository/pyproject.toml" <<'PYTHON'
+requirements=$(python3 - "$repository/pyproject.toml" <<'PYTHON'
 import sys, tomllib
 
 with open(sys.argv[1], "rb") as file:
@@ -29,14 +29,14 @@ with open(sys.argv[1], "rb") as file:
 print("\n".join([*tables["build-system"]["requires"], "wheel", *tables["project"]["dependencies"]]))
 PYTHON
 )
-if [ "$(cat "$folder/wheels/wanted" 2>/dev/null)" != "$wanted" ]; then
+if [ "$(cat "$folder/wheels/wanted" 2>/dev/null)" != "$requirements" ]; then
     rm -rf "$folder/wheels"
     mkdir "$folder/wheels"
-    mapfile -t lines <<<"$wanted"
-    # For the tree's Python, whichever runs here.
+    mapfile -t lines <<<"$requirements"
+    # For the Debian tree's Python, not for the one that runs here.
     "$pip" download --quiet --dest "$folder/wheels" --only-binary :all: \
         --python-version "$python" --implementation cp --abi "cp${python/./}" --abi abi3 --abi none \
         --platform "manylinux2014_$(uname -m)" --platform "manylinux_2_28_$(uname -m)" \
         "${lines[@]}"
-    printf '%s\n' "$wanted" >"$folder/wheels/wanted"
+    printf '%s\n' "$requirements" >"$folder/wheels/wanted"
 fi

@@ -1,7 +1,7 @@
-"""Builds the image and runs containers of it, with podman and without any registry.
+"""Build the image and run containers of it, by podman, without a registry.
 
-Owns: where images are kept (not among the machine's own), the options that every run has,
-and `Container`, the daemon in one.  Knows nothing of what the daemon is told to do.
+Owns: the tests' own image storage, the options of every run, and `Container`, a daemon in a
+container.  The daemon's configuration is the caller's.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from uuid import uuid4
 import trio
 
 from tests.daemon_process import PATIENCE, REPOSITORY, Daemon
-from tests.kernel.boot import lacking, require
+from tests.kernel.boot import require, skip_or_fail
 
 CACHE: Final = REPOSITORY / ".cache" / "container"
 PROFILE: Final = REPOSITORY / "config" / "container" / "seccomp-vsock.json"
 BASE: Final = "localhost/vsockproxy-base"
 IMAGE: Final = "localhost/vsockproxy"
 USER: Final = 65532
-"""The uid that the image runs as."""
+"""The image's uid."""
 
-# libpod takes no longer path than 50 characters for its sockets.
+# libpod limits the paths of its sockets to 50 characters.
 _STORAGE: Final = (f"--root={CACHE}/storage", "--runroot=/run/vsockproxy-tests")
 _PODMAN: Final = ("podman", *_STORAGE, "--runtime=runc", "--cgroup-manager=cgroupfs")
 _RUN: Final = (
@@ -40,80 +40,80 @@ _RUN: Final = (
 
 
 def podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run podman on the tests' own storage; on a failure the test shows what it said."""
+    """Run podman on the tests' own storage; with ``check``, a failure shows its output."""
     return _run([*_PODMAN, *arguments], check=check)
 
 
 @contextmanager
 def storage() -> Iterator[None]:
-    """The tests' own storage, for one run of the tests at a time.
+    """Lock the tests' own storage for one run of the tests.
 
-    Skips the test where a package or Debian's tree of `make_base.sh` is missing.
+    Skips the test if a package, or the Debian tree of `make_base.sh`, is missing.
     """
     require(podman="podman", buildah="buildah", runc="runc")
     if os.geteuid() != 0:
-        lacking("the container tests run as root")
+        skip_or_fail("the container tests run as root")
     if not (CACHE / "wheels" / "wanted").exists():
-        lacking("run tests/container/make_base.sh (Debian: apt install debootstrap)")
+        skip_or_fail("run tests/container/make_base.sh (Debian: apt install debootstrap)")
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             yield
         finally:
-            # podman leaves the folder mounted on itself, and so not to be removed.
+            # podman leaves the folder mounted on itself, so it could not be removed.
             _run(["umount", f"{CACHE}/storage/overlay"], check=False)
 
 
 def build_image(scratch: Path) -> str:
-    """The image of this working copy, built on Debian's tree."""
+    """Build the image of this working copy on the Debian tree; return its name."""
     if podman("image", "exists", BASE, check=False).returncode:
         podman("import", f"{CACHE}/base.tar", BASE)
-    # Where pip finds packages is the business of whoever builds: not of the Dockerfile.
+    # The Dockerfile does not say where pip finds packages: each build does.
     pip = scratch / "pip.conf"
     pip.write_text("[global]\nno-index = true\nfind-links = /wheels\n")
     line = ["buildah", *_STORAGE, "bud", "--pull-never", "--isolation=chroot", "--network=host"]
     line += [f"--build-arg={which}_IMAGE={BASE}" for which in ("BUILD", "FINAL")]
     line += [f"--volume={CACHE}/wheels:/wheels:ro", f"--volume={pip}:/etc/pip.conf:ro"]
     _run([*line, "--format=docker", f"--tag={IMAGE}", str(REPOSITORY)], check=True)
-    podman("image", "prune", "--force")  # the one that had the name before
+    podman("image", "prune", "--force")  # the image that had the name before
     return IMAGE
 
 
 def describe(image: str) -> dict[str, Any]:
-    """What the image says of itself."""
+    """Return the image's metadata, as `podman image inspect` prints it."""
     [description] = json.loads(podman("image", "inspect", image).stdout)
     return dict(description)
 
 
 def run_python(code: str, profile: Path) -> subprocess.CompletedProcess[str]:
-    """Run some Python in a container of the image to its end, under a seccomp profile."""
+    """Run Python code in a container of the image, under a seccomp profile."""
     line = (f"--security-opt=seccomp={profile}", "--entrypoint=python3", IMAGE, "-c", code)
     return podman(*_RUN, "--rm", *line, check=False)
 
 
 class Container(Daemon):
-    """A daemon in a container; made by `container`."""
+    """A daemon in a container, as `container` starts it."""
 
     def __init__(self, process: trio.Process, name: str) -> None:
         super().__init__(process)
         self.name = name
 
     async def podman(self, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a podman command about this container."""
+        """Run a podman command on this container."""
         words = (*verb.split(), *arguments, self.name)
         return await trio.to_thread.run_sync(lambda: podman(*words, check=False))
 
     async def proc(self) -> Path:
-        """The daemon's folder in this machine's /proc."""
-        told = await self.podman("inspect", "--format={{.State.Pid}}")
-        return Path("/proc", told.stdout.strip())
+        """Return the daemon's folder in this machine's /proc."""
+        inspected = await self.podman("inspect", "--format={{.State.Pid}}")
+        return Path("/proc", inspected.stdout.strip())
 
 
 @asynccontextmanager
 async def container(
     folder: Path, environ: Mapping[str, str], profile: Path = PROFILE
 ) -> AsyncIterator[Container]:
-    """Run the image while the block runs, with ``folder`` as /run/vm and these variables."""
+    """Run the image until the block ends, with ``folder`` as /run/vm and these variables."""
     name = f"vsockproxy-{uuid4().hex[:12]}"
     options = [f"--name={name}", f"--volume={folder}:/run/vm"]
     options += [f"--security-opt=seccomp={profile}"]

@@ -1,4 +1,4 @@
-"""The files that are to be copied: each says what the daemon understands and the image is."""
+"""The example files of config/container, checked against the daemon and the Dockerfile."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def port_of(config: Config) -> object:
 
 
 @pytest.mark.parametrize("file", PODS, ids=lambda file: file.name)
-def test_a_pods_probes_ask_the_metrics_listener_what_it_answers(file: Path) -> None:
+def test_a_pods_probes_use_paths_that_the_metrics_listener_serves(file: Path) -> None:
     container = sidecar(file)
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports["metrics"] == port_of(config_of(file))
@@ -57,7 +57,7 @@ PATHS: Final = {"startup": "/readyz", "readiness": "/readyz", "liveness": "/heal
 
 
 @pytest.mark.parametrize("file", PODS, ids=lambda file: file.name)
-def test_a_pod_waits_longer_than_the_drain_and_is_bounded(file: Path) -> None:
+def test_a_pods_grace_period_is_longer_than_the_drain_and_its_memory_is_limited(file: Path) -> None:
     grace = read(file)["spec"]["terminationGracePeriodSeconds"]
     assert all(route.policy.drain_timeout < grace for route in config_of(file).routes)
     container = sidecar(file)
@@ -66,7 +66,7 @@ def test_a_pod_waits_longer_than_the_drain_and_is_bounded(file: Path) -> None:
     assert container["securityContext"]["readOnlyRootFilesystem"]
 
 
-def test_only_the_pod_that_uses_vsock_needs_the_profile() -> None:
+def test_only_the_pod_with_a_vsock_target_has_the_seccomp_profile() -> None:
     kinds = {file: sidecar(file)["securityContext"]["seccompProfile"] for file in PODS}
     assert kinds == {
         MUX: {"type": "RuntimeDefault"},
@@ -76,7 +76,7 @@ def test_only_the_pod_that_uses_vsock_needs_the_profile() -> None:
     assert isinstance(config_of(VSOCK).routes[0].target, VsockEndpoint)
 
 
-def test_the_vmms_socket_is_in_a_folder_that_both_containers_have() -> None:
+def test_the_vmms_socket_is_in_a_volume_of_both_containers() -> None:
     target = config_of(MUX).routes[0].target
     assert isinstance(target, MuxEndpoint)
     [vmm] = read(MUX)["spec"]["containers"]
@@ -89,7 +89,7 @@ def dockerfile() -> str:
     return (REPOSITORY / "Dockerfile").read_text()
 
 
-def test_the_compose_file_publishes_what_the_daemon_listens_on() -> None:
+def test_the_compose_file_publishes_the_ports_of_its_routes() -> None:
     environ: Mapping[str, str] = service()["environment"]
     config = environment_config(environ)
     published = {int(entry.rpartition(":")[2]) for entry in service()["ports"]}
@@ -99,13 +99,13 @@ def test_the_compose_file_publishes_what_the_daemon_listens_on() -> None:
     assert all(route.policy.drain_timeout < grace for route in config.routes)
 
 
-def test_the_compose_file_finds_the_profile_beside_it_and_the_dockerfile_above() -> None:
+def test_the_compose_files_paths_lead_to_the_profile_and_the_dockerfile() -> None:
     [profile] = [line for line in service()["security_opt"] if line.startswith("seccomp=")]
     assert json.loads((CONFIG / profile.removeprefix("seccomp=")).read_text())["syscalls"]
     assert (CONFIG / service()["build"] / "Dockerfile").samefile(REPOSITORY / "Dockerfile")
 
 
-def test_the_profile_says_of_every_rule_what_it_is_for() -> None:
+def test_every_rule_of_the_profile_has_a_comment_and_no_call_is_listed_twice() -> None:
     rules = json.loads((CONFIG / "seccomp-vsock.json").read_text())["syscalls"]
     assert all(rule["comment"] for rule in rules)
     names = [name for rule in rules for name in rule["names"] if name != "socket"]

@@ -1,4 +1,4 @@
-"""The image: built from this working copy, run as it is meant to be, and its sandbox."""
+"""The image built from this working copy: its metadata, its runs, and its sandbox."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ from vsockproxy.address.endpoint import AF_VSOCK
 pytestmark = pytest.mark.container
 
 AF_X25: Final = 9
-"""A family that nobody misses; where it is denied, the profile is in force."""
+"""An unused family; a run in which it is denied shows that the profile is in force."""
 
 FRONT: Final = {"VSOCKPROXY_FORWARD": "unix:/run/vm/front=vsock-mux:/run/vm/guest:80"}
 TRY_X25: Final = f"import socket; socket.socket({AF_X25}, socket.SOCK_SEQPACKET)"
@@ -38,7 +38,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def folder(image: str) -> Iterator[Path]:
-    """A folder for sockets, which the daemon's user owns."""
+    """A folder for sockets, owned by the daemon's user."""
     with open_folder() as path:
         os.chown(path, USER, USER)
         yield path
@@ -46,7 +46,7 @@ def folder(image: str) -> Iterator[Path]:
 
 @pytest.fixture
 def denying(tmp_path: Path) -> Path:
-    """The profile as it would be without AF_VSOCK, which fails as in Docker's own."""
+    """The profile without AF_VSOCK, which it denies as Docker's default profile does."""
     profile = json.loads(PROFILE.read_text())
     profile["syscalls"] = [rule for rule in profile["syscalls"] if family(rule) != AF_VSOCK]
     profile["syscalls"] += [denial(AF_VSOCK), denial(AF_X25)]
@@ -56,7 +56,7 @@ def denying(tmp_path: Path) -> Path:
 
 
 def family(rule: dict[str, object]) -> object:
-    """The address family that a rule is about."""
+    """Return the address family of a rule for socket(2), else None."""
     arguments = rule.get("args")
     if rule["names"] != ["socket"] or not isinstance(arguments, list):
         return None
@@ -76,9 +76,9 @@ def denial(number: int) -> dict[str, object]:
 async def running(
     folder: Path, more: Mapping[str, str] | None = None
 ) -> AsyncIterator[tuple[Container, trio.SocketStream]]:
-    """A container with a guest behind it, and a client that is connected through both."""
+    """Run a container and a fake guest; yield the container and a client connected to the guest."""
     async with mux_server(folder / "guest", {80: echo}):
-        (folder / "guest").chmod(0o666)  # as a VMM's socket is, for whoever may use it
+        (folder / "guest").chmod(0o666)  # the daemon's user must be able to write to it
         async with container(folder, {**FRONT, **(more or {})}) as daemon:
             await daemon.wait_for("ready")
             async with await trio.open_unix_socket(folder / "front") as client:
@@ -87,14 +87,14 @@ async def running(
                 yield daemon, client
 
 
-async def everything(stream: trio.SocketStream) -> bytes:
+async def read_to_end(stream: trio.SocketStream) -> bytes:
     return b"".join([bytes(piece) async for piece in stream])
 
 
-# --- what it is ---------------------------------------------------------------------------
+# --- metadata ------------------------------------------------------------------------------
 
 
-def test_the_image_says_what_it_is_and_how_it_runs(image: str) -> None:
+def test_the_images_metadata_agrees_with_the_project(image: str) -> None:
     description = podman.describe(image)
     config = description["Config"]
     with (REPOSITORY / "pyproject.toml").open("rb") as file:
@@ -108,13 +108,13 @@ def test_the_image_says_what_it_is_and_how_it_runs(image: str) -> None:
     assert description["Healthcheck"]["Test"] == ["CMD", "vsockproxy", "health"]
 
 
-def test_nothing_is_run_on_the_final_base_which_needs_no_shell() -> None:
+def test_the_final_stage_runs_no_command_and_needs_no_shell() -> None:
     final = (REPOSITORY / "Dockerfile").read_text().rpartition("\nFROM ")[2]
     assert not re.findall(r"(?m)^(RUN|SHELL|ADD)\b", final)
     assert not re.findall(r"(?m)^(?:ENTRYPOINT|CMD|HEALTHCHECK.* CMD) +[^\[ ]", final)
 
 
-def test_the_compiled_pump_is_in_it(image: str) -> None:
+def test_the_image_has_the_native_pump(image: str) -> None:
     done = podman.podman(
         "run",
         "--rm",
@@ -127,11 +127,11 @@ def test_the_compiled_pump_is_in_it(image: str) -> None:
     assert "\npump: native (" in done.stdout
 
 
-# --- how it runs --------------------------------------------------------------------------
+# --- runs ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pump", ["native", "portable"])
-async def test_bytes_go_through_to_a_guest_and_back(folder: Path, pump: str) -> None:
+async def test_an_echo_through_the_container_returns_every_byte(folder: Path, pump: str) -> None:
     data = os.urandom(1 << 20)
     more = {"VSOCKPROXY_PUMP_CHOICE": pump, "VSOCKPROXY_DEFAULTS_HALF_CLOSE": "forward"}
     async with running(folder, more) as (_, client), trio.open_nursery() as nursery:
@@ -142,10 +142,10 @@ async def test_bytes_go_through_to_a_guest_and_back(folder: Path, pump: str) -> 
 
         nursery.start_soon(send)
         with trio.fail_after(PATIENCE):
-            assert await everything(client) == data
+            assert await read_to_end(client) == data
 
 
-async def test_it_runs_as_nobody_in_particular_with_a_read_only_root_and_no_rights(
+async def test_the_daemon_has_no_capability_and_a_read_only_root(
     folder: Path,
 ) -> None:
     async with running(folder) as (daemon, _):
@@ -160,38 +160,38 @@ async def test_it_runs_as_nobody_in_particular_with_a_read_only_root_and_no_righ
 
 
 @pytest.mark.parametrize("listen", ["9490", "0.0.0.0:9490", "unix:/run/vm/metrics"])
-async def test_its_health_check_passes_while_it_serves(folder: Path, listen: str) -> None:
+async def test_the_health_check_of_a_serving_daemon_passes(folder: Path, listen: str) -> None:
     async with running(folder, {"VSOCKPROXY_METRICS_LISTEN": listen}) as (daemon, _):
         checked = await daemon.podman("healthcheck run")
         assert (checked.returncode, checked.stdout) == (0, "")
 
 
-async def test_its_health_check_fails_where_it_cannot_know(folder: Path) -> None:
+async def test_the_health_check_without_a_metrics_listener_fails(folder: Path) -> None:
     async with running(folder) as (daemon, _):
         assert (await daemon.podman("healthcheck run")).returncode == 1
 
 
-async def test_stopping_it_lets_a_connection_finish_and_is_status_0(folder: Path) -> None:
+async def test_a_stop_lets_a_connection_finish_and_exits_with_status_0(folder: Path) -> None:
     async with running(folder) as (daemon, client), trio.open_nursery() as nursery:
         nursery.start_soon(partial(daemon.podman, "stop", "--time=20"))
         await daemon.wait_for("draining", connections=1)
-        await client.send_all(b"last words")
-        assert await client.receive_some() == b"last words"
+        await client.send_all(b"last data")
+        assert await client.receive_some() == b"last data"
         await client.aclose()
         assert await daemon.wait() == 0
         await daemon.wait_for("stopped", drained="true")
 
 
-async def test_a_configuration_that_is_wrong_is_status_2(folder: Path) -> None:
+async def test_a_wrong_configuration_exits_with_status_2(folder: Path) -> None:
     async with container(folder, {"VSOCKPROXY_FORWARD": "80"}) as daemon:
         assert await daemon.wait() == 2
         assert any("VSOCKPROXY_FORWARD: '80' has no target" in line for line in daemon.lines)
 
 
-# --- its sandbox --------------------------------------------------------------------------
+# --- sandbox -------------------------------------------------------------------------------
 
 
-def test_the_profile_allows_vsock_and_no_family_that_nobody_needs(image: str) -> None:
+def test_the_profile_allows_only_the_families_that_the_daemon_uses(image: str) -> None:
     rules = json.loads(PROFILE.read_text())["syscalls"]
     families = {family(rule) for rule in rules if "socket" in rule["names"]}
     assert families == {
@@ -204,41 +204,39 @@ def test_the_profile_allows_vsock_and_no_family_that_nobody_needs(image: str) ->
 @pytest.mark.parametrize(
     "call", ["libc.unshare(0x10000000)", "libc.ptrace(0, 0, 0, 0)", "libc.setns(0, 0)"]
 )
-def test_the_profile_denies_what_a_relay_has_no_use_for(image: str, call: str) -> None:
+def test_the_profile_denies_calls_that_the_daemon_does_not_make(image: str, call: str) -> None:
     libc = "import ctypes; libc = ctypes.CDLL(None, use_errno=True)"
     code = f"{libc}; {call}; print(ctypes.get_errno())"
     assert run_python(code, PROFILE).stdout == f"{errno.ENOSYS}\n"
 
 
-async def test_where_vsock_is_denied_a_dials_error_names_the_remedy(
-    folder: Path, denying: Path
-) -> None:
-    must_be_in_force(denying)
+async def test_a_dial_where_vsock_is_denied_logs_the_remedy(folder: Path, denying: Path) -> None:
+    require_in_force(denying)
     environ = {"VSOCKPROXY_FORWARD": "unix:/run/vm/front=3:80"}
     async with container(folder, environ, denying) as daemon:
         await daemon.wait_for("ready")
         async with await trio.open_unix_socket(folder / "front") as client:
-            assert await everything(client) == b""
-        told = await daemon.wait_for("dial_failed", reason="blocked")
-    assert "--security-opt seccomp=seccomp-vsock.json" in told["error"]
-    assert "[EPERM]" in told["error"]
+            assert await read_to_end(client) == b""
+        logged = await daemon.wait_for("dial_failed", reason="blocked")
+    assert "--security-opt seccomp=seccomp-vsock.json" in logged["error"]
+    assert "[EPERM]" in logged["error"]
 
 
-async def test_where_vsock_is_denied_a_listeners_error_names_the_remedy(
+async def test_a_listener_where_vsock_is_denied_logs_the_remedy(
     folder: Path, denying: Path
 ) -> None:
-    must_be_in_force(denying)
+    require_in_force(denying)
     environ = {"VSOCKPROXY_FORWARD": "vsock::5432=unix:/run/vm/db"}
     async with container(folder, environ, denying) as daemon:
         assert await daemon.wait() == 1
-        told = [line for line in daemon.lines if "cannot listen vsock:any:5432" in line]
-    assert "--security-opt seccomp=seccomp-vsock.json" in told[0]
+        errors = [line for line in daemon.lines if "cannot listen vsock:any:5432" in line]
+    assert "--security-opt seccomp=seccomp-vsock.json" in errors[0]
 
 
-def must_be_in_force(denying: Path) -> None:
+def require_in_force(denying: Path) -> None:
     """Fail unless the filter stops sockets before they are made.
 
-    Without it the daemon would open AF_VSOCK on this machine's own kernel.
+    Without the filter the daemon would open AF_VSOCK on this machine's own kernel.
     """
     rules = [
         rule for rule in json.loads(denying.read_text())["syscalls"] if "socket" in rule["names"]

@@ -32,7 +32,7 @@ from vsockproxy.address.endpoint import (
     UnixEndpoint,
 )
 from vsockproxy.config.guest import Guest, MuxGlob
-from vsockproxy.doctor.probe import Probe, describe, probe, spell_seconds, wait_for
+from vsockproxy.doctor.probe import Probe, describe, probe, wait_for
 from vsockproxy.guests.directory import Guests
 
 TIMEOUT = 20.0
@@ -174,13 +174,6 @@ async def test_what_no_boot_will_change_is_not_waited_for(tmp_path: Path) -> Non
         attempt = partial(probe, MuxEndpoint(str(tmp_path / "v"), 80), TIMEOUT)
         result = await wait_for(attempt, TIMEOUT, lambda _result, _left: pytest.fail("waits"))
     assert result.attempts == 1
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.00034, "340 us"), (0.0123, "12.3 ms"), (5.0, "5.00 s")]
-)
-def test_a_time_is_spelt_in_its_unit(seconds: float, text: str) -> None:
-    assert spell_seconds(seconds) == text
 
 
 # --- the command --------------------------------------------------------------------------

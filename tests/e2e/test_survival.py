@@ -1,4 +1,4 @@
-"""What the real program lives through: killed peers, a full table, a port that is taken."""
+"""The real program with killed peers, a full descriptor table, an unread log, a dead target."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.daemon_process import Daemon, daemon, environment
 from tests.fake_services import echo
 from tests.sockets import ends_by_reset, read_to_end
 
-# Each leaves something unread, so that the kernel resets the connection when it is killed.
+# Each has unread data when it is killed, so that the kernel resets its connection.
 CLIENT = """
 import signal, socket, sys
 s = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
@@ -42,7 +42,7 @@ signal.pause()
 
 @asynccontextmanager
 async def process(program: str, *arguments: object) -> AsyncIterator[trio.Process]:
-    """A Python process that is killed when the block is left, if not before."""
+    """Run a Python process; kill it at the end of the block, if not before."""
     running = await trio.lowlevel.open_process(
         [sys.executable, "-c", program, *map(str, arguments)],
         env=environment(),
@@ -60,7 +60,7 @@ async def process(program: str, *arguments: object) -> AsyncIterator[trio.Proces
 
 @asynccontextmanager
 async def routes_to(tmp_path: Path, **targets: int) -> AsyncIterator[tuple[Daemon, dict[str, int]]]:
-    """A daemon with a TCP route to each of these ports, and where each route listens."""
+    """Run a daemon with a route to each of these ports; yield it and the routes' own ports."""
     fronts = {name: socket.create_server(("127.0.0.1", 0)) for name in targets}
     lines = [f'"fd:{name}" = "127.0.0.1:{port}"' for name, port in targets.items()]
     file = tmp_path / "config.toml"
@@ -82,16 +82,14 @@ async def echo_port(nursery: trio.Nursery) -> int:
 
 
 async def answers(port: int) -> bool:
-    """Whether the echo behind a route answers."""
+    """Return whether the echo behind a route answers."""
     async with await trio.open_tcp_stream("127.0.0.1", port) as client:
         await client.send_all(b"still here?")
         await client.send_eof()
         return await read_to_end(client) == b"still here?"
 
 
-async def test_a_client_that_is_killed_ends_its_connection_alone(
-    tmp_path: Path, echo_port: int
-) -> None:
+async def test_a_killed_client_ends_only_its_own_connection(tmp_path: Path, echo_port: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         target = trio.SocketListener(trio.socket.from_stdlib_socket(listener.dup()))
         async with (
@@ -103,7 +101,7 @@ async def test_a_client_that_is_killed_ends_its_connection_alone(
             process(CLIENT, ports["sink"]) as client,
             await target.accept() as server,
         ):
-            await server.send_all(b"for nobody")
+            await server.send_all(b"never read")
             assert client.stdout is not None
             assert (await client.stdout.receive_some()).strip() == b"unread"
             client.kill()
@@ -113,7 +111,7 @@ async def test_a_client_that_is_killed_ends_its_connection_alone(
             assert await answers(ports["echo"])
 
 
-async def test_a_target_that_is_killed_resets_its_client_and_the_log_says_why(
+async def test_a_killed_target_resets_its_client_and_is_logged(
     tmp_path: Path, echo_port: int
 ) -> None:
     async with process(TARGET) as target:
@@ -122,7 +120,7 @@ async def test_a_target_that_is_killed_resets_its_client_and_the_log_says_why(
         async with routes_to(tmp_path, sink=port, echo=echo_port) as (running, ports):
             client = await trio.open_tcp_stream("127.0.0.1", ports["sink"])
             assert await client.receive_some() == b"part"
-            await client.send_all(b"for nobody")
+            await client.send_all(b"never read")
             assert (await target.stdout.receive_some()).strip() == b"unread"
             target.kill()
             assert await ends_by_reset(client)
@@ -133,7 +131,7 @@ async def test_a_target_that_is_killed_resets_its_client_and_the_log_says_why(
             assert await answers(ports["echo"])
 
 
-async def test_a_full_descriptor_table_is_told_counted_and_got_over(
+async def test_a_full_descriptor_table_queues_clients_and_is_logged(
     tmp_path: Path, echo_port: int
 ) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=200) as front:
@@ -143,8 +141,8 @@ async def test_a_full_descriptor_table_is_told_counted_and_got_over(
             await running.wait_for("ready")
             _leave_descriptors(running.pid, 20)
             clients = [await trio.open_tcp_stream(*front.getsockname()) for _ in range(60)]
-            told = await running.wait_for("clients_queued", reason="descriptors")
-            assert "LimitNOFILE" in told["why"]
+            logged = await running.wait_for("clients_queued", reason="descriptors")
+            assert "LimitNOFILE" in logged["why"]
             for client in clients:
                 await client.aclose()
             assert await answers(front.getsockname()[1])
@@ -153,7 +151,7 @@ async def test_a_full_descriptor_table_is_told_counted_and_got_over(
             assert not any("dial_failed" in line for line in running.lines)
 
 
-async def test_a_log_that_nobody_reads_holds_up_no_relay(tmp_path: Path, echo_port: int) -> None:
+async def test_an_unread_log_delays_no_relay(tmp_path: Path, echo_port: int) -> None:
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     with (
@@ -165,14 +163,14 @@ async def test_a_log_that_nobody_reads_holds_up_no_relay(tmp_path: Path, echo_po
         file = tmp_path / "config.toml"
         file.write_text(f'[forward]\n"fd:front" = "127.0.0.1:{echo_port}"\n')
         async with daemon("run", "-c", file, sockets={"front": front}, log=writer) as running:
-            for _ in range(100):  # the pipe has room for some twenty access lines
+            for _ in range(100):  # the pipe holds about twenty access lines
                 assert await answers(port)
             assert await running.stop() == 0
         pipe.close()
         assert log.readline().startswith(b"time=")
 
 
-async def test_a_dead_target_is_told_once_however_many_come(tmp_path: Path) -> None:
+async def test_a_dead_target_with_many_clients_is_logged_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as front:
         file = tmp_path / "config.toml"
         file.write_text(f'[forward]\n"fd:front" = "unix:{tmp_path}/dead"\n')
@@ -182,13 +180,13 @@ async def test_a_dead_target_is_told_once_however_many_come(tmp_path: Path) -> N
                     await running.wait_for(
                         "connection_closed", number=number, reason="dial_not_found"
                     )
-            told = await running.wait_for("dial_failed", reason="not_found")
-            assert (told["number"], told["left_out"]) == ("1", "0")
+            logged = await running.wait_for("dial_failed", reason="not_found")
+            assert (logged["number"], logged["left_out"]) == ("1", "0")
             assert await running.stop() == 0
             assert sum("event=dial_failed" in line for line in running.lines) == 1
 
 
 def _leave_descriptors(pid: int, number: int) -> None:
-    """Let a process open so many descriptors more."""
+    """Limit a process to ``number`` more descriptors than it has open."""
     limit = len(list(Path(f"/proc/{pid}/fd").iterdir())) + number
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))

@@ -1,4 +1,4 @@
-"""A gibibyte up, a half-close, and the answer, through the real program."""
+"""Uploads of a gibibyte with a half-close and an answer, through the real program."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TARGET = ("tcp", "unix", "vsock-mux")
 
 @contextmanager
 def target_of(kind: str, folder: Path) -> Iterator[tuple[str, socket.socket]]:
-    """A listening socket of a target, and the target as the configuration spells it."""
+    """Yield a target in the configuration's grammar, and its listening socket."""
     if kind == "tcp":
         with socket.create_server(("127.0.0.1", 0)) as listener:
             yield f"tcp:127.0.0.1:{listener.getsockname()[1]}", listener
@@ -35,7 +35,7 @@ def target_of(kind: str, folder: Path) -> Iterator[tuple[str, socket.socket]]:
 
 
 def connect(kind: str, folder: Path, front: socket.socket) -> socket.socket:
-    """A client of the route."""
+    """Return a client connected to the route."""
     if kind == "tcp":
         return socket.create_connection(front.getsockname())
     client = socket.socket(socket.AF_UNIX)
@@ -44,7 +44,7 @@ def connect(kind: str, folder: Path, front: socket.socket) -> socket.socket:
 
 
 def upload(client: socket.socket) -> bytes:
-    """Send a gibibyte, half-close, and give back the answer."""
+    """Send a gibibyte, half-close, and return the answer."""
     with client:
         for _ in range(GIBIBYTE // len(BLOCK)):
             client.sendall(BLOCK)
@@ -53,7 +53,7 @@ def upload(client: socket.socket) -> bytes:
 
 
 def receive(kind: str, listener: socket.socket) -> None:
-    """Take one upload to its end and answer with its size and digest."""
+    """Accept one client, read its upload to the end, answer with its size and CRC-32."""
     server, _ = listener.accept()
     with server:
         if kind == "vsock-mux":
@@ -77,7 +77,7 @@ def expected() -> bytes:
 
 @pytest.mark.parametrize("target_kind", TARGET)
 @pytest.mark.parametrize("listen_kind", LISTEN)
-async def test_a_gibibyte_that_waits_for_its_answer_gets_it(
+async def test_an_upload_of_a_gibibyte_is_answered_after_the_half_close(
     listen_kind: str, target_kind: str, tmp_path: Path, expected: bytes
 ) -> None:
     listen = {

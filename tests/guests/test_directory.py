@@ -14,6 +14,7 @@ import trio
 import trio.testing
 from structlog.testing import CapturingLogger
 
+from tests.admin.fake_daemon import FakeDaemon
 from tests.fake_services import dead_unix_socket, mux_server, says
 from tests.sockets import read_to_end
 from vsockproxy.address.endpoint import GuestEndpoint, UnixEndpoint, VsockEndpoint
@@ -260,7 +261,7 @@ async def test_a_reload_keeps_what_is_known_of_a_guest_that_stays_as_it_was(
 
 
 async def test_the_metrics_show_the_cid_while_it_is_known(guests: Guests, source: Source) -> None:
-    registry = make_registry(list, "1", "native", guests=guests)
+    registry = make_registry(FakeDaemon(guests=guests))
     counted = partial(registry.get_sample_value, "vsockproxy_guest_resolutions_total")
     assert counted({"guest": "web", "result": "success"}) == 0
     assert registry.get_sample_value("vsockproxy_guest_cid", {"guest": "web"}) is None

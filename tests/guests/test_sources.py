@@ -16,7 +16,7 @@ from tests.fake_services import as_ordinary_user, dead_unix_socket, open_folder,
 from tests.guests.fake_hypervisors import Monitor, Talk, instance, says_nothing, says_once, talking
 from tests.guests.fake_hypervisors import incus as serves_instances
 from tests.guests.fake_hypervisors import machined as serves_machines
-from tests.kernel.boot import lacking
+from tests.kernel.boot import skip_or_fail
 from vsockproxy.config.guest import (
     Cid,
     CidFile,
@@ -397,7 +397,7 @@ DOMAIN = """
 def uri(tmp_path: Path) -> str:
     """A host of libvirt's test driver with two domains that run."""
     if importlib.util.find_spec("libvirt") is None:
-        lacking("install libvirt-dev and pkg-config, then: pip install -e '.[libvirt]'")
+        skip_or_fail("install libvirt-dev and pkg-config, then: pip install -e '.[libvirt]'")
     vsock = "<vsock model='virtio'><cid auto='yes' address='23'/></vsock>"
     domains = DOMAIN.format(name="web01", device=vsock) + DOMAIN.format(name="plain", device="")
     (tmp_path / "node.xml").write_text(f"<node>{domains}</node>")

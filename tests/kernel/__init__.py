@@ -1,1 +1,1 @@
-"""Tests over real AF_VSOCK, in kernels that they boot themselves."""
+"""Tests over real AF_VSOCK, in kernels that the tests boot."""

@@ -1,9 +1,9 @@
-"""A kernel as a process: started, bounded in time, ended, and what is known of it.
+"""Run a kernel as a process with a time limit, and return what its command printed.
 
-Owns: `Completed`, `KernelError`, the packages that kernels need, and the wait for a
-kernel's end.  Knows nothing of what kind of kernel it is.  The convention that `run`
-expects of a kernel's init: it writes a command's exit status to ``status`` and what the
-command printed to ``output``, both in the scratch folder, then ends the kernel.
+Owns: `Completed`, `KernelError`, the check for the packages that kernels need, and the wait
+for a kernel's end.  The kind of kernel (`uml`, `qemu`, `systemd`) is the caller's.  The init
+of each kernel writes its command's exit status to ``status`` and the command's output to
+``output``, both in the scratch folder, then powers off.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ REPOSITORY: Final = Path(__file__).parents[2]
 
 
 class KernelError(Exception):
-    """A kernel did not do what it was booted for; the text shows its console."""
+    """A kernel hung, or ended without its command's exit status; the text shows its console."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """What a command left behind: its exit status, and stdout and stderr as one text."""
+    """A command's exit status, and its stdout and stderr as one text."""
 
     status: int
     output: str
 
 
 def require(**programs: str) -> None:
-    """Skip the test unless each program (``program="package"``) is there."""
+    """Skip or fail the test unless each program (``program="package"``) is installed."""
     missing = {package for program, package in programs.items() if not shutil.which(program)}
     if missing:
-        lacking(f"install what is missing (Debian: apt install {' '.join(sorted(missing))})")
+        skip_or_fail(f"missing packages: apt install {' '.join(sorted(missing))} (Debian)")
 
 
-def lacking(what: str) -> NoReturn:
-    """Skip the test, or fail it where the kernels are required, saying what is missing."""
+def skip_or_fail(reason: str) -> NoReturn:
+    """Skip the test, or fail it where ``VSOCKPROXY_REQUIRE_KERNELS=1``."""
     if os.environ.get("VSOCKPROXY_REQUIRE_KERNELS") == "1":
-        pytest.fail(what, pytrace=False)
-    pytest.skip(what)
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
 
 
 def enter_repository() -> str:
-    """The lines of an init that lead to the repository, with files in memory for the rest."""
+    """Return the lines of an init that enter the repository; HOME and TMPDIR are in memory."""
     return f"""\
 export PATH={shlex.quote(os.environ["PATH"])}:/usr/sbin:/sbin LANG=C.UTF-8
 export HOME=/run/home TMPDIR=/run/tmp
@@ -63,21 +63,24 @@ cd {shlex.quote(str(REPOSITORY))}"""
 def run(line: Sequence[str], scratch: Path, timeout: float) -> Completed:
     """Run a kernel until it ends; its console goes to ``console`` in the scratch folder.
 
-    Raises `KernelError` when it ends without an exit status of the command, or has not
-    ended after ``timeout`` seconds.  Either way nothing of it runs on.
+    Raises:
+      KernelError: the kernel ended without the command's exit status, or did not end within
+        ``timeout`` seconds.
+
+    Resource handling: every process of the kernel is killed before this returns or raises.
     """
     status = scratch / "status"
     status.unlink(missing_ok=True)
     with (scratch / "console").open("wb") as console:
         ended = _wait(line, console.fileno(), timeout)
     if not ended or not status.exists():
-        how = "ended without a result" if ended else f"had not ended after {timeout:g} s"
+        how = "ended without a result" if ended else f"did not end within {timeout:g} s"
         raise KernelError(f"{line[0]} {how}:\n{_evidence(scratch)}")
     return Completed(int(status.read_text()), _read(scratch / "output"))
 
 
 def _wait(line: Sequence[str], console: int, timeout: float) -> bool:
-    """Whether the kernel ended by itself."""
+    """Return whether the kernel ended within ``timeout`` seconds."""
     with subprocess.Popen(
         line,
         stdin=subprocess.DEVNULL,
@@ -90,7 +93,7 @@ def _wait(line: Sequence[str], console: int, timeout: float) -> bool:
         except subprocess.TimeoutExpired:
             return False
         finally:
-            # A process in UML is one here as well, and some outlive the kernel.
+            # UML runs its processes as host processes, and some outlive the kernel.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(kernel.pid, SIGKILL)
         return True

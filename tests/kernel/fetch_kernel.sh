@@ -1,6 +1,6 @@
 #!/bin/sh
-# Unpacks Debian's kernel, not installed, to .cache/kernel (or the folder named) for the
-# host-and-guest tests.  The generic image has 9p and vhost_vsock; the cloud image has not.
+# Unpack Debian's kernel into .cache/kernel, or into the folder given, for the host-and-guest
+# tests; nothing is installed.  The generic image has 9p and vhost_vsock, the cloud image does not.
 set -eu
 folder=${1:-$(dirname "$0")/../../.cache/kernel}
 package=$(apt-cache depends linux-image-amd64 | sed -n 's/.*Depends: //p' | head -n 1)

@@ -1,11 +1,11 @@
-/* The one program of the guest: PID 1, and a server on four vsock ports.
+/* The guest's only program: PID 1, and a server on four vsock ports.
  *
- * Each connection has a process of its own, so a stalled one holds up nobody:
+ * Each connection has its own process, so that a stalled one delays no other:
  *   9000  digest   reads to EOF, answers "BYTES CRC32\n" in decimal, closes
- *   9001  source   reads one line, a number of bytes; sends so many of the pattern, closes
- *   9002  echo     until EOF, then closes
- *   9003  out      reads a line "BYTES\n"; connects to the host's port 7000, sends so many
- *                  bytes of the pattern, shuts down, and sends what it is answered back
+ *   9001  source   reads a line "BYTES\n", sends that many bytes of the pattern, closes
+ *   9002  echo     echoes until EOF, then closes
+ *   9003  out      reads a line "BYTES\n", connects to the host's port 7000, sends that many
+ *                  bytes of the pattern, half-closes, and relays the host's answer
  * The pattern is byte i = (i * 31 + i / 256) mod 256, which repeats after 64 KiB.
  */
 #include <linux/vm_sockets.h>
@@ -19,7 +19,7 @@
 
 static unsigned char buffer[1 << 16];
 
-/* Ends the process with a word on the console; the host sees a closed connection. */
+/* Print the error on the console and end the process; the host sees a closed connection. */
 static void die(const char *what)
 {
     perror(what);
@@ -32,7 +32,7 @@ static struct sockaddr_vm address(unsigned cid, unsigned port)
     return a;
 }
 
-static size_t take(int fd)
+static size_t read_some(int fd)
 {
     ssize_t n = read(fd, buffer, sizeof buffer);
     if (n < 0)
@@ -40,7 +40,7 @@ static size_t take(int fd)
     return (size_t)n;
 }
 
-static void give(int fd, const void *data, size_t size)
+static void write_all(int fd, const void *data, size_t size)
 {
     for (const char *p = data; size > 0;) {
         ssize_t n = write(fd, p, size);
@@ -51,8 +51,8 @@ static void give(int fd, const void *data, size_t size)
     }
 }
 
-/* The number on the line that the client starts with. */
-static unsigned long long ask(int fd)
+/* Read the first line, a decimal number. */
+static unsigned long long read_number(int fd)
 {
     char line[32] = "";
     for (size_t i = 0; i + 1 < sizeof line && read(fd, line + i, 1) == 1; i++)
@@ -61,13 +61,13 @@ static unsigned long long ask(int fd)
     return strtoull(line, NULL, 10);
 }
 
-static void give_pattern(int fd, unsigned long long size)
+static void write_pattern(int fd, unsigned long long size)
 {
     for (size_t i = 0; i < sizeof buffer; i++)
         buffer[i] = (unsigned char)(i * 31 + i / 256);
     for (; size > sizeof buffer; size -= sizeof buffer)
-        give(fd, buffer, sizeof buffer);
-    give(fd, buffer, size);
+        write_all(fd, buffer, sizeof buffer);
+    write_all(fd, buffer, size);
 }
 
 /* The CRC-32 of zlib and of POSIX's file formats, reflected, polynomial 0xEDB88320. */
@@ -90,33 +90,33 @@ static void digest(int fd)
 {
     unsigned long long total = 0;
     uint32_t crc = 0;
-    for (size_t n; (n = take(fd)) > 0; total += n)
+    for (size_t n; (n = read_some(fd)) > 0; total += n)
         crc = crc32(crc, n);
     dprintf(fd, "%llu %u\n", total, crc);
 }
 
 static void source(int fd)
 {
-    give_pattern(fd, ask(fd));
+    write_pattern(fd, read_number(fd));
 }
 
 static void echo(int fd)
 {
-    for (size_t n; (n = take(fd)) > 0;)
-        give(fd, buffer, n);
+    for (size_t n; (n = read_some(fd)) > 0;)
+        write_all(fd, buffer, n);
 }
 
 static void out(int fd)
 {
-    unsigned long long size = ask(fd);
+    unsigned long long size = read_number(fd);
     struct sockaddr_vm host = address(VMADDR_CID_HOST, 7000);
     int outer = socket(AF_VSOCK, SOCK_STREAM, 0);
     if (connect(outer, (struct sockaddr *)&host, sizeof host) < 0)
         die("connect to the host");
-    give_pattern(outer, size);
+    write_pattern(outer, size);
     shutdown(outer, SHUT_WR);
-    for (size_t n; (n = take(outer)) > 0;)
-        give(fd, buffer, n);
+    for (size_t n; (n = read_some(outer)) > 0;)
+        write_all(fd, buffer, n);
 }
 
 static void serve(unsigned port, void (*service)(int fd))

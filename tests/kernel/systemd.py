@@ -1,8 +1,8 @@
-"""Runs a command under a real systemd, which is PID 1 of a User-Mode Linux kernel.
+"""Run a command under a real systemd, which is PID 1 of a User-Mode Linux kernel.
 
-The root is a Debian tree of its own, read-only but for /etc, /var and the like, which are
-memory.  The project is there as an operator would have installed it, /usr/local/bin and
-/etc/systemd/system, though with this interpreter and this repository, seen through hostfs.
+The root is a Debian tree, mounted read-only; /etc, /run, /tmp, /var, /opt and /usr/local are
+in memory.  The project is installed in /usr/local/bin and /etc/systemd/system, as an operator
+installs it, and runs with this interpreter and from this repository, mounted by hostfs.
 """
 
 from __future__ import annotations
@@ -15,23 +15,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.kernel.boot import REPOSITORY, Completed, lacking, require, run
+from tests.kernel.boot import REPOSITORY, Completed, require, run, skip_or_fail
 
 SCRATCH: Final = "/mnt"
-"""Where the scratch folder is in there."""
+"""The scratch folder's path inside the kernel."""
 
 PYTHON: Final = "/usr/local/bin/python"
-"""This interpreter, with what is installed for it, in there."""
+"""This interpreter, with its installed packages, inside the kernel."""
 
 
 def run_under_systemd(
     command: Sequence[str], scratch: Path, *, memory: str = "1G", timeout: float = 300
 ) -> Completed:
-    """Boot systemd, run ``command`` as a service of it, as root, and power off.
+    """Boot systemd, run ``command`` as root in a service, and power off.
 
-    ``scratch`` is the one folder where files outlive the kernel; the command finds it at
-    `SCRATCH`.  Skips the test where something is missing; raises `KernelError` as
-    `boot.run` does.
+    Skips the test if a package or the Debian tree is missing.
+
+    Args:
+      scratch: the only folder whose files outlive the kernel; the command sees it at
+        `SCRATCH`.
+
+    Raises:
+      KernelError: as `boot.run` does.
     """
     require(**{"linux.uml": "user-mode-linux"})
     root = _find_root()
@@ -44,7 +49,9 @@ def _find_root() -> Path:
     named = os.environ.get("VSOCKPROXY_SYSTEMD_ROOT")
     root = Path(named) if named else REPOSITORY / ".cache/systemd-root"
     if not (root / "lib/systemd/systemd").exists():
-        lacking("run tests/kernel/make_systemd_root.sh as root (Debian: apt install debootstrap)")
+        skip_or_fail(
+            "run tests/kernel/make_systemd_root.sh as root (Debian: apt install debootstrap)"
+        )
     return root
 
 
@@ -54,7 +61,7 @@ def _kernel_line(root: Path, scratch: Path, memory: str) -> list[str]:
         *("linux.uml", f"mem={memory}", "quiet", "panic=-1", "con=null", "con0=null,fd:1"),
         *("rootfstype=hostfs", f"rootflags={root}", "ro"),
         *(f"uml_dir={scratch}", "umid=uml"),
-        *("systemd.unit=story.service", "init=/bin/sh", "--", "-c", f'"{init}"'),
+        *("systemd.unit=scenario.service", "init=/bin/sh", "--", "-c", f'"{init}"'),
     ]
 
 
@@ -92,7 +99,7 @@ chmod +x /usr/local/bin/*
 
 cp /opt/vsockproxy/systemd/*.service /opt/vsockproxy/systemd/*.socket /etc/systemd/system
 echo vsock_loopback >/etc/modules-load.d/vsock.conf
-cat >/etc/systemd/system/story.service <<END
+cat >/etc/systemd/system/scenario.service <<END
 [Service]
 Type=oneshot
 ExecStart=/bin/sh {SCRATCH}/command

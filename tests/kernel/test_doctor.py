@@ -1,4 +1,4 @@
-"""What doctor, probe and cid say in a kernel that lacks its modules, and as they are loaded."""
+"""The output of doctor, probe and cid without the vsock modules, and as they are loaded."""
 
 import json
 import re
@@ -21,26 +21,26 @@ CONFIGURATION: Final = """\
 8081 = "3:80"
 """
 
-# Each command's output, and its exit status on a line behind it; modules come in between.
+# Each command prints its output and then its exit status; modules are loaded in between.
 SCRIPT: Final = """\
-say() {{ "$@" 2>&1; echo "status $?"; }}
+run_command() {{ "$@" 2>&1; echo "status $?"; }}
 load() {{ insmod /usr/lib/uml/modules/$(uname -r)/kernel/net/vmw_vsock/$1.ko || exit; }}
-say {program} doctor -c {file}
-say {program} probe 1:80
-say {program} cid
+run_command {program} doctor -c {file}
+run_command {program} probe 1:80
+run_command {program} cid
 load vsock
-say {program} doctor -c {file} --json
-say {program} cid --json
+run_command {program} doctor -c {file} --json
+run_command {program} cid --json
 load vmw_vsock_virtio_transport_common
 load vsock_loopback
-say {program} doctor -c {file} --json
-say {program} probe --json 1:80
+run_command {program} doctor -c {file} --json
+run_command {program} probe --json 1:80
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What a command wrote, and its exit status."""
+class Result:
+    """A command's output and its exit status."""
 
     output: str
     status: int
@@ -51,8 +51,8 @@ class Said:
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> list[Said]:
-    """Every command of the script, in one boot."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
+    """The results of the script's commands, from one boot."""
     scratch = tmp_path_factory.mktemp("doctor")
     file = scratch / "c.toml"
     file.write_text(CONFIGURATION)
@@ -60,11 +60,11 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[Said]:
     completed = run_in_uml(["sh", "-c", script], scratch, modules=())
     found = re.findall(r"(.*?)^status (\d+)\n", completed.output, re.DOTALL | re.MULTILINE)
     assert len(found) == 7, completed.output
-    return [Said(output, int(status)) for output, status in found]
+    return [Result(output, int(status)) for output, status in found]
 
 
-def test_without_modules_every_command_says_what_to_load(said: list[Said]) -> None:
-    doctor, probe, cid = said[:3]
+def test_without_modules_every_command_names_the_module_to_load(results: list[Result]) -> None:
+    doctor, probe, cid = results[:3]
     assert (doctor.status, probe.status, cid.status) == (1, 1, 1)
     page = " ".join(doctor.output.split())
     assert "problem AF_VSOCK it is not in the kernel (EAFNOSUPPORT) ->" in page
@@ -79,8 +79,8 @@ def test_without_modules_every_command_says_what_to_load(said: list[Said]) -> No
     assert "/dev/vsock is not there" in cid.output
 
 
-def test_with_the_family_alone_the_transports_are_missing(said: list[Said]) -> None:
-    doctor, cid = said[3:5]
+def test_with_vsock_alone_doctor_reports_the_missing_transports(results: list[Result]) -> None:
+    doctor, cid = results[3:5]
     assert (doctor.status, cid.status) == (1, 1)
     found = doctor.findings
     assert found["AF_VSOCK"]["level"] == "ok"
@@ -88,13 +88,13 @@ def test_with_the_family_alone_the_transports_are_missing(said: list[Said]) -> N
     assert found["to guests"]["level"] == "problem"
     assert found["loopback"]["level"] == "problem"
     assert "modprobe vsock_loopback" in found["loopback"]["remedy"]
-    told = json.loads(cid.output)
-    assert told["cid"] is None
-    assert "no transport" in told["meaning"]
+    answer = json.loads(cid.output)
+    assert answer["cid"] is None
+    assert "no transport" in answer["meaning"]
 
 
-def test_with_the_loopback_only_what_needs_vms_is_a_problem(said: list[Said]) -> None:
-    doctor, probe = said[5:]
+def test_with_the_loopback_doctor_reports_only_what_needs_vms(results: list[Result]) -> None:
+    doctor, probe = results[5:]
     assert (doctor.status, probe.status) == (1, 1)
     found = doctor.findings
     assert found["AF_VSOCK"]["level"] == "ok"

@@ -1,4 +1,4 @@
-"""The suite's AF_VSOCK tests, in a User-Mode Linux kernel; and what that kernel promises."""
+"""The suite's AF_VSOCK tests in a User-Mode Linux kernel, and the tests of `uml` itself."""
 
 import sys
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.kernel
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """One run of pytest inside: how it ended, and its tests by outcome with their text."""
+    """A run of pytest inside the kernel: its result, and its tests by outcome."""
 
     completed: Completed
     passed: list[str]
@@ -43,24 +43,24 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
     return _read_report(completed, report)
 
 
-def test_the_vsock_tests_pass_in_a_kernel_that_has_vsock(suite: Suite) -> None:
+def test_every_vsock_test_passes_in_a_kernel_with_vsock(suite: Suite) -> None:
     if suite.failed:
         texts = [f"===== {name}\n{text}" for name, text in suite.failed.items()]
         pytest.fail("\n\n".join(texts), pytrace=False)
     assert suite.completed.status == 0, suite.completed.output
 
 
-def test_no_vsock_test_is_skipped_where_vsock_is(suite: Suite) -> None:
+def test_no_vsock_test_is_skipped_in_a_kernel_with_vsock(suite: Suite) -> None:
     assert not suite.skipped
     assert suite.passed
 
 
-def test_the_status_and_the_output_come_back(tmp_path: Path) -> None:
+def test_a_command_in_the_kernel_returns_its_status_and_output(tmp_path: Path) -> None:
     completed = run_in_uml(["sh", "-c", "echo out; echo err >&2; exit 7"], tmp_path)
     assert completed == Completed(7, "out\nerr\n")
 
 
-def test_nothing_but_the_scratch_folder_can_be_written(tmp_path: Path) -> None:
+def test_a_write_outside_the_scratch_folder_fails(tmp_path: Path) -> None:
     line = f"echo kept >{tmp_path}/kept; touch {REPOSITORY}/lost"
     completed = run_in_uml(["sh", "-c", line], tmp_path)
     assert completed.status != 0
@@ -68,14 +68,14 @@ def test_nothing_but_the_scratch_folder_can_be_written(tmp_path: Path) -> None:
     assert (tmp_path / "kept").read_text() == "kept\n"
 
 
-def test_a_kernel_that_hangs_is_ended_and_shows_what_it_said(tmp_path: Path) -> None:
-    with pytest.raises(KernelError, match=r"(?s)had not ended after 5 s.*last words"):
+def test_a_kernel_that_hangs_is_killed_and_its_output_shown(tmp_path: Path) -> None:
+    with pytest.raises(KernelError, match=r"(?s)did not end within 5 s.*last line"):
         run_in_uml(
-            ["sh", "-c", "echo last words; mkfifo /run/hang && cat /run/hang"], tmp_path, timeout=5
+            ["sh", "-c", "echo last line; mkfifo /run/hang && cat /run/hang"], tmp_path, timeout=5
         )
 
 
-def test_a_kernel_without_a_module_says_which(tmp_path: Path) -> None:
+def test_a_kernel_without_a_module_names_it(tmp_path: Path) -> None:
     with pytest.raises(KernelError, match=r"(?s)ended without a result.*no_such_module"):
         run_in_uml(["true"], tmp_path, modules=["no_such_module"])
 

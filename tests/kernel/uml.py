@@ -1,7 +1,7 @@
-"""Runs a command in a User-Mode Linux kernel of its own, which has AF_VSOCK.
+"""Run a command in a User-Mode Linux kernel, which has AF_VSOCK.
 
-The kernel is an ordinary program that sees this machine's files through hostfs: the same
-interpreter and the same virtual environment run in it.  The root is mounted read-only, the
+The kernel is an ordinary program that mounts this machine's files through hostfs: it runs the
+same interpreter and the same virtual environment.  The root is mounted read-only, the
 scratch folder writable, and temporary files are memory.  One processor, slow system calls:
 timings mean something only as ratios within one run.
 """
@@ -17,7 +17,7 @@ from typing import Final
 from tests.kernel.boot import Completed, enter_repository, require, run
 
 MODULES: Final = ("vsock", "vmw_vsock_virtio_transport_common", "vsock_loopback")
-"""What gives CID 1 a transport, in the order of their dependencies."""
+"""The modules that give CID 1 a transport, in the order of their dependencies."""
 
 
 def run_in_uml(
@@ -28,11 +28,18 @@ def run_in_uml(
     memory: str = "2G",
     timeout: float = 600,
 ) -> Completed:
-    """Boot, run ``command`` in the repository's folder as root, halt.
+    """Boot, run ``command`` as root in the repository's folder, power off.
 
-    ``scratch`` is the one folder where the command's files outlive the kernel; it is made
-    when absent and serves one run at a time.  Skips the test where a package is missing;
-    raises `KernelError` as `boot.run` does.
+    Skips the test if a package is missing.
+
+    Args:
+      scratch: the only folder whose files outlive the kernel; created if absent, and used by
+        one run at a time.
+      modules: the modules to load before the command, in this order.
+      timeout: in seconds.
+
+    Raises:
+      KernelError: as `boot.run` does.
     """
     require(**{"linux.uml": "user-mode-linux", "insmod": "kmod", "ip": "iproute2"})
     scratch.mkdir(parents=True, exist_ok=True)

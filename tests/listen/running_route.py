@@ -130,11 +130,13 @@ async def serving(
             guests=guests,
         )
 
-        async with trio.open_nursery() as routes:
-            routes.start_soon(listener.serve)
-            yield Served(listener, log)
-            routes.cancel_scope.cancel()
-        sockets.close_all()
+        try:
+            async with trio.open_nursery() as routes:
+                routes.start_soon(listener.serve)
+                yield Served(listener, log)
+                routes.cancel_scope.cancel()
+        finally:
+            sockets.close_all()
         nursery.cancel_scope.cancel()
 
 

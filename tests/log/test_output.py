@@ -17,6 +17,7 @@ import pytest
 import structlog
 from trio.testing import MockClock
 
+from tests.admin.fake_daemon import FakeDaemon
 from vsockproxy.config.settings import LogFormat, LogLevel, LogSettings
 from vsockproxy.log import output as log
 from vsockproxy.metrics import make_registry
@@ -137,7 +138,7 @@ def test_a_full_disk_loses_lines_which_are_counted_in_a_metric() -> None:
         log.get_logger().info("ready")
         output.close()
         assert output.lost == log.lines_lost() == 1
-    registry = make_registry(list, "1", "native")
+    registry = make_registry(FakeDaemon())
     assert registry.get_sample_value("vsockproxy_log_lines_lost_total") == 1
 
 

@@ -31,7 +31,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "started": 1000.0,
         "uptime_seconds": 192.0,
         "not_ready": [],
-        "connections": 3,
+        "live": 3,
         "descriptors_free": 19829,
         **changes,
     }
@@ -42,7 +42,7 @@ def route(name: str = "web", **changes: Any) -> dict[str, Any]:
         "name": name,
         "state": "listening",
         "live": 2,
-        "connections": 0,
+        "accepted": 0,
         "dial_failures": {},
         "upstream_bytes": 0,
         "downstream_bytes": 0,
@@ -69,7 +69,7 @@ def connection(number: int, **changes: Any) -> dict[str, Any]:
 
 def event(number: int, **changes: Any) -> dict[str, Any]:
     return {
-        "number": number,
+        "id": number,
         "time": 45296.0,
         "level": "warning",
         "event": "dial_failed",
@@ -94,11 +94,11 @@ def look(seconds: float, *routes: dict[str, Any], **changes: Any) -> Look:
 
 def test_rates_are_what_changed_between_two_looks() -> None:
     traffic = Traffic()
-    traffic.observe(look(10.0, route(upstream_bytes=100, connections=5)))
+    traffic.observe(look(10.0, route(upstream_bytes=100, accepted=5)))
     later = route(
         upstream_bytes=300,
         downstream_bytes=50,
-        connections=9,
+        accepted=9,
         dial_failures={"refused": 1, "timeout": 3},
     )
     traffic.observe(look(12.0, later))
@@ -277,7 +277,7 @@ def busy() -> Traffic:
                     "a-database-of-a-name-that-is-long",
                     state="queued",
                     upstream_bytes=second * 500_000,
-                    connections=second * 12,
+                    accepted=second * 12,
                     dial_failures={"refused": second},
                 ),
                 connections=[
@@ -305,7 +305,7 @@ routes       state      live  new/s fail/s   in/s  out/s          last minute
 web          listening     2      0      0   6.8K   1.9M ████████ ████
 a-database-… queued        2     12    1.0 488.3K      0 ██       ████
      id route client (3)             state      in    out   rate    idle     age
->123456 web   unix                   open     5.0G      0   1.2M    0.0s   1d 1h
+>123456 web   unix                   open     5.0G      0   1.2M      0s   1d 1h
      17 web   203.0.113.7:40017      open     1.7K      0    170    8.5s     43s
       2 web   [2001:db8:1:2:3:4:5:6… half      200      0     20    1.0s     58s
 

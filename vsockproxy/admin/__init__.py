@@ -1,18 +1,20 @@
-"""The daemon's HTTP side: what anybody may read, and what its operator may ask and steer.
+"""The daemon's HTTP side: metrics and health for everyone, the control API for its operator.
 
 | module | owns |
 |---|---|
-| `server` | HTTP on listening sockets, and how a client that is slow or silent is got rid of |
-| `observe` | ``/metrics``, ``/healthz``, ``/readyz``: for the metrics listener, read-only |
+| `server` | HTTP on listening sockets, and the bounds on slow and idle clients |
+| `observe` | ``/metrics``, ``/healthz``, ``/readyz``: read-only, for the metrics listener |
 | `tls` | the certificates of the metrics listener |
-| `daemon` | what the API asks of the daemon |
-| `operations`, `schema` | the API's answers and questions as models, its OpenAPI document |
-| `rates` | bytes a second of every connection, from two looks at the counters |
-| `view` | the daemon's state as those models |
-| `control` | the API itself, for the Unix socket alone |
-| `place` | where that socket is, for the daemon and for who looks for it |
-| `client` | asking the API, without trio and pydantic |
+| `control` | the control API, for the control socket alone |
+| `operations`, `schema` | the operations and JSON of the API, and its OpenAPI document |
+| `view` | the daemon's state in that JSON |
+| `selection` | which connections and routes a request means |
+| `rates` | bytes per second of the live connections |
+| `daemon` | the interface of the daemon that all of these use |
+| `socket_path` | the path of the control socket, for the daemon and for its clients |
+| `client`, `health` | clients of the API and of ``/readyz``, without trio and pydantic |
 
-hypercorn, starlette and pydantic are imported when a server starts: a daemon without one
-does not pay for them.
+`server`, `observe` and `control` import hypercorn, starlette and pydantic.  Only
+`daemon.http` imports them, when it starts a server: a daemon without one saves the
+memory.
 """

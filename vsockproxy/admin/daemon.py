@@ -1,98 +1,82 @@
-"""What the API asks of the daemon, so that the admin folder does not know the daemon's.
+"""The interface of the daemon that its HTTP servers use, so that they need not know `daemon`.
 
-Owns: the interfaces alone. Everything in them is called in the thread of the event loop.
+Everything is called in the thread of the daemon's event loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-from vsockproxy.address.endpoint import ListenEndpoint
-from vsockproxy.admit.admission import Admission
+from vsockproxy.admit.gate import QueueReason
 from vsockproxy.config.settings import Config
-from vsockproxy.guests.directory import Guests
-from vsockproxy.listen.listener import RouteListener
-from vsockproxy.log.recent import Events
-from vsockproxy.stats import Reloads, RouteState, RouteStats
+from vsockproxy.log.recent import RecentEvents
+from vsockproxy.metrics import MetricsSource, RoutesSource
+from vsockproxy.stats import RouteState, RouteStats
 
 
-class Routes(Protocol):
+class Health(Protocol):
+    """Whether a daemon works."""
+
+    def not_ready(self) -> list[str]:
+        """Return why the daemon is not ready, a sentence each; empty if it is."""
+        ...
+
+    async def alive(self) -> None:
+        """Return once every thread of the pump has answered."""
+        ...
+
+    async def reach(self, name: str) -> str | None:
+        """Dial the target of a route; return why that failed, or None."""
+        ...
+
+
+class Routes(RoutesSource, Protocol):
     """The routes at work."""
 
-    @property
-    def listeners(self) -> Mapping[ListenEndpoint, RouteListener]:
-        """The routes that accept, by their endpoints."""
-        ...
-
-    @property
-    def admission(self) -> Admission:
-        """The limits that all routes share."""
-        ...
-
-    @property
-    def guests(self) -> Guests:
-        """Where guests are."""
-        ...
-
     def stats(self) -> Sequence[RouteStats]:
-        """Return the counters of every route, those that still drain included."""
+        """Return the counters of every route, draining ones included."""
         ...
 
     def state_of(self, stats: RouteStats) -> RouteState:
-        """Return what a route does now."""
+        """Return the state of a route."""
+        ...
+
+    def queued_by(self, stats: RouteStats) -> QueueReason | None:
+        """Return the limit that queues the clients of a route, or None."""
         ...
 
 
-class Daemon(Protocol):
-    """A daemon that runs.
+class Daemon(Health, MetricsSource, Protocol):
+    """A running daemon: its state, and what an operator can change.
 
     Attributes:
-      config: the configuration that runs now.
-      started: when the daemon was made, in seconds of the epoch.
-      reloads: how reloading went so far.
-      events: the recent failures and changes.
+      config: the running configuration.
+      events: the recent events of the log.
+      started: when the daemon started, in seconds of the epoch.
     """
 
     config: Config
+    events: RecentEvents
     started: float
-    reloads: Reloads
-    events: Events
 
     @property
     def supervisor(self) -> Routes:
         """The routes at work."""
         ...
 
-    @property
-    def pump_name(self) -> str:
-        """``native`` or ``portable``."""
-        ...
-
-    def not_ready(self) -> list[str]:
-        """Return what keeps the daemon from being ready, a sentence each."""
-        ...
-
-    async def alive(self) -> None:
-        """Return once every pump thread has answered; the caller bounds the time."""
-        ...
-
-    async def reach(self, name: str) -> str | None:
-        """Dial a route's target and hang up; return why that fails, or None."""
-        ...
-
-    async def reload(self) -> list[str]:
-        """Reload as SIGHUP does; return the problems that keep the configuration from running."""
-        ...
-
     def pause(self, name: str) -> None:
-        """Leave a route's clients in the backlog until `resume`."""
+        """Stop accepting on a route: its clients are queued in the backlog."""
         ...
 
     async def drain(self, name: str) -> None:
-        """Close a route's listener; its connections go on."""
+        """Close a route's listener; its live connections go on."""
         ...
 
     async def resume(self, name: str) -> None:
-        """Have a route accept again; raises `ListenError`."""
+        """Accept again on a paused or drained route; raises `ListenError`."""
+        ...
+
+    async def reload(self) -> list[str]:
+        """Reload as SIGHUP does; return why that failed, a line each, or nothing."""
         ...

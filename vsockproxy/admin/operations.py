@@ -1,6 +1,6 @@
-"""The operations of the API: what can be asked where, and the document that says so.
+"""The operations of the control API, and its OpenAPI document.
 
-Owns: `OPERATIONS`, of which `control` makes its paths, and the OpenAPI document that
+Owns: `OPERATIONS`, from which `control` makes its paths, and the document that
 docs/admin-api.json publishes.
 """
 
@@ -20,63 +20,68 @@ VERSION: Final = "1"
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operation; ``name`` is the method of `control` that serves it."""
+    """One operation.
+
+    Attributes:
+      name: the method of `control._Api` that performs it.
+      path: as starlette writes it, with the types of its parameters.
+    """
 
     name: str
     method: Literal["GET", "POST", "DELETE"]
     path: str
-    says: str
+    summary: str
     answer: type[BaseModel] | None
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
 
     @property
     def parameters(self) -> list[str]:
-        """The names in braces of the path."""
+        """Return the names of the path's parameters."""
         return _PARAMETER.findall(self.path)
 
     @property
     def published_path(self) -> str:
-        """The path without the kinds of its parameters, which are starlette's."""
+        """Return the path as OpenAPI writes it, without the types of its parameters."""
         return _PARAMETER.sub(r"{\1}", self.path)
 
 
 _PARAMETER: Final = re.compile(r"\{(\w+):\w+\}")
 
 
-_ROUTE: Final = "/v1/routes/{name:path}"  # a name can be a path itself
+_ROUTE: Final = "/v1/routes/{name:path}"  # a name can have slashes
 _CONNECTION: Final = "/v1/connections/{id:int}"
 
 OPERATIONS: Final = (
-    Operation("status", "GET", "/v1/status", "The daemon as a whole.", schema.Status),
-    Operation("routes", "GET", "/v1/routes", "Every route.", schema.Routes),
-    Operation("route", "GET", _ROUTE, "One route.", schema.Route),
+    Operation("status", "GET", "/v1/status", "Get the daemon's state.", schema.Status),
+    Operation("routes", "GET", "/v1/routes", "List the routes.", schema.Routes),
+    Operation("route", "GET", _ROUTE, "Get a route's state and counters.", schema.Route),
     Operation(
         "pause",
         "POST",
         f"{_ROUTE}/pause",
-        "Accept no more for now: clients wait in the backlog, live connections go on.",
+        "Stop accepting: clients are queued in the backlog, live connections go on.",
         schema.Route,
     ),
     Operation(
         "drain",
         "POST",
         f"{_ROUTE}/drain",
-        "Close the listener: clients are refused, live connections go on until they end.",
+        "Close the listener: clients are refused, live connections go on.",
         schema.Route,
     ),
     Operation(
         "resume",
         "POST",
         f"{_ROUTE}/resume",
-        "Accept again; after a drain, listen anew.",
+        "Accept again on a paused or drained route.",
         schema.Route,
     ),
     Operation(
         "connections",
         "GET",
         "/v1/connections",
-        "The live connections, page by page.",
+        "List the live connections, page by page.",
         schema.Connections,
         query=schema.ConnectionQuery,
     ),
@@ -84,34 +89,34 @@ OPERATIONS: Final = (
         "end_some",
         "POST",
         "/v1/connections/end",
-        "End connections now, both ways.",
+        "End the selected connections.",
         schema.Ended,
-        body=schema.EndQuestion,
+        body=schema.EndRequest,
     ),
-    Operation("connection", "GET", _CONNECTION, "One live connection.", schema.Connection),
-    Operation("end", "DELETE", _CONNECTION, "End a connection now, both ways.", schema.Ended),
+    Operation("connection", "GET", _CONNECTION, "Get a live connection.", schema.Connection),
+    Operation("end", "DELETE", _CONNECTION, "End a connection.", schema.Ended),
     Operation(
         "reload",
         "POST",
         "/v1/reload",
-        "Read the configuration again, as SIGHUP does.",
+        "Reload the configuration, as SIGHUP does.",
         schema.Reloaded,
     ),
-    Operation("config", "GET", "/v1/config", "The configuration in force.", schema.Configuration),
+    Operation("config", "GET", "/v1/config", "Get the configuration.", schema.Configuration),
     Operation(
         "events",
         "GET",
         "/v1/events",
-        "The last failures and changes.",
+        "List the last failures and changes.",
         schema.Events,
         query=schema.EventsQuery,
     ),
-    Operation("document", "GET", "/v1/schema", "This document.", None),
+    Operation("document", "GET", "/v1/schema", "Get this document.", None),
 )
 
 
 def openapi() -> dict[str, Any]:
-    """The API as an OpenAPI 3.1 document."""
+    """Return the API as an OpenAPI 3.1 document."""
     models: set[type[BaseModel]] = {schema.Failure}
     for operation in OPERATIONS:
         models.update(filter(None, (operation.answer, operation.body)))
@@ -128,7 +133,7 @@ def openapi() -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "vsockproxy's control API, on a Unix socket",
+            "title": "vsockproxy control API, on a Unix socket",
             "version": VERSION,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
@@ -141,11 +146,14 @@ def openapi() -> dict[str, Any]:
 def _described(operation: Operation) -> dict[str, Any]:
     described: dict[str, Any] = {
         "operationId": operation.name,
-        "summary": operation.says,
+        "summary": operation.summary,
         "parameters": [*_in_path(operation), *_in_query(operation)],
         "responses": {
-            "200": {"description": operation.says, "content": _json(operation.answer)},
-            "default": {"description": "Nothing was done.", "content": _json(schema.Failure)},
+            "200": {"description": operation.summary, "content": _json(operation.answer)},
+            "default": {
+                "description": "The request failed; nothing has changed.",
+                "content": _json(schema.Failure),
+            },
         },
     }
     if operation.body is not None:

@@ -1,7 +1,7 @@
-"""Bytes a second of live connections, from two looks at their counters.
+"""Bytes per second of live connections, from two samples of their counters.
 
-Owns: the looks.  The data path counts bytes and knows no time; a rate costs something only
-while somebody asks for it.
+Owns: the samples.  The data path counts bytes and reads no clock; a rate costs something only
+while a client asks for it.
 """
 
 from __future__ import annotations
@@ -14,51 +14,51 @@ import trio
 
 from vsockproxy.connection import Connection
 
-_SHORTEST: Final = 0.25  # seconds between two looks; below that a rate is noise
-_FRESH: Final = 1.0  # seconds until a look is followed by another
-_STALE: Final = 10.0  # seconds after which a look says nothing of now
-_BATCH: Final = 500  # connections looked at before other tasks get their turn
+_MIN_INTERVAL: Final = 0.25  # seconds between two samples; below that a rate is noise
+_MAX_AGE: Final = 1.0  # seconds after which a sample is replaced
+_EXPIRY: Final = 10.0  # seconds after which a sample says nothing about the present
+_BATCH: Final = 500  # connections sampled between two checkpoints
 
 
-class _Look(NamedTuple):
+class _Sample(NamedTuple):
     time: float
     moved: dict[int, tuple[int, int]]
 
 
 class Rates:
-    """The looks that one server took for those who ask it."""
+    """The samples that one server keeps for all its clients."""
 
     def __init__(self) -> None:
-        self._looks: list[_Look] = []
+        self._samples: list[_Sample] = []
 
     async def look(self, connections: Iterable[Connection]) -> None:
-        """Look at all live connections, if it is time to.
+        """Sample all live connections if the last sample is old.
 
-        The first look after a pause waits for a quarter of a second: it takes two.
+        After a pause this sleeps for a quarter of a second: a rate takes two samples.
         """
         now = monotonic()
-        if not self._looks or now - self._looks[-1].time > _STALE:
-            self._looks = [await _take(connections)]
-        elif now - self._looks[-1].time > _FRESH:
-            self._looks = [self._looks[-1], await _take(connections)]
-        await trio.sleep(max(0.0, self._looks[0].time + _SHORTEST - monotonic()))
+        if not self._samples or now - self._samples[-1].time > _EXPIRY:
+            self._samples = [await _sample(connections)]
+        elif now - self._samples[-1].time > _MAX_AGE:
+            self._samples = [self._samples[-1], await _sample(connections)]
+        await trio.sleep(max(0.0, self._samples[0].time + _MIN_INTERVAL - monotonic()))
 
     def of(self, connection: Connection) -> tuple[float, float]:
-        """Bytes a second upstream and downstream, since the look before."""
-        before = self._looks[0] if self._looks else _Look(0.0, {})
+        """Return bytes per second upstream and downstream, since the sample before the last."""
+        before = self._samples[0] if self._samples else _Sample(0.0, {})
         upstream, downstream = before.moved.get(connection.number, (0, 0))
-        seconds = max(_SHORTEST, monotonic() - max(before.time, connection.opened))
+        seconds = max(_MIN_INTERVAL, monotonic() - max(before.time, connection.opened))
         return (
             (connection.upstream_bytes - upstream) / seconds,
             (connection.downstream_bytes - downstream) / seconds,
         )
 
 
-async def _take(connections: Iterable[Connection]) -> _Look:
+async def _sample(connections: Iterable[Connection]) -> _Sample:
     now = monotonic()
     moved: dict[int, tuple[int, int]] = {}
     for index, connection in enumerate(list(connections), 1):
         moved[connection.number] = (connection.upstream_bytes, connection.downstream_bytes)
         if index % _BATCH == 0:
             await trio.lowlevel.checkpoint()
-    return _Look(now, moved)
+    return _Sample(now, moved)

@@ -1,7 +1,7 @@
-"""What the API is asked and what it answers, as models.
+"""The JSON of the control API, as models.
 
-Owns: the JSON of version 1; `operations` says what is asked where.  What is here is only
-ever added to: a key keeps its name and its meaning.  Times are seconds, sizes are bytes;
+Owns: the requests and answers of version 1; `operations` has their paths.  Fields may be
+added: a field keeps its name and meaning.  Times are in seconds, sizes in bytes;
 ``upstream`` is client to target, ``downstream`` target to client.
 """
 
@@ -32,161 +32,174 @@ SortKey = Literal[
 ]
 
 
-class _Question(BaseModel):
-    model_config = ConfigDict(extra="forbid")  # a slip of the pen must not end everything
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")  # a misspelled filter must not end everything
 
 
-def _is(text: str, **constraints: Any) -> Any:
+def _described(text: str, **constraints: Any) -> Any:
     return Field(description=text, **constraints)
 
 
 class Status(BaseModel):
-    """The daemon as a whole."""
+    """State of the daemon."""
 
     version: str
     pid: int
-    started: Annotated[float, _is("When it started, in seconds of the epoch.")]
+    started: Annotated[float, _described("Start time, in seconds of the epoch.")]
     uptime_seconds: float
-    source: Annotated[str, _is("Where its configuration comes from.")]
-    fingerprint: Annotated[str, _is("Changes with anything in the configuration.")]
-    pump: Annotated[str, _is("What moves the bytes: native or portable.")]
+    source: Annotated[str, _described("Origin of the configuration: a file, or a description.")]
+    fingerprint: Annotated[str, _described("Hash of the configuration.")]
+    pump: Annotated[str, _described("Pump in use: native or portable.")]
     ready: bool
-    not_ready: Annotated[list[str], _is("What keeps it from being ready, a sentence each.")]
-    connections: Annotated[int, _is("How many are open.")]
-    descriptors_free: Annotated[int, _is("File descriptors that connections may still take.")]
-    reloads: Annotated[dict[str, int], _is("How many reloads went through, and how many not.")]
+    not_ready: Annotated[list[str], _described("Why the daemon is not ready, a sentence each.")]
+    live: Annotated[int, _described("Live connections of all routes.")]
+    descriptors_free: Annotated[int, _described("File descriptors available to connections.")]
+    reloads: Annotated[dict[str, int], _described("Reloads, by result: success or failure.")]
 
 
 class LastError(BaseModel):
-    """The last dial of a route that failed."""
+    """Last failed dial of a route."""
 
-    time: Annotated[float, _is("In seconds of the epoch.")]
-    reason: Annotated[str, _is("As in the metric dial_failures_total.")]
+    time: Annotated[float, _described("In seconds of the epoch.")]
+    reason: Annotated[str, _described("As in the metric vsockproxy_dial_failures_total.")]
     message: str
 
 
 class Target(BaseModel):
-    """One target of a route."""
+    """State of one target of a route."""
 
     address: str
     state: Annotated[
         Literal["unknown", "up", "refused", "down"],
-        _is("What its last answer was: none yet, a connection, that nothing listens, or nothing."),
+        _described(
+            "Result of the last dial. unknown: not dialled yet; up: connected;"
+            " refused: nothing listens there; down: any other failure."
+        ),
     ]
-    state_seconds: Annotated[float, _is("How long it has been so.")]
-    last_error: Annotated[str | None, _is("Of the last dial that failed, however long ago.")]
+    state_seconds: Annotated[float, _described("Time since the state changed.")]
+    last_error: Annotated[str | None, _described("Error of the last failed dial.")]
 
 
 class Route(BaseModel):
-    """A route at work."""
+    """State and counters of a route."""
 
     name: str
     listen: str
     targets: list[Target]
     state: Annotated[
         RouteState,
-        _is(
-            "listening; waiting: a limit keeps clients in the backlog; paused: an operator does;"
-            " draining: accepts no more, connections are left; drained: none are"
+        _described(
+            "listening: accepts clients; queued: a limit leaves clients in the backlog;"
+            " paused: an operator leaves clients in the backlog; draining: the listener is"
+            " closed, connections are live; drained: the listener is closed, none is live."
         ),
     ]
-    queued_by: Annotated[str | None, _is("The limit, where the state is waiting.")] = None
-    live: Annotated[int, _is("Connections that are open.")]
-    held: Annotated[int, _is("How many of them wait until a target answers.")]
-    connections: Annotated[int, _is("Connections that were ever accepted.")]
-    closed: Annotated[dict[str, int], _is("Connections that ended, by reason.")]
-    dial_failures: dict[str, int]
-    rejected: dict[str, int]
-    accept_pauses: dict[str, int]
-    accept_errors: int
+    queued_by: Annotated[
+        str | None, _described("The limit, if the state is queued; as in accept_pauses.")
+    ] = None
+    live: Annotated[int, _described("Live connections.")]
+    held: Annotated[int, _described("Live connections held until their target is up.")]
+    accepted: Annotated[int, _described("Connections accepted since the daemon started.")]
+    closed: Annotated[dict[str, int], _described("Closed connections, by reason.")]
+    dial_failures: Annotated[dict[str, int], _described("Failed dials, by reason.")]
+    rejected: Annotated[dict[str, int], _described("Rejected clients, by reason.")]
+    accept_pauses: Annotated[
+        dict[str, int], _described("Pauses of accept(2) with clients queued, by reason.")
+    ]
+    accept_errors: Annotated[int, _described("Failed accept(2) calls.")]
     upstream_bytes: int
     downstream_bytes: int
     last_error: LastError | None = None
 
 
 class Routes(BaseModel):
-    """All routes, those that still drain included."""
+    """All routes, draining ones included."""
 
     routes: list[Route]
 
 
 class Halves(BaseModel):
-    """The two directions of a connection: an ended one carries no byte any more."""
+    """State of each direction: an ended one carries no more bytes."""
 
     upstream: HalfState
     downstream: HalfState
 
 
 class Connection(BaseModel):
-    """One live connection."""
+    """State and counters of a live connection."""
 
-    id: Annotated[int, _is("Unique while the daemon runs; the number of the log.")]
+    id: Annotated[int, _described("Unique while the daemon runs; the log's number.")]
     route: str
     client: str
     target: str
     state: ConnectionState
     halves: Halves
     source_port: Annotated[
-        int | None, _is("The vsock port of the side that opened it, where one is known.")
+        int | None, _described("Vsock port of the side that opened the connection, if known.")
     ]
-    destination_port: Annotated[int | None, _is("The vsock port that was asked for.")]
-    vmm_port: Annotated[int | None, _is("The number of a VMM's OK.")]
+    destination_port: Annotated[int | None, _described("Vsock port that was dialled.")]
+    vmm_port: Annotated[int | None, _described("Port in the VMM's OK, over a vsock-mux.")]
     upstream_bytes: int
     downstream_bytes: int
-    upstream_rate: Annotated[float, _is("Bytes a second, over about the last second.")]
-    downstream_rate: Annotated[float, _is("Bytes a second, over about the last second.")]
-    age_seconds: float
-    idle_seconds: Annotated[float, _is("Since the last byte, either way.")]
-    dial_seconds: Annotated[float | None, _is("None while it is dialled.")]
+    upstream_rate: Annotated[float, _described("Bytes per second, over about the last second.")]
+    downstream_rate: Annotated[float, _described("Bytes per second, over about the last second.")]
+    age_seconds: Annotated[float, _described("Time since accept.")]
+    idle_seconds: Annotated[float, _described("Time since the last byte of either direction.")]
+    dial_seconds: Annotated[
+        float | None, _described("Duration of the dial; null while it is under way.")
+    ]
 
 
 class Connections(BaseModel):
-    """One page of the live connections."""
+    """One page of live connections."""
 
-    total: Annotated[int, _is("How many there are on all pages.")]
+    total: Annotated[int, _described("Connections on all pages.")]
     connections: list[Connection]
-    next: Annotated[str | None, _is("The ``after`` of the next page; None on the last.")]
+    next: Annotated[str | None, _described("Value of after for the next page; null on the last.")]
 
 
-class ConnectionQuery(_Question):
-    """Which connections, in which order, and from where on."""
+class ConnectionQuery(_Request):
+    """Filter, order and page of the live connections."""
 
-    route: Annotated[str | None, _is("Of this route.")] = None
+    route: Annotated[str | None, _described("Name of a route.")] = None
     client: Annotated[
         str | None,
-        _is("Of this client: an address with or without its port, an IP network, CIDs as 3 or 3-9"),
+        _described(
+            "A client's address, with or without port; an IP network; or CIDs, as 3 or 3-9."
+        ),
     ] = None
     sort: SortKey = "id"
     order: Annotated[
-        Literal["asc", "desc"] | None, _is("Names and ids ascend by default, numbers descend.")
+        Literal["asc", "desc"] | None,
+        _described("By default asc for names and ids, and desc for amounts."),
     ] = None
-    limit: Annotated[int, _is("How many on a page.", ge=1, le=1000)] = 100
-    after: Annotated[str | None, _is("The ``next`` of the page before.")] = None
+    limit: Annotated[int, _described("Connections per page.", ge=1, le=1000)] = 100
+    after: Annotated[str | None, _described("Value of next of the page before.")] = None
 
 
-class EndQuestion(_Question):
-    """Which connections to end: those that fit everything given."""
+class EndRequest(_Request):
+    """Connections to end: those that match every filter given."""
 
-    route: str | None = None
-    client: Annotated[str | None, _is("As in the list of connections.")] = None
-    all: Annotated[bool, _is("Every connection of the daemon, if nothing else is given.")] = False
+    route: Annotated[str | None, _described("Name of a route.")] = None
+    client: Annotated[str | None, _described("As in GET /v1/connections.")] = None
+    all: Annotated[bool, _described("Every connection; excludes the filters.")] = False
 
 
 class Ended(BaseModel):
-    """The connections that were told to end."""
+    """Ids of the connections that were told to end."""
 
     ended: list[int]
 
 
 class Reloaded(BaseModel):
-    """The configuration that runs now."""
+    """The configuration after a reload."""
 
     fingerprint: str
     source: str
 
 
 class RouteSettings(BaseModel):
-    """One route as it is configured, with its whole policy."""
+    """One route of the configuration, with its whole policy."""
 
     name: str
     listen: str
@@ -195,7 +208,7 @@ class RouteSettings(BaseModel):
 
 
 class Configuration(BaseModel):
-    """The configuration in force."""
+    """The running configuration."""
 
     source: str
     fingerprint: str
@@ -207,31 +220,31 @@ class Configuration(BaseModel):
     pump: Any
 
 
-class EventsQuery(_Question):
-    """From which event on."""
+class EventsQuery(_Request):
+    """First event to return."""
 
-    after: Annotated[int, _is("The greatest number that is known already.")] = 0
+    after: Annotated[int, _described("Return events with a greater id.")] = 0
 
 
 class Event(BaseModel):
-    """A failure, or a change of state."""
+    """A failure or a change of state, as in the log."""
 
-    number: int
-    time: Annotated[float, _is("In seconds of the epoch.")]
+    id: Annotated[int, _described("Ascending from 1.")]
+    time: Annotated[float, _described("In seconds of the epoch.")]
     level: str
-    event: Annotated[str, _is("The word of the log.")]
+    event: Annotated[str, _described("Name of the log event.")]
     route: str | None
     message: str
 
 
 class Events(BaseModel):
-    """The last events, the oldest first; the daemon remembers about 200."""
+    """The last events, the oldest first; the daemon remembers 200."""
 
     events: list[Event]
 
 
 class Failure(BaseModel):
-    """Why nothing was done, and what would help."""
+    """What failed, and what to do."""
 
     error: str
     remedy: str

@@ -42,9 +42,10 @@ def check(
     Without FILE it is the configuration that run would take. Nothing is
     opened. The exit status is 2 when something is wrong.
     """
-    from vsockproxy.cli.listing import print_routes  # noqa: PLC0415 - at its use
+    from vsockproxy.cli import tables  # noqa: PLC0415 - at its use
 
-    print_routes(load(file) if file else read(source_of(config or default_file())), sys.stdout)
+    checked = load(file) if file else read(source_of(config or default_file()))
+    tables.show(sys.stdout, tables.configuration(checked))
 
 
 def version() -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vsockproxy.cli.program import PLACES, ConfigOption, SocketOption, fail
+from vsockproxy.cli.program import PLACES, ConfigOption, JsonOption, SocketOption, fail
 from vsockproxy.errors import VsockproxyError
+from vsockproxy.readable import count
 
 if TYPE_CHECKING:
     from vsockproxy.admin.client import Answer, Client
@@ -23,7 +24,6 @@ _EVERY = 1.0  # seconds from one look of --watch to the next
 _IMPATIENCE = 1.0  # seconds; somebody has pressed Tab
 _MANY = 1000  # connections on a page, where all are wanted
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the API's JSON.")]
 ClientOption = Annotated[
     str | None,
     typer.Option("--client", metavar="WHO", help="Of an address, an IP network or a CID."),
@@ -154,21 +154,21 @@ def kill(
             ended, missing = _kill_each(daemon, ids)
         else:
             ended, missing = daemon.post("/v1/connections/end", question)["ended"], []
-    typer.echo(f"ended {len(ended)} connection{'' if len(ended) == 1 else 's'}")
+    typer.echo(f"ended {count(len(ended), 'connection')}")
     if missing:
         fail(*missing)
 
 
 def _kill_each(daemon: Client, ids: list[int]) -> tuple[list[int], list[str]]:
     """Those that were ended, and a sentence for each that is not there."""
-    from vsockproxy.admin.client import RefusedError  # noqa: PLC0415 - at its use
+    from vsockproxy.admin.client import RequestError  # noqa: PLC0415 - at its use
 
     ended: list[int] = []
     missing: list[str] = []
     for number in ids:
         try:
             ended += daemon.delete(f"/v1/connections/{number}")["ended"]
-        except RefusedError as error:
+        except RequestError as error:
             missing.append(str(error).splitlines()[0])
     return ended, missing
 
@@ -206,9 +206,8 @@ def _steer(config: Path | None, socket: Path | None, route: str, action: str) ->
 
     with _asking(config, socket) as daemon:
         answer = daemon.post(route_path(route, action))
-    live = answer["live"]
-    left = f"{live} live connection{'' if live == 1 else 's'}"
-    typer.echo(f"{answer['name']}: {answer['state']}, {left}")
+    live = count(answer["live"], "live connection")
+    typer.echo(f"{answer['name']}: {answer['state']}, {live}")
 
 
 def reload(config: ConfigOption = None, *, socket: SocketOption = None) -> None:

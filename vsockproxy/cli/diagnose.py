@@ -19,11 +19,13 @@ from vsockproxy.cli.program import (
     PLACES,
     WRONG,
     ConfigOption,
+    JsonOption,
     SocketOption,
     default_file,
     fail,
 )
 from vsockproxy.errors import ConfigError, VsockproxyError
+from vsockproxy.readable import duration
 
 if TYPE_CHECKING:
     from vsockproxy.address.endpoint import Target
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     from vsockproxy.doctor.probe import Probe
 
 _Value = TypeVar("_Value")
-
-JsonOption = Annotated[bool, typer.Option("--json", help="For a program: one JSON object.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -106,7 +106,7 @@ def _progress() -> Iterator[Callable[[Probe, float], None]]:
     from rich.console import Console  # noqa: PLC0415 - at its use
 
     with Console(stderr=True, markup=False, highlight=False).status("dialling") as status:
-        yield lambda result, left: status.update(f"{left:.0f} s left: {result.what}")
+        yield lambda result, left: status.update(f"{duration(left)} left: {result.what}")
 
 
 def _read_target(text: str, file: Path | None) -> tuple[Target, Sequence[Guest]]:

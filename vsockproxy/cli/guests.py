@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from vsockproxy.cli.program import ConfigOption, default_file, read, source_of
+from vsockproxy.cli.program import ConfigOption, JsonOption, default_file, read, source_of
 
 if TYPE_CHECKING:
     from vsockproxy.config.guest import Guest
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from vsockproxy.guests.survey import Vm
 
 _PATIENCE: Final = 10.0  # seconds for each guest; whoever is asked has less
-
-JsonOption = Annotated[bool, typer.Option("--json", help="For a program: one JSON object.")]
 
 
 def add_to(app: typer.Typer) -> None:

@@ -84,6 +84,8 @@ SocketOption = Annotated[
     ),
 ]
 
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
+
 
 def _show_version(wanted: bool) -> None:
     if wanted:

@@ -1,6 +1,7 @@
-"""A running daemon as people read it: the tables of `status` and `connections`.
+"""The tables of `status`, `connections` and `check`.
 
-Owns: the tables.  Asks nobody: it is given the API's answers.
+Owns: their columns, and how wide they are printed.  Requests nothing: the caller passes the
+API's answers, or a configuration.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vsockproxy.readable import size, span
+from vsockproxy.config.settings import Config, Policy, Route
+from vsockproxy.readable import count, duration, size
 
 Answer = dict[str, Any]
 
-_ONE_LINE: Final = 10_000  # columns: for a program that reads it, a row is one line
+_UNWRAPPED: Final = 10_000  # columns: outside a terminal a row is one line
 _STYLES: Final = {
     "paused": "yellow",
     "draining": "yellow",
@@ -30,12 +32,12 @@ _STYLES: Final = {
 
 
 def show(stream: TextIO, what: RenderableType) -> None:
-    """Write it once."""
+    """Print a table."""
     _console(stream).print(what)
 
 
 def watch(stream: TextIO, look: Callable[[], RenderableType], every: float) -> None:
-    """Write it anew every so many seconds, until interrupted; in place on a terminal."""
+    """Print a new table every ``every`` seconds until Ctrl-C; in place on a terminal."""
     console = _console(stream)
     try:
         if not console.is_terminal:
@@ -51,12 +53,12 @@ def watch(stream: TextIO, look: Callable[[], RenderableType], every: float) -> N
 
 
 def _console(stream: TextIO) -> Console:
-    width = None if stream.isatty() else _ONE_LINE
+    width = None if stream.isatty() else _UNWRAPPED
     return Console(file=stream, markup=False, highlight=False, width=width)
 
 
 def status(daemon: Answer, routes: Answer) -> RenderableType:
-    """The daemon in a line, its routes, and what went wrong last at each."""
+    """Return the daemon in a line, its routes, and the last error of each."""
     parts: list[RenderableType] = [Text(_summary(daemon))]
     parts += [Text(f"not ready: {line}", "red") for line in daemon["not_ready"]]
     parts += [Text(""), _routes(routes["routes"])]
@@ -67,11 +69,10 @@ def status(daemon: Answer, routes: Answer) -> RenderableType:
 
 
 def _summary(daemon: Answer) -> str:
-    number = daemon["connections"]
+    uptime = duration(daemon["uptime_seconds"])
     return (
-        f"vsockproxy {daemon['version']}, process {daemon['pid']}, {span(daemon['uptime_seconds'])}"
-        f" up, {daemon['pump']} pump, {number} connection{'' if number == 1 else 's'};"
-        f" {daemon['source']}"
+        f"vsockproxy {daemon['version']}, process {daemon['pid']}, {uptime} up,"
+        f" {daemon['pump']} pump, {count(daemon['live'], 'connection')}; {daemon['source']}"
     )
 
 
@@ -84,7 +85,7 @@ def _routes(routes: list[Answer]) -> Table:
             Text(" ".join(map(_target, route["targets"]))),
             _state(route["state"], route["queued_by"]),
             str(route["live"]),
-            str(route["connections"]),
+            str(route["accepted"]),
             str(sum(route["dial_failures"].values())),
             size(route["upstream_bytes"]),
             size(route["downstream_bytes"]),
@@ -93,19 +94,19 @@ def _routes(routes: list[Answer]) -> Table:
 
 
 def _target(target: Answer) -> str:
-    """Its address, and what is wrong with it if something is."""
+    """Return a target's address, and its state if that is a failure."""
     trouble = f" ({target['state']})" if target["state"] in ("refused", "down") else ""
     return f"{target['address']}{trouble}"
 
 
 def _last_error(route: Answer) -> Text:
     error = route["last_error"]
-    ago = span(max(0.0, time.time() - error["time"]))
+    ago = duration(max(0.0, time.time() - error["time"]))
     return Text(f"{route['name']}, {ago} ago: {error['reason']}: {error['message']}", "red")
 
 
 def connections(page: Answer) -> RenderableType:
-    """A page of the live connections, and how many there are beside."""
+    """Return a page of live connections, and how many there are on all pages."""
     shown = page["connections"]
     table = _table(
         "id>", "route", "client", "target", "state", "in>", "out>", "rate>", "idle>", "age>"
@@ -120,16 +121,71 @@ def connections(page: Answer) -> RenderableType:
             size(live["upstream_bytes"]),
             size(live["downstream_bytes"]),
             f"{size(live['upstream_rate'] + live['downstream_rate'])}/s",
-            span(live["idle_seconds"]),
-            span(live["age_seconds"]),
+            duration(live["idle_seconds"]),
+            duration(live["age_seconds"]),
         )
-    more = f", {len(shown)} of them here" if len(shown) < page["total"] else ""
-    number = page["total"]
-    return Group(table, Text(f"{number} connection{'' if number == 1 else 's'}{more}"))
+    more = f", {len(shown)} shown" if len(shown) < page["total"] else ""
+    return Group(table, Text(f"{count(page['total'], 'connection')}{more}"))
+
+
+# ---- a configuration ----
+
+
+def configuration(config: Config) -> RenderableType:
+    """Return a configuration's routes, a row each, and a summary."""
+    return Group(_configured_routes(config), Text(_configuration_summary(config)))
+
+
+def _configured_routes(config: Config) -> Table:
+    settings = {route.name: _settings(route.policy) for route in config.routes}
+    columns: dict[str, Callable[[Route], str]] = {
+        "route": lambda route: route.name,
+        "listen": lambda route: str(route.listen),
+        "target": lambda route: ", ".join(map(str, route.targets)),
+    }
+    if any(settings.values()):
+        columns["settings"] = lambda route: settings[route.name]
+    table = _table(*columns)
+    for route in config.routes:
+        table.add_row(*(Text(cell(route)) for cell in columns.values()))
+    return table
+
+
+def _settings(policy: Policy) -> str:
+    """Return the settings that differ from the defaults, as in a file; times in seconds."""
+    default = Policy()
+    return " ".join(
+        f"{name}={_setting(name, getattr(policy, name))}"
+        for name in policy.__slots__
+        if getattr(policy, name) != getattr(default, name)
+    )
+
+
+def _setting(name: str, value: object) -> str:
+    match value:
+        case None:
+            return "off"
+        case bool():
+            return str(value).lower()
+        case int() if name == "mode":
+            return f"{value:04o}"
+        case float():
+            return f"{value:g}"
+        case tuple():
+            return ",".join(map(str, value))
+        case _:
+            return str(value)
+
+
+def _configuration_summary(config: Config) -> str:
+    return f"{count(len(config.routes), 'route')}; metrics: {config.metrics or 'not served'}"
+
+
+# ---- tables ----
 
 
 def _table(*names: str) -> Table:
-    """Columns; ``>`` behind a name is for numbers."""
+    """Return an empty table; ``>`` after a name aligns a column of numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in names:
         right = name.endswith(">")

@@ -45,6 +45,7 @@ from vsockproxy.config.settings import (
     TlsSettings,
 )
 from vsockproxy.errors import AddressError, ConfigError
+from vsockproxy.readable import count
 
 COMMAND_LINE: Final = "command line"
 
@@ -233,9 +234,10 @@ class _Builder:
         for text in entry.targets:
             ports = self._parsed(expand_ports, text, entry.at_target) or ()
             if listens and ports and len(listens) != len(ports):
+                targets, listeners = count(len(ports), "port"), count(len(listens), "port")
                 self._note(
                     entry.at_target,
-                    f"{text!r} is {_ports(ports)} and {entry.listen!r} is {_ports(listens)}:"
+                    f"{text!r} is {targets} and {entry.listen!r} is {listeners}:"
                     " write as many on both sides",
                 )
                 return ()
@@ -394,7 +396,3 @@ def _unknown_guest(text: str, guest: str, hint: str) -> str:
         f"{text!r}: no guest {guest!r} is under guests; {hint + ' ' if hint else ''}"
         f"a TCP target is spelt tcp:{text}"
     )
-
-
-def _ports(texts: Sequence[str]) -> str:
-    return "1 port" if len(texts) == 1 else f"{len(texts)} ports"

@@ -22,9 +22,10 @@ from vsockproxy.daemon.supervisor import Supervisor
 from vsockproxy.errors import VsockproxyError
 from vsockproxy.listen.sockets import FdStore, Listen, ListeningSockets
 from vsockproxy.log.output import get_logger
-from vsockproxy.log.recent import Events, Recorder
+from vsockproxy.log.recent import RecentEvents, Recorder
 from vsockproxy.pump.native import open_pump
 from vsockproxy.pump.transfer import Pump
+from vsockproxy.readable import count
 from vsockproxy.stats import Reloads
 from vsockproxy.systemd import Notifier
 
@@ -58,7 +59,7 @@ class Daemon:
         """
         self.config = config
         self.started = time()
-        self.events = Events()
+        self.events = RecentEvents()
         self.reloads = Reloads(config)
         self._load = load
         self._log: Any = Recorder(get_logger(), self.events)
@@ -242,8 +243,8 @@ class Daemon:
     def tell_status(self) -> None:
         """Tell systemd in a line how the daemon is, if that has changed."""
         trouble = "the last reload failed, see the log; " if self._reload_failed else ""
-        doing = "draining" if self._stops else _count(len(self.supervisor.listeners), "route")
-        status = f"{trouble}{doing}, {_count(self.supervisor.live(), 'live connection')}"
+        doing = "draining" if self._stops else count(len(self.supervisor.listeners), "route")
+        status = f"{trouble}{doing}, {count(self.supervisor.live(), 'live connection')}"
         if status != self._status and self._notifier.status(status):
             self._status = status
 
@@ -255,10 +256,6 @@ class _Reload:
         self.load = load
         self.problems: list[str] = []
         self.ended = trio.Event()
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _problems(error: VsockproxyError) -> list[str]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from vsockproxy import __version__
 from vsockproxy.address.endpoint import ListenEndpoint
 from vsockproxy.admin.daemon import Daemon
 from vsockproxy.config.settings import Config, Policy
@@ -115,21 +114,13 @@ class HttpServers:
         from vsockproxy.admin.control import serve_control  # noqa: PLC0415 - see above
         from vsockproxy.admin.observe import read_only_routes  # noqa: PLC0415 - see above
 
-        beside = read_only_routes(self._registry(), self._daemon)
-        await serve_control(sockets, self._daemon, beside, task_status=task_status)
+        further = read_only_routes(self._registry(), self._daemon)
+        await serve_control(sockets, self._daemon, further, task_status=task_status)
 
     def _registry(self) -> CollectorRegistry:
         from vsockproxy.metrics import make_registry  # noqa: PLC0415 - see above
 
-        daemon = self._daemon
-        return make_registry(
-            daemon.supervisor.stats,
-            __version__,
-            daemon.pump_name,
-            daemon.supervisor.admission,
-            daemon.reloads,
-            guests=daemon.supervisor.guests,
-        )
+        return make_registry(self._daemon)
 
 
 class _Server:

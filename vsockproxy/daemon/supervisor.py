@@ -14,6 +14,7 @@ import trio
 
 from vsockproxy.address.endpoint import ListenEndpoint
 from vsockproxy.admit.admission import Admission
+from vsockproxy.admit.gate import QueueReason
 from vsockproxy.config.settings import Config, Route
 from vsockproxy.guests.directory import Guests
 from vsockproxy.listen.listener import RouteListener, listen_for
@@ -157,6 +158,11 @@ class Supervisor:
         if listener.is_paused:
             return "paused"
         return "queued" if listener.queue_reason() else "listening"
+
+    def queued_by(self, stats: RouteStats) -> QueueReason | None:
+        """Return the limit that queues the clients of a route, or None."""
+        listener = self.listeners.get(stats.route.listen)
+        return listener.queue_reason() if listener else None
 
     async def reach(self, name: str) -> str | None:
         """Dial a route's target and hang up; return why that fails, or None."""

@@ -21,6 +21,7 @@ from vsockproxy.doctor.targets import ask_targets
 from vsockproxy.doctor.transports import judge_transports, uses_vsock
 from vsockproxy.errors import ConfigError, VsockproxyError
 from vsockproxy.pump.native import open_pump
+from vsockproxy.readable import count
 
 
 def try_vsock() -> int:
@@ -114,6 +115,5 @@ def _configuration(config: Config | ConfigError | None) -> Iterator[Finding]:
             for line in str(config).splitlines():
                 yield problem("configuration", line, "correct it: docs/configuration.md")
         case Config():
-            number = len(config.routes)
-            routes = f"{number} route{'' if number == 1 else 's'}"
+            routes = count(len(config.routes), "route")
             yield ok("configuration", f"{config.source}: {routes}")

@@ -26,6 +26,7 @@ from vsockproxy.dial.dial import dial
 from vsockproxy.dial.sockopt import target_options
 from vsockproxy.errors import DialError
 from vsockproxy.guests.directory import Guests
+from vsockproxy.readable import duration
 from vsockproxy.reasons import ABSENT
 
 LOOK: Final = 0.25
@@ -83,7 +84,7 @@ class Probe:
             return self.failure.explanation
         if not self.reached:
             return "the target accepted the connection and closed it immediately"
-        return f"reached in {spell_seconds(self.seconds)}"
+        return f"reached in {duration(self.seconds)}"
 
     @property
     def remedy(self) -> str:
@@ -199,7 +200,7 @@ def describe(result: Probe) -> Iterator[str]:
     yield str(result.target)
     for step in result.steps:
         failed = result.failure is not None and step is result.steps[-1]
-        yield f"  {step.name:<10} {spell_seconds(step.seconds):>8}{'  failed' if failed else ''}"
+        yield f"  {step.name:<10} {duration(step.seconds):>8}{'  failed' if failed else ''}"
     if result.said:
         text = result.said.decode(errors="backslashreplace").splitlines()
         yield f"  it says: {text[0] if text else ''}{' ...' if len(text) > 1 else ''}"
@@ -211,15 +212,6 @@ def describe(result: Probe) -> Iterator[str]:
         yield result.what
     if result.remedy:
         yield f"  -> {result.remedy}"
-
-
-def spell_seconds(seconds: float) -> str:
-    """Return a duration as text: ``340 us``, ``1.2 ms``, ``5.00 s``."""
-    if seconds < 0.001:
-        return f"{seconds * 1e6:.0f} us"
-    if seconds < 1:
-        return f"{seconds * 1e3:.1f} ms"
-    return f"{seconds:.2f} s"
 
 
 def _steps(target: Dialable) -> Iterator[str]:

@@ -12,6 +12,7 @@ from textwrap import wrap
 from typing import Any, Final
 
 from vsockproxy.doctor.finding import Finding, Level
+from vsockproxy.readable import count
 
 _LEVEL: Final = 9
 _SUBJECT: Final = 15
@@ -49,9 +50,9 @@ def summary(findings: Iterable[Finding]) -> str:
     """The last line: how much is wrong."""
     levels = [finding.level for finding in findings]
     problems, notes = levels.count("problem"), levels.count("note")
-    told = [f"{problems} problem{'' if problems == 1 else 's'}" if problems else "nothing is wrong"]
+    told = [count(problems, "problem") if problems else "nothing is wrong"]
     if notes:
-        told.append(f"{notes} note{'' if notes == 1 else 's'}")
+        told.append(count(notes, "note"))
     return ", ".join(told)
 
 

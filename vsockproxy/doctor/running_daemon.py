@@ -14,12 +14,13 @@ from typing import Any, Final
 
 from vsockproxy.address.endpoint import GuestEndpoint, UnixEndpoint
 from vsockproxy.address.grammar import parse_target
-from vsockproxy.admin.client import Answer, Client, UnaskedError
+from vsockproxy.admin.client import Answer, Client, DaemonHangsError
 from vsockproxy.config.document import Document, Plain
 from vsockproxy.config.load import build_config
 from vsockproxy.config.settings import Config
 from vsockproxy.doctor.finding import Finding, note, ok, problem
 from vsockproxy.errors import AddressError, VsockproxyError
+from vsockproxy.readable import duration
 from vsockproxy.reasons import remedy_for
 
 SUBJECT: Final = "daemon"
@@ -64,8 +65,7 @@ def judge_daemon(daemon: Daemon | VsockproxyError, config: Config | None) -> Ite
     """Findings about the daemon and its routes; ``config`` is what a file says, if one does."""
     if isinstance(daemon, VsockproxyError):
         text = str(daemon).partition("\n")[0]
-        hangs = isinstance(daemon, UnaskedError) and "hangs" in text
-        if hangs:
+        if isinstance(daemon, DaemonHangsError):
             yield problem(SUBJECT, text, "see its log; `kill -ABRT` ends it with a core dump")
         else:
             yield note(SUBJECT, text)
@@ -79,7 +79,7 @@ def _status(daemon: Daemon, config: Config | None) -> Iterator[Finding]:
     status = daemon.status
     text = (
         f"pid {status['pid']} runs (from {status['source']}); {status['pump']} pump;"
-        f" routes: {len(daemon.routes)}, live connections: {status['connections']}"
+        f" routes: {len(daemon.routes)}, live connections: {status['live']}"
     )
     if status["ready"]:
         yield ok(SUBJECT, text)
@@ -113,7 +113,7 @@ def _route(route: dict[str, Any]) -> Iterator[Finding]:
         return
     number = sum(route["dial_failures"].values())
     text = (
-        f"the daemon's last failed dial was {_ago(time() - last['time'])} ago"
+        f"the daemon's last failed dial was {duration(time() - last['time'])} ago"
         f" ({number} in all): {last['message']}"
     )
     if last["reason"] in _OF_THE_DAEMON:
@@ -135,10 +135,3 @@ def _is_dialable(address: str) -> bool:
         return not isinstance(parse_target(address), GuestEndpoint)
     except AddressError:
         return False
-
-
-def _ago(seconds: float) -> str:
-    """A time as people say it: ``12 s``, ``3 min``, ``2 h``."""
-    if seconds < 120:
-        return f"{max(0, seconds):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"

@@ -1,1 +1,56 @@
-"""The log: where lines go, how they look, and the recent events kept in memory."""
+"""The log: one line an event, the lines' format, and the recent events kept in memory.
+
+| module | owns |
+|---|---|
+| `output` | the set-up of structlog, throttled warnings, the libraries' own records |
+| `format` | the text of a line: for people, logfmt or JSON |
+| `lines` | the thread that writes the lines |
+| `recent` | the last events, for the operator's API |
+
+The events, which other modules log.  A test holds this table true against the source.  The
+keys of a *connection* are number, route, client and target; *left_out* is the number of equal
+warnings suppressed since the last one (`output.Throttle`).
+
+| event | level | means | keys |
+|---|---|---|---|
+| `pump_started` | info | this pump moves the bytes | pump, why |
+| `listening` | debug | a listener is open | owner, listen |
+| `listener_retrying` | warning | a route cannot listen yet; it retries | route, listen, error |
+| `listener_bound` | info | such a route listens now | route, listen |
+| `listener_options_failed` | error | a reload's socket options failed | route, error |
+| `ready` | info | every listener is open | routes, config |
+| `reloaded` | info | a new configuration is in use | routes, config |
+| `reload_failed` | error | the old configuration stays in use | problem |
+| `needs_restart` | warning | a reload cannot change these settings | settings |
+| `unused_socket` | warning | systemd passed a socket that no route uses | name, remedy |
+| `connection_closed` | info | the access line | *connection*, upstream_bytes, downstream_bytes, \
+seconds, reason; if known: why, dial_seconds, held_seconds, vmm_port |
+| `connection_error` | error | a bug ended a connection | *connection*, exception |
+| `client_rejected` | warning | clients were closed before their dial | *connection*, reason, why, \
+*left_out* |
+| `clients_queued` | warning | a limit leaves clients in the backlog | route, reason, why, \
+*left_out* |
+| `accept_failed` | error | accept(2) fails; clients stay in the backlog | route, error, remedy |
+| `accept_recovered` | info | clients are accepted again | route, failures |
+| `dial_failed` | warning | targets could not be reached | *connection*, reason, error, remedy, \
+*left_out*; target_state where it changed |
+| `dial_error` | error | a bug ended a dial that the daemon began | route, exception |
+| `target_down` | warning | a background dial found a target down | route, target, was, seconds, \
+reason, error, remedy |
+| `target_up` | info | a target answers again | route, target, was, seconds |
+| `guest_found` | info | a guest's address was found, or has changed | guest, at |
+| `guest_not_found` | warning | a guest's address could not be found | guest, error |
+| `route_paused` | info | an operator stopped a route's accepting | route |
+| `route_resumed` | info | an operator started it again | route |
+| `route_draining` | info | an operator closed a route's listener | route, connections |
+| `http_server_failed` | error | the metrics or API server failed | server, error, remedy |
+| `http_request_failed` | warning | requests failed in the HTTP library | reason, error, \
+*left_out* |
+| `pump_hung` | error | a pump thread does not answer the watchdog | remedy |
+| `draining` | info | a first signal: connections may end | connections |
+| `shutting_down` | info | a second signal: connections are ended | connections |
+| `stopped` | info | the last line | drained |
+| `log_lines_lost` | warning | lines were dropped: slow reader or full disk | lines |
+| `library` | any | a record of the libraries' own logging | logger, message, *left_out* |
+| `guest_started`, `guest_stopped` | info | the demo's guest came or went | - |
+"""

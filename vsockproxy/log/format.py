@@ -1,7 +1,7 @@
-"""An event as a line: for people, as logfmt or as JSON, with the journal's priorities.
+"""The text of an event's line: for people, as logfmt or as JSON, with the journal's priorities.
 
-Owns: the time as it is written, the escaping of values, and the three forms.  Writes nothing
-and knows no event.
+Owns: the time's format, the escaping of values, and the three formats.  Writes nothing and
+knows no event.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from structlog.typing import Processor
 
 from vsockproxy.config.settings import LogFormat
 
-# sd-daemon(3): the priorities of syslog(3), which the journal takes off the line.
+# sd-daemon(3): the priorities of syslog(3), which the journal removes from the line.
 _PRIORITIES: Final = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
 
 _Event = MutableMapping[str, Any]
 
 
 def processors(form: LogFormat, *, is_terminal: bool, in_journal: bool) -> list[Processor]:
-    """What makes an event a line in a form; for structlog.
+    """Return structlog's processors that turn an event into a line.
 
     ``auto`` is human on a terminal and logfmt elsewhere.  In the journal each line begins
     with its priority.
@@ -68,7 +68,7 @@ _FORMS: Final = {"human": _human, "json": _json, "logfmt": _logfmt}
 
 
 def _with_priority(render: Processor) -> Processor:
-    """Each line with its priority before it, as sd-daemon(3) has it."""
+    """Return a renderer that puts the priority before each line, see sd-daemon(3)."""
 
     def prefixed(logger: object, method: str, event: _Event) -> str:
         prefix = f"<{_PRIORITIES[event['level']]}>"
@@ -78,7 +78,10 @@ def _with_priority(render: Processor) -> Processor:
 
 
 class _UtcTime:
-    """Adds the time in UTC, as ISO 8601; its text is made anew once a second."""
+    """Add the time in UTC as ISO 8601.
+
+    The text up to the second is cached: strftime costs more than the rest of the line.
+    """
 
     def __init__(self) -> None:
         self._latest = (0, "")
@@ -94,7 +97,10 @@ class _UtcTime:
 
 
 def _to_logfmt(_logger: object, _method: str, event: _Event) -> str:
-    """The event in one line; by hand, as a busy daemon spends more on this than on relaying."""
+    """Return the event as logfmt.
+
+    Written by hand: structlog's renderer costs a busy daemon more than relaying does.
+    """
     head = f"time={event.pop('time')} level={event.pop('level')} event={event.pop('event')}"
     return head + "".join([f" {key}={_logfmt_value(value)}" for key, value in event.items()])
 
@@ -122,9 +128,9 @@ def _quoted(text: str) -> str:
 
 
 def _printable(_logger: object, _method: str, event: _Event) -> _Event:
-    """Every value as a number, a truth value or a text without control characters.
+    """Turn every value into a number, a truth value or a text without control characters.
 
-    What a peer says can neither begin a line of its own nor steer a terminal.
+    A value that a peer chose can then neither forge a line nor control a terminal.
     """
     for key, value in event.items():
         if value is not None and not isinstance(value, int | float):
@@ -133,7 +139,7 @@ def _printable(_logger: object, _method: str, event: _Event) -> _Event:
 
 
 def _printable_with_traceback(logger: object, method: str, event: _Event) -> _Event:
-    """The same for people, who read a traceback in lines."""
+    """Do the same as `_printable`, but keep the lines of a traceback."""
     lines = [escape(line) for line in event.get("exception", "").split("\n")]
     event = _printable(logger, method, event)
     if "exception" in event:
@@ -141,12 +147,14 @@ def _printable_with_traceback(logger: object, method: str, event: _Event) -> _Ev
     return event
 
 
-# Looked up now: the first look-up opens a file, and there may be no descriptor left for that.
-_spell: Final = codecs.lookup("unicode_escape").encode
+# Looked up at import: the first look-up opens a file, and later no descriptor may be left.
+_escape_character: Final = codecs.lookup("unicode_escape").encode
 
 
 def escape(text: str) -> str:
-    r"""``text`` with what is not printable as Python spells it: ``\n``, ``\x1b``."""
+    r"""Return ``text`` with non-printable characters as Python's escapes: ``\n``, ``\x1b``."""
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() else _spell(char)[0].decode() for char in text)
+    return "".join(
+        char if char.isprintable() else _escape_character(char)[0].decode() for char in text
+    )

@@ -1,14 +1,16 @@
-"""Lines of text to a descriptor that may be slow, full or dead.
+"""Lines of text, written to a descriptor that may be slow, full or broken.
 
-Owns: `LineWriter`, a bounded queue and the thread that empties it, and the count of what was
-lost.  Knows nothing of what the lines say.
+Owns: `LineWriter`, a bounded queue and the thread that empties it, and the count of dropped
+lines.  Does not know the lines' format.
 
-A thread, since the other ways of not waiting do not hold everywhere: O_NONBLOCK belongs to
-the open file, which a shell or a sibling shares with us; and poll(2) calls a disk ready.
+The thread is needed because no other non-blocking write works everywhere: O_NONBLOCK belongs
+to the open file description, which a shell or a sibling process shares, and poll(2) always
+reports a file on disk as writable.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import threading
@@ -16,34 +18,43 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 MOST: Final = 4 << 20
-"""Characters that may wait for the thread; what comes then is lost."""
+"""Characters that may be queued for the thread; lines beyond that are dropped."""
 
-_PIECE: Final = 4096  # PIPE_BUF: whole lines up to here never mix with another process's
-_GATHER: Final = 0.005  # seconds; under load, a switch of threads carries many lines
-_CLOSING: Final = 1.0  # seconds that the end waits for a slow reader
+_PIECE: Final = 4096  # PIPE_BUF: writes up to this size never interleave with another process's
+_GATHER: Final = 0.005  # seconds; under load, one switch of threads then carries many lines
+_CLOSING: Final = 1.0  # seconds for which `close` waits for a slow reader
 
 
 class LineWriter:
-    """Writes lines to a descriptor in order, and never keeps its callers waiting.
-
-    ``resumed`` is called in the thread, with how many lines were lost since it last was, once
-    a line could be written again; what it puts always has room.
+    """Write lines to a descriptor in order, and never block the callers.
 
     Attributes:
-      lost: how many lines could not be written so far.
+      lost: the number of lines dropped so far.
+
+    *Resource handling*: the writer uses a duplicate of the descriptor, which its thread closes
+    when it ends.  The caller may therefore close the original at any time; a thread that is
+    still blocked after `close` cannot write into another file that reuses the number.
     """
 
     def __init__(self, descriptor: int, resumed: Callable[[int], object]) -> None:
-        """Start the thread; ``descriptor`` stays the caller's, and blocking if it was."""
+        """Start the thread.
+
+        Args:
+          descriptor: the file to write to; it stays the caller's and keeps its mode.
+          resumed: called in the thread with the number of lines dropped since its last call,
+            as soon as a line could be written again.  A line that it puts is never dropped.
+
+        Raises: OSError when no descriptor is left for the duplicate.
+        """
         self.lost = 0
-        self._told = 0
-        self._descriptor = descriptor
+        self._reported = 0
+        self._descriptor = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 0)
         self._resumed = resumed
         self._lines: list[str] = []
         self._size = 0
         self._is_torn = False
         self._is_closing = False
-        # Reentrant: what the garbage collector finalises in the middle of `put` may log.
+        # Reentrant: a finaliser that the garbage collector runs inside `put` may log.
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._pause = threading.Event()
@@ -51,7 +62,7 @@ class LineWriter:
         self._thread.start()
 
     def put(self, line: str) -> None:
-        """Have a line written, its end included; or counted, if too much waits already."""
+        """Queue a line, which includes its newline; drop and count it when the queue is full."""
         with self._lock:
             if self._size > MOST and threading.current_thread() is not self._thread:
                 self.lost += 1
@@ -62,20 +73,27 @@ class LineWriter:
             self._wake.set()
 
     def close(self) -> None:
-        """Write what waits, for a second at most; nothing may be put any more."""
+        """Write the queued lines, and wait for that at most a second.
+
+        Call `put` no more.  Lines that a slow reader has not taken by then are still written
+        if it reads before the process ends.
+        """
         self._is_closing = True
         self._pause.set()
         self._wake.set()
         self._thread.join(_CLOSING)
 
     def _run(self) -> None:
-        while not self._is_closing or self._lines:
-            self._wake.wait()
-            self._wake.clear()
-            written = [self._write(piece) for piece in _pieces(self._take())]
-            if written and written[-1]:
-                self._tell()
-            self._pause.wait(_GATHER)
+        try:
+            while not self._is_closing or self._lines:
+                self._wake.wait()
+                self._wake.clear()
+                written = [self._write(piece) for piece in _pieces(self._take())]
+                if written and written[-1]:
+                    self._report_lost()
+                self._pause.wait(_GATHER)
+        finally:
+            os.close(self._descriptor)
 
     def _take(self) -> list[str]:
         with self._lock:
@@ -84,7 +102,10 @@ class LineWriter:
         return lines
 
     def _write(self, piece: bytes) -> bool:
-        """Write whole lines, if possible; what a full disk cut is ended before the next."""
+        """Write whole lines; return False, and count them as lost, if that fails.
+
+        A line that a full disk truncated is ended before the next one begins.
+        """
         rest = b"\n" + piece if self._is_torn else piece
         try:
             while rest:
@@ -99,21 +120,21 @@ class LineWriter:
     def _write_some(self, rest: bytes) -> int:
         try:
             return os.write(self._descriptor, rest)
-        except BlockingIOError:  # somebody who shares the open file made it so
+        except BlockingIOError:  # a process that shares the open file made it non-blocking
             ready = select.poll()
             ready.register(self._descriptor, select.POLLOUT)
             ready.poll()
             return 0
 
-    def _tell(self) -> None:
+    def _report_lost(self) -> None:
         with self._lock:
-            lost, self._told = self.lost - self._told, self.lost
+            lost, self._reported = self.lost - self._reported, self.lost
         if lost:
             self._resumed(lost)
 
 
 def _pieces(lines: Sequence[str]) -> Iterator[bytes]:
-    """The lines joined to pieces of whole lines, none above PIPE_BUF unless one line is."""
+    """Join the lines to pieces of whole lines, at most PIPE_BUF long unless one line is longer."""
     piece = b""
     for line in lines:
         data = line.encode(errors="backslashreplace")

@@ -1,7 +1,6 @@
-"""The last failures and changes of the daemon, for those who ask it: a short memory of its log.
+"""The last failures and changes of the daemon, kept in memory for the operator's API.
 
-Owns: `Events`, and `Recorder`, a logger that remembers what it passes on.  Knows no event:
-the words are those of `log`.
+Owns: `RecentEvents`, and `Recorder`, a logger that also records its events.
 """
 
 from __future__ import annotations
@@ -13,15 +12,24 @@ from typing import Any, Final, NamedTuple
 from vsockproxy.log.format import escape
 
 KEPT: Final = 200
-"""How many events are remembered."""
+"""The number of events that are kept."""
 
-_EACH_CONNECTION: Final = "connection_closed"  # the access line: neither a failure nor a change
+_ACCESS_LINE: Final = "connection_closed"  # one a connection: neither a failure nor a change
 _SENTENCES: Final = ("error", "why", "problem")
-_ELSEWHERE: Final = ("route", "remedy")
+_SHOWN_APART: Final = ("route", "remedy")
 
 
-class Event(NamedTuple):
-    """One event: its number from 1 on, when it was (seconds of the epoch), and its words."""
+class RecentEvent(NamedTuple):
+    """One event of the log.
+
+    Attributes:
+      number: counts from 1, without gaps.
+      time: in seconds since the epoch.
+      level: ``info``, ``warning`` or ``error``.
+      event: its name.
+      route: the route that it is about, or None.
+      message: its sentence and remedy.
+    """
 
     number: int
     time: float
@@ -31,19 +39,19 @@ class Event(NamedTuple):
     message: str
 
 
-class Events:
+class RecentEvents:
     """The last `KEPT` events."""
 
     def __init__(self) -> None:
-        self._kept: deque[Event] = deque(maxlen=KEPT)
+        self._kept: deque[RecentEvent] = deque(maxlen=KEPT)
         self._number = 0
 
     def record(self, level: str, event: str, fields: dict[str, Any]) -> None:
-        """Remember an event, and forget the oldest."""
+        """Keep an event, and discard the oldest one beyond `KEPT`."""
         self._number += 1
         route = fields.get("route")
         self._kept.append(
-            Event(
+            RecentEvent(
                 self._number,
                 time(),
                 level,
@@ -53,49 +61,52 @@ class Events:
             )
         )
 
-    def after(self, number: int) -> list[Event]:
-        """Those with a greater number, the oldest first."""
+    def after(self, number: int) -> list[RecentEvent]:
+        """Return the events with a greater number, oldest first."""
         return [event for event in self._kept if event.number > number]
 
 
 def _message(fields: dict[str, Any]) -> str:
-    """The sentence among an event's fields, and the remedy; without one, all of them."""
+    """Return the sentence among an event's fields and the remedy; without one, all fields."""
     words = [str(fields[key]) for key in _SENTENCES if fields.get(key)][:1]
     if not words:
-        words = [f"{key}={value}" for key, value in fields.items() if key not in _ELSEWHERE]
+        words = [f"{key}={value}" for key, value in fields.items() if key not in _SHOWN_APART]
     if fields.get("remedy"):
         words.append(f"({fields['remedy']})")
     return escape(" ".join(words))
 
 
 class Recorder:
-    """A logger that remembers what is of lasting interest, whatever the log's level is."""
+    """A logger that also records its events, whatever the log's level is.
 
-    def __init__(self, log: Any, events: Events) -> None:
+    Access lines and debug events are not recorded.
+    """
+
+    def __init__(self, log: Any, events: RecentEvents) -> None:
         self._log = log
         self._events = events
 
     def debug(self, event: str, **fields: Any) -> None:
-        """Log what is for developers; it is not remembered."""
+        """Log an event for developers."""
         self._log.debug(event, **fields)
 
     def info(self, event: str, **fields: Any) -> None:
-        """Log, and remember, what has changed."""
-        if event != _EACH_CONNECTION:
+        """Log and record a change."""
+        if event != _ACCESS_LINE:
             self._events.record("info", event, fields)
         self._log.info(event, **fields)
 
     def warning(self, event: str, **fields: Any) -> None:
-        """Log and remember what did not work for one client."""
+        """Log and record a failure that affects one client or guest."""
         self._events.record("warning", event, fields)
         self._log.warning(event, **fields)
 
     def error(self, event: str, **fields: Any) -> None:
-        """Log and remember what did not work for many."""
+        """Log and record a failure that affects a route or the daemon."""
         self._events.record("error", event, fields)
         self._log.error(event, **fields)
 
     def exception(self, event: str, **fields: Any) -> None:
-        """Log the exception that is being handled, and remember that there was one."""
+        """Log the exception that is being handled, and record the event."""
         self._events.record("error", event, fields)
         self._log.exception(event, **fields)

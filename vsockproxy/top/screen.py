@@ -14,7 +14,7 @@ from typing import Final, Literal, NamedTuple
 from rich.cells import cell_len
 from rich.text import Text
 
-from vsockproxy.readable import size, span
+from vsockproxy.readable import count, duration, size
 from vsockproxy.top.panel import Panel
 from vsockproxy.top.traffic import HISTORY, Answer, Look, RouteRates, Traffic
 
@@ -218,11 +218,11 @@ def _summary(look: Look | None) -> Text:
     if look is None:
         return Text("vsockproxy", "bold")
     status = look.status
-    live = status["connections"]
+    live = status["live"]
     return Text.assemble(
         (f"vsockproxy {status['version']}", "bold"),
-        f"  process {status['pid']}  up {span(status['uptime_seconds'])}"
-        f"  {live} connection{'' if live == 1 else 's'}"
+        f"  process {status['pid']}  up {duration(status['uptime_seconds'])}"
+        f"  {count(live, 'connection')}"
         f"  {status['descriptors_free']} fds free",
     )
 
@@ -268,8 +268,8 @@ def _connection(connection: Answer, *, wide: bool) -> list[Text | str]:
         _short(connection["upstream_bytes"]),
         _short(connection["downstream_bytes"]),
         _short(connection["upstream_rate"] + connection["downstream_rate"]),
-        span(connection["idle_seconds"]),
-        span(connection["age_seconds"]),
+        duration(connection["idle_seconds"]),
+        duration(connection["age_seconds"]),
     ]
 
 

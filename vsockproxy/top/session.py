@@ -18,7 +18,7 @@ import trio
 from rich.console import Console
 from rich.live import Live
 
-from vsockproxy.admin.client import Client, RefusedError, UnaskedError
+from vsockproxy.admin.client import Client, DaemonUnreachableError, RequestError
 from vsockproxy.top.panel import Order, Panel
 from vsockproxy.top.screen import ASCII, UNICODE, screen
 from vsockproxy.top.terminal import key_by_key, keys
@@ -34,7 +34,7 @@ def run(client: Client, console: Console, descriptor: int) -> None:
     """Show the daemon on ``console`` until somebody has enough of it.
 
     ``descriptor`` is the terminal of the keys.  The terminal is as it was afterwards, whatever
-    ends it.  Raises `UnaskedError` or `RefusedError` where the daemon does not answer at first.
+    ends it.  Raises as `Client` does if the first request fails.
     """
     session = Session(client, console)
     session.traffic.observe(take(client, session.panel, 0))
@@ -127,7 +127,7 @@ class Session:
         said = f"connection {connection} has been ended"
         try:
             self._client.delete(f"/v1/connections/{connection}")
-        except RefusedError as error:
+        except RequestError as error:
             said = str(error).splitlines()[0]
         return lambda: setattr(self.panel, "said", said)
 
@@ -135,7 +135,7 @@ class Session:
         """Ask the daemon in a thread; what its answer changes is changed here."""
         try:
             change = await trio.to_thread.run_sync(question, abandon_on_cancel=True)
-        except (UnaskedError, RefusedError) as error:
+        except (DaemonUnreachableError, RequestError) as error:
             self.traffic.miss(str(error).splitlines()[0])
         else:
             change()

@@ -85,7 +85,7 @@ class Traffic:
     @property
     def last_event(self) -> int:
         """The number of the latest event that is known; 0 if none is."""
-        return int(self.events[-1]["number"]) if self.events else 0
+        return int(self.events[-1]["id"]) if self.events else 0
 
     def _rates(self, now: Answer, before: Answer | None, seconds: float) -> RouteRates:
         history = self._history.setdefault(now["name"], deque(maxlen=HISTORY))
@@ -98,7 +98,7 @@ class Traffic:
         upstream, downstream = rate("upstream_bytes"), rate("downstream_bytes")
         history.append(upstream + downstream)
         return RouteRates(
-            now, upstream, downstream, rate("connections"), rate("dial_failures"), history
+            now, upstream, downstream, rate("accepted"), rate("dial_failures"), history
         )
 
 

@@ -1,8 +1,8 @@
-"""A "host" kernel with a true /dev/vhost-vsock, and a guest inside it, both under QEMU.
+"""Boot a host kernel with a real /dev/vhost-vsock, and a guest inside it, both under QEMU.
 
-The host sees this machine's files read-only over 9p and runs a command with the same
-interpreter; the guest, a second QEMU that the command starts there, runs guest.c as its
-only program.  Software emulation throughout: nothing needs /dev/kvm, all of it is slow.
+The host mounts this machine's files read-only over 9p and runs a command with the same
+interpreter.  The command starts the guest there, in a second QEMU; the guest runs guest.c as
+its only program.  Both processors are emulated: /dev/kvm is not needed, and all of it is slow.
 """
 
 from __future__ import annotations
@@ -17,11 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.kernel.boot import REPOSITORY, Completed, enter_repository, lacking, require, run
+from tests.kernel.boot import (
+    REPOSITORY,
+    Completed,
+    enter_repository,
+    require,
+    run,
+    skip_or_fail,
+)
 
 GUEST_CID: Final = 3
 MONITOR: Final = "/run/guest.qmp"
-"""The guest's QEMU monitor, on the host."""
+"""The Unix socket of the guest's QEMU monitor, on the host."""
 
 _HOST_MODULES: Final = ("virtio_pci", "9p", "9pnet_virtio", "vsock_loopback", "vhost_vsock")
 _GUEST_MODULES: Final = ("virtio_pci", "vmw_vsock_virtio_transport")
@@ -35,17 +42,17 @@ _KERNEL_OPTIONS: Final = "console=ttyS0 panic=-1 mitigations=off cryptomgr.notes
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A Linux image with its folder of modules."""
+    """A Linux image and its folder of modules."""
 
     image: Path
     modules: Path
 
     def closure(self, names: Sequence[str]) -> list[Path]:
-        """The files of these modules and of all they need, in the order of loading."""
+        """Return the files of these modules and their dependencies, in the order of loading."""
         needs = dict(self._dependencies())
         missing = [name for name in names if name not in needs]
         if missing:
-            lacking(f"the kernel {self.image} has no modules {missing}: use the generic image")
+            skip_or_fail(f"the kernel {self.image} has no modules {missing}: use the generic image")
         return list(dict.fromkeys(file for name in names for file in needs[name]))
 
     def _dependencies(self) -> list[tuple[str, list[Path]]]:
@@ -58,7 +65,10 @@ class Kernel:
 
 
 def find_kernel() -> Kernel:
-    """$VSOCKPROXY_KERNEL_DIR's kernel, .cache/kernel's, or this machine's; else skip."""
+    """Return the kernel of $VSOCKPROXY_KERNEL_DIR, else of .cache/kernel, else of this machine.
+
+    Skips the test if there is none.
+    """
     named = os.environ.get("VSOCKPROXY_KERNEL_DIR")
     folders = [Path(named)] if named else [REPOSITORY / ".cache/kernel", Path("/")]
     kernels = [
@@ -67,16 +77,21 @@ def find_kernel() -> Kernel:
         for dependencies in sorted(folder.glob("lib/modules/*/modules.dep"))
     ]
     if not kernels or not kernels[0].image.exists():
-        lacking("run tests/kernel/fetch_kernel.sh (it unpacks Debian's linux-image-amd64)")
+        skip_or_fail("run tests/kernel/fetch_kernel.sh (it unpacks Debian's linux-image-amd64)")
     return kernels[0]
 
 
 def run_on_host(command: Sequence[str], scratch: Path, *, timeout: float = 600) -> Completed:
-    """Boot the host, run ``command`` in the repository's folder as root, halt.
+    """Boot the host, run ``command`` as root in the repository's folder, power off.
 
-    ``scratch`` is the one folder that the host can write; `guest_line` is there what boots
-    the guest.  Skips the test where a package is missing; raises `KernelError` as
-    `boot.run` does.
+    Skips the test if a package or the kernel is missing.
+
+    Args:
+      command: may start the guest by the command that `guest_command` returns.
+      scratch: the only folder that the host can write to.
+
+    Raises:
+      KernelError: as `boot.run` does.
     """
     require(
         **{"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static"},
@@ -86,11 +101,11 @@ def run_on_host(command: Sequence[str], scratch: Path, *, timeout: float = 600) 
     _unpack(kernel.image, scratch / "vmlinux")
     _build_guest(kernel, scratch)
     _build_host(kernel, scratch, command)
-    return run(_host_line(scratch), scratch, timeout)
+    return run(_host_command(scratch), scratch, timeout)
 
 
-def guest_line(scratch: Path) -> list[str]:
-    """What boots the guest, on the host; it says ``guest: ready`` on stdout."""
+def guest_command(scratch: Path) -> list[str]:
+    """Return the command that boots the guest on the host; it prints ``guest: ready``."""
     return [
         *_MACHINE,
         *("-m", "128", "-device", f"vhost-vsock-pci,guest-cid={GUEST_CID}"),
@@ -100,7 +115,7 @@ def guest_line(scratch: Path) -> list[str]:
     ]
 
 
-def _host_line(scratch: Path) -> list[str]:
+def _host_command(scratch: Path) -> list[str]:
     export = "local,security_model=none,multidevs=remap"
     return [
         *_MACHINE,
@@ -115,9 +130,9 @@ def _host_line(scratch: Path) -> list[str]:
 
 
 def _unpack(image: Path, vmlinux: Path) -> None:
-    """Write the ELF inside an xz-compressed image, which boots without unpacking itself.
+    """Write the ELF file of an xz-compressed image, which boots without decompressing.
 
-    Emulated twice, the kernel's own decompression takes most of a minute.
+    Under two emulations the kernel's own decompression takes most of a minute.
     """
     _, magic, packed = image.read_bytes().partition(b"\xfd7zXZ\x00")
     if magic:
@@ -157,7 +172,7 @@ echo $? >{folder}/status
 
 
 def _lay_out(root: Path, modules: Sequence[Path], then: str) -> None:
-    """A root for an initramfs: busybox, the modules, and an init that loads them."""
+    """Write an initramfs root: busybox, the modules, and an init that loads them."""
     for name in ("bin", "proc", "sys", "dev", "root"):
         (root / name).mkdir(parents=True)
     shutil.copy(shutil.which("busybox") or "", root / "bin/busybox")

@@ -1,6 +1,6 @@
-"""Services that echo, and clients that ask them, over any address family.
+"""Fake echo services and their clients, over any address family.
 
-For stories that play inside a kernel, with nothing but the standard library.
+For the scenarios that run inside a kernel; the standard library alone.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from typing import Final
 
-PATIENCE: Final = 30.0
-"""Seconds to wait for what must happen."""
+TIMEOUT: Final = 30.0
+"""Seconds; a client or a condition that takes longer has failed."""
 
 Address = tuple[int, object]
-"""An address family, and what connect(2) takes there."""
+"""An address family and its socket address, as `socket.connect` takes it."""
 
 
 def serve(address: Address, greeting: bytes = b"") -> None:
-    """Echo on an address, after a greeting, until the end of this program."""
-    family, where = address
+    """Send a greeting and then echo, in background threads, until this program exits."""
+    family, sockaddr = address
     server = socket.socket(family)
     if family == socket.AF_VSOCK:
-        where = (socket.VMADDR_CID_ANY, where[1])  # type: ignore[index] # it is a tuple
-    server.bind(where)  # type: ignore[arg-type] # as above
+        sockaddr = (socket.VMADDR_CID_ANY, sockaddr[1])  # type: ignore[index] # it is a tuple
+    server.bind(sockaddr)  # type: ignore[arg-type] # as above
     server.listen(1024)
 
     def accept() -> None:
@@ -44,19 +44,20 @@ def serve(address: Address, greeting: bytes = b"") -> None:
 
 
 def connect(address: Address) -> socket.socket:
-    family, where = address
+    """Return a connected socket with a time limit; the caller closes it."""
+    family, sockaddr = address
     sock = socket.socket(family)
     try:
-        sock.settimeout(PATIENCE)
-        sock.connect(where)  # type: ignore[arg-type] # a tuple that fits the family
+        sock.settimeout(TIMEOUT)
+        sock.connect(sockaddr)  # type: ignore[arg-type] # a tuple that fits the family
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def ask(sock: socket.socket, data: bytes = b"hello") -> bytes:
-    """Send, and take as much back."""
+def round_trip(sock: socket.socket, data: bytes = b"hello") -> bytes:
+    """Send ``data`` and return an answer of the same length, shorter after an EOF."""
     sock.sendall(data)
     answer = b""
     while len(answer) < len(data) and (more := sock.recv(1 << 16)):
@@ -65,7 +66,7 @@ def ask(sock: socket.socket, data: bytes = b"hello") -> bytes:
 
 
 def exchange(address: Address, data: bytes = b"hello") -> str:
-    """What came of a whole connection with a half-close: ``ok``, or an errno's name."""
+    """Connect, send, half-close and read to the end; return ``ok``, or an errno's name."""
     try:
         with connect(address) as sock:
             writer = Thread(target=send_all, args=(sock, data))
@@ -78,6 +79,7 @@ def exchange(address: Address, data: bytes = b"hello") -> str:
 
 
 def send_all(sock: socket.socket, data: bytes) -> None:
+    """Send ``data`` and the FIN; ignore errors, which the reader sees too."""
     with suppress(OSError):
         sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
@@ -89,12 +91,15 @@ def error_name(error: OSError) -> str:
 
 @contextmanager
 def load(*addresses: Address) -> Iterator[Mapping[Address, Counter[str]]]:
-    """One client after the other on each address; their outcomes, complete afterwards."""
+    """Run one client after the other on each address; count the outcomes of `exchange`.
+
+    The counts are complete once the block has ended.
+    """
     outcomes = {address: Counter[str]() for address in addresses}
-    enough = Event()
+    stop = Event()
 
     def run(address: Address) -> None:
-        while not enough.is_set():
+        while not stop.is_set():
             outcomes[address][exchange(address)] += 1
 
     threads = [Thread(target=run, args=(address,)) for address in addresses]
@@ -103,6 +108,6 @@ def load(*addresses: Address) -> Iterator[Mapping[Address, Counter[str]]]:
     try:
         yield outcomes
     finally:
-        enough.set()
+        stop.set()
         for thread in threads:
             thread.join()

@@ -1,8 +1,8 @@
-"""What happens on the host of the host-and-guest test, told as facts.
+"""The scenario of test_host_and_guest.py, which runs on the host kernel and records facts.
 
-Run there as ``python host_story.py SCRATCH GUEST_COMMAND...``: starts the guest and the
-daemon, plays one client after the other, and writes a JSON line of facts for each step to
-SCRATCH/story.  It judges nothing; test_host_and_guest.py does.
+Run as ``python host_scenario.py SCRATCH GUEST_COMMAND...``: starts the guest and the daemon,
+connects one client after the other, and writes a JSON line of facts for each step to
+SCRATCH/facts.  The assertions are in test_host_and_guest.py.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ ROUTES: Final = {
     "named": (8086, "web:9002"),
 }
 EARLY: Final = (8087, "3:9002")
-"""A route whose clients wait for the guest."""
+"""A route with `wait_for_guest`: its clients are held until the guest is up."""
 CONNECT_TIMEOUT: Final = 4
 MOVED_CID: Final = 4
 UPLOAD, DOWNLOAD, ECHO, OUT = 4_000_001, 8_000_001, 1_000_001, 2_000_001
-"""Bytes of each transfer; not multiples of any buffer."""
+"""Bytes of each transfer; none is a multiple of a buffer's size."""
 
-_PATIENCE: Final = 240  # seconds; everything here is emulated, the guest twice
+_TIMEOUT: Final = 240  # seconds; the host is emulated, and the guest twice
 
 _CONFIG: Final = f"""
 [log]
@@ -59,7 +59,7 @@ target = "tcp:127.0.0.1:7001"
 name = "early"
 listen = "127.0.0.1:{EARLY[0]}"
 target = "{EARLY[1]}"
-wait_for_guest = {_PATIENCE}
+wait_for_guest = {_TIMEOUT}
 """
 _PATTERN: Final = bytes((i * 31 + i // 256) % 256 for i in range(1 << 16))
 
@@ -68,54 +68,54 @@ Facts = dict[str, object]
 
 
 class Program:
-    """A process, and the lines that it prints."""
+    """A process and the lines that it prints."""
 
     def __init__(self, command: list[str]) -> None:
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         self._lines: list[str] = []
-        self._news = Condition()
+        self._changed = Condition()
         Thread(target=self._read, daemon=True).start()
 
-    def line(self, wanted: Callable[[str], bool]) -> str:
-        """The first line, printed or to come, that is wanted; raises TimeoutError."""
-        with self._news:
-            self._news.wait_for(lambda: any(map(wanted, self._lines)), _PATIENCE)
-            for line in filter(wanted, self._lines):
+    def line(self, matches: Callable[[str], bool]) -> str:
+        """Return the first line that matches, printed already or later; raise TimeoutError."""
+        with self._changed:
+            self._changed.wait_for(lambda: any(map(matches, self._lines)), _TIMEOUT)
+            for line in filter(matches, self._lines):
                 return line
-            raise TimeoutError("a line that was waited for was not printed")
+            raise TimeoutError(f"the expected line was not printed within {_TIMEOUT} s")
 
     def lines(self) -> list[str]:
-        """Everything that it has printed so far."""
-        with self._news:
+        """Return every line printed so far."""
+        with self._changed:
             return list(self._lines)
 
     def tail(self) -> str:
-        """The last lines that it printed."""
-        with self._news:
+        """Return the last 50 lines."""
+        with self._changed:
             return "".join(self._lines[-50:])
 
     def terminate(self) -> int:
-        """Ask it to end; its exit status."""
+        """Send SIGTERM, wait, and return the exit status."""
         self._process.terminate()
-        return self._process.wait(_PATIENCE)
+        return self._process.wait(_TIMEOUT)
 
     def kill(self) -> None:
-        """End it now."""
+        """Send SIGKILL and wait."""
         self._process.kill()
         self._process.wait()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            with self._news:
+            with self._changed:
                 self._lines.append(line.decode(errors="replace"))
-                self._news.notify_all()
+                self._changed.notify_all()
 
 
 class Daemon(Program):
-    """The daemon, which logs events as JSON."""
+    """The daemon with the routes above; its log is JSON."""
 
     def __init__(self, scratch: Path) -> None:
         config = scratch / "vsockproxy.toml"
@@ -126,35 +126,35 @@ class Daemon(Program):
         config.write_text(_CONFIG + "".join(routes))
         super().__init__([sys.executable, "-m", "vsockproxy", "run", "-c", str(config)])
 
-    def event(self, **wanted: object) -> Facts:
-        """The first event, logged or to come, with these values."""
+    def event(self, **values: object) -> Facts:
+        """Return the first event with these values, logged already or later."""
 
-        def is_wanted(line: str) -> bool:
-            return line.startswith("{") and wanted.items() <= json.loads(line).items()
+        def matches(line: str) -> bool:
+            return line.startswith("{") and values.items() <= json.loads(line).items()
 
-        return dict(json.loads(self.line(is_wanted)))
+        return dict(json.loads(self.line(matches)))
 
-    def last_event(self, **wanted: object) -> Facts:
-        """The last event of those logged so far with these values."""
-        self.event(**wanted)
+    def last_event(self, **values: object) -> Facts:
+        """Return the last event logged so far with these values; wait for the first."""
+        self.event(**values)
         events = (json.loads(line) for line in self.lines() if line.startswith("{"))
-        return [dict(event) for event in events if wanted.items() <= event.items()][-1]
+        return [dict(event) for event in events if values.items() <= event.items()][-1]
 
 
 class Guest(Program):
-    """The guest, whose console is what QEMU prints."""
+    """The guest; QEMU prints its console."""
 
     def wait_until_powered(self) -> None:
-        """Until its kernel says a word: the CID is taken, no driver answers yet."""
+        """Wait for the kernel's first line: QEMU owns the CID, no driver answers yet."""
         self.line(lambda _: True)
 
     def wait_until_ready(self) -> None:
-        """Until its server listens."""
+        """Wait until the guest's server listens."""
         self.line(lambda line: "guest: ready" in line)
 
 
-class Story:
-    """The steps: each returns its facts."""
+class Scenario:
+    """The steps; each returns its facts."""
 
     def __init__(self, daemon: Daemon, guest_command: list[str]) -> None:
         self._daemon = daemon
@@ -162,21 +162,21 @@ class Story:
         self._guest = Guest(guest_command)
         self._early: socket.socket | None = None
 
-    def early_client_comes(self) -> Facts:
-        """A client says all that it has to say while the guest boots; nobody reads it yet."""
-        self._early = socket.create_connection(("127.0.0.1", EARLY[0]), timeout=_PATIENCE)
+    def early_client_connects(self) -> Facts:
+        """A client sends its request and a FIN while the guest boots, and is held."""
+        self._early = socket.create_connection(("127.0.0.1", EARLY[0]), timeout=_TIMEOUT)
         send_all(self._early, b"early bird")
         down = self._daemon.event(event="target_down", route="early")
-        return {"reason": down["reason"], "waiting": waiting()}
+        return {"reason": down["reason"], "held": held_clients()}
 
     def early_client_is_served(self) -> Facts:
-        """The guest listens by now."""
+        """The guest listens now, and the held client gets its answer."""
         assert self._early is not None
         with self._early as sock:
             received = read_to_end(sock).decode()
         access = self._access("early")
         up = self._daemon.event(event="target_up", route="early")
-        return {"received": received, "up": up, "waiting": waiting()} | access
+        return {"received": received, "up": up, "held": held_clients()} | access
 
     def no_such_cid(self) -> Facts:
         return self._failed_dial("nowhere")
@@ -200,7 +200,7 @@ class Story:
         with client("source") as sock:
             sock.sendall(b"%d\n" % DOWNLOAD)
             data = read_to_end(sock)
-        return {"received": digest(data), "wanted": digest(pattern(DOWNLOAD))} | self._access(
+        return {"received": digest(data), "expected": digest(pattern(DOWNLOAD))} | self._access(
             "source"
         )
 
@@ -213,7 +213,7 @@ class Story:
             writer.join()
         return {"received": digest(returned), "sent": digest(data)} | self._access("echo")
 
-    def out_of_the_guest(self) -> Facts:
+    def guest_connects_to_the_host(self) -> Facts:
         with socket.create_server(("127.0.0.1", 7001)) as server:
             host_service = Thread(target=answer_with_digest, args=(server,))
             host_service.start()
@@ -245,7 +245,7 @@ class Story:
         return self._failed_dial("out")
 
     def named_guest(self) -> Facts:
-        """By the route that knows no CID, only the monitor."""
+        """Use the route whose guest is found by its QEMU monitor."""
         data = pattern(ECHO)
         with client("named") as sock:
             writer = Thread(target=send_all, args=(sock, data))
@@ -255,11 +255,11 @@ class Story:
         found = self._daemon.last_event(event="guest_found")
         return {"received": digest(returned), "sent": digest(data), "at": found["at"]}
 
-    def lost_guest(self) -> Facts:
+    def guest_not_found(self) -> Facts:
         return self._failed_dial("named")
 
     def moved_guest(self) -> Facts:
-        """The guest starts again with another CID, and its monitor is where it was."""
+        """Start the guest again with another CID and the same monitor."""
         here, there = "guest-cid=3", f"guest-cid={MOVED_CID}"
         self._guest = Guest([word.replace(here, there) for word in self._guest_command])
         self._guest.wait_until_ready()
@@ -269,23 +269,23 @@ class Story:
         return {"status": self._daemon.terminate()}
 
     def end(self) -> None:
-        """End the guest, however far the story came."""
+        """Kill the guest, whichever step failed."""
         self._guest.kill()
 
-    def last_words(self) -> str:
-        """The end of what the daemon and the guest printed."""
+    def evidence(self) -> str:
+        """Return the last lines of the daemon and the guest."""
         return f"--- daemon ---\n{self._daemon.tail()}\n--- guest ---\n{self._guest.tail()}"
 
     def _failed_dial(self, route: str) -> Facts:
         started = monotonic()
         try:
             with client(route) as sock:
-                saw = end_of(sock)
-        except ConnectionResetError:  # the reset was here before connect(2) returned
-            saw = "ECONNRESET"
+                outcome = end_of(sock)
+        except ConnectionResetError:  # the reset arrived before connect(2) returned
+            outcome = "ECONNRESET"
         seconds = monotonic() - started
         logged = self._daemon.event(event="dial_failed", route=route)
-        return {"client_saw": saw, "seconds": seconds, "logged": logged}
+        return {"client_saw": outcome, "seconds": seconds, "logged": logged}
 
     def _access(self, route: str) -> Facts:
         return {
@@ -294,7 +294,7 @@ class Story:
 
 
 def client(route: str) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", ROUTES[route][0]), timeout=_PATIENCE)
+    return socket.create_connection(("127.0.0.1", ROUTES[route][0]), timeout=_TIMEOUT)
 
 
 def pattern(size: int) -> bytes:
@@ -306,12 +306,12 @@ def digest(data: bytes) -> Digest:
 
 
 def digest_of(answer: bytes) -> Digest:
-    """What an answer "BYTES CRC32" says."""
+    """Return the numbers of an answer "BYTES CRC32"."""
     return [int(number) for number in answer.split()]
 
 
 def send_all(sock: socket.socket, data: bytes) -> None:
-    """Send everything and the EOF."""
+    """Send everything and the FIN."""
     sock.sendall(data)
     sock.shutdown(socket.SHUT_WR)
 
@@ -321,7 +321,7 @@ def read_to_end(sock: socket.socket) -> bytes:
 
 
 def end_of(sock: socket.socket) -> str:
-    """How a connection ends, in errno's word or ``EOF``."""
+    """Read to the end; return ``EOF``, or an errno's name."""
     try:
         read_to_end(sock)
     except OSError as error:
@@ -335,8 +335,8 @@ def answer_with_digest(server: socket.socket) -> None:
         sock.sendall(b"%d %d\n" % tuple(digest(read_to_end(sock))))
 
 
-def waiting() -> float:
-    """How many clients of the early route are held."""
+def held_clients() -> float:
+    """Return the number of clients that the early route holds."""
     return next(
         value
         for name, labels, value in scrape()
@@ -345,7 +345,7 @@ def waiting() -> float:
 
 
 def scrape() -> Iterator[tuple[str, dict[str, str], float]]:
-    with urlopen("http://127.0.0.1:9490/metrics", timeout=_PATIENCE) as answer:
+    with urlopen("http://127.0.0.1:9490/metrics", timeout=_TIMEOUT) as answer:
         text = answer.read().decode()
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -353,35 +353,41 @@ def scrape() -> Iterator[tuple[str, dict[str, str], float]]:
 
 
 @contextmanager
-def started(scratch: Path, guest_command: list[str]) -> Iterator[Story]:
+def started(scratch: Path, guest_command: list[str]) -> Iterator[Scenario]:
     daemon = Daemon(scratch)
-    story = Story(daemon, guest_command)
+    scenario = Scenario(daemon, guest_command)
     try:
         daemon.event(event="ready")
-        yield story
+        yield scenario
     finally:
-        story.end()
+        scenario.end()
         daemon.kill()
 
 
-def tell(scratch: Path, guest_command: list[str]) -> None:
-    with started(scratch, guest_command) as story, (scratch / "story").open("w") as told:
+def run(scratch: Path, guest_command: list[str]) -> None:
+    """Run every step; one that fails records its traceback, and the next one runs."""
+    with started(scratch, guest_command) as scenario, (scratch / "facts").open("w") as file:
         steps: list[Callable[[], Facts]] = [
-            *(story.early_client_comes, story.no_such_cid, story.booting_guest),
-            *(story.refused_port, story.early_client_is_served),
-            *(story.upload, story.download, story.echo, story.out_of_the_guest),
-            *(story.named_guest, story.counters, story.killed_guest, story.dead_guest),
-            *(story.lost_guest, story.moved_guest, story.stop),
+            *(scenario.early_client_connects, scenario.no_such_cid, scenario.booting_guest),
+            *(scenario.refused_port, scenario.early_client_is_served),
+            *(
+                scenario.upload,
+                scenario.download,
+                scenario.echo,
+                scenario.guest_connects_to_the_host,
+            ),
+            *(scenario.named_guest, scenario.counters, scenario.killed_guest, scenario.dead_guest),
+            *(scenario.guest_not_found, scenario.moved_guest, scenario.stop),
         ]
         for step in steps:
             began = monotonic()
             try:
                 facts = step()
             except (OSError, ValueError, subprocess.SubprocessError):
-                facts = {"error": traceback.format_exc() + story.last_words()}
+                facts = {"error": traceback.format_exc() + scenario.evidence()}
             facts |= {"step": step.__name__, "took": monotonic() - began}
-            told.write(json.dumps(facts) + "\n")
+            file.write(json.dumps(facts) + "\n")
 
 
 if __name__ == "__main__":
-    tell(Path(sys.argv[1]), sys.argv[2:])
+    run(Path(sys.argv[1]), sys.argv[2:])

@@ -1,8 +1,8 @@
-"""What happens under systemd in test_systemd_pid1.py, told as facts.
+"""The scenario of test_systemd_pid1.py, which runs under a real systemd and records facts.
 
-Run as root by a systemd that is PID 1, as ``python systemd_story.py FOLDER``: installs a
-configuration, starts, reloads, restarts, breaks and stops the daemon as an operator would,
-and writes a JSON line of facts for each step to FOLDER/story.  It judges nothing.
+Run as root, as ``python systemd_scenario.py FOLDER``: installs a configuration, starts,
+reloads, restarts, breaks and stops the daemon as an operator would, and writes a JSON line of
+facts for each step to FOLDER/facts.  The assertions are in test_systemd_pid1.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Final
 
-from tests.kernel.peers import PATIENCE, Address, ask, connect, exchange, load, serve
+from tests.kernel.echo_service import (
+    TIMEOUT,
+    Address,
+    connect,
+    exchange,
+    load,
+    round_trip,
+    serve,
+)
 
 UNITS: Final = Path("/etc/systemd/system")
 SHIPPED: Final = Path("/opt/vsockproxy/systemd")
@@ -51,20 +59,20 @@ _DROP_IN: Final = f"[Service]\nWatchdogSec={WATCHDOG}s\nTimeoutStopSec={STOP_TIM
 
 
 def systemctl(*words: str) -> tuple[int, str]:
-    """The exit status, and what it printed."""
+    """Run systemctl; return its exit status and its output."""
     done = subprocess.run(
         ["systemctl", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=2 * PATIENCE,
+        timeout=2 * TIMEOUT,
         check=False,
     )
     return done.returncode, done.stdout
 
 
 def show(name: str, unit: str = "vsockproxy") -> str:
-    """A property of a unit."""
+    """Return a property of a unit."""
     return systemctl("show", "--value", "--property", name, unit)[1].strip()
 
 
@@ -72,26 +80,26 @@ def main_pid(unit: str = "vsockproxy") -> int:
     return int(show("MainPID", unit))
 
 
-def wait_until(what: str, true: Callable[[], object]) -> float:
-    """Seconds until it was true; raises TimeoutError."""
+def wait_until(state: str, reached: Callable[[], object]) -> float:
+    """Wait until a state is reached; return the seconds that it took, or raise TimeoutError."""
     began = monotonic()
-    while not true():
-        if monotonic() - began > PATIENCE:
+    while not reached():
+        if monotonic() - began > TIMEOUT:
             raise TimeoutError(
-                f"{what}: not in {PATIENCE} s\n{systemctl('status', 'vsockproxy')[1]}"
+                f"{state}: not within {TIMEOUT} s\n{systemctl('status', 'vsockproxy')[1]}"
             )
         sleep(0.1)
     return monotonic() - began
 
 
 def journal(unit: str = "vsockproxy") -> list[str]:
-    """What the unit, and systemd about it, have said."""
+    """Return the log lines of the unit, and systemd's about it."""
     line = ["journalctl", "--no-pager", "--output=cat", f"--unit={unit}"]
     return subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def events(name: str, since: int = 0) -> list[Facts]:
-    """The daemon's own events of this name, from that line of the journal on."""
+    """Return the daemon's events of this name, from line ``since`` of the journal on."""
     lines = [line for line in journal()[since:] if line.startswith("{")]
     return [event for event in map(json.loads, lines) if event["event"] == name]
 
@@ -114,11 +122,11 @@ def drop_in(name: str, text: str) -> None:
 def start() -> Facts:
     configure(_ROUTES)
     began = monotonic()
-    status, said = systemctl("start", "vsockproxy")
+    status, output = systemctl("start", "vsockproxy")
     seconds = monotonic() - began
     return {
         "status": status,
-        "said": said,
+        "output": output,
         "seconds": seconds,
         "text": show("StatusText"),
         "exchange": exchange(FRONT),
@@ -133,7 +141,7 @@ def relays() -> Facts:
 
 def reload() -> Facts:
     with connect(FRONT) as live:
-        before = ask(live).decode()
+        before = round_trip(live).decode()
         configure(_CHANGED)
         status, _ = systemctl("reload", "vsockproxy")
         state = show("ActiveState")
@@ -145,7 +153,7 @@ def reload() -> Facts:
             "status": status,
             "state": state,
             "before": before,
-            "after": ask(live).decode(),
+            "after": round_trip(live).decode(),
             "new": greeting,
             "added": exchange(ADDED),
             "text": show("StatusText"),
@@ -156,12 +164,12 @@ def reload_of_a_wrong_file() -> Facts:
     pid = main_pid()
     configure(_ROUTES + "nonsense = 1\n")
     status, _ = systemctl("reload", "vsockproxy")
-    said = [line for line in journal() if "nonsense" in line]
+    output = [line for line in journal() if "nonsense" in line]
     return {
         "status": status,
-        "said": said,
+        "output": output,
         "state": show("ActiveState"),
-        "same": pid == main_pid(),
+        "same_process": pid == main_pid(),
         "exchange": exchange(ADDED),
     }
 
@@ -175,7 +183,7 @@ def reload_that_cannot_bind() -> Facts:
     facts: Facts = {
         "logged": events("reload_failed"),
         "text": show("StatusText"),
-        "same": pid == main_pid(),
+        "same_process": pid == main_pid(),
         "exchange": exchange(ADDED),
     }
     configure(_ROUTES)
@@ -185,22 +193,22 @@ def reload_that_cannot_bind() -> Facts:
 
 
 def restart() -> Facts:
-    """Restarts while clients come, one after the other, over TCP and over vsock."""
+    """Restart twice under load over TCP and vsock, then once without the vsock route."""
     pids = [main_pid()]
     with load(FRONT, FRONT, GUESTS) as outcomes:
         for _ in range(2):
-            sleep(0.5)  # of load on a daemon that stays
+            sleep(0.5)  # load on a running daemon
             systemctl("restart", "vsockproxy")
             pids.append(main_pid())
         sleep(0.5)
     configure('8080 = "1:9000"\n')
     systemctl("restart", "vsockproxy")
-    gone = exchange(GUESTS)
-    return {"tcp": outcomes[FRONT], "vsock": outcomes[GUESTS], "pids": pids, "gone": gone}
+    removed = exchange(GUESTS)
+    return {"tcp": outcomes[FRONT], "vsock": outcomes[GUESTS], "pids": pids, "removed": removed}
 
 
-def held_pump() -> Facts:
-    """A thread of the pump that does nothing any more."""
+def hung_pump() -> Facts:
+    """Stop a pump thread by ptrace, until the watchdog kills the daemon."""
     pid, restarts = main_pid(), int(show("NRestarts"))
     thread = next(
         int(task.name)
@@ -208,22 +216,22 @@ def held_pump() -> Facts:
         if (task / "comm").read_text() == "vsp-pump\n"
     )
     began = monotonic()
-    hold(thread)
-    bury(thread)  # it stays a corpse, and the process with it, until its tracer looks
+    stop_thread(thread)
+    reap_thread(thread)  # the process stays a zombie until its tracer has waited for it
     killed = monotonic() - began
-    waited = exchange(FRONT)
+    outcome = exchange(FRONT)
     return {
         "killed_after": killed,
-        "said": [line for line in journal() if "atchdog" in line],
+        "output": [line for line in journal() if "atchdog" in line],
         "logged": events("pump_hung"),
         "restarts": int(show("NRestarts")) - restarts,
         "new": main_pid() not in (0, pid),
-        "exchange": waited,
+        "exchange": outcome,
     }
 
 
 def sandbox() -> Facts:
-    """The daemon's limits: as the kernel tells them, and as others find them in its place."""
+    """Record the sandbox as /proc shows it, as root sees it, and as the probe finds it."""
     status = Path(f"/proc/{main_pid()}/status").read_text()
     fields = dict(line.split(":\t", 1) for line in status.splitlines())
     return {
@@ -236,13 +244,13 @@ def sandbox() -> Facts:
 
 
 def write_as_root(place: str) -> str:
-    """What becomes of a file that root makes in the file system as the daemon sees it."""
+    """Create a file as root in the daemon's mount namespace; return the error's text."""
     line = ["nsenter", f"--target={main_pid()}", "--mount", "touch", f"{place}/probe"]
     return subprocess.run(line, stderr=subprocess.PIPE, text=True, check=False).stderr
 
 
 def probe() -> Facts:
-    """Run systemd_probe.py as a service with the unit's own settings."""
+    """Run sandbox_probe.py as a service with the daemon unit's settings."""
     found = Path("/run/found")
     unit = (UNITS / "vsockproxy.service").read_text()
     lines = [
@@ -250,7 +258,7 @@ def probe() -> Facts:
         for line in unit.splitlines()
         if not line.startswith(("Type=", "ExecStart=", "ExecReload=", "Watchdog", "Restart"))
     ]
-    script = "/opt/vsockproxy/tests/kernel/systemd_probe.py"
+    script = "/opt/vsockproxy/tests/kernel/sandbox_probe.py"
     at = lines.index("[Service]") + 1
     lines[at:at] = [
         "Type=oneshot",
@@ -264,15 +272,15 @@ def probe() -> Facts:
 
 
 def drain() -> Facts:
-    """A stop while a connection lives for longer than systemd would wait unasked."""
+    """Stop while a connection stays open for longer than TimeoutStopSec=."""
     with connect(FRONT) as live:
-        ask(live)
+        round_trip(live)
         began = monotonic()
         systemctl("stop", "--no-block", "vsockproxy")
         wait_until("stopping", lambda: show("ActiveState") == "deactivating")
         text = show("StatusText")
         while monotonic() - began < DRAINED_FOR:
-            answer = ask(live).decode()
+            answer = round_trip(live).decode()
             sleep(0.2)
         state = show("ActiveState")
     wait_until("stopped", lambda: show("ActiveState") != "deactivating")
@@ -288,7 +296,7 @@ def drain() -> Facts:
 
 
 def activation() -> Facts:
-    """Each kind of listener starts the daemon by its first client."""
+    """Connect to each kind of socket unit while the daemon is stopped."""
     configure(_ACTIVATED)
     systemctl("start", "vsockproxy.socket", "vsockproxy-guests.socket")
     facts: Facts = {"before": show("ActiveState")}
@@ -299,15 +307,15 @@ def activation() -> Facts:
 
 
 def private_network() -> Facts:
-    """Without a network of its own; and with a socket that no route listens on."""
+    """Start in a private network, with a socket that no route uses."""
     configure('"fd:web" = "1:9000"\n')
     since = len(journal())
     drop_in("private.conf", (SHIPPED / "drop-ins/private-network.conf").read_text())
     systemctl("start", "vsockproxy")
     return {
-        "apart": _link(main_pid(), "net") != _link("self", "net"),
+        "private": _link(main_pid(), "net") != _link("self", "net"),
         "exchange": exchange(FRONT),
-        "surplus": events("unused_socket", since),
+        "unused_socket": events("unused_socket", since),
     }
 
 
@@ -316,18 +324,18 @@ def _link(pid: int | str, kind: str) -> str:
 
 
 def instance() -> Facts:
-    """Another file's daemon; its port is somebody's first."""
+    """Start an instance of the template unit whose port another process uses at first."""
     configure('8081 = "1:9000"\n', CONFIG.with_name("edge.toml"))
     unit = "vsockproxy@edge"
     with socket.create_server(("127.0.0.1", 8081)):
         status, _ = systemctl("start", unit)
         state = show("ActiveState", unit)
-        said = [line for line in journal(unit) if "8081" in line]
+        output = [line for line in journal(unit) if "8081" in line]
     seconds = wait_until("active", lambda: show("ActiveState", unit) == "active")
     return {
         "status": status,
         "state": state,
-        "said": said,
+        "output": output,
         "seconds": seconds,
         "exchange": exchange(ADDED),
     }
@@ -339,8 +347,8 @@ _PTRACE_ATTACH: Final = 16
 _WALL: Final = 0x40000000
 
 
-def hold(thread: int) -> None:
-    """Stop one thread of another process, and only this one."""
+def stop_thread(thread: int) -> None:
+    """Stop one thread of another process; its other threads go on."""
     ptrace = ctypes.CDLL(None, use_errno=True).ptrace
     ptrace.argtypes = [ctypes.c_long] * 4
     if ptrace(_PTRACE_ATTACH, thread, 0, 0):
@@ -348,8 +356,8 @@ def hold(thread: int) -> None:
     os.waitpid(thread, _WALL)
 
 
-def bury(thread: int) -> None:
-    """Wait for the end of a thread that is held."""
+def reap_thread(thread: int) -> None:
+    """Wait until a thread that `stop_thread` stopped has ended."""
     while os.WIFSTOPPED(os.waitpid(thread, _WALL)[1]):
         pass
 
@@ -361,16 +369,16 @@ def main(folder: Path) -> None:
     serve(NEW_SERVICE, b"new")
     steps: list[Callable[[], Facts]] = [
         *(start, relays, sandbox, reload, reload_of_a_wrong_file, reload_that_cannot_bind),
-        *(restart, held_pump, drain, activation, private_network, instance),
+        *(restart, hung_pump, drain, activation, private_network, instance),
     ]
-    with (folder / "story").open("w", buffering=1) as told:
+    with (folder / "facts").open("w", buffering=1) as file:
         for step in steps:
             began = monotonic()
             try:
                 facts = step()
             except (OSError, ValueError, LookupError, subprocess.SubprocessError):
                 facts = {"error": traceback.format_exc()}
-            told.write(
+            file.write(
                 json.dumps(facts | {"step": step.__name__, "took": monotonic() - began}) + "\n"
             )
 

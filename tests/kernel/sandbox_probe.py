@@ -1,5 +1,7 @@
-"""What a program in the daemon's place may do: run by systemd_story.py, as a service with
-the same settings.  Prints a JSON object: what was tried, and ``ok`` or an errno's name.
+"""Try what the unit's sandbox must allow or deny, and print the outcomes as a JSON object.
+
+Run by systemd_scenario.py as a service with the daemon's own settings.  A value is ``ok`` or
+an errno's name.
 """
 
 from __future__ import annotations

@@ -1,0 +1,122 @@
+"""Which routes and connections a request means, and in which order it gets them.
+
+Owns: lookup by name and id, the filters of routes and clients, and the pages of a sorted list.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from heapq import nlargest, nsmallest
+from typing import Any, Final
+
+from vsockproxy.admin.daemon import Daemon
+from vsockproxy.admin.rates import Rates
+from vsockproxy.admin.schema import ConnectionQuery, SortKey
+from vsockproxy.admit.peer import peer_at
+from vsockproxy.config.access import CidRule, NetworkRule, parse_rule
+from vsockproxy.connection import Connection
+from vsockproxy.errors import AddressError
+from vsockproxy.stats import RouteStats
+
+_Position = tuple[Any, int]
+"""The value that a connection is sorted by, and its number: no two are equal."""
+
+_TEXTS: Final = frozenset({"route", "client", "target"})
+_ASCENDING: Final = _TEXTS | {"id"}
+
+
+def find_route(daemon: Daemon, name: str) -> RouteStats | None:
+    """Return the route of a name, one that only drains included."""
+    return next((stats for stats in daemon.supervisor.stats() if stats.route.name == name), None)
+
+
+def find_connection(daemon: Daemon, number: int) -> Connection | None:
+    """Return the live connection of a number."""
+    return next((live for live in select(daemon) if live.number == number), None)
+
+
+def select(
+    daemon: Daemon, route: str | None = None, client: str | None = None
+) -> Iterator[Connection]:
+    """Yield the live connections of a route and of a client; None is all of them.
+
+    A connection may end, and leave the daemon's table, while the caller iterates.
+    """
+    matches = None if client is None else _client_filter(client)
+    for stats in daemon.supervisor.stats():
+        if route in (None, stats.route.name):
+            for live in list(stats.live):
+                if matches is None or matches(live):
+                    yield live
+
+
+def _client_filter(text: str) -> Callable[[Connection], bool]:
+    """Return the filter for a network or CIDs, as in ``allow``, or for one client's address."""
+    try:
+        rule = parse_rule(text)
+    except AddressError:
+        rule = None
+    if isinstance(rule, NetworkRule | CidRule):
+        matches = rule.matches
+        return lambda live: matches(peer_at(live.family, live.address))
+    return lambda live: live.client == text
+
+
+def page(
+    connections: Iterable[Connection], query: ConnectionQuery, rates: Rates
+) -> tuple[list[Connection], str | None]:
+    """Return one page of connections in the query's order, and the cursor of the next one.
+
+    Under an order that changes, such as by rate, a connection can be on two pages or on none.
+
+    Raises:
+      AddressError: if the query's cursor is not one of this order.
+    """
+    position = _position_by(query.sort, rates)
+    order = query.order or ("asc" if query.sort in _ASCENDING else "desc")
+    descending = order == "desc"
+    placed: Iterable[tuple[_Position, Connection]] = ((position(c), c) for c in connections)
+    if query.after is not None:
+        last = _read_cursor(query.after, query.sort)
+        placed = [pair for pair in placed if (pair[0] < last if descending else pair[0] > last)]
+    first = nlargest if descending else nsmallest
+    best = first(query.limit + 1, placed, key=lambda pair: pair[0])
+    shown = best[: query.limit]
+    more = len(best) > query.limit
+    return [live for _, live in shown], _write_cursor(shown[-1][0]) if more else None
+
+
+def _position_by(sort: SortKey, rates: Rates) -> Callable[[Connection], _Position]:
+    values: dict[str, Callable[[Connection], Any]] = {
+        "id": lambda live: live.number,
+        "route": lambda live: live.route.name,
+        "client": lambda live: live.client,
+        "target": lambda live: str(live.target),
+        "age": lambda live: -live.opened,
+        "idle": lambda live: live.idle_seconds,
+        "dial": lambda live: live.dial_seconds or 0.0,
+        "bytes": lambda live: live.upstream_bytes + live.downstream_bytes,
+        "upstream_bytes": lambda live: live.upstream_bytes,
+        "downstream_bytes": lambda live: live.downstream_bytes,
+        "rate": lambda live: sum(rates.of(live)),
+        "upstream_rate": lambda live: rates.of(live)[0],
+        "downstream_rate": lambda live: rates.of(live)[1],
+    }
+    value = values[sort]
+    return lambda live: (value(live), live.number)
+
+
+def _write_cursor(position: _Position) -> str:
+    return json.dumps(position)
+
+
+def _read_cursor(text: str, sort: SortKey) -> _Position:
+    kind = str if sort in _TEXTS else int | float
+    try:
+        value, number = json.loads(text)
+        if isinstance(value, kind) and isinstance(number, int):
+            return value, number
+    except (ValueError, TypeError, RecursionError):
+        pass
+    raise AddressError(f"{text!r} is not the next of a page sorted by {sort}")
