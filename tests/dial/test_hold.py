@@ -1,4 +1,4 @@
-"""The held of the clients that wait for a target: who is next, and who has left."""
+"""Held clients: their order, and the test whether one has left."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def dialer() -> Dialer:
 
 
 def leaves(client: socket.socket) -> bool:
-    """Whether a client has left, asked as the held does."""
+    """Return whether a client has left, as `HeldClients` finds out."""
     poll = select.poll()
     poll.register(client, select.POLLRDHUP)
     return any(has_left(client, events) for _, events in poll.poll(0))
 
 
 def comes_to_be(condition: Callable[[], bool]) -> bool:
-    """Whether it is so within a second: what a socket's other end does takes a moment."""
+    """Return whether a condition holds within a second: a socket's other end needs a moment."""
     deadline = trio.current_time() + 1
     while not condition():
         if trio.current_time() > deadline:
@@ -48,11 +48,11 @@ def comes_to_be(condition: Callable[[], bool]) -> bool:
     return True
 
 
-# --- who has left -------------------------------------------------------------------------
+# --- clients that leave -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-async def test_a_client_that_says_nothing_is_there(family: str) -> None:
+async def test_a_silent_client_has_not_left(family: str) -> None:
     near, far = PAIRS[family]()
     with near, far:
         assert not leaves(far)
@@ -67,7 +67,7 @@ async def test_a_client_that_closes_has_left(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-async def test_a_client_that_has_sent_its_request_and_ended_its_side_is_there(family: str) -> None:
+async def test_a_client_that_half_closes_after_its_request_has_not_left(family: str) -> None:
     near, far = PAIRS[family]()
     with near, far:
         near.send(b"request")
@@ -76,11 +76,11 @@ async def test_a_client_that_has_sent_its_request_and_ended_its_side_is_there(fa
         poll.register(far, select.POLLRDHUP)
         assert poll.poll(1000)
         assert not leaves(far)
-        assert far.recv(100) == b"request"  # nothing of it was taken
+        assert far.recv(100) == b"request"  # no byte of it was read
 
 
 @pytest.mark.parametrize("family", ["unix", pytest.param("vsock", marks=pytest.mark.vsock)])
-async def test_a_client_that_closes_behind_its_request_has_left(family: str) -> None:
+async def test_a_client_that_closes_after_its_request_has_left(family: str) -> None:
     near, far = PAIRS[family]()
     with far:
         near.send(b"request")
@@ -89,7 +89,7 @@ async def test_a_client_that_closes_behind_its_request_has_left(family: str) -> 
 
 
 @pytest.mark.parametrize("family", ["unix", pytest.param("vsock", marks=pytest.mark.vsock)])
-async def test_a_client_that_only_listens_from_the_start_is_there(family: str) -> None:
+async def test_a_client_that_half_closes_before_any_byte_has_not_left(family: str) -> None:
     near, far = PAIRS[family]()
     with near, far:
         near.shutdown(socket.SHUT_WR)
@@ -99,7 +99,7 @@ async def test_a_client_that_only_listens_from_the_start_is_there(family: str) -
         assert near.recv(100) == b"banner"
 
 
-async def test_a_tcp_client_that_resets_has_left_whatever_it_sent() -> None:
+async def test_a_tcp_client_that_resets_has_left() -> None:
     near, far = PAIRS["tcp"]()
     with far:
         near.send(b"request")
@@ -107,11 +107,11 @@ async def test_a_tcp_client_that_resets_has_left_whatever_it_sent() -> None:
         assert comes_to_be(lambda: leaves(far))
 
 
-# --- who is next --------------------------------------------------------------------------
+# --- the order of clients ---------------------------------------------------------------
 
 
 class Crowd:
-    """Clients in a held, and what became of each."""
+    """Held clients, and the outcome of each."""
 
     def __init__(self, held: HeldClients, clients: list[socket.socket]) -> None:
         self.held = held
@@ -140,7 +140,7 @@ def reached(dialer: Dialer) -> tuple[Reached, socket.socket]:
     return Reached(near, dialer, None), far
 
 
-async def test_targets_go_to_clients_in_the_order_in_which_they_came(
+async def test_sockets_go_to_held_clients_in_the_order_of_arrival(
     clients: list[socket.socket], dialer: Dialer
 ) -> None:
     held = HeldClients()
@@ -159,7 +159,7 @@ async def test_targets_go_to_clients_in_the_order_in_which_they_came(
     assert len(held) == 0
 
 
-async def test_a_target_for_which_nobody_waits_is_closed(dialer: Dialer) -> None:
+async def test_a_socket_without_a_held_client_is_closed(dialer: Dialer) -> None:
     with no_descriptor_left_over():
         one, far = reached(dialer)
         HeldClients().hand_over(one)
@@ -167,7 +167,7 @@ async def test_a_target_for_which_nobody_waits_is_closed(dialer: Dialer) -> None
         far.close()
 
 
-async def test_a_target_for_a_client_that_is_cancelled_meanwhile_is_closed(
+async def test_a_socket_for_a_cancelled_client_is_closed(
     clients: list[socket.socket], dialer: Dialer
 ) -> None:
     held = HeldClients()
@@ -183,7 +183,7 @@ async def test_a_target_for_a_client_that_is_cancelled_meanwhile_is_closed(
     far.close()
 
 
-async def test_a_client_whose_time_is_over_while_it_is_called_has_its_target(
+async def test_a_client_released_at_its_deadline_gets_its_socket_or_a_timeout(
     clients: list[socket.socket], dialer: Dialer, autojump_clock: trio.testing.MockClock
 ) -> None:
     held = HeldClients()
@@ -210,10 +210,10 @@ STEPS = st.lists(
 
 @given(STEPS)
 @settings(max_examples=150, deadline=None)
-def test_every_target_is_somebodys_or_closed_whatever_happens(
+def test_no_socket_is_lost_or_shared_in_any_order_of_events(
     steps: list[tuple[str, int]],
 ) -> None:
-    """Enter, be cancelled, be called, in any order: no socket is lost, none is shared."""
+    """Hold, cancel and hand over in any order."""
     with no_descriptor_left_over(), ExitStack() as stack:
         pairs = [socket.socketpair() for _ in range(4)]
         for pair in pairs:
