@@ -1,7 +1,7 @@
 """One connection of a route: its identity, age, ports and counters.
 
-Owns: `Connection`. `stats` keeps the table of open connections; the relay fills one in, and the
-pump moves its counters.
+Owns: `Connection`, and `VsockConnection`, its counterpart for programs. `stats` keeps the table
+of open connections; the relay fills one in, and the pump moves its counters.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
-from typing import Any
+from typing import Any, Self
 
 import trio
 
@@ -210,3 +210,51 @@ class Connection(Meter):
             f"<Connection {self} route={self.route.name!r}"
             f" upstream={self.upstream_bytes} downstream={self.downstream_bytes}>"
         )
+
+
+class VsockConnection:
+    """A connection to a vsock port, as Apple's VZVirtioSocketConnection has it.
+
+    It owns its socket: close it, or use it as a context manager.
+    """
+
+    __slots__ = ("_endpoint", "_sock", "source_port")
+
+    def __init__(self, sock: socket.socket, endpoint: VsockEndpoint) -> None:
+        """Take over a socket connected to ``endpoint``."""
+        self._sock = sock
+        self._endpoint = endpoint
+        self.source_port: int = sock.getsockname()[1]
+
+    @property
+    def destination_port(self) -> int:
+        """Return the port that it is connected to."""
+        return self._endpoint.port
+
+    @property
+    def file_descriptor(self) -> int:
+        """Return the descriptor of the socket; -1 once it is closed."""
+        return self._sock.fileno()
+
+    def duplicate(self) -> socket.socket:
+        """Return a duplicate of the socket, which the caller owns.
+
+        Raises OSError (EBADF) once the connection is closed.
+        """
+        return self._sock.dup()
+
+    def close(self) -> None:
+        """Close the socket; a closed connection stays as it is."""
+        self._sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __str__(self) -> str:
+        return f"port {self.source_port} -> {self._endpoint}"
+
+    def __repr__(self) -> str:
+        return f"<VsockConnection {self} file_descriptor={self.file_descriptor}>"

@@ -44,6 +44,7 @@ from vsockproxy.address.sockaddr import (
 )
 from vsockproxy.config.destination import Destinations
 from vsockproxy.config.settings import Policy
+from vsockproxy.connection import VsockConnection
 from vsockproxy.dial import mux, vsock
 from vsockproxy.dial.sockopt import Options, apply, target_options
 from vsockproxy.errors import AddressError, DialError, dial_error
@@ -144,15 +145,31 @@ async def open_vsock_stream(
 ) -> trio.SocketStream:
     """Return a trio stream to a vsock port; ``timeout`` is in seconds.
 
-    ``to_host`` as in `VsockEndpoint`.  Raises `DialError`, and `AddressError` for numbers
-    beyond 32 bits and for ANY.
+    ``to_host`` as in `VsockEndpoint`. Raises `DialError`, and `AddressError` for numbers beyond
+    32 bits and for ANY.
     """
+    sock, _ = await _dial_port(cid, port, to_host, timeout)
+    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+
+async def open_vsock_connection(
+    cid: int, port: int, *, to_host: bool = False, timeout: float = 5.0
+) -> VsockConnection:
+    """Return a connection to a vsock port, which the caller owns; else as `open_vsock_stream`.
+
+    Its socket is non-blocking.
+    """
+    return VsockConnection(*await _dial_port(cid, port, to_host, timeout))
+
+
+async def _dial_port(
+    cid: int, port: int, to_host: bool, timeout: float
+) -> tuple[socket.socket, VsockEndpoint]:
     await trio.lowlevel.checkpoint()
     endpoint = VsockEndpoint(cid, port, to_host)
     if CID_ANY in (endpoint.cid, endpoint.port):
         raise AddressError(f"cannot dial {endpoint}: name one CID and one port, not any")
-    sock = await dial(endpoint, timeout)
-    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+    return await dial(endpoint, timeout), endpoint
 
 
 async def _open(family: int, connect: Connect, options: Options = PLAIN) -> socket.socket:
