@@ -1,4 +1,4 @@
-"""Limits: who waits, who is turned away, and that room is used as soon as there is some."""
+"""Limits: clients queued or rejected, and free room used immediately."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vsockproxy.config.settings import Limits, Policy
 
 @pytest.fixture(autouse=True)
 def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits is woken: the look after a second must not hide that somebody was forgotten."""
+    """Disable the look after a second, which would hide an acceptor that was not woken."""
     monkeypatch.setattr(gate_module, "_PAUSE", 3600.0)
 
 
@@ -136,7 +136,7 @@ async def test_routes_share_limits_max_connections_and_its_free_room() -> None:
 
 
 async def test_room_that_one_route_cannot_use_goes_to_another() -> None:
-    """The route that is woken has reached its own limit meanwhile."""
+    """The woken route has reached its own limit meanwhile."""
     admission = Admission(Limits(max_connections=2))
     async with (
         serving(Policy(), admission=admission) as narrow,
@@ -240,7 +240,7 @@ async def test_clients_of_a_unix_socket_are_counted_by_their_user(tmp_path: Path
 
 @contextmanager
 def at_most(connections: int) -> Iterator[None]:
-    """Lower the limit of descriptors, so that there is room for so many connections."""
+    """Lower the limit of descriptors to room for a number of connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = descriptors.count_open() + 2 * connections
     largest = next(n for n in range(wanted, 4096) if n - descriptors.reserve(n) == wanted)
@@ -252,7 +252,7 @@ def at_most(connections: int) -> Iterator[None]:
 
 
 async def test_clients_are_queued_before_the_descriptor_table_is_full() -> None:
-    """The clients and the target are in this process too, so each connection has four."""
+    """Clients and target are in this process too: a connection has four descriptors."""
     admission = Admission()
     async with serving(Policy(), admission=admission) as route:
         with at_most(30):
@@ -392,7 +392,7 @@ async def test_a_reloaded_max_lifetime_holds_for_new_connections_alone() -> None
 
 
 def names(route: Served) -> set[str]:
-    """The events that a route has logged."""
+    """Return the events that a route has logged."""
     return {str(call.args[0]) for call in route.log.calls}
 
 

@@ -47,7 +47,7 @@ async def connect(route: Served) -> trio.SocketStream:
 
 
 async def exchange(route: Served) -> bytes:
-    """What comes back for one byte; nothing for a guest that is refused."""
+    """Return the echo of one byte; nothing for a rejected guest."""
     async with await connect(route) as client:
         try:
             await client.send_all(b"x")

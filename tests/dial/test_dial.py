@@ -1,4 +1,4 @@
-"""Sockets: what a dial and a listen give, what they say when they cannot, and what they leave."""
+"""Dials: the connected socket, the error of a failed dial, and no descriptor left over."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SHORT = 0.05
 
 
 async def fails(endpoint: Dialable, timeout: float = TIMEOUT) -> DialError:
-    """The error of a dial that must fail, and leave no descriptor."""
+    """Return the error of a dial that must fail and leave no descriptor."""
     with no_descriptor_left_over(), pytest.raises(DialError) as caught:
         await dial(endpoint, timeout)
     assert caught.value.endpoint == endpoint
@@ -93,7 +93,7 @@ async def test_a_dial_of_localhost_falls_back_to_ipv6() -> None:
 
 
 async def test_a_loopback_dial_is_no_checkpoint() -> None:
-    """Cancelled beforehand, it still succeeds: there was no checkpoint."""
+    """A cancelled scope does not stop it: it has no checkpoint."""
     with socket.create_server(("127.0.0.1", 0)) as server, trio.CancelScope() as scope:
         scope.cancel()
         (await dial(TcpEndpoint("127.0.0.1", server.getsockname()[1]), TIMEOUT)).close()
@@ -385,7 +385,7 @@ async def sleeps_forever(*_arguments: object, **_keywords: object) -> None:
 
 
 def resolves_to(monkeypatch: pytest.MonkeyPatch, addresses: list[tuple[str, int]]) -> None:
-    """Have every name stand for these addresses."""
+    """Let every name resolve to these addresses."""
 
     async def answer(*_arguments: object, **_keywords: object) -> list[tuple[object, ...]]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]

@@ -35,13 +35,13 @@ SHORT = 0.05
 
 @pytest.fixture(autouse=True)
 def nothing_stays_open() -> Iterator[None]:
-    """Neither the dial's sockets nor, once it has ended, the server's."""
+    """Assert that neither the dial nor the server leaves a descriptor."""
     with no_descriptor_left_over():
         yield
 
 
 async def fails(path: Path, port: int, timeout: float = TIMEOUT) -> DialError:
-    """The error of a dial that must fail."""
+    """Return the error of a dial that must fail."""
     with pytest.raises(DialError) as caught:
         await dial(MuxEndpoint(str(path), port), timeout)
     return caught.value
@@ -124,7 +124,7 @@ async def test_a_guest_that_does_not_answer_times_out(tmp_path: Path) -> None:
 
 
 async def test_handshake_timeout_ends_a_dial_before_connect_timeout(tmp_path: Path) -> None:
-    """Or a guest that is not up would keep its client for all of connect_timeout."""
+    """Without it, a guest that is not up would hold its client for connect_timeout."""
     async with mux_server(tmp_path / "v", {80: hold}, answers_nothing) as server:
         with trio.fail_after(TIMEOUT / 2), pytest.raises(DialError) as caught:
             await dial(MuxEndpoint(str(server.path), 80), TIMEOUT, handshake_timeout=SHORT)

@@ -1,4 +1,4 @@
-"""The CONNECT/OK handshake: what is a line, what is not, and that no chunking matters."""
+"""The CONNECT/OK handshake: valid and invalid lines, in any chunking."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +21,7 @@ ports = st.integers(0, 0xFFFFFFFF)
 
 
 def read_line(stream: bytes, sizes: list[int]) -> tuple[bytes, bytes]:
-    """Read one line as `transport` does, each peek seeing what ``sizes`` says has come."""
+    """Read one line as `dial` does; ``sizes`` are the bytes that each peek sees."""
     reader, taken = LineReader(), 0
     for size in [*sizes, *[1] * len(stream)]:
         if reader.done or taken == len(stream):

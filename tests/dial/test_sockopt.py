@@ -1,4 +1,4 @@
-"""Socket options: which are set, where, and that the defaults cost no system call."""
+"""Socket options of listeners and targets, and their cost in system calls."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TCP = socket.IPPROTO_TCP
 
 
 def options_of(sock: socket.socket) -> dict[str, int]:
-    """What a TCP socket does, in the words of the configuration."""
+    """Return a TCP socket's options under the configuration's names."""
     return {
         "nodelay": sock.getsockopt(TCP, socket.TCP_NODELAY),
         "keepalive": sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
@@ -46,7 +46,7 @@ def options_of(sock: socket.socket) -> dict[str, int]:
 
 
 def accepted(policy: Policy) -> dict[str, int]:
-    """The options of a client's socket, which has them of its listener."""
+    """Return the options of a client's socket, inherited from its listener."""
     [listener] = listen(TcpEndpoint("127.0.0.1", 0), 16, {}, policy)
     with listener.sock, socket.create_connection(listener.sock.getsockname()):
         listener.sock.settimeout(TIMEOUT)
@@ -56,7 +56,7 @@ def accepted(policy: Policy) -> dict[str, int]:
 
 
 async def dialled(policy: Policy) -> dict[str, int]:
-    """The options of a target's socket."""
+    """Return the options of a target's socket."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = TcpEndpoint("127.0.0.1", server.getsockname()[1])
         with await dial(endpoint, TIMEOUT, options=target_options(policy)) as sock:

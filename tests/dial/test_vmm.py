@@ -1,4 +1,4 @@
-"""Routes to a guest behind a VMM's socket, with everything that VMMs do to their clients."""
+"""Routes to a guest behind a VMM's socket, with the quirks of VMMs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CAPACITY = 1023  # Firecracker's and Cloud Hypervisor's
 
 
 async def question_and_answer(stream: trio.SocketStream) -> None:
-    """A guest's service that answers a line without waiting for an end, and then leaves."""
+    """Answer a line without waiting for a FIN, and close."""
     question = b""
     while not question.endswith(b"\n"):
         question += await stream.receive_some()
@@ -40,7 +40,7 @@ async def behind(
     policy: Policy = Policy(),  # noqa: B008 - it is frozen
     **quirks: object,
 ) -> AsyncIterator[tuple[Vmm, Served]]:
-    """A VMM that runs, and a route to its guest's port 80."""
+    """Run a VMM, and a route to its guest's port 80."""
     vmm = Vmm(folder / "v.sock", services, **quirks)  # type: ignore[arg-type] # by name
     async with (
         vmm.running(),
@@ -50,7 +50,7 @@ async def behind(
 
 
 async def test_bytes_of_a_client_are_sent_after_the_ok(tmp_path: Path) -> None:
-    """A VMM drops a request in two pieces, or loses what stands behind it."""
+    """A VMM drops a request in two pieces, or loses the bytes after it."""
     async with behind(tmp_path, {PORT: question_and_answer}) as (vmm, route):
         assert await route.exchange(b"hello\n") == b"answer to hello\n"
     assert vmm.requests == [b"CONNECT 80\n"]
@@ -125,7 +125,7 @@ async def test_a_full_vmm_is_a_refusal(tmp_path: Path) -> None:
 
 
 async def test_a_vmm_restart_ends_connections_and_the_next_client_is_served(tmp_path: Path) -> None:
-    """A snapshot's restore looks the same: all is closed, the path gone and back."""
+    """A snapshot's restore looks the same: connections close, the path goes and returns."""
     vmm = Vmm(tmp_path / "v", {PORT: echo})
     async with serving(Policy(), dial_to=MuxEndpoint(str(vmm.path), PORT)) as route:
         async with AsyncExitStack() as clients:

@@ -1,4 +1,4 @@
-"""One dial looked at closely: steps, words, remedies, and the wait for a guest."""
+"""Probes: steps, sentences, remedies, and the wait for a guest."""
 
 import json
 import socket
@@ -117,7 +117,7 @@ async def test_bytes_to_send_add_an_answer_step(tmp_path: Path) -> None:
 
 
 async def test_a_socket_that_closes_immediately_is_not_reached(tmp_path: Path) -> None:
-    """So do VMMs of one socket a port: they take every connection."""
+    """VMMs with one socket for each port do so: they accept every connection."""
     with unix_listener(tmp_path / "port-80") as sock:
         sock.setblocking(False)
 

@@ -1,4 +1,4 @@
-"""PROXY headers on routes: told to targets, believed of those who are trusted."""
+"""PROXY headers on routes: sent to targets, and accepted from trusted peers."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ async def test_slow_headers_count_towards_the_limit() -> None:
 
 
 async def named(route: Served, source: str) -> trio.SocketStream:
-    """A client that says by its header that it comes from ``source``."""
+    """Connect a client whose header has the address ``source``."""
     client = route.connect()
     end = InetAddress(ip_address(source), 1)
     await client.send_all(build_header("v2", Header(end, end)) + b"x")

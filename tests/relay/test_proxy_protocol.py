@@ -1,4 +1,4 @@
-"""The PROXY protocol: what is written can be read, and what is not the protocol is refused."""
+"""The PROXY protocol: headers round-trip, and invalid ones are malformed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def block(command: int, transport: int, body: bytes) -> bytes:
 
 
 def read(stream: bytes, sizes: list[int]) -> tuple[bytes, bytes]:
-    """Read one header as `preamble` does, each peek seeing what ``sizes`` says has come."""
+    """Read one header as `preamble` does; ``sizes`` are the bytes that each peek sees."""
     reader, taken = HeaderReader(), 0
     for size in [*sizes, *[1] * len(stream)]:
         if reader.done or taken == len(stream):

@@ -1,4 +1,4 @@
-"""One connection as an operator sees it: what it does now, and its end on demand."""
+"""One connection for an operator: its state, and its end on demand."""
 
 from __future__ import annotations
 
