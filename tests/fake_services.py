@@ -1,4 +1,4 @@
-"""The other ends of the proxy's sockets, for tests: they speak real bytes over real sockets."""
+"""Services, VMMs' sockets and listeners for tests, over real sockets."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from vsockproxy.dial.dial import dial
 from vsockproxy.listen.bind import ListeningSocket, listen
 
 Service = Callable[[trio.SocketStream], Awaitable[None]]
-"""What answers on a port; the stream is closed when it returns."""
+"""Serve one client of a port; the stream is closed afterwards."""
 
 Answer = Callable[[trio.SocketStream, int], Awaitable[bool]]
-"""Answers CONNECT; whether the port's service runs after that."""
+"""Answer CONNECT; return whether the port's service runs next."""
 
 ORDINARY_USER = 65534
-"""Debian's nobody, as whom root tries what root may not be refused."""
+"""Debian's user nobody, for tests of permissions that root always has."""
 
 HOST_PORT = 1 << 30
 """The number of the first OK of a real VMM."""
 
 
 async def echo(stream: trio.SocketStream) -> None:
-    """Send everything back, and end when the client has ended."""
+    """Send every byte back, and end at the client's FIN."""
     async for piece in stream:
         await stream.send_all(piece)
     await stream.send_eof()
 
 
 def says(data: bytes) -> Service:
-    """A service that sends ``data`` unasked, and ends."""
+    """Return a service that sends ``data`` and ends."""
 
     async def service(stream: trio.SocketStream) -> None:
         await stream.send_all(data)
@@ -50,12 +50,12 @@ def says(data: bytes) -> Service:
 
 
 async def hold(stream: trio.SocketStream) -> None:
-    """A service that never says anything nor ends."""
+    """Serve without a byte and without an end."""
     await trio.sleep_forever()
 
 
 def answers(*pieces: bytes) -> Answer:
-    """Answers CONNECT with these pieces, each sent once the piece before has been read."""
+    """Answer CONNECT with these pieces, each sent once the one before has been read."""
 
     async def answer(stream: trio.SocketStream, port: int) -> bool:
         for piece in pieces:
@@ -67,13 +67,13 @@ def answers(*pieces: bytes) -> Answer:
 
 
 async def answers_ok(stream: trio.SocketStream, port: int) -> bool:
-    """The answer of a VMM whose guest listens."""
+    """Answer as a VMM whose guest listens."""
     await stream.send_all(mux.ok_reply(HOST_PORT))
     return True
 
 
 async def answers_nothing(stream: trio.SocketStream, port: int) -> bool:
-    """The answer of a VMM whose guest is not up: none, with the connection kept."""
+    """Answer as a VMM whose guest is not up: nothing, and the connection stays open."""
     await trio.sleep_forever()
     return False
 
@@ -95,7 +95,7 @@ class MuxServer:
         self._answer = answer
 
     async def serve_connection(self, stream: trio.SocketStream) -> None:
-        """Serve one client until its end, however that comes."""
+        """Serve one client until its end."""
         async with stream:
             try:
                 await self._serve(stream)
@@ -116,7 +116,7 @@ class MuxServer:
 async def mux_server(
     path: Path, services: Mapping[int, Service], answer: Answer = answers_ok
 ) -> AsyncIterator[MuxServer]:
-    """A `MuxServer` that listens at ``path`` while the block runs."""
+    """Run a `MuxServer` at ``path`` while the block runs."""
     server = MuxServer(path, services, answer)
     with unix_listener(path) as sock:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
@@ -127,7 +127,7 @@ async def mux_server(
 
 
 def has_ipv6() -> bool:
-    """Whether this machine has ::1, which containers often have not."""
+    """Return whether this machine has ::1; many containers do not."""
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
@@ -142,7 +142,7 @@ needs_ipv6 = pytest.mark.skipif(
 
 @contextmanager
 def unix_listener(path: Path, backlog: int = 64) -> Iterator[socket.socket]:
-    """A listening Unix socket whose file goes with it; nobody accepts unless the test does."""
+    """Listen at a Unix socket, and remove its file afterwards; the test itself accepts."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
         sock.listen(backlog)
@@ -154,7 +154,7 @@ def unix_listener(path: Path, backlog: int = 64) -> Iterator[socket.socket]:
 
 @contextmanager
 def full_unix_listener(path: Path) -> Iterator[socket.socket]:
-    """A Unix listener whose backlog is full: accept one client to make room for one."""
+    """Listen at a Unix socket with a full backlog; each accept makes room for a client."""
     with unix_listener(path, 0) as sock, ExitStack() as clients:
         while True:
             client = clients.enter_context(socket.socket(socket.AF_UNIX))
@@ -166,7 +166,7 @@ def full_unix_listener(path: Path) -> Iterator[socket.socket]:
 
 @contextmanager
 def full_tcp_listener() -> Iterator[tuple[str, int]]:
-    """A TCP address that answers no SYN, because its backlog is full."""
+    """Return a TCP address that answers no SYN, because its backlog is full."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as sock, ExitStack() as clients:
         address = sock.getsockname()
         while True:
@@ -179,13 +179,13 @@ def full_tcp_listener() -> Iterator[tuple[str, int]]:
 
 
 def dead_unix_socket(path: Path) -> None:
-    """Leave a socket's file of which the process has ended."""
+    """Leave the file of a closed Unix socket."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
 
 
 def unused_tcp_port() -> int:
-    """A port on 127.0.0.1 where nobody listens."""
+    """Return a port on 127.0.0.1 without a listener."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -193,7 +193,7 @@ def unused_tcp_port() -> int:
 
 @contextmanager
 def no_descriptors_left() -> Iterator[None]:
-    """Lower RLIMIT_NOFILE so far that not one more descriptor can be made."""
+    """Lower RLIMIT_NOFILE until no descriptor can be made."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     probe = os.dup(0)  # the lowest free number
     os.close(probe)
@@ -206,7 +206,7 @@ def no_descriptors_left() -> Iterator[None]:
 
 @contextmanager
 def as_ordinary_user() -> Iterator[None]:
-    """Drop root's power over files and ports for a while; nothing to do for others."""
+    """Drop root's power over files and ports for a block; do nothing for other users."""
     uid = os.geteuid()
     if uid == 0:
         os.seteuid(ORDINARY_USER)
@@ -218,7 +218,7 @@ def as_ordinary_user() -> Iterator[None]:
 
 @contextmanager
 def open_folder() -> Iterator[Path]:
-    """A folder that every user can reach, which pytest's own folders are not."""
+    """Make a folder that every user can reach, unlike pytest's."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -230,7 +230,7 @@ def listening(
     endpoint: TcpEndpoint | UnixEndpoint | MuxEndpoint | FdEndpoint,
     inherited: dict[str, list[socket.socket]] | None = None,
 ) -> Iterator[list[ListeningSocket]]:
-    """Listeners that are closed, and so leave nothing, when the block ends."""
+    """Open listeners, and close them at the end of the block."""
     with no_descriptor_left_over():
         listeners = listen(endpoint, 16, inherited or {})
         try:
@@ -241,7 +241,7 @@ def listening(
 
 
 async def cancelled_while_waiting(endpoint: Dialable) -> None:
-    """Cancel a dial once it waits: nothing may stay open, and no error may hide it."""
+    """Cancel a dial once it waits; assert that it leaves no descriptor and hides no error."""
     with no_descriptor_left_over(), trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(dial, endpoint, 20)

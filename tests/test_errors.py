@@ -1,11 +1,11 @@
-"""What can go wrong, in words: each row of the table is a sentence, each reason is used."""
+"""Errors and their table: every row has a sentence and a remedy, every reason is used."""
 
 import errno
 from typing import get_args
 
 import pytest
 
-from vsockproxy import errors
+from vsockproxy import reasons
 from vsockproxy.address.endpoint import (
     Dialable,
     FdEndpoint,
@@ -19,16 +19,14 @@ from vsockproxy.errors import (
     ConfigError,
     DialError,
     ListenError,
-    Operation,
     Problem,
-    Reason,
     dial_error,
-    explain,
     listen_error,
 )
+from vsockproxy.reasons import Cause, Operation, Reason, explain, remedy_for
 
-# The table itself is private to its module, and this is the one test of all its rows.
-TABLE = errors._TABLE
+# The table is private to its module; this test alone reads all its rows.
+TABLE = reasons._TABLE
 TCP = TcpEndpoint("192.0.2.1", 8080)
 ENDPOINTS: dict[str, ListenEndpoint | Dialable] = {
     "": TCP,
@@ -39,35 +37,39 @@ ENDPOINTS: dict[str, ListenEndpoint | Dialable] = {
     "fd": FdEndpoint("https"),
 }
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
-# Reasons that no errno has: a resolver's answer, and what the table does not know.
-WITHOUT_ERRNO = {"client_left", "too_many_held", "guest", "forbidden", "name", "other"}
+NO_REMEDY = {"client_left"}
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: "-".join(map(str, row)))
-def test_each_row_is_a_sentence_about_its_endpoint(row: tuple[str, str, int]) -> None:
-    operation, kind, code = row
-    reason, sentence = TABLE[row]
-    text = sentence.format(ENDPOINTS[kind])
+def test_each_row_has_a_sentence_and_a_remedy_about_its_endpoint(
+    row: tuple[str, str, Cause],
+) -> None:
+    operation, kind, cause = row
+    reason, sentence, remedy = TABLE[row]
     assert reason in get_args(Reason)
-    assert "{" not in text
-    assert "  " not in text
-    assert len(text.split()) >= 3
-    assert text[-1] not in ".,:; "
+    assert remedy or reason in NO_REMEDY
+    for text in (sentence.format(ENDPOINTS[kind], detail="3 of them"), remedy):
+        text = text.format(ENDPOINTS[kind])  # noqa: PLW2901 - filled in
+        assert "{" not in text
+        assert "  " not in text
+        assert not text or len(text.split()) >= 2
+        assert text[-1:] not in (".", ",", ":", ";", " ")
     assert operation in ("", *OPERATIONS)
-    assert code in errno.errorcode
+    assert isinstance(cause, str) or cause in errno.errorcode
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("kind", sorted(ENDPOINTS))
 def test_every_errno_has_words_for_every_endpoint(operation: Operation, kind: str) -> None:
     for code in errno.errorcode:
-        reason, sentence = explain(operation, ENDPOINTS[kind], code)
+        reason, sentence, remedy = explain(operation, ENDPOINTS[kind], code)
         assert reason in get_args(Reason)
         assert sentence
+        assert remedy
 
 
 def test_every_reason_is_used() -> None:
-    assert {reason for reason, _ in TABLE.values()} | WITHOUT_ERRNO == set(get_args(Reason))
+    assert {row.reason for row in TABLE.values()} | {"other"} == set(get_args(Reason))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_every_reason_is_used() -> None:
         (VsockEndpoint(7, 80), errno.ETIMEDOUT, "timeout", "the guest does not answer"),
         (VsockEndpoint(7, 80), errno.EPERM, "blocked", "seccomp"),
         (VsockEndpoint(7, 80), errno.EAFNOSUPPORT, "blocked", "modprobe vsock"),
-        (MuxEndpoint("/v", 80), errno.ENOENT, "not_found", "is the VM running?"),
+        (MuxEndpoint("/v", 80), errno.ENOENT, "not_found", "start the VM"),
         (UnixEndpoint("/v"), errno.EAGAIN, "busy", "backlog"),
         (TCP, errno.ECONNREFUSED, "refused", "nothing listens there"),
         (TCP, errno.EMFILE, "no_descriptors", "LimitNOFILE"),
@@ -90,8 +92,9 @@ def test_a_failed_dial_says_why_and_what_to_do(
     error = dial_error(endpoint, code)
     assert isinstance(error, DialError)
     assert (error.operation, error.reason, error.errno) == ("dial", reason, code)
-    assert words in error.explanation
-    assert str(error) == f"cannot dial {endpoint}: {error.explanation} [{errno.errorcode[code]}]"
+    assert words in f"{error.explanation}; {error.remedy}"
+    assert error.summary == f"cannot dial {endpoint}: {error.explanation} [{errno.errorcode[code]}]"
+    assert str(error) == f"{error.summary}; {error.remedy}"
 
 
 @pytest.mark.parametrize(
@@ -111,6 +114,14 @@ def test_a_failed_listener_says_why_and_what_to_do(
     assert isinstance(error, ListenError)
     assert (error.operation, error.reason, error.errno) == ("listen", reason, code)
     assert words in str(error)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "vsock", "unix", "vsock-mux"])
+def test_every_reason_has_a_remedy_for_every_kind_of_target(kind: str) -> None:
+    for reason in set(get_args(Reason)) - NO_REMEDY:
+        text = remedy_for("dial", ENDPOINTS[kind], reason)
+        assert text
+        assert "{" not in text
 
 
 def test_an_errno_that_the_table_does_not_know_keeps_the_systems_words() -> None:

@@ -15,14 +15,15 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from tests.admin.fake_daemon import FakeDaemon
 from vsockproxy import __version__
 from vsockproxy.address.endpoint import TcpEndpoint, VsockEndpoint
-from vsockproxy.admit.admission import REASONS, Admission, QueueReason, RejectReason
+from vsockproxy.admit.admission import Admission
+from vsockproxy.admit.gate import REASONS, QueueReason, RejectReason
 from vsockproxy.config.guest import Cid, CidFile, Guest
 from vsockproxy.config.settings import Limits, Policy, Route
 from vsockproxy.connection import Connection
-from vsockproxy.errors import Reason
 from vsockproxy.guests.directory import Guests
 from vsockproxy.metrics import MetricsCollector, make_registry
 from vsockproxy.pump.transfer import EndReason
+from vsockproxy.reasons import Reason
 from vsockproxy.stats import CONNECTION_BOUNDS, DIAL_BOUNDS, RouteStats, TargetState
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "metrics.md"

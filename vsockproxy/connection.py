@@ -1,6 +1,7 @@
-"""One live connection, as an operator and a program see it: identity, age, ports, counters.
+"""One connection of a route: its identity, age, ports and counters.
 
-`stats` keeps the table of them; the relay fills one in, and the pump moves its counters.
+Owns: `Connection`, and `VsockConnection`, its counterpart for programs. `stats` keeps the table
+of open connections; the relay fills one in, and the pump moves its counters.
 """
 
 from __future__ import annotations
@@ -8,9 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
+
+import trio
 
 from vsockproxy.address.endpoint import (
     AF_VSOCK,
@@ -23,26 +27,31 @@ from vsockproxy.address.sockaddr import address_of, peer_name
 from vsockproxy.config.settings import Route
 from vsockproxy.pump.transfer import EndReason, Meter
 
-if TYPE_CHECKING:
-    import trio
+
+class EndedError(Exception):
+    """A connection ended before bytes could move; ``reason`` is the reason of its end."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
 
 
 class Connection(Meter):
-    """One live connection of a route: identity, age, and its byte counters.
+    """One connection of a route: its identity, age and byte counters.
 
     Attributes:
       number: unique in this process, ascending.
-      target: where it leads, or is to lead; one of its route's.
-      opened: when it was accepted, in seconds of `time.monotonic`.
-      dial_seconds: how long the dial took; None until the target answered.
-      held_seconds: for how many seconds it was held until a target answered.
-      vmm_port: the number of a vsock-mux's OK, which is for people: VMMs differ in what it is.
-      family, address: where the client is, or where its PROXY header says that it is.
-      destination: family and address that the client wanted, where its header says so.
-      source: under what it is counted, where its route bounds that (`access.Peer.source`).
-      ending: what its end is called if it is cancelled; whoever cancels says so first. "killed"
-        also ends one whose task has not run yet.
-      dialling: ends the dial, while it is under way.
+      target: the target that it is connected to, or is dialled; one of its route's.
+      opened: the time of its accept, in seconds of `time.monotonic`.
+      dial_seconds: the duration of the dial; None until the target answered.
+      held_seconds: for how many seconds the client was held.
+      vmm_port: the number in a vsock-mux's OK; its meaning differs between VMMs.
+      family, address: the client's, or those in its PROXY header.
+      destination: family and address that the client connected to, from its PROXY header.
+      source: the key of the limit per source (`access.Peer.source`), where the route has one.
+      ending: the reason of its end if it is cancelled; set it before cancelling. "killed" also
+        ends a connection whose task has not run yet.
+      dialling: the scope of a wait before bytes move (`cancellable`); None at other times.
     """
 
     __slots__ = (
@@ -79,8 +88,8 @@ class Connection(Meter):
 
     @property
     def address(self) -> Any:
-        """The client's address as the socket module has it."""
-        if isinstance(self._address, bytes):  # read when asked for, as most are never shown
+        """Return the client's address as the socket module has it."""
+        if isinstance(self._address, bytes):  # parsed on demand: most are never shown
             return address_of(self.family, self._address)
         return self._address
 
@@ -90,15 +99,31 @@ class Connection(Meter):
 
     @property
     def client(self) -> str:
-        """The peer's address, for people."""
+        """Return the client's address as text for people."""
         return peer_name(self.family, self.address)
 
     def assign(self, vmm_port: int) -> None:
-        """Note what the VMM called this connection."""
+        """Keep the number that the VMM gave this connection."""
         self.vmm_port = vmm_port
 
+    @contextmanager
+    def cancellable(self) -> Iterator[None]:
+        """Let `end` cancel the block, which waits before bytes move.
+
+        Raises `EndedError` if it was cancelled. A block that completes anyway goes on: check
+        ``ending`` after the last one.
+        """
+        with trio.CancelScope() as scope:
+            self.dialling = scope
+            try:
+                yield
+            finally:
+                self.dialling = None
+        if scope.cancelled_caught:
+            raise EndedError(self.ending)
+
     def end(self, reason: EndReason) -> None:
-        """End it soon, under ``reason``; one that has ended stays as it is."""
+        """End the connection soon, for ``reason``; an ended one stays as it is."""
         self.ending = reason
         if self.dialling is not None:
             self.dialling.cancel()
@@ -107,20 +132,20 @@ class Connection(Meter):
 
     @property
     def idle_seconds(self) -> float:
-        """How long ago a byte last moved, or the connection began."""
+        """Return the seconds since a byte last moved, or since the accept."""
         active = self.running.active() if self.running else 0.0
         return max(0.0, monotonic() - max(active, self.opened))
 
     @property
     def halves(self) -> tuple[bool, bool]:
-        """Whether the way upstream has ended, and the way downstream."""
+        """Return whether the upstream half has ended, and whether the downstream half has."""
         if self.running is None:
             return False, False
         return self.running.upstream_done(), self.running.downstream_done()
 
     @property
     def destination_port(self) -> int | None:
-        """The vsock port that was asked for: the listener's, else the target's; or None."""
+        """Return the vsock port of the listener, else of the target; None without either."""
         for endpoint in (self.route.listen, self.target):
             if isinstance(endpoint, VsockEndpoint | MuxEndpoint | GuestEndpoint):
                 return endpoint.port
@@ -128,10 +153,10 @@ class Connection(Meter):
 
     @property
     def source_port(self) -> int | None:
-        """The vsock port of the side that opened it: the client's, else ours towards the target.
+        """Return the vsock port of the opening side: the client's, else ours at the target.
 
-        Behind a VMM's socket that is what the VMM called it.  None where no side is vsock,
-        nobody tells, or the connection is over.
+        Behind a VMM's socket it is the number that the VMM gave. None where no side is vsock, the
+        port is unknown, or the connection has ended.
         """
         if self.family == AF_VSOCK:
             return int(self.address[1])
@@ -143,18 +168,18 @@ class Connection(Meter):
 
     @property
     def file_descriptor(self) -> int:
-        """The number of its vsock side's descriptor: the client's, else the target's.
+        """Return the descriptor of the vsock side: the client's, else the target's.
 
-        -1 while it is dialled and once it is closed.  The descriptor is the pump's: use
-        `duplicate`.
+        It is -1 while the target is dialled and once the connection is closed. The pump owns the
+        descriptor: read and write through `duplicate`.
         """
         return -1 if self.running is None else self.running.descriptor(not self._came_by_vsock)
 
     def duplicate(self) -> socket.socket:
-        """A duplicate of its vsock side's socket, the caller's to close.
+        """Return a duplicate of the vsock side's socket, which the caller owns.
 
-        Whoever reads or writes there takes from, or adds to, what the relay carries.  Raises
-        OSError, EBADF while there is no such socket.
+        Reading from it takes bytes from the relay, and writing to it adds bytes. Raises OSError
+        (EBADF) while there is no such socket.
         """
         if self.running is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -165,11 +190,11 @@ class Connection(Meter):
         return isinstance(self.route.listen, VsockEndpoint | MuxEndpoint)
 
     def close(self) -> None:
-        """End it both ways, soon; nothing to do for one that has ended."""
+        """End both directions soon; an ended connection stays as it is."""
         self.end("killed")
 
     def names(self) -> dict[str, object]:
-        """Who it is, as the fields of a log line."""
+        """Return the fields that name the connection in a log line."""
         return {
             "number": self.number,
             "route": self.route.name,
@@ -185,3 +210,51 @@ class Connection(Meter):
             f"<Connection {self} route={self.route.name!r}"
             f" upstream={self.upstream_bytes} downstream={self.downstream_bytes}>"
         )
+
+
+class VsockConnection:
+    """A connection to a vsock port, as Apple's VZVirtioSocketConnection has it.
+
+    It owns its socket: close it, or use it as a context manager.
+    """
+
+    __slots__ = ("_endpoint", "_sock", "source_port")
+
+    def __init__(self, sock: socket.socket, endpoint: VsockEndpoint) -> None:
+        """Take over a socket connected to ``endpoint``."""
+        self._sock = sock
+        self._endpoint = endpoint
+        self.source_port: int = sock.getsockname()[1]
+
+    @property
+    def destination_port(self) -> int:
+        """Return the port that it is connected to."""
+        return self._endpoint.port
+
+    @property
+    def file_descriptor(self) -> int:
+        """Return the descriptor of the socket; -1 once it is closed."""
+        return self._sock.fileno()
+
+    def duplicate(self) -> socket.socket:
+        """Return a duplicate of the socket, which the caller owns.
+
+        Raises OSError (EBADF) once the connection is closed.
+        """
+        return self._sock.dup()
+
+    def close(self) -> None:
+        """Close the socket; a closed connection stays as it is."""
+        self._sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __str__(self) -> str:
+        return f"port {self.source_port} -> {self._endpoint}"
+
+    def __repr__(self) -> str:
+        return f"<VsockConnection {self} file_descriptor={self.file_descriptor}>"

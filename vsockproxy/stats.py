@@ -1,8 +1,7 @@
-"""What a route has done, in plain numbers: written by `relay` and `listener`, read by views.
+"""The counters of a route, its live connections, and the states of its targets.
 
-Owns: the counters and the table of live connections.  Nothing here knows Prometheus or
-logging; every write happens in the trio thread, so a reader in that thread sees numbers
-that agree with each other.
+Owns: these numbers, written by the data path and read by views. Knows no Prometheus and no log.
+Every write happens in the trio thread, so a reader in that thread sees consistent numbers.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ CONNECTION_BOUNDS: Final = (0.01, 0.1, 1, 10, 60, 300, 1800, 3600, 14400, 86400)
 
 
 class Histogram:
-    """Counts of observations by upper bound; ``counts`` has one more, for the rest."""
+    """Count observations by upper bound; the last of ``counts`` is for values above all."""
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -56,11 +55,11 @@ class Histogram:
 
 
 RouteState = Literal["listening", "queued", "paused", "draining", "drained"]
-"""What a route does now; ``queued``: a limit keeps clients in its backlog."""
+"""The state of a route; ``queued``: a limit keeps clients in its backlog."""
 
 
 class LastError(NamedTuple):
-    """The last dial that failed: when (seconds of the epoch), its reason, and its sentence."""
+    """The last failed dial of a route: its time (seconds of the epoch), reason and message."""
 
     time: float
     reason: str
@@ -68,41 +67,48 @@ class LastError(NamedTuple):
 
 
 TargetStateName = Literal["unknown", "up", "refused", "down"]
-"""What a target's last answer was: none yet, a connection, that nothing listens, or nothing."""
+"""The state of a target after its last dial: not dialled, connected, refused, or no answer."""
 
 TARGET_STATES: Final[tuple[TargetStateName, ...]] = ("unknown", "up", "refused", "down")
 
 HeldResult = Literal["served", "failed", "left", "timeout", "full"]
-"""How waiting for a guest ended; the label ``result`` of guest_waits_total."""
+"""How holding a client ended; the label ``result`` of held_clients_total."""
 
 
 class TargetState:
-    """What is known of one target of a route.
+    """The state of one target of a route.
 
     Attributes:
-      address: its endpoint.
-      name: its state.
-      since: when it came to that, in seconds of `time.monotonic`.
-      last_error: what was wrong with the last dial that failed, however long ago.
+      address: the target's endpoint.
+      name: the state.
+      since: the time of the last change, in seconds of `time.monotonic`.
+      last_error: the error of the last failed dial, which is kept when the target is up again.
+      failed_at: the time of that dial, in seconds of the epoch.
     """
 
-    __slots__ = ("address", "last_error", "name", "since")
+    __slots__ = ("address", "failed_at", "last_error", "name", "since")
 
     def __init__(self, address: Target) -> None:
         self.address = address
         self.name: TargetStateName = "unknown"
         self.since = monotonic()
         self.last_error: DialError | None = None
+        self.failed_at = 0.0
+
+    def keep_error(self, error: DialError) -> None:
+        """Keep the error of a failed dial, without its traceback."""
+        self.last_error = error.with_context("")
+        self.failed_at = time()
 
     def become(self, name: TargetStateName) -> None:
-        """Note a state; the same one again is no change."""
+        """Change the state, and ``since`` if it differs."""
         if name != self.name:
             self.name = name
             self.since = monotonic()
 
     @property
     def seconds(self) -> float:
-        """How long it has been so."""
+        """Return the seconds since the last change."""
         return monotonic() - self.since
 
 
@@ -110,18 +116,17 @@ class RouteStats:
     """The counters of one route since the daemon started.
 
     Attributes:
-      live: the connections that are open now.
-      connections: how many were ever accepted.
-      closed: how many ended, by reason (`Transfer.reason`, or ``dial_<reason>``).
-      dial_failures: how many dials failed, by `errors.Reason`.
-      accept_errors: how often accept(2) failed.
-      rejected: how many clients were turned away, by `admission.RejectReason`.
-      accept_pauses: how often accepting paused, by `admission.QueueReason`.
-      sources: how many of ``live`` have each `Connection.source`.
-      last_error: the last dial that failed.
-      targets: what is known of each of the route's targets.
-      held: how many clients are held until a target answers.
-      held_results: how many clients were held, by how that ended (`HeldResult`).
+      live: the open connections.
+      connections: accepted clients.
+      closed: ended connections, by reason (`Transfer.reason`, or ``dial_<reason>``).
+      dial_failures: clients whose dial failed, by `reasons.Reason`.
+      accept_errors: failed calls of accept(2).
+      rejected: rejected clients, by `gate.RejectReason`.
+      accept_pauses: pauses of accepting, by `gate.QueueReason`.
+      sources: open connections, by `Connection.source`.
+      targets: the states of the route's targets.
+      held: clients that are held until a target answers.
+      held_results: clients that were held, by result.
     """
 
     __slots__ = (
@@ -135,7 +140,6 @@ class RouteStats:
         "dial_seconds",
         "held",
         "held_results",
-        "last_error",
         "live",
         "rejected",
         "route",
@@ -153,7 +157,6 @@ class RouteStats:
         self.rejected: Counter[str] = Counter()
         self.accept_pauses: Counter[str] = Counter()
         self.sources: dict[str, int] = {}
-        self.last_error: LastError | None = None
         self.targets: list[TargetState] = []
         self.held = 0
         self.held_results: Counter[HeldResult] = Counter()
@@ -161,18 +164,29 @@ class RouteStats:
         self.connection_seconds = Histogram(CONNECTION_BOUNDS)
         self._ended_bytes = (0, 0)
 
-    def dial_failed(self, reason: str, message: str) -> None:
-        """Count a dial that failed, and keep its sentence."""
-        self.dial_failures[reason] += 1
-        self.last_error = LastError(time(), reason, message)
+    @property
+    def last_error(self) -> LastError | None:
+        """Return the last error of any target, or None."""
+        failed = [state for state in self.targets if state.last_error is not None]
+        if not failed:
+            return None
+        state = max(failed, key=lambda state: state.failed_at)
+        assert state.last_error is not None
+        return LastError(state.failed_at, state.last_error.reason, str(state.last_error))
+
+    def keep_error(self, target: Target, error: DialError) -> None:
+        """Keep an error for a target of the route."""
+        for state in self.targets:
+            if state.address == target:
+                state.keep_error(error)
 
     def open(self, connection: Connection) -> None:
-        """Count a connection that was accepted."""
+        """Count an accepted connection."""
         self.live.add(connection)
         self.connections += 1
 
     def count_source(self, connection: Connection, source: str | None) -> None:
-        """Count an open connection under its source until it closes; None is nowhere."""
+        """Count an open connection under a source until it closes; under none if it is None."""
         if connection.source is not None:
             self._forget_source(connection.source)
         connection.source = source
@@ -180,7 +194,7 @@ class RouteStats:
             self.sources[source] = self.sources.get(source, 0) + 1
 
     def close(self, connection: Connection, reason: str) -> None:
-        """Move a connection's numbers to the route's totals; called once for each."""
+        """Add a connection's numbers to the route's totals; call it once for each connection."""
         self.live.remove(connection)
         if connection.source is not None:
             self._forget_source(connection.source)
@@ -199,22 +213,22 @@ class RouteStats:
 
     @property
     def upstream_bytes(self) -> int:
-        """Bytes from clients to the target, those of live connections included."""
+        """Return the bytes from clients to targets, those of open connections included."""
         return self._ended_bytes[0] + sum(c.upstream_bytes for c in self.live)
 
     @property
     def downstream_bytes(self) -> int:
-        """Bytes from the target to clients, those of live connections included."""
+        """Return the bytes from targets to clients, those of open connections included."""
         return self._ended_bytes[1] + sum(c.downstream_bytes for c in self.live)
 
 
 class Reloads:
-    """How the configuration has been reloaded since the daemon started.
+    """The reloads of the configuration since the daemon started.
 
     Attributes:
-      results: how many reloads went through (``success``) and how many did not (``failure``).
-      last_success: when the running configuration was taken, in seconds of the epoch.
-      fingerprint: of the running configuration (`Config.fingerprint`).
+      results: reloads by result, ``success`` or ``failure``.
+      last_success: the time of the last successful load or reload, in seconds of the epoch.
+      fingerprint: the running configuration's (`Config.fingerprint`).
     """
 
     __slots__ = ("fingerprint", "last_success", "results")
@@ -225,11 +239,11 @@ class Reloads:
         self.last_success = time()
 
     def succeeded(self, config: Config) -> None:
-        """Count a reload that brought ``config``."""
+        """Count a successful reload to ``config``."""
         self.results["success"] += 1
         self.fingerprint = config.fingerprint
         self.last_success = time()
 
     def failed(self) -> None:
-        """Count a reload that changed nothing."""
+        """Count a failed reload."""
         self.results["failure"] += 1

@@ -1,4 +1,4 @@
-"""Limits: who waits, who is turned away, and that room is used as soon as there is some."""
+"""Limits: clients queued or rejected, and free room used immediately."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from trio.testing import MockClock
 from tests.fake_services import hold
 from tests.listen.running_route import PATIENCE, Served, serving, unix_at
 from tests.sockets import ends_by_reset
-from vsockproxy.admit import admission as admission_module
 from vsockproxy.admit import descriptors
+from vsockproxy.admit import gate as gate_module
 from vsockproxy.admit.admission import Admission
 from vsockproxy.config.settings import Limits, Policy
 
 
 @pytest.fixture(autouse=True)
 def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits is woken: the look after a second must not hide that somebody was forgotten."""
-    monkeypatch.setattr(admission_module, "_LOOK_AGAIN", 3600.0)
+    """Disable the look after a second, which would hide an acceptor that was not woken."""
+    monkeypatch.setattr(gate_module, "_PAUSE", 3600.0)
 
 
 # ---- max_connections ----
 
 
-async def test_clients_over_the_limit_wait_until_one_ends() -> None:
+async def test_clients_over_max_connections_are_queued_until_one_ends() -> None:
     async with serving(Policy(max_connections=2)) as route:
         first, second = await route.live(), await route.live()
         third = route.connect()
@@ -46,7 +46,7 @@ async def test_clients_over_the_limit_wait_until_one_ends() -> None:
         await third.aclose()
 
 
-async def test_many_clients_at_once_all_get_their_turn() -> None:
+async def test_many_queued_clients_are_all_served() -> None:
     async with serving(Policy(max_connections=3)) as route:
 
         async def client() -> None:
@@ -61,7 +61,7 @@ async def test_many_clients_at_once_all_get_their_turn() -> None:
         assert route.stats.accept_pauses["max_connections"]
 
 
-async def test_clients_over_the_limit_are_reset_where_the_route_says_so() -> None:
+async def test_over_limit_reject_resets_clients_over_max_connections() -> None:
     async with serving(Policy(max_connections=1, over_limit="reject")) as route:
         first = await route.live()
         assert await ends_by_reset(route.connect())
@@ -72,7 +72,7 @@ async def test_clients_over_the_limit_are_reset_where_the_route_says_so() -> Non
         assert await route.exchange(b"x") == b"x"
 
 
-async def test_a_reload_that_raises_the_limit_lets_the_waiting_in() -> None:
+async def test_a_reload_that_raises_max_connections_admits_queued_clients() -> None:
     async with (
         serving(Policy(max_connections=1)) as route,
         await route.live(),
@@ -85,14 +85,14 @@ async def test_a_reload_that_raises_the_limit_lets_the_waiting_in() -> None:
             assert await second.receive_some() == b"x"
 
 
-async def test_a_reload_counts_the_connections_that_were_there_before() -> None:
+async def test_a_reloaded_max_connections_counts_open_connections() -> None:
     async with serving(Policy()) as route, await route.live(), await route.live():
         route.reconfigure(Policy(max_connections=2, over_limit="reject"))
         assert await ends_by_reset(route.connect())
         await route.rejected("max_connections")
 
 
-async def test_stopping_does_not_wait_for_clients_that_wait() -> None:
+async def test_a_drain_does_not_wait_for_queued_clients() -> None:
     async with (
         serving(Policy(max_connections=1, drain_timeout=0.0)) as route,
         await route.live(),
@@ -107,7 +107,7 @@ async def test_stopping_does_not_wait_for_clients_that_wait() -> None:
 # ---- the limit of all routes ----
 
 
-async def test_routes_share_a_limit_and_pass_its_room_on() -> None:
+async def test_routes_share_limits_max_connections_and_its_free_room() -> None:
     admission = Admission(Limits(max_connections=2))
     async with (
         serving(Policy(), admission=admission) as one,
@@ -135,8 +135,8 @@ async def test_routes_share_a_limit_and_pass_its_room_on() -> None:
         assert admission.is_open
 
 
-async def test_room_that_one_route_cannot_use_goes_to_the_other() -> None:
-    """The route that is woken has reached its own limit meanwhile."""
+async def test_room_that_one_route_cannot_use_goes_to_another() -> None:
+    """The woken route has reached its own limit meanwhile."""
     admission = Admission(Limits(max_connections=2))
     async with (
         serving(Policy(), admission=admission) as narrow,
@@ -154,7 +154,7 @@ async def test_room_that_one_route_cannot_use_goes_to_the_other() -> None:
                 assert await client.receive_some() == b"x"
 
 
-async def test_a_reload_of_the_shared_limit_lets_the_waiting_in() -> None:
+async def test_a_reload_of_the_shared_limit_admits_queued_clients() -> None:
     admission = Admission(Limits(max_connections=1))
     async with (
         serving(Policy(), admission=admission) as route,
@@ -163,7 +163,7 @@ async def test_a_reload_of_the_shared_limit_lets_the_waiting_in() -> None:
     ):
         await second.send_all(b"x")
         await route.queues("limits_max_connections")
-        admission.adopt(Limits())
+        admission.reconfigure(Limits())
         with trio.fail_after(PATIENCE):
             assert await second.receive_some() == b"x"
 
@@ -171,10 +171,10 @@ async def test_a_reload_of_the_shared_limit_lets_the_waiting_in() -> None:
 # ---- connection_rate ----
 
 
-async def test_a_rate_lets_a_seconds_worth_in_and_turns_the_rest_away(
+async def test_connection_rate_admits_one_seconds_worth_and_rejects_the_rest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vsockproxy.admit.admission.monotonic", lambda: 0.0)
+    monkeypatch.setattr("vsockproxy.admit.token_bucket.monotonic", lambda: 0.0)
     async with serving(Policy(connection_rate=2.5, over_limit="reject")) as route:
         for _ in range(3):
             assert await route.exchange(b"x") == b"x"
@@ -182,7 +182,7 @@ async def test_a_rate_lets_a_seconds_worth_in_and_turns_the_rest_away(
         await route.rejected("connection_rate")
 
 
-async def test_a_rate_spreads_the_clients_that_wait() -> None:
+async def test_connection_rate_spreads_queued_clients() -> None:
     async with serving(Policy(connection_rate=4.0)) as route:
         started = trio.current_time()
         for _ in range(6):
@@ -191,7 +191,7 @@ async def test_a_rate_spreads_the_clients_that_wait() -> None:
         assert route.stats.accept_pauses["connection_rate"]
 
 
-async def test_a_reload_does_not_fill_the_bucket() -> None:
+async def test_a_reload_with_the_same_rate_does_not_fill_the_bucket() -> None:
     policy = Policy(connection_rate=0.001, over_limit="reject")
     async with serving(policy) as route:
         assert await route.exchange(b"x") == b"x"
@@ -202,7 +202,7 @@ async def test_a_reload_does_not_fill_the_bucket() -> None:
 # ---- max_connections_per_source ----
 
 
-async def test_a_source_over_its_limit_is_reset_and_others_come_in() -> None:
+async def test_a_source_over_its_limit_is_reset_and_others_are_admitted() -> None:
     async with serving(Policy(max_connections_per_source=1)) as route:
         first = await route.live("127.0.0.1")
         assert await ends_by_reset(route.connect("127.0.0.1"))
@@ -240,7 +240,7 @@ async def test_clients_of_a_unix_socket_are_counted_by_their_user(tmp_path: Path
 
 @contextmanager
 def at_most(connections: int) -> Iterator[None]:
-    """Lower the limit of descriptors, so that there is room for so many connections."""
+    """Lower the limit of descriptors to room for a number of connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = descriptors.count_open() + 2 * connections
     largest = next(n for n in range(wanted, 4096) if n - descriptors.reserve(n) == wanted)
@@ -251,8 +251,8 @@ def at_most(connections: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def test_clients_wait_before_the_descriptor_table_is_full() -> None:
-    """The clients and the target are in this process too, so each connection has four."""
+async def test_clients_are_queued_before_the_descriptor_table_is_full() -> None:
+    """Clients and target are in this process too: a connection has four descriptors."""
     admission = Admission()
     async with serving(Policy(), admission=admission) as route:
         with at_most(30):
@@ -280,8 +280,10 @@ async def test_clients_wait_before_the_descriptor_table_is_full() -> None:
             assert await route.exchange(b"again") == b"again"
 
 
-async def test_descriptors_that_others_give_back_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission_module, "_LOOK_AGAIN", 0.05)
+async def test_descriptors_freed_elsewhere_admit_queued_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gate_module, "_PAUSE", 0.05)
     admission = Admission()
     async with serving(Policy(), admission=admission) as route:
         with ExitStack() as files, at_most(4):
@@ -298,7 +300,7 @@ async def test_descriptors_that_others_give_back_are_seen(monkeypatch: pytest.Mo
             await client.aclose()
 
 
-def test_the_limit_is_raised_as_far_as_it_goes() -> None:
+def test_raise_limit_raises_the_soft_limit_to_the_hard_one() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
     try:
@@ -341,7 +343,9 @@ async def test_rejections_are_logged_at_a_bounded_rate() -> None:
         assert "max_connections" in str(line["why"])
 
 
-async def test_the_next_line_says_how_many_were_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_next_rejection_logged_has_the_number_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = MockClock()
     monkeypatch.setattr("vsockproxy.log.output.monotonic", clock.current_time)
     async with (
@@ -361,20 +365,20 @@ async def test_the_next_line_says_how_many_were_left_out(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("choice", ["native", "portable"])
-async def test_a_connection_is_cut_at_the_end_of_its_life(choice: str) -> None:
+async def test_max_lifetime_ends_a_connection(choice: str) -> None:
     async with serving(Policy(max_lifetime=0.1), choice=choice) as route:  # type: ignore[arg-type] # one of the two
         client = await route.live()
         assert await ends_by_reset(client)
         await route.closed("max_lifetime")
 
 
-async def test_a_life_that_is_long_enough_changes_nothing() -> None:
+async def test_a_long_max_lifetime_changes_nothing() -> None:
     async with serving(Policy(max_lifetime=60.0)) as route:
         assert await route.exchange(b"x" * 100_000) == b"x" * 100_000
         await route.closed("finished")
 
 
-async def test_a_life_ends_during_a_silent_hold_and_live_ones_keep_theirs() -> None:
+async def test_a_reloaded_max_lifetime_holds_for_new_connections_alone() -> None:
     async with serving(Policy(), service=hold) as route:
         old = route.connect()
         with trio.fail_after(PATIENCE):
@@ -388,18 +392,18 @@ async def test_a_life_ends_during_a_silent_hold_and_live_ones_keep_theirs() -> N
 
 
 def names(route: Served) -> set[str]:
-    """The events that a route has logged."""
+    """Return the events that a route has logged."""
     return {str(call.args[0]) for call in route.log.calls}
 
 
-async def test_nothing_is_said_where_nothing_is_limited() -> None:
+async def test_a_route_without_limits_logs_no_queueing() -> None:
     async with serving(Policy()) as route:
         assert await route.exchange(b"x") == b"x"
         await route.closed("finished")
         assert names(route) == {"connection_closed"}
 
 
-def test_a_moments_spike_of_other_descriptors_does_not_shut_the_gate_for_good() -> None:
+def test_a_short_peak_of_descriptors_does_not_close_the_gate_for_long() -> None:
     admission = Admission()
     admission.live = 1  # somebody is always connected
     room = admission.recount()

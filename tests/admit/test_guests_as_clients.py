@@ -47,7 +47,7 @@ async def connect(route: Served) -> trio.SocketStream:
 
 
 async def exchange(route: Served) -> bytes:
-    """What comes back for one byte; nothing for a guest that is refused."""
+    """Return the echo of one byte; nothing for a rejected guest."""
     async with await connect(route) as client:
         try:
             await client.send_all(b"x")
@@ -63,7 +63,7 @@ async def route() -> AsyncIterator[Served]:
         yield served
 
 
-async def test_a_guest_is_let_in_by_its_cid_alone(route: Served) -> None:
+async def test_a_guest_is_admitted_or_denied_by_its_cid(route: Served) -> None:
     route.reconfigure(Policy(allow=HERE))
     assert await exchange(route) == b"x"
     route.reconfigure(Policy(allow=(CidRule(3, 10),)))
@@ -73,7 +73,7 @@ async def test_a_guest_is_let_in_by_its_cid_alone(route: Served) -> None:
     await route.rejected("denied", 2)
 
 
-async def test_guests_are_counted_by_their_cid(route: Served) -> None:
+async def test_max_connections_per_source_counts_guests_by_cid(route: Served) -> None:
     route.reconfigure(Policy(max_connections_per_source=1))
     async with await connect(route) as first:
         await first.send_all(b"x")
@@ -83,7 +83,7 @@ async def test_guests_are_counted_by_their_cid(route: Served) -> None:
     await route.rejected("max_connections_per_source")
 
 
-async def test_a_target_learns_the_cid_and_the_port_of_a_guest(route: Served) -> None:
+async def test_send_proxy_sends_a_guests_cid_and_port(route: Served) -> None:
     route.reconfigure(Policy(send_proxy="v2"))
     async with await connect(route) as client:
         port = client.socket.getsockname()[1]
@@ -94,7 +94,7 @@ async def test_a_target_learns_the_cid_and_the_port_of_a_guest(route: Served) ->
     assert parse_header(answer[:-1]).source == VsockAddress(CID_LOCAL, port)
 
 
-async def test_a_guest_over_the_limit_waits(route: Served) -> None:
+async def test_a_guest_over_max_connections_is_queued(route: Served) -> None:
     route.reconfigure(Policy(max_connections=1))
     first = await connect(route)
     await first.send_all(b"x")
@@ -106,7 +106,7 @@ async def test_a_guest_over_the_limit_waits(route: Served) -> None:
         assert await second.receive_some() == b"x"
 
 
-async def test_a_guest_over_the_limit_can_be_turned_away(route: Served) -> None:
+async def test_over_limit_reject_rejects_a_guest(route: Served) -> None:
     route.reconfigure(Policy(max_connections=1, over_limit="reject"))
     async with await connect(route) as first:
         await first.send_all(b"x")
@@ -115,7 +115,7 @@ async def test_a_guest_over_the_limit_can_be_turned_away(route: Served) -> None:
     await route.rejected("max_connections")
 
 
-async def test_guests_that_come_too_fast_wait(route: Served) -> None:
+async def test_connection_rate_queues_guests(route: Served) -> None:
     route.reconfigure(Policy(connection_rate=0.01))
     assert await exchange(route) == b"x"
     async with await connect(route) as second:
@@ -125,7 +125,7 @@ async def test_guests_that_come_too_fast_wait(route: Served) -> None:
         assert await second.receive_some() == b"x"
 
 
-async def test_a_guest_reaches_a_unix_service_under_the_same_policies(tmp_path: Path) -> None:
+async def test_policies_hold_for_a_guest_of_a_unix_service(tmp_path: Path) -> None:
     with unix_listener(tmp_path / "service") as sock:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         service = UnixEndpoint(str(tmp_path / "service"))

@@ -243,7 +243,7 @@ async def test_a_resolved_address_outside_the_patterns_is_forbidden(
     with pytest.raises(DialError) as caught:
         await dial(TcpEndpoint("db.internal", 80), 5, destinations=only("127.0.0.0/8:*"))
     assert caught.value.reason == "forbidden"
-    assert "do not let it go to 169.254.169.254 and 1 more" in str(caught.value)
+    assert "exclude 169.254.169.254 and 1 more" in str(caught.value)
 
 
 async def test_only_the_allowed_addresses_of_a_name_are_dialled(

@@ -37,7 +37,7 @@ class Vmm:
         most: int | None = None,
         collapses: bool = False,
     ) -> None:
-        """``most`` connections at once; a VMM that ``collapses`` takes half a close for a whole."""
+        """Allow ``most`` connections; a VMM that ``collapses`` closes both halves at a FIN."""
         self.path = path
         self.requests: list[bytes] = []
         self.live = 0
@@ -48,7 +48,7 @@ class Vmm:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Be there while the block runs: then the file is gone, and every connection closed."""
+        """Run while the block runs; then remove the file and close every connection."""
         with unix_listener(self.path) as sock:
             listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
             async with trio.open_nursery() as nursery:
@@ -95,13 +95,13 @@ class Vmm:
 
 
 async def never_answers(host: trio.SocketStream, port: int) -> bool:
-    """The answer of a VMM whose guest has no driver yet: none, until the host gives up."""
+    """Answer as a VMM whose guest has no driver: nothing, until the host closes."""
     await host.receive_some(1)
     return False
 
 
 def _waiting(host: trio.SocketStream) -> bytes:
-    """What has come and not been read."""
+    """Return the bytes that have come and were not read."""
     with socket.fromfd(host.socket.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
             return sock.recv(4096, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -114,7 +114,7 @@ async def _whole(host: trio.SocketStream, service: Service) -> None:
 
 
 async def _collapsed(host: trio.SocketStream, service: Service) -> None:
-    """Run a service behind a VMM that ends both directions when the host ends one."""
+    """Run a service behind a VMM that closes both halves when the host closes one."""
     near, far = (stream(sock) for sock in socket.socketpair())
 
     async def answer() -> None:

@@ -1,4 +1,4 @@
-"""Sockets: what a dial and a listen give, what they say when they cannot, and what they leave."""
+"""Dials: the connected socket, the error of a failed dial, and no descriptor left over."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from vsockproxy.address.endpoint import (
 )
 from vsockproxy.address.sockaddr import new_socket, peer_name
 from vsockproxy.dial import dial as transport
-from vsockproxy.dial.dial import dial, dial_at_once
+from vsockproxy.dial.dial import connect_unix, dial
 from vsockproxy.errors import DialError
 from vsockproxy.pump.reset import reset
 
@@ -46,7 +46,7 @@ SHORT = 0.05
 
 
 async def fails(endpoint: Dialable, timeout: float = TIMEOUT) -> DialError:
-    """The error of a dial that must fail, and leave no descriptor."""
+    """Return the error of a dial that must fail and leave no descriptor."""
     with no_descriptor_left_over(), pytest.raises(DialError) as caught:
         await dial(endpoint, timeout)
     assert caught.value.endpoint == endpoint
@@ -84,7 +84,7 @@ async def test_a_tcp_target_is_connected_ready_for_the_pump(host: str | None) ->
 
 
 @needs_ipv6
-async def test_the_loopback_pair_falls_through_to_ipv6() -> None:
+async def test_a_dial_of_localhost_falls_back_to_ipv6() -> None:
     with (
         socket.create_server(("::1", 0), family=socket.AF_INET6) as server,
         await dial(TcpEndpoint(None, server.getsockname()[1]), TIMEOUT) as sock,
@@ -92,15 +92,15 @@ async def test_the_loopback_pair_falls_through_to_ipv6() -> None:
         assert sock.family == socket.AF_INET6
 
 
-async def test_a_loopback_dial_makes_no_trip_through_the_loop() -> None:
-    """Cancelled beforehand, it still succeeds: there was no checkpoint."""
+async def test_a_loopback_dial_is_no_checkpoint() -> None:
+    """A cancelled scope does not stop it: it has no checkpoint."""
     with socket.create_server(("127.0.0.1", 0)) as server, trio.CancelScope() as scope:
         scope.cancel()
         (await dial(TcpEndpoint("127.0.0.1", server.getsockname()[1]), TIMEOUT)).close()
     assert not scope.cancelled_caught
 
 
-async def test_a_tcp_port_where_nobody_listens_is_refused() -> None:
+async def test_a_tcp_port_without_listener_is_refused() -> None:
     error = await fails(TcpEndpoint("127.0.0.1", unused_tcp_port()))
     assert (error.reason, error.errno) == ("refused", errno.ECONNREFUSED)
 
@@ -122,7 +122,7 @@ async def test_cancelling_a_tcp_dial_leaks_nothing() -> None:
         await cancelled_while_waiting(TcpEndpoint(host, port))
 
 
-async def test_an_address_that_swallows_packets_leaves_time_for_the_next(
+async def test_an_address_that_drops_packets_leaves_time_for_the_next(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
     with full_tcp_listener() as silent, socket.create_server(("127.0.0.1", 0)) as server:
@@ -139,7 +139,7 @@ async def test_the_last_address_gives_the_reason(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
-async def test_without_ipv6_the_reason_is_what_ipv4_said(
+async def test_without_ipv6_the_reason_is_that_of_ipv4(
     monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def without_ipv6(family: int) -> socket.socket:
@@ -151,7 +151,7 @@ async def test_without_ipv6_the_reason_is_what_ipv4_said(
     assert (await fails(TcpEndpoint(None, unused_tcp_port()))).reason == "refused"
 
 
-async def test_a_refusal_that_comes_late_is_a_refusal() -> None:
+async def test_a_late_rst_is_a_refusal() -> None:
     """The listener's end answers the second SYN, which Linux sends after a second."""
     errors = []
 
@@ -203,7 +203,7 @@ async def test_cancelling_a_name_that_is_being_resolved_leaks_nothing(
     await cancelled_while_waiting(TcpEndpoint("silent.example", 80))
 
 
-async def test_a_connection_to_oneself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_tcp_self_connection_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Binding to the target's own port makes the simultaneous open that chance makes rarely."""
     port = unused_tcp_port()
 
@@ -217,7 +217,7 @@ async def test_a_connection_to_oneself_is_refused(monkeypatch: pytest.MonkeyPatc
     assert (await fails(TcpEndpoint("127.0.0.1", port))).reason == "refused"
 
 
-async def test_a_full_descriptor_table_is_said_so() -> None:
+async def test_a_full_descriptor_table_is_no_descriptors() -> None:
     endpoint = TcpEndpoint("127.0.0.1", unused_tcp_port())
     with no_descriptors_left(), pytest.raises(DialError) as caught:
         await dial(endpoint, TIMEOUT)
@@ -239,7 +239,7 @@ async def test_a_unix_target_is_connected(tmp_path: Path, spelling: str) -> None
         assert not os.get_blocking(sock.fileno())
 
 
-async def test_a_full_backlog_is_busy_and_no_connection(tmp_path: Path) -> None:
+async def test_a_full_backlog_is_busy(tmp_path: Path) -> None:
     path = tmp_path / "full"
     with full_unix_listener(path):
         error = await fails(UnixEndpoint(str(path)), SHORT)
@@ -269,29 +269,31 @@ async def test_cancelling_the_wait_for_a_full_backlog_leaks_nothing(tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["unix", "vsock-mux"])
-async def test_a_path_that_is_not_there_is_not_found(tmp_path: Path, kind: str) -> None:
+async def test_a_missing_path_is_not_found(tmp_path: Path, kind: str) -> None:
     assert (await fails(target(kind, tmp_path / "none"))).reason == "not_found"
 
 
 @pytest.mark.parametrize("kind", ["unix", "vsock-mux"])
-async def test_a_path_of_something_else_is_said_to_be_no_socket(tmp_path: Path, kind: str) -> None:
+async def test_a_path_that_is_not_a_socket_is_refused_with_that_sentence(
+    tmp_path: Path, kind: str
+) -> None:
     (tmp_path / "file").touch()
     error = await fails(target(kind, tmp_path / "file"))
     assert (error.reason, error.errno) == ("refused", errno.ECONNREFUSED)
     assert "is not a socket" in str(error)
     with pytest.raises(DialError, match="is not a socket"):
-        dial_at_once(UnixEndpoint(str(tmp_path)))
+        connect_unix(UnixEndpoint(str(tmp_path)))
 
 
 @pytest.mark.parametrize("kind", ["unix", "vsock-mux"])
-async def test_a_path_whose_process_has_ended_is_refused(tmp_path: Path, kind: str) -> None:
+async def test_a_dead_socket_file_is_refused(tmp_path: Path, kind: str) -> None:
     dead_unix_socket(tmp_path / "dead")
     error = await fails(target(kind, tmp_path / "dead"))
     assert (error.reason, error.errno) == ("refused", errno.ECONNREFUSED)
 
 
 @pytest.mark.parametrize("kind", ["unix", "vsock-mux"])
-async def test_a_socket_of_which_the_mode_forbids_it_is_denied(kind: str) -> None:
+async def test_a_socket_without_write_permission_is_denied(kind: str) -> None:
     with open_folder() as folder, unix_listener(folder / "closed"):
         (folder / "closed").chmod(0o600 if os.geteuid() == 0 else 0)
         with as_ordinary_user():
@@ -312,7 +314,7 @@ async def test_without_af_vsock_a_dial_is_unsupported(
     ("code", "reason"),
     [(errno.EAFNOSUPPORT, "blocked"), (errno.EPERM, "blocked"), (errno.ENODEV, "no_transport")],
 )
-async def test_what_socket_says_of_af_vsock_becomes_a_remedy(
+async def test_an_errno_of_socket_for_af_vsock_has_a_remedy(
     monkeypatch: pytest.MonkeyPatch, code: int, reason: str
 ) -> None:
     def refused(family: int) -> socket.socket:
@@ -346,7 +348,7 @@ def test_reset_resets_a_tcp_peer() -> None:
             client.recv(1)
 
 
-def test_reset_closes_a_unix_socket_and_takes_a_closed_one() -> None:
+def test_reset_closes_a_unix_socket_and_accepts_a_closed_one() -> None:
     left, right = socket.socketpair()
     with right:
         reset(left)
@@ -364,7 +366,7 @@ def test_reset_sets_no_linger_where_it_would_block() -> None:
             assert struct.unpack("ii", linger) == (0, 0)
 
 
-def test_the_package_offers_its_library_by_name() -> None:
+def test_the_package_exports_its_library() -> None:
     for name in vsockproxy.__all__:
         assert getattr(vsockproxy, name) is not None
     with pytest.raises(AttributeError, match="nothing_of_the_sort"):
@@ -383,7 +385,7 @@ async def sleeps_forever(*_arguments: object, **_keywords: object) -> None:
 
 
 def resolves_to(monkeypatch: pytest.MonkeyPatch, addresses: list[tuple[str, int]]) -> None:
-    """Have every name stand for these addresses."""
+    """Let every name resolve to these addresses."""
 
     async def answer(*_arguments: object, **_keywords: object) -> list[tuple[object, ...]]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]

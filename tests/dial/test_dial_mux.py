@@ -35,13 +35,13 @@ SHORT = 0.05
 
 @pytest.fixture(autouse=True)
 def nothing_stays_open() -> Iterator[None]:
-    """Neither the dial's sockets nor, once it has ended, the server's."""
+    """Assert that neither the dial nor the server leaves a descriptor."""
     with no_descriptor_left_over():
         yield
 
 
 async def fails(path: Path, port: int, timeout: float = TIMEOUT) -> DialError:
-    """The error of a dial that must fail."""
+    """Return the error of a dial that must fail."""
     with pytest.raises(DialError) as caught:
         await dial(MuxEndpoint(str(path), port), timeout)
     return caught.value
@@ -67,7 +67,7 @@ async def test_a_guests_port_is_reached_through_the_handshake(tmp_path: Path) ->
         tuple(bytes([byte]) for byte in b"OK 5001\nSSH-2.0-x\n"),
     ],
 )
-async def test_the_reply_is_read_to_its_newline_and_not_beyond(
+async def test_no_byte_beyond_the_replys_newline_is_read(
     tmp_path: Path, pieces: tuple[bytes, ...]
 ) -> None:
     async with (
@@ -77,7 +77,7 @@ async def test_the_reply_is_read_to_its_newline_and_not_beyond(
         assert await read_to_end(guest) == b"SSH-2.0-x\n"
 
 
-async def test_an_end_before_ok_is_refused_with_the_port(tmp_path: Path) -> None:
+async def test_a_close_before_ok_is_refused_with_the_port(tmp_path: Path) -> None:
     async with mux_server(tmp_path / "v", {}) as server:
         error = await fails(server.path, 23)
     assert error.reason == "refused"
@@ -106,7 +106,9 @@ async def test_a_reset_before_ok_is_refused_too(tmp_path: Path, reads: int) -> N
 @pytest.mark.parametrize(
     "answer", [b"HTTP/1.1 400 Bad Request\r\n", b"OK\n", b"x" * 5000, b"NO 1\n", b"OK 12"]
 )
-async def test_an_answer_that_is_not_ok_is_shown_and_bounded(tmp_path: Path, answer: bytes) -> None:
+async def test_an_answer_other_than_ok_is_quoted_up_to_a_bound(
+    tmp_path: Path, answer: bytes
+) -> None:
     async with mux_server(tmp_path / "v", {80: says(b"")}, answers(answer)) as server:
         error = await fails(server.path, 80)
     assert error.reason == "protocol"
@@ -121,22 +123,22 @@ async def test_a_guest_that_does_not_answer_times_out(tmp_path: Path) -> None:
     assert "booting" in str(error)
 
 
-async def test_the_answer_has_a_time_of_its_own(tmp_path: Path) -> None:
-    """Or a guest that is not up would keep its client for all of connect_timeout."""
+async def test_handshake_timeout_ends_a_dial_before_connect_timeout(tmp_path: Path) -> None:
+    """Without it, a guest that is not up would hold its client for connect_timeout."""
     async with mux_server(tmp_path / "v", {80: hold}, answers_nothing) as server:
         with trio.fail_after(TIMEOUT / 2), pytest.raises(DialError) as caught:
             await dial(MuxEndpoint(str(server.path), 80), TIMEOUT, handshake_timeout=SHORT)
     assert caught.value.reason == "no_answer"
 
 
-async def test_the_time_for_the_answer_does_not_lengthen_the_dial(tmp_path: Path) -> None:
+async def test_handshake_timeout_does_not_extend_connect_timeout(tmp_path: Path) -> None:
     async with mux_server(tmp_path / "v", {80: hold}, answers_nothing) as server:
         with trio.fail_after(TIMEOUT / 2), pytest.raises(DialError) as caught:
             await dial(MuxEndpoint(str(server.path), 80), SHORT, handshake_timeout=TIMEOUT)
     assert caught.value.reason == "no_answer"
 
 
-async def test_without_a_handshake_the_stream_begins_behind_the_request(tmp_path: Path) -> None:
+async def test_without_handshake_the_stream_begins_after_the_request(tmp_path: Path) -> None:
     """The guest's first bytes are the client's, even those of a line that looks like OK."""
     async with mux_server(tmp_path / "v", {80: says(b"OK 1\nhello")}, answers()) as server:
         endpoint = MuxEndpoint(str(server.path), 80, "none")

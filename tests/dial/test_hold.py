@@ -1,4 +1,4 @@
-"""The room of the clients that wait for a target: who is next, and who has left."""
+"""Held clients: their order, and the test whether one has left."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from tests.sockets import PAIRS, no_descriptor_left_over, reset
 from vsockproxy.address.endpoint import UnixEndpoint
-from vsockproxy.dial.hold import Outcome, Reached, WaitingRoom, has_left
-from vsockproxy.dial.target import Target
+from vsockproxy.config.settings import Policy
+from vsockproxy.dial.hold import HeldClients, Outcome, Reached, has_left
+from vsockproxy.dial.target import Dialer
 from vsockproxy.errors import DialError
 from vsockproxy.guests.directory import Guests
 from vsockproxy.stats import TargetState
@@ -27,19 +28,19 @@ FAMILIES = [
 
 
 @pytest.fixture
-def target() -> Target:
-    return Target(TargetState(UnixEndpoint("/guest")), Guests(), {}, None)
+def dialer() -> Dialer:
+    return Dialer(TargetState(UnixEndpoint("/guest")), Policy(), Guests(), names={}, log=None)
 
 
 def leaves(client: socket.socket) -> bool:
-    """Whether a client has left, asked as the room does."""
+    """Return whether a client has left, as `HeldClients` finds out."""
     poll = select.poll()
     poll.register(client, select.POLLRDHUP)
     return any(has_left(client, events) for _, events in poll.poll(0))
 
 
 def comes_to_be(condition: Callable[[], bool]) -> bool:
-    """Whether it is so within a second: what a socket's other end does takes a moment."""
+    """Return whether a condition holds within a second: a socket's other end needs a moment."""
     deadline = trio.current_time() + 1
     while not condition():
         if trio.current_time() > deadline:
@@ -47,11 +48,11 @@ def comes_to_be(condition: Callable[[], bool]) -> bool:
     return True
 
 
-# --- who has left -------------------------------------------------------------------------
+# --- clients that leave -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-async def test_a_client_that_says_nothing_is_there(family: str) -> None:
+async def test_a_silent_client_has_not_left(family: str) -> None:
     near, far = PAIRS[family]()
     with near, far:
         assert not leaves(far)
@@ -66,7 +67,7 @@ async def test_a_client_that_closes_has_left(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-async def test_a_client_that_has_sent_its_request_and_ended_its_side_is_there(family: str) -> None:
+async def test_a_client_that_half_closes_after_its_request_has_not_left(family: str) -> None:
     near, far = PAIRS[family]()
     with near, far:
         near.send(b"request")
@@ -75,11 +76,11 @@ async def test_a_client_that_has_sent_its_request_and_ended_its_side_is_there(fa
         poll.register(far, select.POLLRDHUP)
         assert poll.poll(1000)
         assert not leaves(far)
-        assert far.recv(100) == b"request"  # nothing of it was taken
+        assert far.recv(100) == b"request"  # no byte of it was read
 
 
 @pytest.mark.parametrize("family", ["unix", pytest.param("vsock", marks=pytest.mark.vsock)])
-async def test_a_client_that_closes_behind_its_request_has_left(family: str) -> None:
+async def test_a_client_that_closes_after_its_request_has_left(family: str) -> None:
     near, far = PAIRS[family]()
     with far:
         near.send(b"request")
@@ -88,7 +89,7 @@ async def test_a_client_that_closes_behind_its_request_has_left(family: str) -> 
 
 
 @pytest.mark.parametrize("family", ["unix", pytest.param("vsock", marks=pytest.mark.vsock)])
-async def test_a_client_that_only_listens_from_the_start_is_there(family: str) -> None:
+async def test_a_client_that_half_closes_before_any_byte_has_not_left(family: str) -> None:
     near, far = PAIRS[family]()
     with near, far:
         near.shutdown(socket.SHUT_WR)
@@ -98,7 +99,7 @@ async def test_a_client_that_only_listens_from_the_start_is_there(family: str) -
         assert near.recv(100) == b"banner"
 
 
-async def test_a_tcp_client_that_resets_has_left_whatever_it_sent() -> None:
+async def test_a_tcp_client_that_resets_has_left() -> None:
     near, far = PAIRS["tcp"]()
     with far:
         near.send(b"request")
@@ -106,22 +107,22 @@ async def test_a_tcp_client_that_resets_has_left_whatever_it_sent() -> None:
         assert comes_to_be(lambda: leaves(far))
 
 
-# --- who is next --------------------------------------------------------------------------
+# --- the order of clients ---------------------------------------------------------------
 
 
 class Crowd:
-    """Clients in a room, and what became of each."""
+    """Held clients, and the outcome of each."""
 
-    def __init__(self, room: WaitingRoom, clients: list[socket.socket]) -> None:
-        self.room = room
+    def __init__(self, held: HeldClients, clients: list[socket.socket]) -> None:
+        self.held = held
         self.clients = clients
         self.ended: dict[int, Outcome] = {}
         self.scopes: dict[int, trio.CancelScope] = {}
 
     async def wait(self, number: int, deadline: float) -> None:
         with trio.CancelScope() as self.scopes[number]:
-            waiter = self.room.enter(self.clients[number])
-            self.ended[number] = await self.room.wait(waiter, deadline)
+            waiter = self.held.add(self.clients[number].fileno())
+            self.ended[number] = await self.held.wait(waiter, deadline)
 
 
 @pytest.fixture
@@ -134,64 +135,64 @@ def clients() -> Iterator[list[socket.socket]]:
         yield [far for _, far in pairs]
 
 
-def reached(target: Target) -> tuple[Reached, socket.socket]:
+def reached(dialer: Dialer) -> tuple[Reached, socket.socket]:
     near, far = socket.socketpair()
-    return Reached(near, target, None), far
+    return Reached(near, dialer, None), far
 
 
-async def test_targets_go_to_clients_in_the_order_in_which_they_came(
-    clients: list[socket.socket], target: Target
+async def test_sockets_go_to_held_clients_in_the_order_of_arrival(
+    clients: list[socket.socket], dialer: Dialer
 ) -> None:
-    room = WaitingRoom()
-    crowd = Crowd(room, clients)
+    held = HeldClients()
+    crowd = Crowd(held, clients)
     async with trio.open_nursery() as nursery:
         for number in (2, 0, 1):
             nursery.start_soon(crowd.wait, number, trio.current_time() + 10)
             await trio.testing.wait_all_tasks_blocked()
         for number in (2, 0, 1):
-            one, far = reached(target)
-            room.hand_over(one)
+            one, far = reached(dialer)
+            held.hand_over(one)
             await trio.testing.wait_all_tasks_blocked()
             assert crowd.ended.pop(number) is one
             one.sock.close()
             far.close()
-    assert len(room) == 0
+    assert len(held) == 0
 
 
-async def test_a_target_for_which_nobody_waits_is_closed(target: Target) -> None:
+async def test_a_socket_without_a_held_client_is_closed(dialer: Dialer) -> None:
     with no_descriptor_left_over():
-        one, far = reached(target)
-        WaitingRoom().hand_over(one)
+        one, far = reached(dialer)
+        HeldClients().hand_over(one)
         assert far.recv(1) == b""
         far.close()
 
 
-async def test_a_target_for_a_client_that_is_cancelled_meanwhile_is_closed(
-    clients: list[socket.socket], target: Target
+async def test_a_socket_for_a_cancelled_client_is_closed(
+    clients: list[socket.socket], dialer: Dialer
 ) -> None:
-    room = WaitingRoom()
-    crowd = Crowd(room, clients)
+    held = HeldClients()
+    crowd = Crowd(held, clients)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(crowd.wait, 0, trio.current_time() + 10)
         await trio.testing.wait_all_tasks_blocked()
         crowd.scopes[0].cancel()
-        one, far = reached(target)
-        room.hand_over(one)
+        one, far = reached(dialer)
+        held.hand_over(one)
     assert not crowd.ended
     assert far.recv(1) == b""
     far.close()
 
 
-async def test_a_client_whose_time_is_over_while_it_is_called_has_its_target(
-    clients: list[socket.socket], target: Target, autojump_clock: trio.testing.MockClock
+async def test_a_client_released_at_its_deadline_gets_its_socket_or_a_timeout(
+    clients: list[socket.socket], dialer: Dialer, autojump_clock: trio.testing.MockClock
 ) -> None:
-    room = WaitingRoom()
-    crowd = Crowd(room, clients)
-    one, far = reached(target)
+    held = HeldClients()
+    crowd = Crowd(held, clients)
+    one, far = reached(dialer)
 
     async def call() -> None:
         await trio.sleep(1)
-        room.hand_over(one)
+        held.hand_over(one)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(crowd.wait, 0, trio.current_time() + 1)
@@ -209,10 +210,10 @@ STEPS = st.lists(
 
 @given(STEPS)
 @settings(max_examples=150, deadline=None)
-def test_every_target_is_somebodys_or_closed_whatever_happens(
+def test_no_socket_is_lost_or_shared_in_any_order_of_events(
     steps: list[tuple[str, int]],
 ) -> None:
-    """Enter, be cancelled, be called, in any order: no socket is lost, none is shared."""
+    """Hold, cancel and hand over in any order."""
     with no_descriptor_left_over(), ExitStack() as stack:
         pairs = [socket.socketpair() for _ in range(4)]
         for pair in pairs:
@@ -222,9 +223,9 @@ def test_every_target_is_somebodys_or_closed_whatever_happens(
 
 
 async def _play(steps: list[tuple[str, int]], clients: list[socket.socket]) -> None:
-    room = WaitingRoom()
-    crowd = Crowd(room, clients)
-    target = Target(TargetState(UnixEndpoint("/guest")), Guests(), {}, None)
+    held = HeldClients()
+    crowd = Crowd(held, clients)
+    dialer = Dialer(TargetState(UnixEndpoint("/guest")), Policy(), Guests(), names={}, log=None)
     fars: list[socket.socket] = []
     given_to: list[Reached] = []
     async with trio.open_nursery() as nursery:
@@ -236,13 +237,13 @@ async def _play(steps: list[tuple[str, int]], clients: list[socket.socket]) -> N
             elif step == "cancel" and number in crowd.scopes:
                 crowd.scopes[number].cancel()
             elif step == "hand over":
-                one, far = reached(target)
+                one, far = reached(dialer)
                 fars.append(far)
                 given_to.append(one)
-                room.hand_over(one)
+                held.hand_over(one)
             elif step == "let run":
                 await trio.testing.wait_all_tasks_blocked()
-        room.dismiss(DialError(UnixEndpoint("/guest"), "denied", "no"))
+        held.dismiss(DialError(UnixEndpoint("/guest"), "denied", "no"))
     kept = [outcome for outcome in crowd.ended.values() if isinstance(outcome, Reached)]
     assert len({id(one) for one in kept}) == len(kept)
     for one in given_to:
@@ -250,4 +251,4 @@ async def _play(steps: list[tuple[str, int]], clients: list[socket.socket]) -> N
         one.sock.close()
     for far in fars:
         far.close()
-    assert len(room) == 0
+    assert len(held) == 0

@@ -1,4 +1,4 @@
-"""The CONNECT/OK handshake: what is a line, what is not, and that no chunking matters."""
+"""The CONNECT/OK handshake: valid and invalid lines, in any chunking."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +21,7 @@ ports = st.integers(0, 0xFFFFFFFF)
 
 
 def read_line(stream: bytes, sizes: list[int]) -> tuple[bytes, bytes]:
-    """Read one line as `transport` does, each peek seeing what ``sizes`` says has come."""
+    """Read one line as `dial` does; ``sizes`` are the bytes that each peek sees."""
     reader, taken = LineReader(), 0
     for size in [*sizes, *[1] * len(stream)]:
         if reader.done or taken == len(stream):
@@ -74,13 +74,13 @@ def test_a_line_of_exactly_the_cap_is_read() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[], [LINE_MAX], [31, 1], [100]])
-def test_a_line_beyond_the_cap_is_malformed_and_quoted_no_further(sizes: list[int]) -> None:
+def test_a_line_beyond_the_cap_is_malformed_and_quoted_up_to_the_cap(sizes: list[int]) -> None:
     with pytest.raises(MalformedLineError) as caught:
         read_line(b"x" * 100, sizes)
     assert caught.value.line == b"x" * LINE_MAX
 
 
-def test_a_reader_that_is_done_takes_nothing_more() -> None:
+def test_a_complete_reader_takes_no_more_bytes() -> None:
     reader = LineReader()
     assert reader.feed(b"OK 1\nSSH-2.0") == 5
     assert reader.feed(b"SSH-2.0") == 0
@@ -90,7 +90,7 @@ def test_a_reader_that_is_done_takes_nothing_more() -> None:
 @pytest.mark.parametrize(
     "line", [b"connect 22\n", b"Connect 22 \r\n", b"CONNECT  22\n", b"CONNECT 0022\n"]
 )
-def test_requests_that_vmms_understand_are_understood(line: bytes) -> None:
+def test_requests_accepted_by_vmms_are_parsed(line: bytes) -> None:
     assert parse_request(line) == 22
 
 
@@ -109,7 +109,7 @@ def test_requests_that_vmms_understand_are_understood(line: bytes) -> None:
         "CONNECT ٢٢\n".encode(),
     ],
 )
-def test_what_is_no_request_is_refused_with_what_was_read(line: bytes) -> None:
+def test_an_invalid_request_is_malformed_with_its_bytes(line: bytes) -> None:
     with pytest.raises(MalformedLineError) as caught:
         parse_request(line)
     assert caught.value.line == line
@@ -118,6 +118,6 @@ def test_what_is_no_request_is_refused_with_what_was_read(line: bytes) -> None:
 @pytest.mark.parametrize(
     "line", [b"OK\n", b"OK x\n", b"NO 1\n", b"ok 1\n", b"OK 1", b" OK 1\n", b"OK 1\nX"]
 )
-def test_what_is_no_reply_is_refused_with_what_was_read(line: bytes) -> None:
+def test_an_invalid_reply_is_malformed_with_its_bytes(line: bytes) -> None:
     with pytest.raises(MalformedLineError):
         parse_reply(line)

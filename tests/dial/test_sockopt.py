@@ -1,4 +1,4 @@
-"""Socket options: which are set, where, and that the defaults cost no system call."""
+"""Socket options of listeners and targets, and their cost in system calls."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TCP = socket.IPPROTO_TCP
 
 
 def options_of(sock: socket.socket) -> dict[str, int]:
-    """What a TCP socket does, in the words of the configuration."""
+    """Return a TCP socket's options under the configuration's names."""
     return {
         "nodelay": sock.getsockopt(TCP, socket.TCP_NODELAY),
         "keepalive": sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
@@ -46,7 +46,7 @@ def options_of(sock: socket.socket) -> dict[str, int]:
 
 
 def accepted(policy: Policy) -> dict[str, int]:
-    """The options of a client's socket, which has them of its listener."""
+    """Return the options of a client's socket, inherited from its listener."""
     [listener] = listen(TcpEndpoint("127.0.0.1", 0), 16, {}, policy)
     with listener.sock, socket.create_connection(listener.sock.getsockname()):
         listener.sock.settimeout(TIMEOUT)
@@ -56,14 +56,14 @@ def accepted(policy: Policy) -> dict[str, int]:
 
 
 async def dialled(policy: Policy) -> dict[str, int]:
-    """The options of a target's socket."""
+    """Return the options of a target's socket."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = TcpEndpoint("127.0.0.1", server.getsockname()[1])
         with await dial(endpoint, TIMEOUT, options=target_options(policy)) as sock:
             return options_of(sock)
 
 
-async def test_a_silent_client_is_asked_for_and_a_silent_target_is_not() -> None:
+async def test_keepalive_auto_probes_clients_and_not_targets() -> None:
     client, target = accepted(Policy()), await dialled(Policy())
     assert client["keepalive"] == CLIENTS_KEEPALIVE
     assert target["keepalive"] == 0
@@ -71,14 +71,14 @@ async def test_a_silent_client_is_asked_for_and_a_silent_target_is_not() -> None
     assert client["user_timeout"] == target["user_timeout"] == 0
 
 
-async def test_a_time_is_for_both_sides() -> None:
+async def test_a_keepalive_time_holds_for_both_sides() -> None:
     policy = Policy(keepalive=30.0, user_timeout=2.5)
     for options in (accepted(policy), await dialled(policy)):
         assert options == {"nodelay": 1, "keepalive": 30, "pause": 30, "user_timeout": 2500}
     assert accepted(Policy(keepalive=3600.0))["pause"] == 75
 
 
-async def test_off_is_for_both_sides() -> None:
+async def test_keepalive_off_holds_for_both_sides() -> None:
     policy = Policy(keepalive=None, nodelay=False)
     for options in (accepted(policy), await dialled(policy)):
         assert (options["keepalive"], options["nodelay"]) == (0, 0)
@@ -117,7 +117,7 @@ def test_the_defaults_set_one_option_on_a_target() -> None:
     assert socket.AF_UNIX not in options
 
 
-def test_the_bounds_of_a_vsock_buffer_come_before_its_size() -> None:
+def test_buffer_max_is_set_before_buffer_size() -> None:
     policy = Policy(buffer_size=1 << 20, buffer_max=2 << 20)
     wanted = ((AF_VSOCK, 2, 2 << 20), (AF_VSOCK, 0, 1 << 20))
     assert target_options(policy)[AF_VSOCK] == listener_options(policy)[AF_VSOCK] == wanted
@@ -130,7 +130,7 @@ def test_the_bounds_of_a_vsock_buffer_come_before_its_size() -> None:
     "VSOCKPROXY_TEST_KERNEL" not in os.environ,
     reason="needs a kernel of its own: install the package user-mode-linux, run `make test`",
 )
-async def test_vsock_buffers_are_those_of_the_listener_and_of_the_dial() -> None:
+async def test_vsock_buffer_sizes_are_set_on_listener_and_dial() -> None:
     policy = Policy(buffer_size=1 << 20, buffer_max=2 << 20)
     [listener] = listen(VsockEndpoint(CID_ANY, PORT_ANY), 16, {}, policy)
     with listener.sock:

@@ -1,4 +1,4 @@
-"""Routes to a guest behind a VMM's socket, with everything that VMMs do to their clients."""
+"""Routes to a guest behind a VMM's socket, with the quirks of VMMs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CAPACITY = 1023  # Firecracker's and Cloud Hypervisor's
 
 
 async def question_and_answer(stream: trio.SocketStream) -> None:
-    """A guest's service that answers a line without waiting for an end, and then leaves."""
+    """Answer a line without waiting for a FIN, and close."""
     question = b""
     while not question.endswith(b"\n"):
         question += await stream.receive_some()
@@ -40,7 +40,7 @@ async def behind(
     policy: Policy = Policy(),  # noqa: B008 - it is frozen
     **quirks: object,
 ) -> AsyncIterator[tuple[Vmm, Served]]:
-    """A VMM that runs, and a route to its guest's port 80."""
+    """Run a VMM, and a route to its guest's port 80."""
     vmm = Vmm(folder / "v.sock", services, **quirks)  # type: ignore[arg-type] # by name
     async with (
         vmm.running(),
@@ -49,14 +49,14 @@ async def behind(
         yield vmm, route
 
 
-async def test_a_client_that_speaks_first_waits_for_the_ok(tmp_path: Path) -> None:
-    """A VMM drops a request in two pieces, or loses what stands behind it."""
+async def test_bytes_of_a_client_are_sent_after_the_ok(tmp_path: Path) -> None:
+    """A VMM drops a request in two pieces, or loses the bytes after it."""
     async with behind(tmp_path, {PORT: question_and_answer}) as (vmm, route):
         assert await route.exchange(b"hello\n") == b"answer to hello\n"
     assert vmm.requests == [b"CONNECT 80\n"]
 
 
-async def test_a_header_for_the_guest_waits_for_the_ok_too(tmp_path: Path) -> None:
+async def test_a_proxy_header_is_sent_after_the_ok(tmp_path: Path) -> None:
     policy = Policy(send_proxy="v1", half_close="forward")
     async with behind(tmp_path, {PORT: echo}, policy) as (vmm, route):
         answer = await route.exchange(b"hello")
@@ -66,7 +66,7 @@ async def test_a_header_for_the_guest_waits_for_the_ok_too(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("choice", ["auto", "portable"])
-async def test_an_answer_survives_a_vmm_that_takes_half_a_close_for_a_whole(
+async def test_half_close_hold_keeps_the_answer_of_a_vmm_that_closes_both_halves(
     tmp_path: Path, choice: PumpChoice
 ) -> None:
     vmm = Vmm(tmp_path / "v", {PORT: question_and_answer}, collapses=True)
@@ -77,7 +77,7 @@ async def test_an_answer_survives_a_vmm_that_takes_half_a_close_for_a_whole(
         assert await route.exchange(b"question\n") == b""
 
 
-async def test_a_vmm_that_passes_a_half_close_on_may_be_told_to(tmp_path: Path) -> None:
+async def test_half_close_forward_sends_the_fin_to_the_guest(tmp_path: Path) -> None:
     """A service that answers only what has ended needs the FIN: Cloud Hypervisor of 2026-06."""
 
     async def count(stream: trio.SocketStream) -> None:
@@ -87,7 +87,7 @@ async def test_a_vmm_that_passes_a_half_close_on_may_be_told_to(tmp_path: Path) 
         assert await route.exchange(b"question\n") == b"9"
 
 
-async def test_a_port_that_is_closed_without_a_word_resets_the_client(tmp_path: Path) -> None:
+async def test_a_vmm_that_closes_before_ok_resets_the_client(tmp_path: Path) -> None:
     async with behind(tmp_path, {}) as (_, route):
         assert await ends_by_reset(route.connect())
         await route.closed("dial_refused")
@@ -95,7 +95,7 @@ async def test_a_port_that_is_closed_without_a_word_resets_the_client(tmp_path: 
     assert "nothing listens on the guest's port 80" in str(line["error"])
 
 
-async def test_a_guest_without_its_driver_gives_no_answer(tmp_path: Path) -> None:
+async def test_a_guest_without_its_driver_is_no_answer(tmp_path: Path) -> None:
     policy = Policy(connect_timeout=PATIENCE * 10, handshake_timeout=0.05)
     async with behind(tmp_path, {PORT: echo}, policy, answer=never_answers) as (vmm, route):
         with trio.fail_after(PATIENCE):
@@ -107,7 +107,7 @@ async def test_a_guest_without_its_driver_gives_no_answer(tmp_path: Path) -> Non
     assert route.stats.dial_failures["no_answer"] == 1
 
 
-async def test_a_vmm_that_is_full_says_so_by_closing(tmp_path: Path) -> None:
+async def test_a_full_vmm_is_a_refusal(tmp_path: Path) -> None:
     vmm = Vmm(tmp_path / "v", {PORT: echo}, most=CAPACITY)
     endpoint = MuxEndpoint(str(vmm.path), PORT)
     with no_descriptor_left_over():
@@ -124,8 +124,8 @@ async def test_a_vmm_that_is_full_says_so_by_closing(tmp_path: Path) -> None:
             (await dial(endpoint, PATIENCE)).close()
 
 
-async def test_a_vmm_that_restarts_takes_its_connections_and_gets_the_next(tmp_path: Path) -> None:
-    """A snapshot's restore looks the same: all is closed, the path gone and back."""
+async def test_a_vmm_restart_ends_connections_and_the_next_client_is_served(tmp_path: Path) -> None:
+    """A snapshot's restore looks the same: connections close, the path goes and returns."""
     vmm = Vmm(tmp_path / "v", {PORT: echo})
     async with serving(Policy(), dial_to=MuxEndpoint(str(vmm.path), PORT)) as route:
         async with AsyncExitStack() as clients:
@@ -140,7 +140,7 @@ async def test_a_vmm_that_restarts_takes_its_connections_and_gets_the_next(tmp_p
             await (await route.live()).aclose()
 
 
-async def test_a_vmm_that_crashed_has_left_its_file(tmp_path: Path) -> None:
+async def test_the_socket_file_of_a_crashed_vmm_is_refused(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(tmp_path / "v"))
     async with serving(Policy(), dial_to=MuxEndpoint(str(tmp_path / "v"), PORT)) as route:

@@ -1,4 +1,4 @@
-"""One dial looked at closely: steps, words, remedies, and the wait for a guest."""
+"""Probes: steps, sentences, remedies, and the wait for a guest."""
 
 import json
 import socket
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import trio
@@ -25,20 +24,16 @@ from tests.fake_services import (
     unused_tcp_port,
 )
 from tests.sockets import no_descriptor_left_over
-from vsockproxy import errors
 from vsockproxy.address.endpoint import (
     Dialable,
     GuestEndpoint,
     MuxEndpoint,
     TcpEndpoint,
     UnixEndpoint,
-    VsockEndpoint,
 )
 from vsockproxy.config.guest import Guest, MuxGlob
 from vsockproxy.doctor.probe import Probe, describe, probe, wait_for
-from vsockproxy.errors import DialError
 from vsockproxy.guests.directory import Guests
-from vsockproxy.remedy import remedy
 
 TIMEOUT = 20.0
 SHORT = 0.05
@@ -57,7 +52,7 @@ def steps(result: Probe) -> list[str]:
 # --- what is seen -------------------------------------------------------------------------
 
 
-async def test_a_guest_is_reached_in_two_steps_and_its_number_is_told(tmp_path: Path) -> None:
+async def test_a_reached_guest_has_two_steps_and_the_vmms_number(tmp_path: Path) -> None:
     async with mux_server(tmp_path / "v", {80: hold}):
         result = await probe(MuxEndpoint(str(tmp_path / "v"), 80), TIMEOUT, look=SHORT)
     assert result.reached
@@ -69,7 +64,7 @@ async def test_a_guest_is_reached_in_two_steps_and_its_number_is_told(tmp_path: 
     assert f"  the VMM answered OK {HOST_PORT}" in lines
 
 
-async def test_a_name_is_resolved_first() -> None:
+async def test_a_host_name_adds_a_resolve_step() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
         named = await probe(TcpEndpoint("localhost", port), TIMEOUT, look=SHORT)
@@ -80,7 +75,7 @@ async def test_a_name_is_resolved_first() -> None:
     assert numbered.reached
 
 
-async def test_the_step_that_failed_is_the_last_and_its_remedy_follows(tmp_path: Path) -> None:
+async def test_a_failed_step_is_the_last_and_its_remedy_follows(tmp_path: Path) -> None:
     async with mux_server(tmp_path / "v", {}):
         result = await probe(MuxEndpoint(str(tmp_path / "v"), 81), TIMEOUT)
     assert not result.reached
@@ -92,7 +87,7 @@ async def test_the_step_that_failed_is_the_last_and_its_remedy_follows(tmp_path:
     assert action.startswith("  -> start the service in the guest, on vsock port 81")
 
 
-async def test_a_guest_that_says_nothing_takes_as_long_as_it_was_given(tmp_path: Path) -> None:
+async def test_a_silent_guest_is_no_answer_after_the_timeout(tmp_path: Path) -> None:
     async with mux_server(tmp_path / "v", {80: echo}, answers_nothing):
         result = await probe(MuxEndpoint(str(tmp_path / "v"), 80), SHORT)
     assert result.failure is not None
@@ -101,7 +96,7 @@ async def test_a_guest_that_says_nothing_takes_as_long_as_it_was_given(tmp_path:
     assert "console" in result.remedy
 
 
-async def test_a_socket_that_answers_no_ok_is_no_mux(tmp_path: Path) -> None:
+async def test_an_answer_other_than_ok_suggests_a_unix_target(tmp_path: Path) -> None:
     async with mux_server(tmp_path / "v", {80: hold}, answers(b"HTTP/1.1 400\n")):
         result = await probe(MuxEndpoint(str(tmp_path / "v"), 80), TIMEOUT)
     assert f"unix:{tmp_path}/v" in result.remedy
@@ -114,15 +109,15 @@ async def test_a_greeting_is_shown(tmp_path: Path) -> None:
     assert "  it says: SSH-2.0-x ..." in describe(result)
 
 
-async def test_what_is_sent_is_answered(tmp_path: Path) -> None:
+async def test_bytes_to_send_add_an_answer_step(tmp_path: Path) -> None:
     async with mux_server(tmp_path / "v", {7: echo}):
         result = await probe(MuxEndpoint(str(tmp_path / "v"), 7), TIMEOUT, send=b"ping\n")
     assert result.said == b"ping\n"
     assert steps(result) == ["connect", "handshake", "answer"]
 
 
-async def test_a_socket_that_closes_at_once_has_nothing_behind_it(tmp_path: Path) -> None:
-    """So do VMMs of one socket a port: they take every connection."""
+async def test_a_socket_that_closes_immediately_is_not_reached(tmp_path: Path) -> None:
+    """VMMs with one socket for each port do so: they accept every connection."""
     with unix_listener(tmp_path / "port-80") as sock:
         sock.setblocking(False)
 
@@ -135,12 +130,12 @@ async def test_a_socket_that_closes_at_once_has_nothing_behind_it(tmp_path: Path
             nursery.start_soon(drop)
             result = await probe(UnixEndpoint(str(tmp_path / "port-80")), TIMEOUT, look=TIMEOUT)
     assert not result.reached
-    assert result.what == "it took the connection and closed it at once"
+    assert result.what == "the target accepted the connection and closed it immediately"
     assert "guest" in result.remedy
     assert result.as_json()["reason"] == "closed"
 
 
-async def test_a_left_over_socket_is_told_from_a_missing_one(tmp_path: Path) -> None:
+async def test_a_dead_socket_and_a_missing_one_have_different_remedies(tmp_path: Path) -> None:
     dead_unix_socket(tmp_path / "dead")
     dead = await probe(MuxEndpoint(str(tmp_path / "dead"), 80), TIMEOUT)
     missing = await probe(MuxEndpoint(str(tmp_path / "none"), 80), TIMEOUT)
@@ -148,26 +143,10 @@ async def test_a_left_over_socket_is_told_from_a_missing_one(tmp_path: Path) -> 
     assert "correct the path" in missing.remedy
 
 
-def test_every_reason_of_every_kind_of_target_has_a_remedy() -> None:
-    targets = (
-        TcpEndpoint("127.0.0.1", 80),
-        VsockEndpoint(3, 80),
-        UnixEndpoint("/run/x"),
-        MuxEndpoint("/run/x", 80),
-    )
-    errnos = {number for _, _, number in errors._TABLE} | {None}
-    for target in targets:
-        for reason in get_args(errors.Reason):
-            for number in errnos:
-                text = remedy(DialError(target, reason, "x", number))
-                assert text
-                assert "{" not in text
-
-
 # --- waiting ------------------------------------------------------------------------------
 
 
-async def test_a_guest_that_boots_is_waited_for(tmp_path: Path) -> None:
+async def test_wait_for_probes_until_the_guest_is_up(tmp_path: Path) -> None:
     attempt = partial(probe, UnixEndpoint(str(tmp_path / "s")), TIMEOUT, look=SHORT)
     heard: list[str] = []
     with ExitStack() as stack:
@@ -183,14 +162,14 @@ async def test_a_guest_that_boots_is_waited_for(tmp_path: Path) -> None:
     assert heard == ["the socket does not exist"]
 
 
-async def test_waiting_ends_in_time(tmp_path: Path) -> None:
+async def test_wait_for_ends_after_its_patience(tmp_path: Path) -> None:
     attempt = partial(probe, UnixEndpoint(str(tmp_path / "s")), TIMEOUT)
     result = await wait_for(attempt, SHORT, lambda _result, _left: None)
     assert not result.reached
     assert result.attempts > 1
 
 
-async def test_what_no_boot_will_change_is_not_waited_for(tmp_path: Path) -> None:
+async def test_wait_for_ends_at_a_permanent_error(tmp_path: Path) -> None:
     async with mux_server(tmp_path / "v", {80: hold}, answers(b"HTTP/1.1 400\n")):
         attempt = partial(probe, MuxEndpoint(str(tmp_path / "v"), 80), TIMEOUT)
         result = await wait_for(attempt, TIMEOUT, lambda _result, _left: pytest.fail("waits"))
@@ -244,13 +223,15 @@ def test_probe_takes_a_guests_name_from_a_file(listener: UnixEndpoint, tmp_path:
         (("web:80",), "-c"),
     ],
 )
-def test_a_wrong_probe_is_status_2_and_quoted(arguments: tuple[str, ...], quoted: str) -> None:
+def test_an_invalid_argument_is_status_2_and_quoted(
+    arguments: tuple[str, ...], quoted: str
+) -> None:
     done = command("probe", *arguments)
     assert done.returncode == 2
     assert quoted in done.stderr
 
 
-async def test_a_guest_is_looked_for_in_a_step_of_its_own(tmp_path: Path) -> None:
+async def test_a_named_guest_adds_a_guest_step(tmp_path: Path) -> None:
     guests = Guests([Guest("vm", MuxGlob(f"{tmp_path}/*.vm"))])
     target = GuestEndpoint("vm", 80, "vsock-mux")
     lost = await probe(target, TIMEOUT, guests=guests)

@@ -1,4 +1,4 @@
-"""PROXY headers on routes: told to targets, believed of those who are trusted."""
+"""PROXY headers on routes: sent to targets, and accepted from trusted peers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ GUEST = Header(VsockAddress(7, 1025))
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("choice", ["native", "portable"])
-async def test_the_target_learns_who_its_client_is(version: Version, choice: str) -> None:
+async def test_send_proxy_sends_the_clients_address(version: Version, choice: str) -> None:
     async with serving(Policy(send_proxy=version), choice=choice) as route:  # type: ignore[arg-type] # one of the two
         client = route.connect("127.0.0.5")
         own, theirs = client.socket.getsockname(), client.socket.getpeername()
@@ -59,7 +59,7 @@ async def test_the_target_learns_who_its_client_is(version: Version, choice: str
         assert route.stats.upstream_bytes == len(b"hello"), "the header is not the client's"
 
 
-async def test_a_target_that_speaks_first_has_the_header_already() -> None:
+async def test_a_target_that_speaks_first_has_received_the_header() -> None:
     async def service(stream: trio.SocketStream) -> None:
         header = await stream.receive_some()
         await stream.send_all(b"220 ready " + header)
@@ -71,7 +71,7 @@ async def test_a_target_that_speaks_first_has_the_header_already() -> None:
         assert (await read_to_end(client)).startswith(b"220 ready PROXY TCP4 127.0.0.1 ")
 
 
-async def test_a_unix_client_is_told_as_one(tmp_path: Path) -> None:
+async def test_send_proxy_sends_a_unix_client_as_unix(tmp_path: Path) -> None:
     endpoint = unix_at(tmp_path)
     async with serving(Policy(send_proxy="v2"), listen_at=endpoint) as route:
         answer = await route.exchange(b"x")
@@ -80,7 +80,7 @@ async def test_a_unix_client_is_told_as_one(tmp_path: Path) -> None:
     )
 
 
-async def test_a_target_that_takes_no_header_is_a_dial_that_timed_out() -> None:
+async def test_a_target_that_reads_no_header_is_a_dial_timeout() -> None:
     near, far = socket.socketpair()
     with near, far:
         near.setblocking(False)
@@ -92,7 +92,7 @@ async def test_a_target_that_takes_no_header_is_a_dial_that_timed_out() -> None:
     assert caught.value.reason == "timeout"
 
 
-async def test_a_target_that_is_gone_before_the_header_is_a_failed_dial() -> None:
+async def test_a_target_that_closes_before_the_header_is_a_failed_dial() -> None:
     near, far = socket.socketpair()
     with near:
         far.close()
@@ -104,7 +104,7 @@ async def test_a_target_that_is_gone_before_the_header_is_a_failed_dial() -> Non
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-async def test_a_header_is_taken_to_the_byte(version: Version) -> None:
+async def test_accept_proxy_reads_no_byte_beyond_the_header(version: Version) -> None:
     async with serving(TRUSTING) as route:
         header = build_header(version, CLIENT)
         assert await route.exchange(header + b"PROXY is data here") == b"PROXY is data here"
@@ -113,7 +113,7 @@ async def test_a_header_is_taken_to_the_byte(version: Version) -> None:
         assert line["client"] == "192.0.2.7:4711"
 
 
-async def test_a_header_that_comes_byte_by_byte_is_taken() -> None:
+async def test_a_header_that_comes_byte_by_byte_is_accepted() -> None:
     async with serving(TRUSTING) as route, route.connect() as client:
         client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in build_header("v2", CLIENT) + b"x":
@@ -122,7 +122,7 @@ async def test_a_header_that_comes_byte_by_byte_is_taken() -> None:
         assert await client.receive_some() == b"x"
 
 
-async def test_nothing_is_dialled_before_the_header_is_there() -> None:
+async def test_no_target_is_dialled_before_the_header_is_complete() -> None:
     async with serving(TRUSTING, service=says(b"first")) as route, route.connect() as client:
         with trio.fail_after(PATIENCE):
             while not route.stats.live:
@@ -134,20 +134,20 @@ async def test_nothing_is_dialled_before_the_header_is_there() -> None:
 
 
 @pytest.mark.parametrize("header", [CLIENT, GUEST])
-async def test_the_header_is_passed_on(header: Header) -> None:
+async def test_a_received_header_is_sent_to_the_target(header: Header) -> None:
     async with serving(replace(TRUSTING, send_proxy="v2")) as route:
         answer = await route.exchange(build_header("v2", header) + b"x")
     assert answer[-1:] == b"x"
     assert parse_header(answer[:-1]).source == header.source
 
 
-async def test_a_header_that_names_nobody_leaves_the_sender_as_the_client() -> None:
+async def test_a_header_without_addresses_keeps_the_sender_as_the_client() -> None:
     async with serving(replace(TRUSTING, send_proxy="v1")) as route:
         answer = await route.exchange(b"PROXY UNKNOWN\r\nx", "127.0.0.1")
         assert answer.startswith(b"PROXY TCP4 127.0.0.1 127.0.0.1 ")
 
 
-async def test_who_is_not_trusted_is_reset_whatever_it_says() -> None:
+async def test_an_untrusted_peer_is_reset_with_or_without_a_header() -> None:
     async with serving(TRUSTING) as route:
         client = route.connect("127.0.0.9")
         with suppress(trio.BrokenResourceError):
@@ -160,7 +160,7 @@ async def test_who_is_not_trusted_is_reset_whatever_it_says() -> None:
 @pytest.mark.parametrize(
     "data", [b"GET / HTTP/1.1\r\n\r\n", b"PROXY TCP4 x y 1 2\r\n", b"\r\n\r\nX"]
 )
-async def test_a_malformed_header_is_reset_at_once(data: bytes) -> None:
+async def test_a_malformed_header_resets_the_client(data: bytes) -> None:
     async with serving(TRUSTING) as route:
         client = route.connect()
         await client.send_all(data)
@@ -170,14 +170,14 @@ async def test_a_malformed_header_is_reset_at_once(data: bytes) -> None:
         assert sum(route.stats.dial_seconds.counts) == 0
 
 
-async def test_a_client_that_ends_within_its_header_is_malformed() -> None:
+async def test_a_fin_within_the_header_is_malformed() -> None:
     async with serving(TRUSTING) as route, route.connect() as client:
         await client.send_all(b"PROXY TCP4 192.0.2")
         await client.send_eof()
         await route.closed("rejected_proxy_malformed")
 
 
-async def test_a_slow_header_is_reset_when_its_time_is_over() -> None:
+async def test_a_header_slower_than_connect_timeout_resets_the_client() -> None:
     policy = replace(TRUSTING, connect_timeout=0.1)
     async with serving(policy) as route:
         client = route.connect()
@@ -198,14 +198,14 @@ async def test_slow_headers_count_towards_the_limit() -> None:
 
 
 async def named(route: Served, source: str) -> trio.SocketStream:
-    """A client that says by its header that it comes from ``source``."""
+    """Connect a client whose header has the address ``source``."""
     client = route.connect()
     end = InetAddress(ip_address(source), 1)
     await client.send_all(build_header("v2", Header(end, end)) + b"x")
     return client
 
 
-async def test_the_lists_are_about_the_client_that_the_header_names() -> None:
+async def test_allow_and_deny_judge_the_client_in_the_header() -> None:
     policy = replace(TRUSTING, deny=(parse_rule("192.0.2.0/24"),))
     async with serving(policy) as route:
         assert await ends_by_reset(await named(route, "192.0.2.7"))
@@ -216,7 +216,7 @@ async def test_the_lists_are_about_the_client_that_the_header_names() -> None:
             assert await client.receive_some() == b"x"
 
 
-async def test_sources_are_counted_by_the_client_that_the_header_names() -> None:
+async def test_max_connections_per_source_counts_the_client_in_the_header() -> None:
     policy = replace(TRUSTING, max_connections_per_source=1)
     async with serving(policy, service=hold) as route, await named(route, "192.0.2.7"):
         with trio.fail_after(PATIENCE):
@@ -230,7 +230,7 @@ async def test_sources_are_counted_by_the_client_that_the_header_names() -> None
                     await trio.lowlevel.checkpoint()
 
 
-async def test_a_stop_while_a_header_is_awaited_ends_it() -> None:
+async def test_ending_connections_ends_one_that_waits_for_its_header() -> None:
     async with serving(TRUSTING) as route:
         client = route.connect()
         with trio.fail_after(PATIENCE):

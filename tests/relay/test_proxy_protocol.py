@@ -1,4 +1,4 @@
-"""The PROXY protocol: what is written can be read, and what is not the protocol is refused."""
+"""The PROXY protocol: headers round-trip, and invalid ones are malformed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def block(command: int, transport: int, body: bytes) -> bytes:
 
 
 def read(stream: bytes, sizes: list[int]) -> tuple[bytes, bytes]:
-    """Read one header as `preamble` does, each peek seeing what ``sizes`` says has come."""
+    """Read one header as `preamble` does; ``sizes`` are the bytes that each peek sees."""
     reader, taken = HeaderReader(), 0
     for size in [*sizes, *[1] * len(stream)]:
         if reader.done or taken == len(stream):
@@ -88,14 +88,14 @@ def test_a_unix_client_has_two_paths_of_108_bytes() -> None:
 @pytest.mark.parametrize(
     "version_6", ["::ffff:192.0.2.1", "2001:db8::1", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]
 )
-def test_lines_stay_within_the_bound(version_6: str) -> None:
+def test_a_version_1_line_has_at_most_107_bytes(version_6: str) -> None:
     end = InetAddress(ip_address(version_6), 65535)
     line = build_header("v1", Header(end, end))
     assert len(line) <= 104 < LINE_MAX
     assert parse_header(line) == Header(end, end)
 
 
-def test_two_versions_of_ip_are_written_as_the_wider_one() -> None:
+def test_mixed_ip_versions_are_written_as_ipv6() -> None:
     four, six = InetAddress(IPv4Address("192.0.2.1"), 1), InetAddress(IPv6Address("::1"), 2)
     mapped = InetAddress(IPv6Address("::ffff:192.0.2.1"), 1)
     for version in VERSIONS:
@@ -106,12 +106,12 @@ def test_two_versions_of_ip_are_written_as_the_wider_one() -> None:
 
 
 @given(HEADERS)
-def test_what_is_written_in_version_2_is_what_is_read(header: Header) -> None:
+def test_a_version_2_header_round_trips(header: Header) -> None:
     assert parse_header(build_header("v2", header)) == header
 
 
 @given(HEADERS)
-def test_version_1_says_tcp_addresses_and_nothing_of_others(header: Header) -> None:
+def test_version_1_has_tcp_addresses_only(header: Header) -> None:
     read_back = parse_header(build_header("v1", header))
     assert read_back == (header if isinstance(header.source, InetAddress) else Header())
 
@@ -174,11 +174,11 @@ def test_a_changed_byte_never_crashes(header: Header, at: int, change: int) -> N
         block(0x21, 0x32, bytes(216)),
     ],
 )
-def test_a_header_may_name_nobody(data: bytes) -> None:
+def test_local_and_unknown_headers_have_no_addresses(data: bytes) -> None:
     assert parse_header(data) == Header()
 
 
-def test_tlvs_behind_the_addresses_are_left_aside() -> None:
+def test_unknown_tlvs_are_ignored() -> None:
     plain = build_header("v2", CLIENT)
     assert parse_header(block(0x21, 0x11, plain[16:] + b"\x01\x00\x02h2\xe0\x00\x00")) == CLIENT
 
@@ -221,7 +221,7 @@ def test_tlvs_behind_the_addresses_are_left_aside() -> None:
         build_header("v2", CLIENT) + b"x",
     ],
 )
-def test_what_is_no_header_is_refused(data: bytes) -> None:
+def test_an_invalid_header_is_malformed(data: bytes) -> None:
     with pytest.raises(MalformedHeaderError):
         parse_header(data)
 
@@ -237,12 +237,12 @@ def test_what_is_no_header_is_refused(data: bytes) -> None:
         SIGNATURE + b"\x21\x11" + struct.pack("!H", HEADER_MAX),
     ],
 )
-def test_a_stream_that_begins_wrongly_is_refused_at_once(data: bytes) -> None:
+def test_a_wrong_first_byte_is_malformed_before_the_header_is_complete(data: bytes) -> None:
     with pytest.raises(MalformedHeaderError):
         read(data, [len(data)])
 
 
-def test_what_was_read_is_quoted_no_further() -> None:
+def test_a_malformed_header_is_quoted_up_to_64_bytes() -> None:
     with pytest.raises(MalformedHeaderError) as caught:
         read(b"x" * 1000, [1000])
     assert len(caught.value.data) <= 64

@@ -1,4 +1,4 @@
-"""One connection as an operator sees it: what it does now, and its end on demand."""
+"""One connection for an operator: its state, and its end on demand."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def is_reset(client: trio.SocketStream) -> bool:
 
 
 @both_pumps
-async def test_an_ended_connection_is_reset_and_counted_under_the_reason(
+async def test_ending_a_connection_resets_both_sides_and_counts_the_reason(
     choice: PumpChoice,
 ) -> None:
     async with serving(Policy(), choice=choice) as route, await route.live() as client:
@@ -62,7 +62,7 @@ async def test_an_ended_connection_is_reset_and_counted_under_the_reason(
         assert dict(route.stats.closed) == {"killed": 1}
 
 
-async def test_a_connection_that_is_ended_before_its_task_runs_ends() -> None:
+async def test_a_connection_killed_before_its_task_runs_is_reset() -> None:
     async with serving(Policy()) as route:
         left, right = tcp_pair()
         connection = Connection(1, route.listener.route, left.family, left.getpeername())
@@ -76,7 +76,7 @@ async def test_a_connection_that_is_ended_before_its_task_runs_ends() -> None:
 
 
 @both_pumps
-async def test_only_the_connection_that_is_meant_ends(choice: PumpChoice) -> None:
+async def test_ending_one_connection_leaves_the_others(choice: PumpChoice) -> None:
     async with (
         serving(Policy(), choice=choice) as route,
         await route.live() as first,
@@ -90,7 +90,7 @@ async def test_only_the_connection_that_is_meant_ends(choice: PumpChoice) -> Non
             assert await read_to_end(second) == b"still here"
 
 
-async def test_a_dial_that_waits_ends_on_demand(tmp_path: Path) -> None:
+async def test_killing_a_connection_ends_its_dial(tmp_path: Path) -> None:
     full = tmp_path / "full"
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
         listener.bind(str(full))
@@ -108,7 +108,7 @@ async def test_a_dial_that_waits_ends_on_demand(tmp_path: Path) -> None:
 
 
 @both_pumps
-async def test_a_connection_tells_which_halves_have_ended(choice: PumpChoice) -> None:
+async def test_halves_shows_each_half_close(choice: PumpChoice) -> None:
     async with (
         serving(Policy(), service=hold, choice=choice) as route,
         route.connect() as client,
@@ -123,7 +123,7 @@ async def test_a_connection_tells_which_halves_have_ended(choice: PumpChoice) ->
 
 
 @both_pumps
-async def test_silence_counts_from_the_last_byte(
+async def test_idle_seconds_count_from_the_last_byte(
     choice: PumpChoice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(Policy(), choice=choice) as route, await route.live() as client:
@@ -142,7 +142,7 @@ async def test_silence_counts_from_the_last_byte(
 
 @both_pumps
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_an_accepted_client_is_known_by_its_address(choice: PumpChoice, host: str) -> None:
+async def test_a_connection_has_its_clients_address(choice: PumpChoice, host: str) -> None:
     async with open_pump(PumpSettings(choice)) as pump:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family) as listener, socket.socket(family) as client:
@@ -159,7 +159,7 @@ async def test_an_accepted_client_is_known_by_its_address(choice: PumpChoice, ho
 
 
 @both_pumps
-async def test_no_more_clients_are_accepted_than_there_is_room_for(choice: PumpChoice) -> None:
+async def test_a_batch_accepts_no_more_clients_than_it_has_room_for(choice: PumpChoice) -> None:
     async with open_pump(PumpSettings(choice)) as pump:
         with socket.socket() as listener, ExitStack() as stack:
             listener.bind(("127.0.0.1", 0))
@@ -174,13 +174,13 @@ async def test_no_more_clients_are_accepted_than_there_is_room_for(choice: PumpC
                     os.close(descriptor)
 
 
-def test_a_vsock_clients_address_is_read_from_the_kernels() -> None:
+def test_a_vsock_sockaddr_becomes_cid_and_port() -> None:
     connection = Connection(1, ROUTE, AF_VSOCK, VsockEndpoint(7, 1025).to_sockaddr())
     assert connection.address == (7, 1025)
     assert connection.client == "vsock:7:1025"
 
 
-async def test_an_error_of_every_client_is_waited_out_and_not_spun_upon() -> None:
+async def test_accept_backs_off_when_every_accept_fails() -> None:
     class Firewalled(PortablePump):
         calls = 0
 

@@ -21,10 +21,6 @@ Address = tuple[int, tuple[Any, ...]]
 NO_IPV6: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 """The errno of the kernel for ::1 on a machine without IPv6."""
 
-NO_VSOCK: Final = (
-    "this system's Python has no AF_VSOCK; a VMM's Unix socket is reached by unix: or vsock-mux:"
-)
-
 _NONBLOCK: Final[int] = getattr(socket, "SOCK_NONBLOCK", 0)  # Linux's; saves a system call
 # Behind the family, which is the host's order; what follows is the network's.
 _SOCKADDR_IN: Final = struct.Struct("!H4s")

@@ -1,4 +1,4 @@
-"""The process's table of file descriptors: how large it may be, and how full it is.
+"""The process's table of file descriptors: its limit, and the number of open ones.
 
 Owns: RLIMIT_NOFILE and counting what is open.  Decides nothing: `admission` does.
 """
@@ -16,7 +16,7 @@ _RESERVE: Final = 64  # an admin endpoint, a reload, name look-ups; arbitrary
 
 
 def raise_limit() -> tuple[int, int]:
-    """Raise the soft limit of open descriptors to the hard one; what it was, and what it is.
+    """Raise the soft limit of descriptors to the hard one; return the old and the new limit.
 
     Call it once at the start of the process.  Never fails: a sandbox that forbids it
     leaves the limit as it was.
@@ -29,17 +29,17 @@ def raise_limit() -> tuple[int, int]:
 
 
 def limit() -> int:
-    """How many descriptors the process may have now."""
+    """Return how many descriptors the process may have."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def reserve(largest: int) -> int:
-    """How many of ``largest`` descriptors are kept for what is no connection."""
+    """Return how many of ``largest`` descriptors are reserved for other uses than connections."""
     return min(_RESERVE, largest // 4)
 
 
 def count_open() -> int:
-    """How many descriptors are open; where nothing tells, how many there are at least."""
+    """Return the number of open descriptors; a lower bound where the system does not tell."""
     with suppress(OSError):
         if size := _TABLE.stat().st_size:  # since Linux 6.2
             return size

@@ -1,6 +1,6 @@
-"""Who is at the other end of a socket: its address, or for a Unix socket its user.
+"""The peer of a socket: its address, or for a Unix socket its user.
 
-Owns: the step from what the kernel knows to `access.Peer`.  Judges nobody.
+Owns: the step from what the kernel knows to `access.Peer`.  Applies no rule.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MOST_GROUPS: Final = 1024 // _GID.size  # CPython's getsockopt reads no more
 
 
 def peer_at(family: int, address: Any) -> Peer:
-    """What an address says of a client, as accept or a PROXY header gave it."""
+    """Return the peer for an address of accept or of a PROXY header."""
     if family in (socket.AF_INET, socket.AF_INET6):
         return Peer(ip=ip_of(address[0]))
     if family == AF_VSOCK:
@@ -31,12 +31,12 @@ def peer_at(family: int, address: Any) -> Peer:
 
 
 def peer_of(client: int, family: int, address: Any) -> Peer:
-    """What is known of an accepted client; nothing where the kernel is silent.
+    """Return the peer of an accepted client; an empty one if the kernel does not tell.
 
     ``client`` is its socket's descriptor, which stays the caller's.
 
-    A Unix client is who it was when it connected; of more than 256 groups of its own only
-    the first counts.
+    A Unix client has the user that it had when it connected; of more than 256 supplementary
+    groups only the primary one counts.
     """
     if family != getattr(socket, "AF_UNIX", None):
         return peer_at(family, address)

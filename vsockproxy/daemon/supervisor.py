@@ -13,7 +13,8 @@ from typing import Any, Literal
 import trio
 
 from vsockproxy.address.endpoint import ListenEndpoint
-from vsockproxy.admit.admission import Admission, QueueReason
+from vsockproxy.admit.admission import Admission
+from vsockproxy.admit.gate import QueueReason
 from vsockproxy.config.settings import Config, Route
 from vsockproxy.guests.directory import Guests
 from vsockproxy.listen.listener import RouteListener, listen_for
@@ -75,7 +76,7 @@ class Supervisor:
         """
         self._configured = config.routes
         self._drained = {r.name: r.listen for r in config.routes if self._is_drained(r)}
-        self.admission.adopt(config.limits)
+        self.admission.reconfigure(config.limits)
         self.guests.reconfigure(config.guests)
         routes = {route.listen: route for route in config.routes}
         for endpoint, listener in list(self.listeners.items()):

@@ -1,11 +1,10 @@
 """Dial a target: connect to each kind of address within a time limit.
 
-Owns: connecting, and the translation of the kernel's errors into `DialError`.  Knows nothing
-of routes, bytes or counters.
+Owns: connecting, and the translation of the kernel's errors into `DialError`. Knows no route,
+bytes or counters.
 
-The sockets are the standard library's, non-blocking and close-on-exec, and belong to the
-caller once returned.  A dial that succeeds at once makes no trip through trio's loop, and
-is then no checkpoint either.
+The sockets are the standard library's, non-blocking and close-on-exec, and belong to the caller
+once returned. A dial that succeeds immediately is not a checkpoint.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from vsockproxy.address.endpoint import (
 )
 from vsockproxy.address.sockaddr import (
     NO_IPV6,
-    NO_VSOCK,
     Address,
     distinct_addresses,
     errno_of,
@@ -46,21 +44,22 @@ from vsockproxy.address.sockaddr import (
 )
 from vsockproxy.config.destination import Destinations
 from vsockproxy.config.settings import Policy
+from vsockproxy.connection import VsockConnection
 from vsockproxy.dial import mux, vsock
 from vsockproxy.dial.sockopt import Options, apply, target_options
-from vsockproxy.errors import AddressError, DialError, dial_error, explain
+from vsockproxy.errors import AddressError, DialError, dial_error
 
 PLAIN: Final = target_options(Policy())
-"""The options of a dial for which nothing is configured."""
+"""The socket options of the default policy."""
 
 ANYWHERE: Final = Destinations()
-"""No bound for where a target is."""
+"""Every address is allowed."""
 
 _FIRST_RETRY: Final = 0.001  # seconds, doubled each time
 _LONGEST_RETRY: Final = 0.05
 
 Connect = Callable[[socket.socket], Awaitable[None]]
-"""Connects a new socket; raises OSError or `DialError`."""
+"""Connect a new socket; raise OSError or `DialError`."""
 
 
 async def dial(
@@ -73,16 +72,18 @@ async def dial(
     assigned: Callable[[int], object] | None = None,
     passed: Callable[[], object] | None = None,
 ) -> socket.socket:
-    """A socket connected to ``endpoint``, within ``timeout`` seconds, handshake included.
+    """Return a socket connected to ``endpoint``, which the caller owns.
 
-    ``options`` are set before it connects.  ``handshake_timeout`` bounds the time between
-    CONNECT and OK where that is less.  ``destinations`` bounds the addresses of a TCP
-    endpoint, those that its name resolves to included.  ``assigned`` is told the number of a
-    vsock-mux's OK, which is for people: its meaning differs between VMMs.  ``passed`` is
-    called where one step is over and another begins: a name is resolved, a VMM's socket is
-    connected.  When cancelled, nothing stays open.
+    Args:
+      timeout: seconds for the whole dial, a name's resolution and a handshake included.
+      options: socket options, set before the socket connects.
+      handshake_timeout: seconds between CONNECT and OK, where that is less than ``timeout``.
+      destinations: the allowed addresses of a TCP endpoint, and of those its name resolves to.
+      assigned: called with the number in a vsock-mux's OK; its meaning differs between VMMs.
+      passed: called after each step but the last: a name is resolved, a VMM's socket connected.
 
-    Raises `DialError`.
+    Raises:
+      DialError: no socket stays open; neither does one when the dial is cancelled.
     """
     deadline = trio.current_time() + timeout
     try:
@@ -110,18 +111,16 @@ async def dial(
         raise _failed(endpoint, error) from error
 
 
-def dial_at_once(endpoint: Target) -> socket.socket | None:
-    """A socket connected to ``endpoint`` where that takes no waiting; else None: see `dial`.
+def connect_unix(endpoint: UnixEndpoint) -> socket.socket | None:
+    """Return a socket connected to a Unix endpoint, without waiting; None if its backlog is full.
 
-    Only a Unix socket can have it so, for which there are no options.  Raises `DialError`.
+    A Unix socket has no options. Raises `DialError`.
     """
-    if not isinstance(endpoint, UnixEndpoint):
-        return None
     sock = None
     try:
         sock = new_socket(socket.AF_UNIX)
         sock.connect(unix_address(endpoint.path))
-    except BlockingIOError:  # its backlog is full
+    except BlockingIOError:
         assert sock is not None
         sock.close()
         return None
@@ -133,33 +132,48 @@ def dial_at_once(endpoint: Target) -> socket.socket | None:
 
 
 def _failed(endpoint: Target, error: OSError) -> DialError:
-    # connect(2) says of every file but a socket what it says of one that nobody listens at.
+    # connect(2) gives ECONNREFUSED both for a dead socket and for a file that is not a socket.
     if isinstance(endpoint, UnixEndpoint | MuxEndpoint) and error.errno == errno.ECONNREFUSED:
         path = Path(endpoint.path)
         if path.exists() and not path.is_socket():
-            sentence = "something that is not a socket is there: is the path right?"
-            return DialError(endpoint, "refused", sentence, error.errno)
+            return dial_error(endpoint, "not_a_socket", errno=error.errno)
     return dial_error(endpoint, errno_of(error))
 
 
 async def open_vsock_stream(
     cid: int, port: int, *, to_host: bool = False, timeout: float = 5.0
 ) -> trio.SocketStream:
-    """A trio stream to a vsock port; ``timeout`` is in seconds.
+    """Return a trio stream to a vsock port; ``timeout`` is in seconds.
 
-    ``to_host`` as in `VsockEndpoint`.  Raises `DialError`, and `AddressError` for numbers
-    beyond 32 bits and for ANY.
+    ``to_host`` as in `VsockEndpoint`. Raises `DialError`, and `AddressError` for numbers beyond
+    32 bits and for ANY.
     """
-    await trio.lowlevel.checkpoint()
-    endpoint = VsockEndpoint(cid, port, to_host)
-    if CID_ANY in (endpoint.cid, endpoint.port):
-        raise AddressError(f"{endpoint} cannot be dialled: name one CID and one port, not any")
-    sock = await dial(endpoint, timeout)
+    sock, _ = await _dial_port(cid, port, to_host, timeout)
     return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
 
+async def open_vsock_connection(
+    cid: int, port: int, *, to_host: bool = False, timeout: float = 5.0
+) -> VsockConnection:
+    """Return a connection to a vsock port, which the caller owns; else as `open_vsock_stream`.
+
+    Its socket is non-blocking.
+    """
+    return VsockConnection(*await _dial_port(cid, port, to_host, timeout))
+
+
+async def _dial_port(
+    cid: int, port: int, to_host: bool, timeout: float
+) -> tuple[socket.socket, VsockEndpoint]:
+    await trio.lowlevel.checkpoint()
+    endpoint = VsockEndpoint(cid, port, to_host)
+    if CID_ANY in (endpoint.cid, endpoint.port):
+        raise AddressError(f"cannot dial {endpoint}: name one CID and one port, not any")
+    return await dial(endpoint, timeout), endpoint
+
+
 async def _open(family: int, connect: Connect, options: Options = PLAIN) -> socket.socket:
-    """A new socket that ``connect`` has connected; closed if that fails or is cancelled."""
+    """Return a new socket connected by ``connect``; close it on failure or cancellation."""
     sock = new_socket(family)
     try:
         apply(sock, family, options)
@@ -175,22 +189,24 @@ async def _dial_tcp(
 ) -> socket.socket:
     failure: OSError | None = None
     for position, (family, address) in enumerate(addresses):
-        # An address that swallows packets must leave time for the ones behind it.
+        # An address whose packets are dropped must leave time for the next ones.
         now = trio.current_time()
         share = now + (deadline - now) / (len(addresses) - position)
         try:
             connect = partial(_connect_tcp, address=address, deadline=share)
             return await _open(family, connect, options)
         except OSError as error:
-            # That there is no IPv6 here says less than what IPv4 has answered.
+            # "No IPv6 on this machine" is less useful than the answer of an IPv4 address.
             if failure is None or not (family == socket.AF_INET6 and error.errno in NO_IPV6):
                 failure = error
     assert failure is not None  # getaddrinfo gives an address or an error
     if len(addresses) == 1:
         raise failure
-    reason, sentence = explain("dial", endpoint, errno_of(failure))
-    sentence += f" ({len(addresses)} addresses tried)"
-    raise DialError(endpoint, reason, sentence, failure.errno) from failure
+    found = dial_error(endpoint, errno_of(failure))
+    sentence = f"{found.explanation} ({len(addresses)} addresses tried)"
+    raise DialError(
+        endpoint, found.reason, sentence, failure.errno, remedy=found.remedy
+    ) from failure
 
 
 def _admitted(
@@ -200,8 +216,7 @@ def _admitted(
     if not admitted:
         first, *others = (address[0] for _, address in addresses)
         more = f" and {len(others)} more" if others else ""
-        sentence = f"target_allow and target_deny do not let it go to {first}{more}"
-        raise DialError(endpoint, "forbidden", sentence)
+        raise dial_error(endpoint, "forbidden", f"{first}{more}")
     return admitted
 
 
@@ -211,7 +226,7 @@ async def _addresses(
     destinations: Destinations,
     passed: Callable[[], object] | None,
 ) -> list[Address]:
-    """Where to connect to; raises `DialError`."""
+    """Return the addresses to connect to, in their order; raise `DialError`."""
     addresses = literal_addresses(endpoint)
     if addresses is None:
         addresses = await _resolve(endpoint, deadline)
@@ -227,23 +242,22 @@ async def _resolve(endpoint: TcpEndpoint, deadline: float) -> list[Address]:
                 endpoint.host, endpoint.port, type=socket.SOCK_STREAM
             )
         except (socket.gaierror, UnicodeError) as error:
-            raise DialError(endpoint, "name", unresolved(endpoint, error)) from error
+            raise dial_error(endpoint, "name", unresolved(endpoint, error)) from error
         return distinct_addresses(found)
-    sentence = f"no answer in time about the name {endpoint.host!r}"
-    raise DialError(endpoint, "timeout", sentence, errno.ETIMEDOUT)
+    raise dial_error(endpoint, "slow_resolver", errno=errno.ETIMEDOUT)
 
 
 async def _connect_tcp(sock: socket.socket, address: tuple[Any, ...], deadline: float) -> None:
     code = sock.connect_ex(address)
     if code == errno.EINPROGRESS:
-        # On the loopback the answer is here by now; asking costs less than waiting for it.
+        # On the loopback the answer has arrived: asking costs less than waiting for it.
         code = sock.connect_ex(address)
         if code in (errno.EALREADY, errno.EISCONN):
             code = errno.EINPROGRESS
     await _connected(sock, code, deadline)
     own = sock.getsockname()
     if own[1] == address[1] and own == sock.getpeername():
-        # Our own port was picked, and TCP's simultaneous open met itself: nobody is there.
+        # The kernel chose the target's port for our end: TCP's simultaneous open met itself.
         raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
 
@@ -252,11 +266,11 @@ async def _dial_vsock(
 ) -> socket.socket:
     known = hasattr(socket, "AF_VSOCK")
     if not known and sys.platform != "darwin":
-        raise DialError(endpoint, "unsupported", NO_VSOCK)
+        raise dial_error(endpoint, "no_vsock")
 
     async def connect(sock: socket.socket) -> None:
         if timeout > vsock.KERNEL_CONNECT_TIMEOUT:
-            with suppress(OSError):  # then the kernel's own 2 s hold, which is an answer too
+            with suppress(OSError):  # the kernel's limit of 2 s stays
                 vsock.set_connect_timeout(sock, timeout)
         if endpoint.to_host or not known:
             code = vsock.connect(sock, endpoint)
@@ -270,7 +284,7 @@ async def _dial_vsock(
 async def _connect_unix(sock: socket.socket, path: str, deadline: float) -> None:
     address = unix_address(path)
     pause = _FIRST_RETRY
-    # EAGAIN is a full backlog, not a connection in progress: nothing would ever come of it.
+    # EAGAIN means a full backlog, not a connection in progress: the socket never becomes writable.
     while (code := sock.connect_ex(address)) == errno.EAGAIN:
         left = deadline - trio.current_time()
         if left <= 0:
@@ -298,10 +312,9 @@ async def _connect_mux(
             return
         number = await _read_ok(sock, endpoint, min(deadline, trio.current_time() + patience))
     except (BrokenPipeError, ConnectionResetError) as error:
-        raise _mux_refused(endpoint, error.errno) from error
+        raise dial_error(endpoint, "closed_before_ok", errno=error.errno) from error
     except mux.MalformedLineError as error:
-        sentence = f"the VMM answered {error.line!r} in place of OK: is this its vsock socket?"
-        raise DialError(endpoint, "protocol", sentence) from error
+        raise dial_error(endpoint, "protocol", repr(error.line)) from error
     if assigned is not None:
         assigned(number)
 
@@ -313,23 +326,15 @@ async def _read_ok(sock: socket.socket, endpoint: MuxEndpoint, deadline: float) 
         with suppress(BlockingIOError):
             data = sock.recv(reply.room, socket.MSG_PEEK)
             if not data and not reply.line:
-                raise _mux_refused(endpoint, None)
+                raise dial_error(endpoint, "closed_before_ok")
             if not data:
                 raise mux.MalformedLineError(reply.line)
             sock.recv(reply.feed(data))
     return mux.parse_reply(reply.line)
 
 
-def _mux_refused(endpoint: MuxEndpoint, code: int | None) -> DialError:
-    sentence = (
-        f"nothing listens on the guest's port {endpoint.port}, the guest is not up yet,"
-        " or the VMM has all the connections that it can (Firecracker and Cloud Hypervisor: 1023)"
-    )
-    return DialError(endpoint, "refused", sentence, code)
-
-
 async def _connected(sock: socket.socket, code: int, deadline: float) -> None:
-    """Wait for the connect whose errno was ``code``; raises the OSError it ended with."""
+    """Wait for a connect whose errno was ``code``; raise OSError if it fails."""
     if code == errno.EINPROGRESS:
         await _wait(trio.lowlevel.wait_writable, sock, deadline)
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

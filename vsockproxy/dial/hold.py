@@ -1,7 +1,8 @@
-"""The clients of a route that wait for a target, in the order in which they came.
+"""The held clients of a route: accepted, and kept until a target answers.
 
-Owns: `WaitingRoom`, and telling that a client has left although its bytes are unread. Dials
-nothing: `targets` brings a socket for whoever is next.
+Owns: `HeldClients`, in the order of their arrival, and the test whether a client has left
+although its bytes are unread.  Dials nothing: `selection` brings a connected socket for the
+client that was held longest.
 """
 
 from __future__ import annotations
@@ -13,111 +14,111 @@ from typing import Final, Literal, NamedTuple
 import trio
 
 from vsockproxy.address.endpoint import AF_VSOCK
-from vsockproxy.dial.target import Target
+from vsockproxy.dial.target import Dialer
 from vsockproxy.errors import DialError
 
-_LOOK: Final = 0.1  # seconds between two looks at who has left
-_RDHUP: Final = getattr(select, "POLLRDHUP", 0)  # Linux's; elsewhere POLLHUP says less
+_POLL_PAUSE: Final = 0.1  # seconds between two looks for clients that have left
+_RDHUP: Final = getattr(select, "POLLRDHUP", 0)  # Linux only; elsewhere POLLHUP tells less
 
 
 class Reached(NamedTuple):
-    """A target that answered, for the client that is next."""
+    """A target that answered; the socket belongs to the client that receives it."""
 
     sock: socket.socket
-    target: Target
+    dialer: Dialer
     vmm_port: int | None
 
 
 Outcome = Reached | DialError | Literal["left", "timeout"]
-"""Why a client waits no more: there is a target, there will be none, it left, time is over."""
+"""How holding ended: a target answered, none will, the client left, or its time is over."""
 
 
-class Waiter:
-    """One client that waits, until it is called for ``outcome``."""
+class HeldClient:
+    """One held client, until `release` ends that."""
 
-    __slots__ = ("called", "client", "outcome")
+    __slots__ = ("outcome", "released", "sock")
 
-    def __init__(self, client: socket.socket) -> None:
-        self.client = client
-        self.called = trio.Event()
+    def __init__(self, descriptor: int) -> None:
+        """Borrow the client's descriptor until `release`."""
+        self.sock = socket.socket(fileno=descriptor)
+        self.released = trio.Event()
         self.outcome: Outcome = "timeout"
 
-    def call(self, outcome: Outcome) -> None:
-        """Have it go on; it has left its room already."""
+    def release(self, outcome: Outcome) -> None:
+        """End the holding; the descriptor is its owner's alone again."""
         self.outcome = outcome
-        self.called.set()
+        self.sock.detach()
+        self.released.set()
 
 
-class WaitingRoom:
-    """Who waits; its length is how many.
-
-    Attributes:
-      is_watched: whether `watch` runs, or will; whoever starts it says so.
-    """
+class HeldClients:
+    """The held clients of one route; `len` is their number."""
 
     def __init__(self) -> None:
-        self._waiters: dict[int, Waiter] = {}
+        self._clients: dict[int, HeldClient] = {}  # by descriptor, in the order of arrival
         self._poll = select.poll()
-        self.is_watched = False
 
     def __len__(self) -> int:
-        return len(self._waiters)
+        return len(self._clients)
 
-    def enter(self, client: socket.socket) -> Waiter:
-        """Let a client wait, behind the others; `wait` must follow, without a checkpoint."""
-        waiter = self._waiters[client.fileno()] = Waiter(client)
-        self._poll.register(client, _RDHUP)
-        return waiter
+    def add(self, descriptor: int) -> HeldClient:
+        """Hold a client behind the others; call `wait` next, without a checkpoint between."""
+        client = self._clients[descriptor] = HeldClient(descriptor)
+        self._poll.register(descriptor, _RDHUP)
+        return client
 
-    async def wait(self, waiter: Waiter, deadline: float) -> Outcome:
-        """What becomes of the client, at ``deadline`` at the latest.
+    async def wait(self, client: HeldClient, deadline: float) -> Outcome:
+        """Return how holding the client ended, at ``deadline`` in trio's time at the latest.
 
-        ``deadline`` is in trio's time.  Cancelled, a socket that it was to have is closed.
+        Cancelled, it closes a socket that the client was about to receive.
         """
         try:
             with trio.CancelScope(deadline=deadline):
-                await waiter.called.wait()
+                await client.released.wait()
         except BaseException:
-            if isinstance(waiter.outcome, Reached):
-                waiter.outcome.sock.close()
+            if isinstance(client.outcome, Reached):
+                client.outcome.sock.close()
             raise
         finally:
-            if not waiter.called.is_set():
-                self._take(waiter.client.fileno())
-        return waiter.outcome
+            if not client.released.is_set():
+                self._remove(client.sock.fileno()).release("timeout")
+        return client.outcome
 
     def hand_over(self, reached: Reached) -> None:
-        """Give a target to the client that is next, or close it if nobody waits any more."""
-        if self._waiters:
-            self._take(next(iter(self._waiters))).call(reached)
+        """Give a connected socket to the client held longest; close it if none is held."""
+        if self._clients:
+            self._remove(next(iter(self._clients))).release(reached)
         else:
             reached.sock.close()
 
     def dismiss(self, error: DialError) -> None:
-        """Tell everybody that there is nothing to wait for."""
-        for number in list(self._waiters):
-            self._take(number).call(error.again())
+        """Release every client: no target will answer."""
+        for descriptor in list(self._clients):
+            self._remove(descriptor).release(error.with_context(""))
+
+    def release_those_that_left(self) -> None:
+        """Release the clients that have gone away."""
+        for descriptor, events in self._poll.poll(0):
+            if has_left(self._clients[descriptor].sock, events):
+                self._remove(descriptor).release("left")
 
     async def watch(self) -> None:
-        """Call those who leave, until nobody waits."""
-        while self._waiters:
-            for number, events in self._poll.poll(0):
-                if has_left(self._waiters[number].client, events):
-                    self._take(number).call("left")
-            await trio.sleep(_LOOK)
-        self.is_watched = False
+        """Release clients that go away, for as long as any is held."""
+        while self._clients:
+            self.release_those_that_left()
+            await trio.sleep(_POLL_PAUSE)
 
-    def _take(self, number: int) -> Waiter:
-        self._poll.unregister(number)
-        return self._waiters.pop(number)
+    def _remove(self, descriptor: int) -> HeldClient:
+        self._poll.unregister(descriptor)
+        return self._clients.pop(descriptor)
 
 
 def has_left(client: socket.socket, events: int) -> bool:
-    """Whether a client of which poll(2) says ``events`` takes no answer any more.
+    """Return whether a client for which poll(2) reports ``events`` accepts no answer any more.
 
-    No byte of it is read. A half-close is no leaving where it can be told from a close: a
-    Unix peer that closes shows POLLHUP, and a vsock's takes nothing more. A TCP peer that
-    closes shows the same as one that half-closes; it has left if it has never said a word.
+    It reads no byte.  A half-close counts as leaving only where it cannot be told from a close:
+    a Unix peer that closes shows POLLHUP, and a send to a closed vsock fails.  A closing TCP
+    peer shows the same as one that half-closes; it has left if it never sent a byte.
     """
     if events & ~_RDHUP:
         return True

@@ -18,7 +18,7 @@ import re
 from typing import Final
 
 LINE_MAX: Final = 32
-"""Longest line, newline included; the longest meant one has 19 bytes, VMMs' buffers 32."""
+"""The longest line, newline included; the longest valid one has 19 bytes, VMMs' buffers 32."""
 
 _PORT_MAX: Final = 0xFFFFFFFF
 _REPLY: Final = re.compile(rb"OK ([0-9]{1,20})[ \r]*\n")
@@ -27,7 +27,7 @@ _REQUEST: Final = re.compile(rb"CONNECT +([0-9]{1,10})[ \r]*\n", re.IGNORECASE)
 
 
 class MalformedLineError(ValueError):
-    """The peer said something that is not this protocol; ``line`` is what was read."""
+    """The peer sent no valid line; ``line`` has the bytes that were read."""
 
     def __init__(self, line: bytes) -> None:
         self.line = line
@@ -35,7 +35,7 @@ class MalformedLineError(ValueError):
 
 
 class LineReader:
-    """Collects one line from pieces of any size.
+    """Collect one line from pieces of any size.
 
     Peek at up to `room` bytes, `feed` them, then consume as many as it says: the bytes
     behind the newline belong to the stream.
@@ -48,21 +48,21 @@ class LineReader:
 
     @property
     def room(self) -> int:
-        """How many bytes more the line may have."""
+        """Return how many more bytes the line may have."""
         return LINE_MAX - len(self._data)
 
     @property
     def done(self) -> bool:
-        """Whether the line is whole."""
+        """Whether the line is complete."""
         return self._data.endswith(b"\n")
 
     @property
     def line(self) -> bytes:
-        """What has been read of the line, with its newline once `done`."""
+        """Return the line's bytes read so far, with the newline once `done`."""
         return self._data
 
     def feed(self, data: bytes) -> int:
-        """Take the line's part of ``data`` and say how many bytes that was.
+        """Take the line's part of ``data``; return its number of bytes.
 
         Raises `MalformedLineError` when the line grows beyond `LINE_MAX`.
         """
@@ -76,17 +76,17 @@ class LineReader:
 
 
 def connect_request(port: int) -> bytes:
-    """The client's line, which asks for a guest's port."""
+    """Return the client's line, which requests a guest's port."""
     return b"CONNECT %d\n" % port
 
 
 def ok_reply(number: int) -> bytes:
-    """The server's line, which says that the stream is open."""
+    """Return the server's line, after which the stream is open."""
     return b"OK %d\n" % number
 
 
 def parse_reply(line: bytes) -> int:
-    """The number of a whole ``OK`` line; raises `MalformedLineError`."""
+    """Return the number of a complete ``OK`` line; raise `MalformedLineError`."""
     match = _REPLY.fullmatch(line)
     if match is None:
         raise MalformedLineError(line)
@@ -94,7 +94,7 @@ def parse_reply(line: bytes) -> int:
 
 
 def parse_request(line: bytes) -> int:
-    """The port of a whole ``CONNECT`` line; raises `MalformedLineError`."""
+    """Return the port of a complete ``CONNECT`` line; raise `MalformedLineError`."""
     match = _REQUEST.fullmatch(line)
     if match is None or int(match[1]) > _PORT_MAX:
         raise MalformedLineError(line)

@@ -1,4 +1,4 @@
-"""The socket options that a policy asks for, ready to be set.
+"""The socket options of a policy.
 
 Owns: which options those are, by address family and by the end that is the socket's.
 
@@ -19,14 +19,14 @@ Option = tuple[int, int, int]
 """Level, name and value, as setsockopt(2) has them."""
 
 Options = Mapping[int, tuple[Option, ...]]
-"""The options of each address family, in the order in which they are set."""
+"""The options by address family, in the order of setting."""
 
 # linux/vm_sockets.h; CPython writes an int as the 64 bits that they take.
 VSOCK_BUFFER_SIZE: Final = 0
 VSOCK_BUFFER_MAX: Final = 2
 
 CLIENTS_KEEPALIVE: Final = 300.0
-"""Seconds, where nothing is said: a client that lost its power is forgotten after 16 minutes."""
+"""The default in seconds: a client without power is detected after about 16 minutes."""
 
 _PROBE_PAUSE: Final = 75  # seconds, the kernel's own (tcp(7)); shorter after a short silence
 _KEEP_IDLE: Final[int] = getattr(socket, "TCP_KEEPIDLE", 0x10)  # Darwin's TCP_KEEPALIVE
@@ -34,9 +34,9 @@ _USER_TIMEOUT: Final[int | None] = getattr(socket, "TCP_USER_TIMEOUT", None)  # 
 
 
 def listener_options(policy: Policy) -> Options:
-    """The options of a listener, for the clients that it will accept."""
+    """Return the options of a listener, which its clients' sockets inherit."""
     keepalive = CLIENTS_KEEPALIVE if policy.keepalive == "auto" else policy.keepalive
-    # Said even where it is off: a listener that a reload keeps may have had the opposite.
+    # Set even if it is off: a reload may change a listener on which it was on.
     tcp = (
         (socket.IPPROTO_TCP, socket.TCP_NODELAY, int(policy.nodelay)),
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(keepalive is not None)),
@@ -47,7 +47,7 @@ def listener_options(policy: Policy) -> Options:
 
 
 def target_options(policy: Policy) -> Options:
-    """The options of a socket before it connects: those that are not the kernel's own."""
+    """Return the options of a target's socket that differ from the kernel's defaults."""
     tcp: list[Option] = []
     if policy.nodelay:
         tcp.append((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1))
@@ -60,7 +60,7 @@ def target_options(policy: Policy) -> Options:
 
 
 def apply(sock: socket.socket, family: int, options: Options) -> None:
-    """Set the options of the socket's family; raises OSError."""
+    """Set the options of a socket's family; raise OSError."""
     for option in options.get(family, ()):  # `sock.family` costs more than setsockopt(2)
         sock.setsockopt(*option)
 
@@ -80,14 +80,14 @@ def _probes(keepalive: float | None) -> tuple[Option, ...]:
 
 
 def _user_timeout(seconds: float) -> tuple[Option, ...]:
-    """Zero is the kernel's own (tcp(7))."""
+    """Return the option; zero means the kernel's default (tcp(7))."""
     if _USER_TIMEOUT is None:
         return ()
     return ((socket.IPPROTO_TCP, _USER_TIMEOUT, round(seconds * 1000)),)
 
 
 def _vsock(policy: Policy) -> tuple[Option, ...]:
-    """The bounds first: the kernel cuts a size down to what they are when it is set."""
+    """Return the limit first: the kernel caps a size at the limit of that moment."""
     values = (
         (VSOCK_BUFFER_MAX, policy.buffer_max),
         (VSOCK_BUFFER_SIZE, policy.buffer_size),

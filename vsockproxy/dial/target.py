@@ -1,13 +1,14 @@
-"""One target of a route: dialling it, and what its answers say of it.
+"""One target of a route: how it is dialled, and the state that its answers give it.
 
-Owns: `Target`, its state and the line of the log for a change of it. Knows no client: who
-waits for a target, and which of several is dialled, is for `targets` to say.
+Owns: `Dialer`, and the log lines for a change of state. Knows no client: `selection` chooses
+among several targets and holds clients.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from math import inf
 from time import monotonic
@@ -15,40 +16,48 @@ from typing import Any, Final
 
 import trio
 
-from vsockproxy.address.endpoint import GuestEndpoint
+from vsockproxy.address.endpoint import GuestEndpoint, UnixEndpoint
 from vsockproxy.config.settings import Policy
-from vsockproxy.dial.dial import dial, dial_at_once
+from vsockproxy.dial.dial import connect_unix, dial
 from vsockproxy.dial.sockopt import target_options
-from vsockproxy.errors import ABSENT, DialError
+from vsockproxy.errors import DialError
 from vsockproxy.guests.directory import Guests
+from vsockproxy.reasons import ABSENT
 from vsockproxy.stats import TargetState, TargetStateName
 
 OURS: Final = frozenset({"no_descriptors", "no_resources"})
-"""Why dials fail through no fault of the target's."""
+"""Why dials fail because of this process: they change no target's state."""
 
-_LOG_PAUSE: Final = 10.0  # seconds between two lines that say that a target is down
+_LOG_PAUSE: Final = 10.0  # seconds between two lines that a target is down
 
 
-class Target:
-    """One endpoint of a route; `follow` is called before anything else.
+class Dialer:
+    """Dial one target of a route, and keep its state.
 
     Attributes:
-      state: where it is, and what is known of it, for views.
-      is_retried: whether somebody dials it again and again until it answers.
+      state: the target's address, state and last error; views read it.
     """
 
-    def __init__(self, state: TargetState, guests: Guests, names: dict[str, str], log: Any):
-        """``names`` are the fields that tell this target in the log."""
+    def __init__(
+        self,
+        state: TargetState,
+        policy: Policy,
+        guests: Guests,
+        *,
+        names: dict[str, str],
+        log: Any,
+    ) -> None:
+        """Dial as ``policy`` says; ``names`` are the log fields that name the target."""
         self.state = state
-        self.is_retried = False
         self._guests = guests
         self._names = names
         self._log = log
         self._told, self._told_at = state.name, state.since
         self._quiet_until = -inf
+        self.reconfigure(policy)
 
-    def follow(self, policy: Policy) -> None:
-        """Dial as ``policy`` says, from now on."""
+    def reconfigure(self, policy: Policy) -> None:
+        """Follow a new policy, from the next dial on."""
         self._timeout = policy.connect_timeout
         self._dial = partial(
             dial,
@@ -57,27 +66,47 @@ class Target:
             destinations=policy.destinations,
         )
 
-    async def dial(self, assigned: Callable[[int], object]) -> socket.socket:
-        """A connected socket, within connect_timeout; ``assigned`` as in `transport.dial`.
+    async def dial(
+        self,
+        assigned: Callable[[int], object],
+        cancellable: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> socket.socket:
+        """Return a socket connected within connect_timeout, which the caller owns.
 
-        Raises `DialError`.
+        A Unix target whose backlog has room is connected without waiting. A failure is not
+        logged: call `log_change`, or write `change` into a line about the client.
+
+        Args:
+          assigned: called with the number in a vsock-mux's OK.
+          cancellable: makes the context of a dial that waits; its cost is saved otherwise.
+
+        Raises:
+          DialError: the state and its last error have changed accordingly.
         """
+        address = self.state.address
         try:
-            if isinstance(self.state.address, GuestEndpoint):
-                sock = await self._dial_guest(self.state.address, assigned)
-            else:
-                sock = await self._dial(self.state.address, self._timeout, assigned=assigned)
+            sock = connect_unix(address) if isinstance(address, UnixEndpoint) else None
+            if sock is None:
+                with cancellable():
+                    sock = await self._dial_target(assigned)
         except DialError as error:
-            self._failed(error)
+            self._note_failure(error)
             raise
         if self.state.name != "up":
-            self._become("up")
+            self.state.become("up")
+            self.log_change()
         return sock
+
+    async def _dial_target(self, assigned: Callable[[int], object]) -> socket.socket:
+        target = self.state.address
+        if isinstance(target, GuestEndpoint):
+            return await self._dial_guest(target, assigned)
+        return await self._dial(target, self._timeout, assigned=assigned)
 
     async def _dial_guest(
         self, target: GuestEndpoint, assigned: Callable[[int], object]
     ) -> socket.socket:
-        """Dial where the guest is; once more where it turns out to have moved."""
+        """Dial a guest's present address, and once more if the guest has moved."""
         deadline = trio.current_time() + self._timeout
         address = await self._guests.resolve(target, deadline)
         try:
@@ -91,50 +120,56 @@ class Target:
                 raise
         return await self._dial(moved, deadline - trio.current_time(), assigned=assigned)
 
-    def dial_at_once(self) -> socket.socket | None:
-        """A connected socket where that takes no waiting, else None; raises `DialError`."""
-        try:
-            sock = dial_at_once(self.state.address)
-        except DialError as error:
-            self._failed(error)
-            raise
-        if sock is not None and self.state.name != "up":
-            self._become("up")
-        return sock
-
     @property
     def is_up(self) -> bool:
-        """Whether it answered when it was last dialled."""
+        """Whether the target answered its last dial."""
         return self.state.name == "up"
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether it did not answer when it was last dialled, and waiting would not help."""
+        """Whether the target is down for a reason that waiting does not change."""
         error = self.state.last_error
-        return self.state.name == "down" and error is not None and error.reason not in ABSENT
+        return self.state.name == "down" and error is not None and error.reason not in ABSENT | OURS
 
-    def _failed(self, error: DialError) -> None:
-        if error.reason in OURS:
-            return
-        self.state.last_error = error.again()  # a raised one holds the frames that it passed
-        self._become("refused" if error.reason == "refused" else "down")
+    def _note_failure(self, error: DialError) -> None:
+        self.state.keep_error(error)
+        if error.reason not in OURS:
+            self.state.become("refused" if error.reason == "refused" else "down")
 
-    def _become(self, name: TargetStateName) -> None:
-        self.state.become(name)
-        if name != self._told:
-            self._tell()
+    # ---- telling a change ----
 
-    def _tell(self) -> None:
-        """Write one line for a change; a target that comes and goes writes few of them."""
+    def change(self) -> dict[str, object]:
+        """Return the log field for a state that is not logged yet, and count it as logged."""
+        if self.state.name == self._told:
+            return {}
+        self._mark_told()
+        return {"target_state": self.state.name}
+
+    def log_change(self) -> None:
+        """Log a change of state, but at most one failure in ten seconds."""
         state, now = self.state, monotonic()
-        words = {**self._names, "was": self._told, "seconds": round(now - self._told_at, 3)}
-        if state.name != "up":
-            if now < self._quiet_until:
-                return  # the next dial that fails says it
-            self._quiet_until = now + _LOG_PAUSE
+        if state.name == self._told:
+            return
+        fields = {**self._names, "was": self._told, "seconds": round(now - self._told_at, 3)}
+        if state.name == "up":
+            if self._told != "unknown":  # a target that is up from the start is not news
+                self._log.info("target_up", **fields)
+        elif now < self._quiet_until:
+            return  # still not told: the next failed dial tries again
+        else:
             assert state.last_error is not None
             error = state.last_error
-            self._log.warning("target_down", **words, reason=error.reason, why=error.explanation)
-        elif self._told != "unknown":  # that all is well from the start is no news
-            self._log.info("target_up", **words)
-        self._told, self._told_at = state.name, state.since
+            self._log.warning(
+                "target_down",
+                **fields,
+                reason=error.reason,
+                error=error.summary,
+                remedy=error.remedy,
+            )
+        self._mark_told()
+
+    def _mark_told(self) -> None:
+        name: TargetStateName = self.state.name
+        if name != "up":
+            self._quiet_until = monotonic() + _LOG_PAUSE
+        self._told, self._told_at = name, self.state.since

@@ -1,8 +1,7 @@
-"""One dial looked at closely: how long each step took, and what the target did then.
+"""Probe a target: dial it once, time each step, and watch the new connection.
 
-Owns: the steps of a dial, the look at a fresh connection, the wait for a guest that boots,
-and the words for all of it.  Dials with `transport.dial`, as the daemon does.  Knows nothing
-of routes or of a terminal.
+Owns: the steps of a dial, the first moment of a connection, the wait for a guest that boots, and
+their text. Dials with `dial.dial`, as the daemon does. Knows no route and no terminal.
 """
 
 from __future__ import annotations
@@ -25,16 +24,13 @@ from vsockproxy.address.sockaddr import literal_addresses
 from vsockproxy.config.settings import Policy
 from vsockproxy.dial.dial import dial
 from vsockproxy.dial.sockopt import target_options
-from vsockproxy.errors import ABSENT, DialError
+from vsockproxy.errors import DialError
 from vsockproxy.guests.directory import Guests
 from vsockproxy.readable import duration
-from vsockproxy.remedy import remedy
+from vsockproxy.reasons import ABSENT
 
 LOOK: Final = 0.25
-"""Seconds that a fresh connection is watched: what closes at once has nothing behind it."""
-
-_ADVISED: Final = frozenset({"no_transport", "blocked", "not_found", "no_descriptors"})
-"""The reasons whose explanation has a remedy after its colon, in fewer words than ours."""
+"""Seconds to watch a new connection: one that closes within them has no service behind it."""
 
 _MOST: Final = 4096  # bytes of an answer that are shown
 _PLAIN: Final = Policy()
@@ -44,7 +40,7 @@ _LONGEST_PAUSE: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of a dial, and how many seconds it took; the last may have failed."""
+    """One step of a dial and its duration in seconds; the last step may have failed."""
 
     name: str
     seconds: float
@@ -52,10 +48,15 @@ class Step:
 
 @dataclass(slots=True)
 class Probe:
-    """What came of a dial: how it went, and why it failed if it did.
+    """The result of a probe.
 
-    ``said`` and ``ended`` are what the target did in the first moment of the connection;
-    ``number`` is that of a VMM's OK.  ``target`` is where a guest was found, once it was.
+    Attributes:
+      target: the probed target; for a guest, its address once it was found.
+      steps: the steps of the dial, in their order.
+      failure: why the dial failed, or None.
+      number: the number in a VMM's OK.
+      said, ended: the target's first bytes, and whether it closed the new connection.
+      attempts: how many dials were made.
     """
 
     target: Target
@@ -68,34 +69,32 @@ class Probe:
 
     @property
     def reached(self) -> bool:
-        """Whether the target was reached, and did not close without a word."""
+        """Whether the target was reached, and did not close before its first byte."""
         return self.failure is None and not (self.ended and not self.said)
 
     @property
     def seconds(self) -> float:
-        """Of all its steps."""
+        """Return the duration of all steps."""
         return sum(step.seconds for step in self.steps)
 
     @property
     def what(self) -> str:
-        """What happened, in one sentence."""
+        """Return what happened, in one sentence."""
         if self.failure is not None:
-            sentence = self.failure.explanation
-            advised = self.failure.reason in _ADVISED
-            return sentence.partition(": ")[0] if advised else sentence
+            return self.failure.explanation
         if not self.reached:
-            return "it took the connection and closed it at once"
+            return "the target accepted the connection and closed it immediately"
         return f"reached in {duration(self.seconds)}"
 
     @property
     def remedy(self) -> str:
-        """What to do about it; empty where nothing is wrong."""
+        """Return what to do about a failure; empty if there is none."""
         if self.failure is not None:
-            return remedy(self.failure)
+            return self.failure.remedy
         return "" if self.reached else _closed(self.target)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, for a program; times in seconds."""
+        """Return the result for a program; times are in seconds."""
         failure = self.failure
         return {
             "target": str(self.target),
@@ -122,13 +121,13 @@ async def probe(
     send: bytes = b"",
     look: float = LOOK,
 ) -> Probe:
-    """Dial once, within ``timeout`` seconds, and see what the target does then.
+    """Dial once, watch the new connection, and close it. Raises `trio.Cancelled` alone.
 
-    ``guests`` know where the target is if it is a guest's.  ``policy`` is that of the route
-    whose target it is, its connect_timeout apart.
-    With ``send`` it gets these bytes and as long again to answer; without, the connection
-    is watched for ``look`` seconds.  Never raises but when cancelled, and closes the
-    connection.
+    Args:
+      timeout: seconds for the dial, and again for an answer to ``send``.
+      guests: finds the address of a guest.
+      policy: the policy of the target's route; its connect_timeout is not used.
+      send: bytes to send; without them, the connection is watched for ``look`` seconds.
     """
     result = Probe(target)
     names = iter(("guest",))
@@ -173,10 +172,10 @@ async def probe(
 async def wait_for(
     attempt: Callable[[], Awaitable[Probe]], patience: float, tell: Callable[[Probe, float], object]
 ) -> Probe:
-    """Probe again while the reason is one that a booting guest gives.
+    """Probe again while the target is absent; return the last probe.
 
-    The last probe, when it reached the target, when waiting is in vain, or after
-    ``patience`` seconds.  ``tell`` hears of every failure, and of the seconds left.
+    It ends when the target is reached, when waiting cannot help, or after ``patience`` seconds.
+    ``tell`` is called with every failed probe and the seconds that remain.
     """
     deadline = trio.current_time() + patience
     pause, attempts = _FIRST_PAUSE, 0
@@ -197,7 +196,7 @@ def _is_temporary(result: Probe) -> bool:
 
 
 def describe(result: Probe) -> Iterator[str]:
-    """A line for each step, what the target said, and the verdict with its remedy."""
+    """Return lines for people: each step, the target's first bytes, the result, the remedy."""
     yield str(result.target)
     for step in result.steps:
         failed = result.failure is not None and step is result.steps[-1]
@@ -216,7 +215,7 @@ def describe(result: Probe) -> Iterator[str]:
 
 
 def _steps(target: Dialable) -> Iterator[str]:
-    """The names of a dial's steps, in their order."""
+    """Return the names of a dial's steps, in their order."""
     match target:
         case TcpEndpoint() if literal_addresses(target) is None:
             return iter(("resolve", "connect"))
@@ -231,7 +230,7 @@ def _steps(target: Dialable) -> Iterator[str]:
 async def _watch(
     connection: trio.socket.SocketType, result: Probe, send: bytes, patience: float
 ) -> bool:
-    """What the target does first; whether it did anything in time."""
+    """Wait for the target's first bytes or its end; return whether one came in time."""
     with trio.move_on_after(patience):
         try:
             while send:
@@ -248,7 +247,7 @@ async def _watch(
 def _closed(target: Target) -> str:
     if isinstance(target, UnixEndpoint | MuxEndpoint):
         return (
-            "start the service in the guest that this socket leads to (the VMM takes every"
+            "start the service in the guest behind this socket (the VMM accepts every"
             " connection, and drops it where nothing listens); wait if it is booting"
         )
-    return "see what the service's own log says: it may refuse this client"
+    return "see the service's own log: it may reject this client"

@@ -19,9 +19,9 @@ from vsockproxy.config.document import Document, Plain
 from vsockproxy.config.load import build_config
 from vsockproxy.config.settings import Config
 from vsockproxy.doctor.finding import Finding, note, ok, problem
-from vsockproxy.errors import AddressError, DialError, VsockproxyError
+from vsockproxy.errors import AddressError, VsockproxyError
 from vsockproxy.readable import duration
-from vsockproxy.remedy import remedy
+from vsockproxy.reasons import remedy_for
 
 SUBJECT: Final = "daemon"
 
@@ -135,7 +135,7 @@ def _remedy(route: Answer, last: Answer) -> str:
         endpoint = parse_target(route["targets"][0]["address"])
     except AddressError:
         return "see the daemon's log"
-    return remedy(DialError(endpoint, last["reason"], last["message"]))
+    return remedy_for("dial", endpoint, last["reason"])
 
 
 def _is_dialable(address: str) -> bool:

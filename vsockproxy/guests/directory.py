@@ -15,7 +15,7 @@ import trio
 
 from vsockproxy.address.endpoint import Dialable, GuestEndpoint
 from vsockproxy.config.guest import Cid, DynamicWay, Guest, Mux, StaticWay
-from vsockproxy.errors import AddressError, DialError
+from vsockproxy.errors import AddressError, dial_error
 from vsockproxy.guests.answer import GuestError
 from vsockproxy.guests.sources import look_up
 
@@ -158,11 +158,11 @@ class Guests:
         record = self._records.get(endpoint.guest)
         if record is None:  # the client was accepted before the reload
             sentence = f"the guest {endpoint.guest!r} was removed from the configuration"
-            raise DialError(endpoint, "guest", sentence)
+            raise dial_error(endpoint, "guest", sentence)
         try:
             return (await record.locate(deadline)).address(endpoint.port)
         except (AddressError, GuestError) as error:
-            raise DialError(endpoint, "guest", str(error)) from error
+            raise dial_error(endpoint, "guest", str(error)) from error
 
     def forget(self, name: str) -> None:
         """Discard a guest's cached address after a failed dial."""

@@ -30,7 +30,6 @@ from vsockproxy.address.endpoint import (
 )
 from vsockproxy.address.sockaddr import (
     NO_IPV6,
-    NO_VSOCK,
     Address,
     distinct_addresses,
     errno_of,
@@ -42,7 +41,7 @@ from vsockproxy.address.sockaddr import (
 )
 from vsockproxy.config.settings import Policy
 from vsockproxy.dial.sockopt import apply, listener_options
-from vsockproxy.errors import ListenError, explain, listen_error
+from vsockproxy.errors import ListenError, listen_error
 
 _PORT_TRIES: Final = 16  # for one free port on two addresses; the second try nearly always has it
 
@@ -198,8 +197,9 @@ def _bind_all(
 
 def _listen_error_at(endpoint: TcpEndpoint, address: Address, error: OSError) -> ListenError:
     """Return the error of an endpoint with several addresses, which names the address."""
-    reason, sentence = explain("listen", endpoint, errno_of(error))
-    return ListenError(endpoint, reason, f"{peer_name(*address)}: {sentence}", error.errno)
+    found = listen_error(endpoint, errno_of(error))
+    sentence = f"{peer_name(*address)}: {found.explanation}"
+    return ListenError(endpoint, found.reason, sentence, error.errno, remedy=found.remedy)
 
 
 def _listening(
@@ -245,7 +245,7 @@ def _bound(family: int, address: Any, *, share: bool = False) -> socket.socket:
 
 def _listen_vsock(endpoint: VsockEndpoint, backlog: int) -> ListeningSocket:
     if not hasattr(socket, "AF_VSOCK"):
-        raise ListenError(endpoint, "unsupported", NO_VSOCK)
+        raise listen_error(endpoint, "no_vsock")
     sock = _listening(AF_VSOCK, (endpoint.cid, endpoint.port), backlog)
     return ListeningSocket(sock, replace(endpoint, port=sock.getsockname()[1]))
 

@@ -14,10 +14,11 @@ from typing import Any, Final
 
 import trio
 
-from vsockproxy.admit.admission import Admission, Gate, QueueReason
+from vsockproxy.admit.admission import Admission
+from vsockproxy.admit.gate import Gate, QueueReason
 from vsockproxy.config.settings import Route
 from vsockproxy.connection import Connection
-from vsockproxy.dial.selection import Targets
+from vsockproxy.dial.selection import Selection
 from vsockproxy.guests.directory import Guests
 from vsockproxy.listen.bind import ListeningSocket
 from vsockproxy.listen.renew import keep_file
@@ -85,12 +86,12 @@ class RouteListener:
         self._failures = Throttle(log)
         self._pump = pump
         self._gate = Gate(stats, admission or Admission(), log)
-        self._targets = Targets(stats, guests or Guests(), log)
+        self._selection = Selection(stats, guests or Guests(), log)
         self._accepting = trio.CancelScope()
         self._relaying = trio.CancelScope()
         self._resumed = trio.Event()
         self._drains = False
-        self._relay = self._follow(stats.route)
+        self._relay = self._make_relay(stats.route)
 
     @property
     def route(self) -> Route:
@@ -111,11 +112,11 @@ class RouteListener:
         """Treat new connections as ``route`` says; live ones end as they began."""
         self.stats.route = route
         self._lease.configure(listen_for(route))
-        self._relay = self._follow(route)
+        self._gate.reconfigure(route)
+        self._selection.reconfigure(route)
+        self._relay = self._make_relay(route)
 
-    def _follow(self, route: Route) -> Relay:
-        self._gate.adopt(route)
-        self._targets.adopt(route)
+    def _make_relay(self, route: Route) -> Relay:
         policy = route.policy
         shared = policy.bandwidth and (
             self._pump.share(policy.bandwidth),
@@ -130,7 +131,7 @@ class RouteListener:
             policy.max_lifetime,
         )
         return Relay(
-            self.stats, self._gate, self._pump, bounds, self._targets, self._log, self._failures
+            self.stats, self._gate, self._pump, bounds, self._selection, self._log, self._failures
         )
 
     async def serve(self) -> bool:
@@ -141,7 +142,7 @@ class RouteListener:
           others off.
         """
         with self._relaying:
-            async with self._targets.tended(), trio.open_nursery() as relays:
+            async with self._selection.tended(), trio.open_nursery() as relays:
                 try:
                     with self._accepting:
                         async with trio.open_nursery() as nursery:
@@ -161,11 +162,11 @@ class RouteListener:
 
     async def reach(self) -> str | None:
         """Dial the targets until one answers, and hang up; return why none does, or None."""
-        return await self._targets.reach()
+        return await self._selection.reach()
 
     def not_ready(self) -> str | None:
         """Return why the route is not ready, in words; None when it is."""
-        return self._targets.not_ready()
+        return self._selection.not_ready()
 
     def pause(self) -> None:
         """Leave new clients in the backlog until `resume`; live connections go on."""
@@ -221,13 +222,13 @@ class RouteListener:
         while True:
             await trio.lowlevel.wait_readable(sock)
             if self._gate.queue_reason():
-                await self._gate.opened()
+                await self._gate.wait_for_room()
             if self.is_paused:
-                self._gate.pass_on()
+                self._gate.wake_others()
                 await self._resumed.wait()
                 continue
             error = self._accept_batch(sock, relays)
-            self._gate.pass_on()
+            self._gate.wake_others()
             if error is None:
                 failures = self._recovered(failures)
                 await trio.lowlevel.checkpoint()

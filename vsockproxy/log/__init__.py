@@ -32,10 +32,11 @@ seconds, reason; if known: why, dial_seconds, held_seconds, vmm_port |
 *left_out* |
 | `accept_failed` | error | accept(2) fails; clients stay in the backlog | route, error, remedy |
 | `accept_recovered` | info | clients are accepted again | route, failures |
-| `dial_failed` | warning | targets could not be reached | *connection*, reason, error, \
-*left_out* |
+| `dial_failed` | warning | targets could not be reached | *connection*, reason, error, remedy, \
+*left_out*; target_state where it changed |
 | `dial_error` | error | a bug ended a dial that the daemon began | route, exception |
-| `target_down` | warning | a target stopped answering | route, target, was, seconds, reason, why |
+| `target_down` | warning | a background dial found a target down | route, target, was, seconds, \
+reason, error, remedy |
 | `target_up` | info | a target answers again | route, target, was, seconds |
 | `guest_found` | info | a guest's address was found, or has changed | guest, at |
 | `guest_not_found` | warning | a guest's address could not be found | guest, error |

@@ -1,4 +1,4 @@
-"""The PROXY header over sockets: reading a client's, sending ours to a target.
+"""PROXY headers over sockets: read a client's, send one to a target.
 
 Owns: the waiting, within a time limit, and the step between a header's addresses and those
 of the socket module.  The bytes are `proxy_protocol`'s.
@@ -17,7 +17,7 @@ from vsockproxy.address.endpoint import AF_VSOCK, Target
 from vsockproxy.address.sockaddr import errno_of
 from vsockproxy.config.access import ip_of
 from vsockproxy.connection import Connection
-from vsockproxy.errors import DialError, VsockproxyError, dial_error
+from vsockproxy.errors import VsockproxyError, dial_error
 from vsockproxy.relay import proxy_protocol
 from vsockproxy.relay.proxy_protocol import (
     Header,
@@ -33,7 +33,7 @@ _AF_UNIX: Final[int] = getattr(socket, "AF_UNIX", -1)
 
 
 class NoHeaderError(VsockproxyError):
-    """A client sent no PROXY header; ``slow`` if it might still have done so."""
+    """A client sent no valid PROXY header; ``slow``: its time was over first."""
 
     def __init__(self, *, slow: bool) -> None:
         self.slow = slow
@@ -41,7 +41,7 @@ class NoHeaderError(VsockproxyError):
 
 
 async def read_header(sock: socket.socket, timeout: float) -> Header:
-    """A client's header, within ``timeout`` seconds; what is behind it stays in the socket.
+    """Return a client's header, read within ``timeout`` seconds; later bytes stay in the socket.
 
     ``sock`` may be blocking or not.  Raises `NoHeaderError`.
     """
@@ -68,7 +68,7 @@ def _read_some(sock: socket.socket, reader: HeaderReader) -> None:
 async def send_header(
     sock: socket.socket, endpoint: Target, header: bytes, deadline: float
 ) -> None:
-    """Send a header to a target that has just been dialled, until ``deadline``.
+    """Send a header to a newly connected target, until ``deadline``.
 
     ``deadline`` is in trio's time.  Raises `DialError`; the socket stays the caller's.
     """
@@ -79,7 +79,7 @@ async def send_header(
         except OSError as error:
             raise dial_error(endpoint, errno_of(error)) from error
         return
-    raise DialError(endpoint, "timeout", "it takes no PROXY header within connect_timeout")
+    raise dial_error(endpoint, "header_not_taken")
 
 
 def _send_some(sock: socket.socket, data: bytes) -> int:
@@ -90,7 +90,7 @@ def _send_some(sock: socket.socket, data: bytes) -> int:
 
 
 def header_of(connection: Connection, client: socket.socket) -> Header:
-    """What is said to a target of its client: what the client's own header said, or the socket."""
+    """Return the header for a target: the addresses in the client's header, else its socket's."""
     destination = connection.destination
     if destination is None:
         destination = (client.family, client.getsockname())
@@ -98,7 +98,7 @@ def header_of(connection: Connection, client: socket.socket) -> Header:
 
 
 def follow_header(connection: Connection, header: Header) -> None:
-    """Have a connection be the client's whom the header names, if it names one."""
+    """Give a connection the addresses in a header, if it has any."""
     if header.source is not None:
         connection.family, connection.address = _from_header(header.source)
         if header.destination is not None:

@@ -20,13 +20,13 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final, Literal, NamedTuple
 
 TLV_VSOCK: Final = 0xE5
-"""In the range 0xE0 to 0xEF, which is the applications' own."""
+"""A type of 0xE0 to 0xEF, the range for applications."""
 
 HEADER_MAX: Final = 4096
-"""Longest header that is read; one without certificates in its TLVs has at most 232 bytes."""
+"""The longest accepted header; without certificates in its TLVs it has at most 232 bytes."""
 
 LINE_MAX: Final = 107
-"""Longest line of version 1, its CRLF included."""
+"""The longest line of version 1, CRLF included."""
 
 SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 _WORD: Final = b"PROXY "
@@ -50,21 +50,21 @@ Version = Literal["v1", "v2"]
 
 
 class InetAddress(NamedTuple):
-    """Where a TCP client is."""
+    """The address of a TCP client."""
 
     ip: IPv4Address | IPv6Address
     port: int
 
 
 class VsockAddress(NamedTuple):
-    """Where a guest's client is."""
+    """The address of a vsock client."""
 
     cid: int
     port: int
 
 
 class UnixAddress(NamedTuple):
-    """A Unix socket's path as the kernel has it: empty if it has none, NUL first if abstract."""
+    """A Unix socket's path in the kernel's form: empty for none, NUL first for an abstract one."""
 
     path: bytes
 
@@ -73,25 +73,25 @@ Source = InetAddress | VsockAddress | UnixAddress
 
 
 class Header(NamedTuple):
-    """For whom a connection is made; ``source`` None is the one who sent the header itself."""
+    """The ends of the client's connection; without ``source``, the sender itself is the client."""
 
     source: Source | None = None
     destination: Source | None = None
 
 
 class MalformedHeaderError(ValueError):
-    """The peer said something that is not this protocol; ``data`` is how it began."""
+    """The peer sent no valid header; ``data`` has its first bytes."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data[:64]
-        super().__init__(f"{self.data!r} is no PROXY header")
+        super().__init__(f"{self.data!r} is not a PROXY header")
 
 
 # ---- building ----
 
 
 def build_header(version: Version, header: Header) -> bytes:
-    """A header's bytes, to be sent in one piece before anything else."""
+    """Return a header's bytes; they must be the first of the connection."""
     source, destination = _alike(header)
     if version == "v1":
         return _build_line(source, destination)
@@ -100,7 +100,7 @@ def build_header(version: Version, header: Header) -> bytes:
 
 
 def _alike(header: Header) -> tuple[Source | None, Source | None]:
-    """Both addresses in one version of IP: IPv4 is written as IPv6 if only one is IPv4."""
+    """Return both addresses in one version of IP: a single IPv4 address becomes IPv6."""
     source, destination = header
     if (
         isinstance(source, InetAddress)
@@ -126,7 +126,7 @@ def _build_line(source: Source | None, destination: Source | None) -> bytes:
 
 
 def _build_block(source: Source | None, destination: Source | None) -> tuple[int, bytes]:
-    """The byte of family and protocol, and what follows the fixed part."""
+    """Return the byte of family and protocol, and the bytes after the fixed part."""
     if isinstance(source, InetAddress) and isinstance(destination, InetAddress):
         ips = source.ip.packed + destination.ip.packed
         return _STREAMS[source.ip.version], ips + struct.pack("!HH", source.port, destination.port)
@@ -146,7 +146,7 @@ def _unix_path(path: bytes) -> bytes:
 
 
 class HeaderReader:
-    """Collects one header from pieces of any size.
+    """Collect one header from pieces of any size.
 
     Peek at up to `room` bytes, `feed` them, then consume as many as it says: the bytes
     behind the header belong to the stream.
@@ -156,25 +156,25 @@ class HeaderReader:
 
     def __init__(self) -> None:
         self._data = b""
-        self._size: int | None = None  # of the whole header, once it is known
+        self._size: int | None = None  # of the complete header, once it is known
 
     @property
     def room(self) -> int:
-        """How many bytes more the header may have; 0 once it is whole."""
+        """Return how many more bytes the header may have; 0 once it is complete."""
         return (self._largest() if self._size is None else self._size) - len(self._data)
 
     @property
     def done(self) -> bool:
-        """Whether the header is whole."""
+        """Whether the header is complete."""
         return self._size == len(self._data)
 
     @property
     def data(self) -> bytes:
-        """What has been read of the header."""
+        """Return the header's bytes read so far."""
         return self._data
 
     def feed(self, data: bytes) -> int:
-        """Take the header's part of ``data`` and say how many bytes that was.
+        """Take the header's part of ``data``; return its number of bytes.
 
         Raises `MalformedHeaderError` as soon as what has come cannot begin a header.
         """
@@ -185,12 +185,12 @@ class HeaderReader:
         return len(self._data) - before
 
     def _largest(self) -> int:
-        """How much may be read of a header whose size is not known yet."""
+        """Return how many bytes may be read while the size is unknown."""
         return LINE_MAX if self._data.startswith(_WORD[:1]) or not self._data else _FIXED.size
 
 
 def _size_of(data: bytes) -> int | None:
-    """The size of the header that begins so; None if that is not known yet."""
+    """Return the size of a header from its first bytes; None while it is unknown."""
     if data.startswith(_WORD) or _WORD.startswith(data):
         end = data.find(b"\r\n")
         if end < 0 and (len(data) >= LINE_MAX or b"\n" in data):
@@ -207,7 +207,7 @@ def _size_of(data: bytes) -> int | None:
 
 
 def parse_header(data: bytes) -> Header:
-    """What a whole header says; raises `MalformedHeaderError`."""
+    """Return the addresses of a complete header; raise `MalformedHeaderError`."""
     return _parse_block(data) if data.startswith(SIGNATURE) else _parse_line(data)
 
 
@@ -223,7 +223,7 @@ def _parse_line(line: bytes) -> Header:
         ips = read(match[2].decode()), read(match[3].decode())
     except ValueError:
         raise MalformedHeaderError(line) from None
-    if max(ports) > 0xFFFF or b"%" in line:  # a scope is another machine's matter
+    if max(ports) > 0xFFFF or b"%" in line:  # a scope has no meaning on another machine
         raise MalformedHeaderError(line)
     return Header(InetAddress(ips[0], ports[0]), InetAddress(ips[1], ports[1]))
 
@@ -237,7 +237,7 @@ def _parse_block(data: bytes) -> Header:
     if command not in (_LOCAL, _PROXY) or len(body) != size:
         raise MalformedHeaderError(data)
     if command == _LOCAL:
-        return Header()  # whatever else it says is to be left aside
+        return Header()  # the specification: ignore its other fields
     if family > _FAMILIES or protocol > _PROTOCOLS or size < _ADDRESSES.get(family, 0):
         raise MalformedHeaderError(data)
     tlvs = dict(_tlvs(data, body[_ADDRESSES.get(family, 0) :]))
@@ -247,7 +247,7 @@ def _parse_block(data: bytes) -> Header:
 
 
 def _addresses(transport: int, body: bytes) -> Header:
-    """The addresses of a stream; a datagram's, and those of no known family, are left aside."""
+    """Return the addresses of a stream; ignore datagrams and unknown families."""
     if transport == _UNIX_STREAM:
         paths = body[:_UNIX_PATH], body[_UNIX_PATH : 2 * _UNIX_PATH]
         return Header(*(UnixAddress(_path(path)) for path in paths))
@@ -260,7 +260,7 @@ def _addresses(transport: int, body: bytes) -> Header:
 
 
 def _path(field: bytes) -> bytes:
-    """The path in its field: to the first NUL, or for an abstract name without those behind."""
+    """Return a field's path: up to the first NUL, or for an abstract name without trailing NULs."""
     return field.rstrip(b"\0") if field.startswith(b"\0") else field.partition(b"\0")[0]
 
 

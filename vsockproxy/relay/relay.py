@@ -1,26 +1,25 @@
-"""One connection from start to end: header, dial, transfer, account, log.
+"""One connection from start to end: header, dial, transfer, accounting, log.
 
-Owns: `Relay`, whose `serve` is one trio task a connection, and the only catch-all of the
-program: whatever goes wrong in one connection stays in it.
+Owns: `Relay`, whose `serve` is one trio task for each connection, and the only catch-all of the
+data path: a defect in one connection ends that connection alone.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
 import trio
 
-from vsockproxy.admit.admission import Gate, RejectReason
-from vsockproxy.connection import Connection
-from vsockproxy.dial.selection import Targets
+from vsockproxy.admit.gate import Gate, RejectReason
+from vsockproxy.connection import Connection, EndedError
+from vsockproxy.dial.selection import Selection
 from vsockproxy.errors import DialError
 from vsockproxy.log.output import Throttle
-from vsockproxy.pump.reset import reset, reset_descriptor
-from vsockproxy.pump.transfer import ENDINGS, Bounds, Pump, Transfer
+from vsockproxy.pump.reset import reset_descriptor
+from vsockproxy.pump.transfer import ENDINGS, Bounds, Pump
 from vsockproxy.relay.preamble import (
     NoHeaderError,
     follow_header,
@@ -34,36 +33,35 @@ from vsockproxy.stats import RouteStats
 
 @dataclass(frozen=True, slots=True)
 class Relay:
-    """What every connection of one route needs."""
+    """Serve the admitted clients of one route."""
 
     stats: RouteStats
     gate: Gate
     pump: Pump
     bounds: Bounds
-    targets: Targets
+    selection: Selection
     log: Any
     failures: Throttle
 
     async def serve(self, client: int, connection: Connection) -> None:
-        """Serve one client that the gate has admitted; owns its descriptor from the call on.
+        """Relay between an admitted client and a target until both sides have ended.
 
-        The client is reset when the target cannot be dialled, so that it does not take
-        the failure for an empty answer.  Cancelled, both sides are closed and the
-        connection is counted under ``connection.ending``.  Raises nothing but
-        `trio.Cancelled`.
+        It owns the client's descriptor. A client whose dial fails is reset, so that it does not
+        take the failure for an empty answer. Cancelled, it closes both sides and counts the
+        connection under ``connection.ending``. Raises `trio.Cancelled` alone.
         """
-        # While the bytes move, this frame and the pump's are all that waits: what an idle
-        # connection costs.
+        # An idle connection keeps this frame and the pump's alive, and no other.
         try:
-            begun = await self._begin(client, connection)
-            if not isinstance(begun, str):
-                begun = (await begun).reason
-        except Exception:  # noqa: BLE001 - the program's catch-all: `_note_defect` logs it
-            begun = self._note_defect(connection)
+            target = await self._connect(client, connection)
+            reason: str = (await self.pump.transfer(client, target, self.bounds, connection)).reason
+        except EndedError as ended:
+            reason = ended.reason
+        except Exception:  # noqa: BLE001 - the catch-all: `_note_defect` logs it
+            reason = self._note_defect(connection)
         except BaseException:  # cancelled: alone, or in the group that a nursery makes of it
             self._end(connection, connection.ending)
             raise
-        self._end(connection, connection.ending if begun == "killed" else begun)
+        self._end(connection, connection.ending if reason == "killed" else reason)
 
     def _note_defect(self, connection: Connection) -> str:
         self.log.exception("connection_error", **connection.names())
@@ -74,130 +72,100 @@ class Relay:
         if connection.route.policy.access_log:
             self._log_end(connection, reason)
 
-    async def _begin(self, client: int, connection: Connection) -> Awaitable[Transfer] | str:
-        """Dial and hand over to the pump: the transfer, or why there is none."""
-        if connection.ending == "killed":  # before this task ran, so there was nothing to stop
-            reset_descriptor(client, connection.family)
-            return connection.ending
-        started = monotonic()
+    # ---- before bytes move ----
+
+    async def _connect(self, client: int, connection: Connection) -> int:
+        """Return the descriptor of a connected target; on any failure, reset the client.
+
+        Raises `EndedError` with the reason of the connection's end.
+        """
+        family = connection.family  # a PROXY header may name another
+        try:
+            _raise_if_killed(connection)  # before this task ran
+            target = await self._reach(client, connection)
+            try:
+                _raise_if_killed(connection)  # as the target answered
+            except EndedError:
+                target.close()
+                raise
+        except DialError as error:
+            reset_descriptor(client, family)
+            raise EndedError(self._note_failure(connection, error)) from None
+        except BaseException:
+            reset_descriptor(client, family)
+            raise
+        return target.detach()
+
+    async def _reach(self, client: int, connection: Connection) -> socket.socket:
         policy = connection.route.policy
-        if policy.accept_proxy or policy.send_proxy != "off":
-            return await self._begin_slowly(client, connection)
-        try:
-            target = self.targets.connect_at_once()
-        except DialError as error:
-            reset_descriptor(client, connection.family)
-            return self._note_failure(connection, error)
-        except BaseException:
-            reset_descriptor(client, connection.family)
-            raise
-        if target is None:
-            return await self._begin_slowly(client, connection)
-        return self._hand_over(client, target, connection, started)
-
-    def _hand_over(
-        self, client: int, target: socket.socket, connection: Connection, started: float
-    ) -> Awaitable[Transfer]:
+        if policy.accept_proxy:
+            await self._identify(client, connection)
+        started = monotonic()
+        target = await self.selection.connect(client, connection)
+        if policy.send_proxy != "off":
+            await self._send_header(client, target, connection)
         connection.dial_seconds = monotonic() - started - connection.held_seconds
-        if not connection.held_seconds:  # else it was dialled beforehand
+        if not connection.held_seconds:  # a held client's target was dialled beforehand
             self.stats.dial_seconds.observe(connection.dial_seconds)
-        return self.pump.transfer(client, target.detach(), self.bounds, connection)
-
-    async def _begin_slowly(
-        self, descriptor: int, connection: Connection
-    ) -> Awaitable[Transfer] | str:
-        """`_begin` where something must be waited for."""
-        client = socket.socket(connection.family, socket.SOCK_STREAM, 0, descriptor)
-        try:
-            if connection.route.policy.accept_proxy:
-                ended = await self._identify(client, connection)
-                if ended is not None:
-                    reset(client)
-                    return ended
-            started = monotonic()
-            target = await self._wait_for_target(client, connection)
-            if target is None:
-                reset(client)
-                return connection.ending
-            return self._hand_over(client.detach(), target, connection, started)
-        except DialError as error:
-            reset(client)
-            return self._note_failure(connection, error)
-        except BaseException:
-            reset(client)
-            raise
-
-    async def _wait_for_target(
-        self, client: socket.socket, connection: Connection
-    ) -> socket.socket | None:
-        """The target's socket, or None when somebody has ended the connection."""
-        target = None
-        with trio.CancelScope() as scope:
-            connection.dialling = scope
-            target = await self._dial(client, connection)
-        connection.dialling = None
-        if scope.cancel_called and target is not None:  # ended as the target answered
-            target.close()
-            target = None
         return target
 
-    async def _dial(self, client: socket.socket, connection: Connection) -> socket.socket:
-        if connection.route.policy.send_proxy != "off":
-            return await self._dial_and_tell(client, connection)
-        return await self.targets.connect(client, connection)
-
     def _note_failure(self, connection: Connection, error: DialError) -> str:
-        """Count and log a failed dial; what the connection's end is called."""
+        """Count and log a failed dial; return the reason of the connection's end."""
+        reason = f"dial_{error.reason}"
         if error.reason == "client_left":
-            return f"dial_{error.reason}"
-        self.stats.dial_failed(error.reason, str(error))
+            return reason
+        self.stats.dial_failures[error.reason] += 1
         if error.reason == "no_descriptors":
             self.gate.recount()
         self.failures.warning(
-            "dial_failed", connection.names, reason=error.reason, error=str(error)
+            "dial_failed",
+            lambda: connection.names() | self.selection.change_of(connection),
+            reason=error.reason,
+            error=error.summary,
+            remedy=error.remedy,
         )
-        return f"dial_{error.reason}"
+        return reason
 
-    async def _identify(self, client: socket.socket, connection: Connection) -> str | None:
-        """Learn from the client's header whose connection it is; why it ends here, if it does."""
-        rejection: RejectReason | None = None
-        with trio.CancelScope() as scope:
-            connection.dialling = scope
-            rejection = await self._follow_header(client, connection)
-        connection.dialling = None
-        if scope.cancel_called:
-            return connection.ending
-        if rejection is None:
-            return None
-        self.gate.reject(connection, rejection)
-        return f"rejected_{rejection}"
-
-    async def _follow_header(
-        self, client: socket.socket, connection: Connection
-    ) -> RejectReason | None:
+    async def _identify(self, client: int, connection: Connection) -> None:
+        """Learn the client's address from its PROXY header; raise `EndedError` to reject it."""
+        sock = socket.socket(fileno=client)
         try:
-            header = await read_header(client, connection.route.policy.connect_timeout)
+            with connection.cancellable():
+                header = await read_header(sock, connection.route.policy.connect_timeout)
+            follow_header(connection, header)
+            rejection: RejectReason | None = self.gate.identify(connection)
         except NoHeaderError as error:
-            return "proxy_timeout" if error.slow else "proxy_malformed"
-        follow_header(connection, header)
-        return self.gate.identify(connection)
+            rejection = "proxy_timeout" if error.slow else "proxy_malformed"
+        finally:
+            sock.detach()
+        if rejection is not None:
+            self.gate.reject(connection, rejection)
+            raise EndedError(f"rejected_{rejection}")
 
-    async def _dial_and_tell(self, client: socket.socket, connection: Connection) -> socket.socket:
-        """The target, which has been told who its client is."""
+    async def _send_header(
+        self, client: int, target: socket.socket, connection: Connection
+    ) -> None:
+        """Send the client's addresses to a connected target, which is closed on failure."""
         policy = connection.route.policy
         assert policy.send_proxy != "off"
-        target = await self.targets.connect(client, connection)
         deadline = trio.current_time() + policy.connect_timeout
+        sock = socket.socket(fileno=client)
         try:
-            header = build_header(policy.send_proxy, header_of(connection, client))
-            await send_header(target, connection.target, header, deadline)
-        except BaseException:
+            header = build_header(policy.send_proxy, header_of(connection, sock))
+            with connection.cancellable():
+                await send_header(target, connection.target, header, deadline)
+        except BaseException as error:
             target.close()
+            if isinstance(error, DialError):
+                self.stats.keep_error(connection.target, error)
             raise
-        return target
+        finally:
+            sock.detach()
+
+    # ---- after the end ----
 
     def _log_end(self, connection: Connection, reason: str) -> None:
-        """The access line: one for every connection, at its end."""
+        """Write the access line of a connection."""
         words: dict[str, object] = {"why": ENDINGS[reason]} if reason in ENDINGS else {}
         if connection.dial_seconds is not None:
             words["dial_seconds"] = round(connection.dial_seconds, 6)
@@ -214,3 +182,8 @@ class Relay:
             reason=reason,
             **words,
         )
+
+
+def _raise_if_killed(connection: Connection) -> None:
+    if connection.ending == "killed":
+        raise EndedError("killed")

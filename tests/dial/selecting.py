@@ -1,0 +1,60 @@
+"""Policies, endpoints and waits that the tests of `Selection` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+
+from tests.listen.running_route import PATIENCE, Served
+from tests.sockets import read_to_end
+from vsockproxy.address.endpoint import (
+    MuxEndpoint,
+)
+from vsockproxy.config.settings import Policy
+
+PLAIN = Policy(half_close="forward")  # this VMM honours it
+WAIT = replace(PLAIN, wait_for_guest=PATIENCE, handshake_timeout=0.1)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    with trio.fail_after(PATIENCE):
+        while not condition():
+            await trio.lowlevel.checkpoint()
+
+
+def guest_at(folder: Path, name: str = "guest") -> MuxEndpoint:
+    """Return the endpoint of a guest behind a VMM's socket in a folder."""
+    return MuxEndpoint(str(folder / name), 80)
+
+
+def state_of(route: Served, number: int = 0) -> str:
+    """Return the state of a route's target."""
+    return route.stats.targets[number].name
+
+
+async def is_reset(client: trio.SocketStream) -> bool:
+    """Read to the end; return whether it was a reset."""
+    try:
+        await read_to_end(client)
+    except trio.BrokenResourceError:
+        return True
+    return False
+
+
+async def question(client: trio.SocketStream) -> bytes:
+    """Send a request and a FIN; return the answer."""
+    await client.send_all(b"request")
+    await client.send_eof()
+    return await read_to_end(client)
+
+
+def with_targets(route: Served, *targets: MuxEndpoint, policy: Policy | None = None) -> None:
+    """Reload a route with other targets, and another policy if there is one."""
+    was = route.listener.route
+    route.listener.reconfigure(
+        replace(was, target=targets[0], others=targets[1:], policy=policy or was.policy)
+    )

@@ -1,0 +1,232 @@
+"""A route's gate: limits and access rules between its backlog and its relays.
+
+Owns: `Gate`: whether clients stay queued in the kernel's backlog, where they cost nothing, and
+whether an accepted client is admitted or rejected. Accepts and dials nothing.
+
+The numbers that it compares with limits are those of `stats`, so a reload can change a limit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal
+
+import trio
+
+from vsockproxy.admit.admission import Admission
+from vsockproxy.admit.peer import peer_at, peer_of
+from vsockproxy.admit.token_bucket import TokenBucket
+from vsockproxy.config.access import Access, Peer, matches_any
+from vsockproxy.config.settings import Policy, Route
+from vsockproxy.connection import Connection
+from vsockproxy.log.output import Throttle
+from vsockproxy.stats import RouteStats
+
+LimitName = Literal["max_connections", "limits_max_connections", "connection_rate"]
+
+QueueReason = LimitName | Literal["descriptors"]
+"""Why clients are queued; the label ``reason`` of accept_pauses_total."""
+
+RejectReason = (
+    LimitName
+    | Literal[
+        "max_connections_per_source",
+        "denied",
+        "proxy_untrusted",
+        "proxy_malformed",
+        "proxy_timeout",
+    ]
+)
+"""Why a client was rejected; the label ``reason`` of clients_rejected_total."""
+
+REASONS: Final[Mapping[str, str]] = {
+    "max_connections": "the route has reached max_connections",
+    "limits_max_connections": "the daemon has reached limits.max_connections",
+    "connection_rate": "clients connect faster than connection_rate",
+    "descriptors": "the descriptor table is nearly full: raise LimitNOFILE= (or ulimit -Hn)",
+    "max_connections_per_source": "the client's source has reached max_connections_per_source",
+    "denied": "the allow and deny lists exclude the client",
+    "proxy_untrusted": "the client is not in proxy_trusted, so it may not send a PROXY header",
+    "proxy_malformed": "the client sent no valid PROXY header",
+    "proxy_timeout": "the client sent no complete PROXY header within connect_timeout",
+}
+"""The sentence for a `QueueReason` or a `RejectReason` in the log."""
+
+_PAUSE: Final = 1.0  # seconds between two looks; a descriptor is freed without a notice
+
+
+class Gate:
+    """Admit, queue or reject the clients of one route."""
+
+    def __init__(self, stats: RouteStats, admission: Admission, log: Any) -> None:
+        """Guard ``stats.route``."""
+        self._stats = stats
+        self._shared = admission
+        self._log = Throttle(log)
+        self._queue = trio.lowlevel.ParkingLot()
+        self._rate: float | None = None
+        self._bucket: TokenBucket | None = None
+        self.reconfigure(stats.route)
+
+    def reconfigure(self, route: Route) -> None:
+        """Follow a new policy, for new clients."""
+        policy = self._policy = route.policy
+        self._access = Access(policy.allow, policy.deny)
+        self._judges = bool(self._access) or policy.max_connections_per_source is not None
+        self._is_strict = self._judges or policy.accept_proxy or policy.over_limit == "reject"
+        self._most = math.inf if policy.max_connections is None else policy.max_connections
+        self._follow_rate(policy)
+        if policy.max_connections_per_source is not None:
+            self._count_sources()
+        self._queue.unpark_all()
+
+    def _follow_rate(self, policy: Policy) -> None:
+        rate = policy.connection_rate
+        if rate != self._rate:  # an unchanged rate keeps its bucket: a reload must not fill it
+            self._rate = rate
+            self._bucket = None if rate is None else TokenBucket(rate, math.ceil(rate))
+
+    def _count_sources(self) -> None:
+        """Count open connections whose source is not known yet; Unix clients' never is."""
+        for connection in self._stats.live:
+            if connection.source is None:
+                source = peer_at(connection.family, connection.address).source
+                self._stats.count_source(connection, source)
+
+    # ---- keeping clients in the backlog ----
+
+    def queue_reason(self) -> QueueReason | None:
+        """Return the limit that keeps clients in the backlog now, or None."""
+        shared = self._shared
+        # It runs for every client: far from all limits, these comparisons are all.
+        if shared.live < shared.ceiling and self._bucket is None and not self._is_at_limit():
+            return None
+        if shared.is_short():
+            return "descriptors"
+        return self._limit() if self._policy.over_limit == "queue" else None
+
+    def _limit(self) -> LimitName | None:
+        """Return a limit that is reached, or None."""
+        if self._is_at_limit():
+            return "max_connections"
+        if self._bucket is not None and self._bucket.seconds():
+            return "connection_rate"
+        return "limits_max_connections" if self._shared.is_full() else None
+
+    def _is_at_limit(self) -> bool:
+        return len(self._stats.live) >= self._most
+
+    async def wait_for_room(self) -> None:
+        """Wait until a client may be accepted.
+
+        Acceptors queue for the limit that stops them: in their gate for the route's own limits,
+        in `Admission` for the shared ones. Each end of a connection wakes one acceptor of each
+        queue, not all of them: with many queued routes, most could not accept anyway.
+        """
+        while reason := self.queue_reason():
+            self._stats.accept_pauses[reason] += 1
+            self._write("clients_queued", reason, lambda: {"route": self._stats.route.name})
+            self.wake_others()  # this wake-up does not help us: hand it to the next acceptor
+            own = reason in ("max_connections", "connection_rate")
+            queue = self._queue if own else self._shared.queue
+            woken = await self._wait_in(queue, self._pause(reason))
+            if not woken and reason == "descriptors":
+                self._shared.recount()
+
+    async def _wait_in(self, queue: trio.lowlevel.ParkingLot, seconds: float) -> bool:
+        """Wait in a queue; return whether it was left before ``seconds`` had passed."""
+        self._shared.queued += 1
+        try:
+            with trio.move_on_after(seconds) as pause:
+                await queue.park()
+        finally:
+            self._shared.queued -= 1
+        return not pause.cancelled_caught
+
+    def _pause(self, reason: QueueReason) -> float:
+        if reason == "connection_rate" and self._bucket is not None:
+            return self._bucket.seconds()
+        return _PAUSE
+
+    def wake_others(self) -> None:
+        """Wake one acceptor of this gate and one of any route, where there is room."""
+        if self._shared.queued:
+            if self._limit() is None:
+                self._queue.unpark()
+            self._shared.wake_one()
+
+    def recount(self) -> None:
+        """Count the descriptors again, after the kernel has refused one."""
+        self._shared.recount()
+
+    # ---- admitting a client ----
+
+    def room(self, most: int) -> int:
+        """Return how many clients may be accepted together: ``most`` far from limits, else 1."""
+        shared = self._shared
+        is_far = shared.live + most < shared.ceiling and self._most == math.inf
+        return most if is_far and self._bucket is None and not self._is_strict else 1
+
+    def admit(self, client: int, connection: Connection) -> bool:
+        """Return whether an accepted client is admitted; it is then counted until `leave`.
+
+        A rejected client is counted and logged; its descriptor stays the caller's to reset.
+        """
+        reason = self._rejection(client, connection) if self._is_strict else None
+        if reason is not None:
+            self.reject(connection, reason)
+            return False
+        if self._bucket is not None:
+            self._bucket.take()
+        self._stats.open(connection)
+        self._shared.live += 1
+        return True
+
+    def leave(self, connection: Connection, reason: str) -> None:
+        """Count the end of an admitted connection, and wake acceptors for the room it leaves."""
+        self._stats.close(connection, reason)
+        self._shared.live -= 1
+        self.wake_others()
+
+    def identify(self, connection: Connection) -> RejectReason | None:
+        """Judge a connection by its PROXY header; return why it is rejected, or None."""
+        if not self._judges:
+            return None
+        return self._judge(peer_at(connection.family, connection.address), connection)
+
+    def reject(self, connection: Connection, reason: RejectReason) -> None:
+        """Count a rejected client, and log it unless the log has such a line already."""
+        self._stats.rejected[reason] += 1
+        self._write("client_rejected", reason, connection.names)
+
+    def _rejection(self, client: int, connection: Connection) -> RejectReason | None:
+        policy = self._policy
+        if policy.over_limit == "reject" and (limit := self._limit()):
+            return limit
+        if policy.accept_proxy:
+            # The client that the header names is judged once the header has come.
+            trusted = matches_any(policy.proxy_trusted, self._peer(client, connection))
+            return None if trusted else "proxy_untrusted"
+        return self._judge(self._peer(client, connection), connection) if self._judges else None
+
+    def _peer(self, client: int, connection: Connection) -> Peer:
+        return peer_of(client, connection.family, connection.address)
+
+    def _judge(self, peer: Peer, connection: Connection) -> RejectReason | None:
+        if not self._access.admits(peer):
+            return "denied"
+        most = self._policy.max_connections_per_source
+        if most is not None and (source := peer.source) is not None:
+            if self._stats.sources.get(source, 0) >= most:
+                return "max_connections_per_source"
+            self._stats.count_source(connection, source)
+        return None
+
+    def _write(
+        self,
+        event: str,
+        reason: QueueReason | RejectReason,
+        names: Callable[[], Mapping[str, object]],
+    ) -> None:
+        self._log.warning(event, names, reason=reason, why=REASONS[reason])
