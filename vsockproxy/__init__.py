@@ -39,8 +39,8 @@ if TYPE_CHECKING:
         service_guid_to_port,
     )
     from vsockproxy.address.grammar import parse_listen, parse_target
-    from vsockproxy.connection import Connection
-    from vsockproxy.dial.dial import open_vsock_stream
+    from vsockproxy.connection import Connection, VsockConnection
+    from vsockproxy.dial.dial import open_vsock_connection, open_vsock_stream
     from vsockproxy.dial.vsock import local_cid
     from vsockproxy.errors import AddressError, DialError, ListenError, VsockproxyError
     from vsockproxy.listen.bind import open_vsock_listeners
@@ -58,10 +58,12 @@ __all__ = [
     "Connection",
     "DialError",
     "ListenError",
+    "VsockConnection",
     "VsockEndpoint",
     "VsockproxyError",
     "__version__",
     "local_cid",
+    "open_vsock_connection",
     "open_vsock_listeners",
     "open_vsock_stream",
     "parse_listen",
@@ -82,9 +84,11 @@ _HOMES: Final = {
     "Connection": "connection",
     "DialError": "errors",
     "ListenError": "errors",
+    "VsockConnection": "connection",
     "VsockEndpoint": "address.endpoint",
     "VsockproxyError": "errors",
     "local_cid": "dial.vsock",
+    "open_vsock_connection": "dial.dial",
     "open_vsock_listeners": "listen.bind",
     "open_vsock_stream": "dial.dial",
     "parse_listen": "address.grammar",

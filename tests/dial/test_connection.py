@@ -8,9 +8,8 @@ import socket
 import pytest
 
 from tests.sockets import PAIRS, no_descriptor_left_over
+from vsockproxy import VsockConnection, open_vsock_connection
 from vsockproxy.address.endpoint import CID_ANY, VsockEndpoint
-from vsockproxy.connection import VsockConnection
-from vsockproxy.dial.dial import open_vsock_connection
 from vsockproxy.errors import AddressError
 
 
