@@ -218,7 +218,7 @@ async def test_a_dial_where_vsock_is_denied_logs_the_remedy(folder: Path, denyin
         async with await trio.open_unix_socket(folder / "front") as client:
             assert await read_to_end(client) == b""
         logged = await daemon.wait_for("dial_failed", reason="blocked")
-    assert "--security-opt seccomp=seccomp-vsock.json" in logged["error"]
+    assert "--security-opt seccomp=seccomp-vsock.json" in logged["remedy"]
     assert "[EPERM]" in logged["error"]
 
 

@@ -156,7 +156,7 @@ def test_a_guest_whose_monitor_is_gone_is_not_found(scenario: RecordedFacts) -> 
     facts = scenario["guest_not_found"]
     assert facts["client_saw"] == "ECONNRESET"
     assert facts["logged"]["reason"] == "guest"
-    assert "nobody listens at any more" in facts["logged"]["error"]
+    assert "is a stale socket" in facts["logged"]["error"]
 
 
 def test_a_guest_that_restarts_with_another_cid_is_reached_without_a_reload(
