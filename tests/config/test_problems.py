@@ -33,6 +33,13 @@ WRONG_TOML = {
             "metrics.port: unknown key: known keys are listen, certificate, key, client_ca",
         ],
     ),
+    "keys of TLS without a certificate": (
+        '[forward]\n80 = "3:80"\n[metrics]\nkey = "/k"\nclient_ca = "/c"',
+        [
+            "metrics.key: needs certificate: add it, or remove this key",
+            "metrics.client_ca: needs certificate: add it, or remove this key",
+        ],
+    ),
     "unknown key of a route": (
         '[[route]]\nlisten = 80\ntarget = "3:80"\nidle_timout = "1s"',
         ["route[0].idle_timout: unknown key: did you mean idle_timeout?"],

@@ -35,6 +35,8 @@ from vsockproxy.config.schema import GuestTable, RouteTable
 from vsockproxy.config.serving import (
     ADMIN_SOCKET,
     METRICS_LISTEN,
+    TLS_KEYS,
+    check_tls_key,
     read_admin,
     read_listen,
     read_metrics,
@@ -114,11 +116,12 @@ class _Builder:
         self._guests: dict[str, Guest | None] = {}
 
     def config(self) -> Config:
-        metrics, tls, admin = None, None, AdminSettings()
+        metrics, admin = None, AdminSettings()
         with self._problems.collecting(METRICS_LISTEN):
             metrics = read_metrics(self._tables.metrics, self._claims)
-        with self._problems.collecting(("metrics",)):
-            tls = read_tls(self._tables.metrics)
+        for name in TLS_KEYS:
+            with self._problems.collecting(("metrics", name)):
+                check_tls_key(self._tables.metrics, name)
         with self._problems.collecting(ADMIN_SOCKET):
             admin = read_admin(self._tables.admin, self._claims)
         for name, table in self._tables.guests.items():
@@ -136,7 +139,7 @@ class _Builder:
             limits=Limits(**self._tables.limits.model_dump()),
             guests=tuple(guest for guest in self._guests.values() if guest),
             admin=admin,
-            metrics_tls=tls,
+            metrics_tls=read_tls(self._tables.metrics),
             source=self._document.source,
         )
 

@@ -26,6 +26,9 @@ from vsockproxy.config.value import AUTO, OFF
 from vsockproxy.errors import AddressError
 
 METRICS_LISTEN: Final[KeyPath] = ("metrics", "listen")
+TLS_KEYS: Final = ("key", "client_ca")
+"""The keys of ``[metrics]`` that have a meaning only with ``certificate``."""
+
 ADMIN_SOCKET: Final[KeyPath] = ("admin", "socket")
 
 
@@ -60,17 +63,20 @@ def read_metrics(table: MetricsTable, claims: Claims) -> MetricsListen | None:
 
 
 def read_tls(table: MetricsTable) -> TlsSettings | None:
-    """Return the files of the metrics' TLS; None if they are served without it.
+    """Return the files of the metrics' TLS; None if they are served without it."""
+    if table.certificate is None:
+        return None
+    return TlsSettings(table.certificate, table.key, table.client_ca)
+
+
+def check_tls_key(table: MetricsTable, name: str) -> None:
+    """Check that a key which only TLS reads is not without it.
 
     Raises:
-      KeyProblemError: a key needs ``certificate``.
+      KeyProblemError: the table has the key but no ``certificate``.
     """
-    if table.certificate is not None:
-        return TlsSettings(table.certificate, table.key, table.client_ca)
-    for key in ("key", "client_ca"):
-        if getattr(table, key) is not None:
-            raise KeyProblemError(("metrics", key), "needs certificate: add it, or remove this key")
-    return None
+    if table.certificate is None and getattr(table, name) is not None:
+        raise KeyProblemError(("metrics", name), "needs certificate: add it, or remove this key")
 
 
 def read_admin(table: AdminTable, claims: Claims) -> AdminSettings:
