@@ -96,7 +96,8 @@ build/load: $(LOAD_FILES) benchmarks/load/load.h
 # Without a compiler and without AF_VSOCK in Python, as on macOS, the package installs and its
 # suite passes on the portable pump.
 bare: venv
-	rm -rf build/bare && mkdir -p build/bare/tree
+# A module that was moved or deleted would stay in build/lib, and be installed from there.
+	rm -rf build/bare build/lib* && mkdir -p build/bare/tree
 	CC=/bin/false $(BIN)/pip install --quiet --no-deps --target build/bare/site .
 	! ls build/bare/site/vsockproxy/pump/_native/*.so 2>/dev/null
 	cp -r $$(git ls-files | cut -d/ -f1 | sort -u | grep -v vsockproxy) build/bare/tree

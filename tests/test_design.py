@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 from typing import Final
 
+import vsockproxy
 from tests.daemon_process import REPOSITORY
 
-PACKAGE: Final = REPOSITORY / "vsockproxy"
+PACKAGE: Final = Path(vsockproxy.__file__).parent  # installed elsewhere by `make bare`
 PAGE: Final = REPOSITORY / "docs" / "design.md"
 
 
