@@ -122,9 +122,9 @@ async def until_live(daemon: Running, name: str) -> None:
             await trio.lowlevel.checkpoint()
 
 
-async def accepts(port: int) -> bool:
+async def accepts(port: int, host: str = "127.0.0.1") -> bool:
     try:
-        client = await trio.open_tcp_stream("127.0.0.1", port)
+        client = await trio.open_tcp_stream(host, port)
     except OSError:
         return False
     await client.aclose()

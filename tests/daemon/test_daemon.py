@@ -227,6 +227,42 @@ async def test_a_stop_lets_live_connections_finish_and_refuses_new_ones(
         assert daemon.drained is True
 
 
+async def test_orders_to_a_daemon_that_drains_open_no_port_again(guest: MuxEndpoint) -> None:
+    policy = Policy(half_close="forward")
+    routes = Route("echo", LOOPBACK, guest, policy), Route("idle", LOOPBACK_2, guest, policy)
+    async with running(*routes) as daemon:
+        client = await daemon.connect()
+        await client.send_all(b"before")
+        assert await client.receive_some() == b"before"
+        echo_at, idle_at = daemon.address("echo"), daemon.address("idle")
+        assert isinstance(echo_at, TcpEndpoint)
+        assert isinstance(idle_at, TcpEndpoint)
+        await daemon.daemon.drain("idle")
+        daemon.daemon.stop()
+        with trio.fail_after(5):
+            while await accepts(echo_at.port):
+                await trio.lowlevel.checkpoint()
+        await daemon.daemon.drain("echo")
+        for name in ("echo", "idle"):
+            await daemon.daemon.resume(name)
+        assert not await accepts(echo_at.port)
+        assert not await accepts(idle_at.port, "127.0.0.2")
+        assert await exchange(client, b"after") == b"after"
+        await daemon.ended.wait()
+        assert daemon.drained is True
+
+
+async def test_a_reload_of_a_daemon_that_has_ended_is_a_problem_and_no_crash(
+    guest: MuxEndpoint,
+) -> None:
+    config = Config((Route("echo", LOOPBACK, guest),))
+    daemon = Daemon(config, load=lambda: config)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(daemon.run)
+        daemon.stop()
+    assert await daemon.reload() == ["the daemon drains: it takes no other configuration"]
+
+
 async def test_a_connection_that_outlives_the_drain_is_reset(
     tmp_path: Path, choice: PumpChoice
 ) -> None:

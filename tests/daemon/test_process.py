@@ -145,6 +145,27 @@ async def test_a_stop_is_sent_and_extends_the_timeout_until_the_last_connection_
                 await systemd.wait_for_key("EXTEND_TIMEOUT_USEC")
 
 
+async def test_the_timeout_is_extended_for_a_route_that_a_reload_has_removed(
+    systemd: FakeSystemd, guest: MuxEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WATCHDOG_USEC")
+    config = configuration(guest, "echo")
+    short = Policy(half_close="forward", drain_timeout=0)
+    other = Config((Route("other", TcpEndpoint("localhost", 0), guest, short),))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run, config, lambda: other)
+        async with await client_of(systemd) as client:
+            await client.send_all(b"x")
+            assert await client.receive_some() == b"x"
+            os.kill(os.getpid(), signal.SIGHUP)
+            await systemd.wait_for(RELOADING="1")
+            await systemd.wait_for(READY="1")
+            os.kill(os.getpid(), signal.SIGTERM)
+            await systemd.wait_for(STOPPING="1")
+            microseconds = int(await systemd.wait_for_key("EXTEND_TIMEOUT_USEC"))
+            assert microseconds > 10e6  # a grace of 5 s alone is for routes without a connection
+
+
 # ---- reload ----
 
 

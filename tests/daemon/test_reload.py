@@ -103,6 +103,28 @@ async def test_a_stop_during_a_reload_drains_and_starts_nothing_more(
         assert files_of(at) == []
 
 
+async def test_a_stop_during_a_reload_leaves_no_port_that_nobody_accepts_at(
+    guest: MuxEndpoint, tmp_path: Path
+) -> None:
+    old, new = (UnixEndpoint(str(tmp_path / name)) for name in ("old", "new"))
+    async with running(Route("gone", old, guest, Policy(half_close="forward"))) as daemon:
+        client = await daemon.connect("gone")
+        await client.send_all(b"before")
+        assert await client.receive_some() == b"before"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(daemon.reload, Route("fresh", new, guest))
+            with trio.fail_after(5):
+                while not daemon.supervisor._draining:
+                    await trio.lowlevel.checkpoint()
+            assert files_of([new]) == [new.path]
+            daemon.daemon.stop()
+        assert files_of([old, new]) == []
+        assert daemon.daemon.reloads.results == {"success": 0, "failure": 0}
+        assert await exchange(client, b"after") == b"after"
+        with trio.fail_after(5):
+            await daemon.ended.wait()
+
+
 @pytest.mark.parametrize("ticks", [0, 1])
 async def test_a_drain_during_a_reload_drains_the_reloaded_route(
     guest: MuxEndpoint, tmp_path: Path, ticks: int

@@ -130,26 +130,25 @@ class Daemon:
         """
         if self._load is None:
             return ["this daemon was started without a configuration that could be read again"]
+        if self._stops:  # and the tasks may have ended
+            return ["the daemon drains: it takes no other configuration"]
+        self._notifier.reloading()
         reload = _Reload(self._load)
         self._tasks.start_soon(self._reload, reload)
         await reload.ended.wait()
         return reload.problems
 
     async def _reload(self, reload: _Reload) -> None:
-        if self._stops:
-            reload.problems = ["the daemon drains: it takes no other configuration"]
-        else:
-            self._notifier.reloading()
-            try:
-                await self.replace(reload.load)
-            except VsockproxyError as error:
-                reload.problems = _problems(error)
-            self._reload_failed = bool(reload.problems)
-            for problem in reload.problems:
-                self._log.error("reload_failed", problem=problem)
-            self.tell_status()
-            if not self._stops:  # STOPPING=1 is final
-                self._notifier.ready()
+        try:
+            await self.replace(reload.load)
+        except VsockproxyError as error:
+            reload.problems = _problems(error)
+        self._reload_failed = bool(reload.problems)
+        for problem in reload.problems:
+            self._log.error("reload_failed", problem=problem)
+        self.tell_status()
+        if not self._stops:  # STOPPING=1 is final
+            self._notifier.ready()
         reload.ended.set()
 
     async def replace(self, load: Load) -> None:
@@ -162,18 +161,21 @@ class Daemon:
             try:
                 config = await trio.to_thread.run_sync(load)
                 certificates = self._http.certificates(config)
-                opened = self._sockets.open(self._wanted(config))
+                self._sockets.open(self._wanted(config))
             except VsockproxyError:
                 self.reloads.failed()
                 raise
             if self._stops:
-                self._sockets.close(opened)  # so that their clients are refused and not queued
+                self._sockets.close_unleased()
                 return
             for name in ("pump", "log"):
                 if getattr(config, name) != getattr(self.config, name):
                     self._log.warning("needs_restart", settings=name)
             self._http.use(certificates)
             await self._apply(config)
+            if self._stops:
+                self._sockets.close_unleased()
+                return
             self.reloads.succeeded(config)
             routes = len(self.supervisor.listeners)
             self._log.info("reloaded", routes=routes, config=config.fingerprint)
@@ -206,14 +208,16 @@ class Daemon:
     async def drain(self, name: str) -> None:
         """Close a route's listener until `resume`; its connections end by themselves."""
         async with self._changing:
-            await self.supervisor.drain(name)
+            if not self._stops:  # every route drains then, and its endpoint is closed
+                await self.supervisor.drain(name)
 
     async def resume(self, name: str) -> None:
         """Have a route accept again; raises `ListenError`, and a drained route stays drained."""
         async with self._changing:
-            wanted = self._wanted(self.config) | self.supervisor.drained_endpoint(name)
-            self._sockets.open(wanted)
-            self.supervisor.resume(name)
+            if not self._stops:
+                wanted = self._wanted(self.config) | self.supervisor.drained_endpoint(name)
+                self._sockets.open(wanted)
+                self.supervisor.resume(name)
 
     def stop(self) -> None:
         """Drain at the first call, end every connection at the second."""

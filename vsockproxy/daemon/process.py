@@ -96,7 +96,8 @@ class _LifeSigns:
         """Drain at the first signal, end every connection at the second."""
         async for _ in signals:
             if self._drained_by is None:
-                routes = self._daemon.config.routes
+                # A route that a reload has removed may still drain.
+                routes = [stats.route for stats in self._daemon.supervisor.stats()]
                 longest = max((route.policy.drain_timeout for route in routes), default=0.0)
                 self._drained_by = trio.current_time() + longest + _GRACE
             self._daemon.stop()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
-from typing import Any, Literal
+from typing import Any
 
 import trio
 
@@ -49,7 +49,6 @@ class Supervisor:
         self._numbers = count(1)
         self._nursery: trio.Nursery
         self._stopped = trio.Event()
-        self._end: Literal["running", "draining", "ending"] = "running"
 
     async def run(self, pump: Pump, *, task_status: trio.TaskStatus[None]) -> None:
         """Run the routes that `reconfigure` names, until `stop` and the last connection's end.
@@ -85,7 +84,7 @@ class Supervisor:
                 listener.reconfigure(route)
             else:
                 await self._retire(listener, listener.drain)
-        if self._end != "running":
+        if self._stopped.is_set():
             return
         for route in config.routes:
             if self._is_drained(route):
@@ -111,7 +110,7 @@ class Supervisor:
 
     async def _serve(self, listener: RouteListener) -> None:
         drained = await listener.serve()
-        if self._end != "running":
+        if self._stopped.is_set():
             self.is_drained = self.is_drained and drained
         if listener in self._draining:
             self._draining.remove(listener)
@@ -143,7 +142,7 @@ class Supervisor:
     def not_ready(self) -> list[str]:
         """Return what keeps the routes from being ready, a sentence each."""
         reasons = []
-        if self._end != "running":
+        if self._stopped.is_set():
             reasons.append(f"draining: {self.live()} connections are left")
         if self.admission.is_short():
             reasons.append("file descriptors are nearly used up: raise LimitNOFILE= (ulimit -Hn)")
@@ -153,7 +152,7 @@ class Supervisor:
     def state_of(self, stats: RouteStats) -> RouteState:
         """Return what a route does now."""
         listener = self.listeners.get(stats.route.listen)
-        if listener is None or listener.stats is not stats or self._end != "running":
+        if listener is None or listener.stats is not stats or self._stopped.is_set():
             return "draining" if stats.live else "drained"
         if listener.is_paused:
             return "paused"
@@ -187,8 +186,6 @@ class Supervisor:
 
     def drained_endpoint(self, name: str) -> dict[ListenEndpoint, Listen]:
         """Return where a drained route will listen once it is resumed; empty for another."""
-        if self._end != "running":
-            return {}
         return {
             route.listen: listen_for(route)
             for route in self._configured
@@ -206,12 +203,11 @@ class Supervisor:
 
     def stop(self) -> None:
         """Drain at the first call, end every connection at the second."""
-        self._end = "draining" if self._end == "running" else "ending"
         for listener in self._all_listeners():
-            if self._end == "draining":
-                listener.drain()
-            else:
+            if self._stopped.is_set():
                 listener.end_connections()
+            else:
+                listener.drain()
         self._stopped.set()
 
     def _listener(self, name: str) -> RouteListener | None:

@@ -50,7 +50,7 @@ class Listen:
 
 
 class ListeningSockets:
-    """The listening sockets that are open now; closed when left as a context manager."""
+    """The listening sockets that are open now; `close_all` ends them."""
 
     def __init__(
         self,
@@ -92,14 +92,17 @@ class ListeningSockets:
                     opened.append(endpoint)
                     self._log.debug("listening", owner=how.owner, listen=str(endpoint))
         except ListenError:
-            self.close(opened)
+            self._close(opened)
             raise
         for endpoint, entry in self._open.items():
             entry.is_wanted = endpoint in wanted
         return opened
 
-    def close(self, endpoints: Sequence[ListenEndpoint]) -> None:
-        """Close endpoints that nobody has leased: their clients are refused from now on."""
+    def close_unleased(self) -> None:
+        """Close the endpoints that nobody has leased: their clients are refused, not queued."""
+        self._close([endpoint for endpoint, entry in self._open.items() if entry.lease is None])
+
+    def _close(self, endpoints: Sequence[ListenEndpoint]) -> None:
         for endpoint in endpoints:
             self._discard(endpoint)
             for listening in self._open.pop(endpoint).sockets:
@@ -184,7 +187,7 @@ class ListeningSockets:
             for listening in self._open.pop(endpoint).sockets:
                 listening.sock.close()  # not its file, at which the next process listens
         elif self._is_leaving or not entry.is_wanted:
-            self.close([endpoint])
+            self._close([endpoint])
 
     # ---- sockets whose files come and go ----
 
