@@ -68,6 +68,7 @@ class SocketError(VsockproxyError):
       reason: one of `Reason`; a metric label.
       explanation: what happened, in one sentence.
       remedy: what to do about it, in one sentence; empty where there is nothing to do.
+      summary: what failed and why, without the remedy.
       errno: the kernel's number, or None where no system call failed.
     """
 
@@ -87,13 +88,9 @@ class SocketError(VsockproxyError):
         self.explanation = explanation
         self.remedy = remedy
         self.errno = errno
-        super().__init__(f"{self.summary}; {self.remedy}" if self.remedy else self.summary)
-
-    @property
-    def summary(self) -> str:
-        """What failed and why, without the remedy."""
-        code = "" if self.errno is None else f" [{_errno.errorcode.get(self.errno, self.errno)}]"
-        return f"cannot {self.operation} {self.endpoint}: {self.explanation}{code}"
+        code = "" if errno is None else f" [{_errno.errorcode.get(errno, errno)}]"
+        self.summary = f"cannot {self.operation} {endpoint}: {explanation}{code}"
+        super().__init__(f"{self.summary}; {remedy}" if remedy else self.summary)
 
     def with_context(self, words: str) -> Self:
         """Return a copy without a traceback whose sentence ends with ``words``, if any.

@@ -1,7 +1,7 @@
 """Endpoints for the socket module: a family, an address, a new socket.
 
 Owns: how a host or a path is written there, and a peer's address for people.
-Connects and binds nothing: `transport` and `binding` do.
+Connects and binds nothing: `dial.dial` and `listen.bind` do.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import errno
 import re
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from vsockproxy.address.endpoint import AF_VSOCK, TcpEndpoint, VsockEndpoint
@@ -35,6 +36,22 @@ def new_socket(family: int) -> socket.socket:
     if not _NONBLOCK:
         sock.setblocking(False)
     return sock
+
+
+@contextmanager
+def borrowed(descriptor: int, family: int = -1) -> Iterator[socket.socket]:
+    """Lend the descriptor of a stream socket to a socket object; it stays its owner's.
+
+    The kernel is asked for a family that is not given.
+    """
+    if family == -1:
+        sock = socket.socket(fileno=descriptor)
+    else:
+        sock = socket.socket(family, socket.SOCK_STREAM, 0, descriptor)
+    try:
+        yield sock
+    finally:
+        sock.detach()
 
 
 def literal_addresses(endpoint: TcpEndpoint) -> list[Address] | None:

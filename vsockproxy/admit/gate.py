@@ -17,7 +17,7 @@ import trio
 from vsockproxy.admit.admission import Admission
 from vsockproxy.admit.peer import peer_at, peer_of
 from vsockproxy.admit.token_bucket import TokenBucket
-from vsockproxy.config.access import Access, Peer, matches_any
+from vsockproxy.config.access import Peer, matches_any
 from vsockproxy.config.settings import Policy, Route
 from vsockproxy.connection import Connection
 from vsockproxy.log.output import Throttle
@@ -72,7 +72,7 @@ class Gate:
     def reconfigure(self, route: Route) -> None:
         """Follow a new policy, for new clients."""
         policy = self._policy = route.policy
-        self._access = Access(policy.allow, policy.deny)
+        self._access = policy.access
         self._judges = bool(self._access) or policy.max_connections_per_source is not None
         self._is_strict = self._judges or policy.accept_proxy or policy.over_limit == "reject"
         self._most = math.inf if policy.max_connections is None else policy.max_connections

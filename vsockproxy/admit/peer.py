@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from vsockproxy.address.endpoint import AF_VSOCK
+from vsockproxy.address.sockaddr import borrowed
 from vsockproxy.config.access import Peer, ip_of
 
 # unix(7) and asm-generic/socket.h; the second is not in the socket module.
@@ -40,11 +41,8 @@ def peer_of(client: int, family: int, address: Any) -> Peer:
     """
     if family != getattr(socket, "AF_UNIX", None):
         return peer_at(family, address)
-    sock = socket.socket(family, socket.SOCK_STREAM, 0, client)
-    try:
+    with borrowed(client, family) as sock:
         return _user_of(sock)
-    finally:
-        sock.detach()
 
 
 def _user_of(sock: socket.socket) -> Peer:

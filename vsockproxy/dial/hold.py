@@ -96,16 +96,12 @@ class HeldClients:
         for descriptor in list(self._clients):
             self._remove(descriptor).release(error.with_context(""))
 
-    def release_those_that_left(self) -> None:
-        """Release the clients that have gone away."""
-        for descriptor, events in self._poll.poll(0):
-            if has_left(self._clients[descriptor].sock, events):
-                self._remove(descriptor).release("left")
-
     async def watch(self) -> None:
         """Release clients that go away, for as long as any is held."""
         while self._clients:
-            self.release_those_that_left()
+            for descriptor, events in self._poll.poll(0):
+                if has_left(self._clients[descriptor].sock, events):
+                    self._remove(descriptor).release("left")
             await trio.sleep(_POLL_PAUSE)
 
     def _remove(self, descriptor: int) -> HeldClient:

@@ -1,7 +1,7 @@
 """The CONNECT/OK handshake of a VMM's vsock socket, without I/O: both halves.
 
 Owns: the two lines, their cap, and `LineReader`, which takes one line out of a stream and
-not a byte more.  Knows nothing of sockets or time: `transport` is the client, the demo's
+not a byte more.  Knows nothing of sockets or time: `dial` is the client, the demo's
 embedded guest is the server.
 
     client: CONNECT <guest port>\\n        server: OK <number>\\n       then bytes both ways

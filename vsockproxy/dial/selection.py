@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from math import inf
 from typing import Any, Final
@@ -59,10 +59,10 @@ class Selection:
         states = [known.get(endpoint) or TargetState(endpoint) for endpoint in route.targets]
         dialers = {id(dialer.state): dialer for dialer in self._targets}
         self._route, self._policy = route, policy
-        self._targets = [dialers.get(id(state)) or self._dialer(state) for state in states]
-        self._stats.targets = states
         for target in self._targets:
             target.reconfigure(policy)
+        self._targets = [dialers.get(id(state)) or self._dialer(state) for state in states]
+        self._stats.targets = states
         special = policy.wait_for_guest or policy.fail_fast or policy.ready_when_up
         is_plain = len(states) == 1 and not special
         self._only = self._targets[0] if is_plain else None
@@ -75,19 +75,25 @@ class Selection:
 
     # ---- connecting a client ----
 
-    async def connect(self, client: int, connection: Connection) -> socket.socket:
-        """Return a socket connected to a target, which the caller owns.
+    def connect(self, client: int, connection: Connection) -> Awaitable[socket.socket]:
+        """Return a socket connected to a target, which the caller owns; await it at once.
+
+        Not a coroutine: on the way to the only target its frame would be one more.
 
         Args:
           client: the client's descriptor, which stays the caller's; no byte of it is read.
           connection: receives the target, the VMM's number and the time that it was held.
 
-        Raises:
+        Raises (when it is awaited):
           DialError: with reason ``client_left`` where the client left while it was held.
           EndedError: `Connection.end` was called meanwhile.
         """
         if self._only is not None:
-            return await self._only.dial(connection.assign, connection.cancellable)
+            return self._only.dial(connection.assign, connection.cancellable)
+        return self._connect_to_one(client, connection)
+
+    async def _connect_to_one(self, client: int, connection: Connection) -> socket.socket:
+        """Dial one target after the other, or hold the client, as the policy says."""
         began = trio.current_time()
         failed: Dialer | None = None
         failure: DialError | None = None

@@ -17,12 +17,11 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from vsockproxy.address.endpoint import AF_VSOCK, CID_ANY, VsockEndpoint
+from vsockproxy.address.sockaddr import borrowed
 
 # linux/vm_sockets.h
 CONNECT_TIMEOUT_OLD: Final = 6  # struct timeval of C's long
@@ -144,27 +143,16 @@ def _read_cid(descriptor: int, request: int) -> int:
     return int.from_bytes(answer, sys.byteorder)
 
 
-@contextmanager
-def _without_family(sock: socket.socket) -> Iterator[socket.socket]:
-    """Lend the socket's descriptor to an object of another family.
-
-    For any other family than AF_VSOCK, CPython passes the bytes of an option on as they are.  The
-    descriptor stays the caller's.
-    """
-    plain = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=sock.fileno())
-    try:
-        yield plain
-    finally:
-        plain.detach()
+# For any other family than AF_VSOCK, CPython passes the bytes of an option on as they are.
 
 
 def _set_timeout_option(sock: socket.socket, option: int, seconds: float) -> None:
-    with _without_family(sock) as plain:
+    with borrowed(sock.fileno(), socket.AF_INET) as plain:
         plain.setsockopt(AF_VSOCK, option, pack_timeval(option, seconds))
 
 
 def _timeout_option(sock: socket.socket, option: int) -> float:
     layout = _TIMEVALS[option]
-    with _without_family(sock) as plain:
+    with borrowed(sock.fileno(), socket.AF_INET) as plain:
         seconds, microseconds = layout.unpack(plain.getsockopt(AF_VSOCK, option, layout.size))
     return float(seconds + microseconds / 1e6)

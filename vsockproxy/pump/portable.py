@@ -15,6 +15,7 @@ from typing import Final
 
 import trio
 
+from vsockproxy.address.sockaddr import borrowed
 from vsockproxy.pump.reset import reset
 from vsockproxy.pump.transfer import Accepted, Bounds, EndReason, Meter, SharedBandwidth, Transfer
 
@@ -34,16 +35,14 @@ class PortablePump:
     def accept(self, listener: int, room: int) -> list[Accepted]:
         """See `transfer.Pump.accept`."""
         clients: list[Accepted] = []
-        borrowed = socket.socket(fileno=listener)
-        try:
-            while len(clients) < room:
-                client, address = borrowed.accept()
-                clients.append((client.detach(), address))
-        except OSError:
-            if not clients:
-                raise
-        finally:
-            borrowed.detach()
+        with borrowed(listener) as sock:
+            try:
+                while len(clients) < room:
+                    client, address = sock.accept()
+                    clients.append((client.detach(), address))
+            except OSError:
+                if not clients:
+                    raise
         return clients
 
     async def transfer(self, client: int, target: int, bounds: Bounds, meter: Meter) -> Transfer:

@@ -13,6 +13,7 @@ from typing import Any
 
 import trio
 
+from vsockproxy.address.sockaddr import borrowed
 from vsockproxy.admit.gate import Gate, RejectReason
 from vsockproxy.connection import Connection, EndedError
 from vsockproxy.dial.selection import Selection
@@ -80,14 +81,22 @@ class Relay:
         Raises `EndedError` with the reason of the connection's end.
         """
         family = connection.family  # a PROXY header may name another
+        policy = connection.route.policy
         try:
-            _raise_if_killed(connection)  # before this task ran
-            target = await self._reach(client, connection)
-            try:
-                _raise_if_killed(connection)  # as the target answered
-            except EndedError:
+            if _is_killed(connection):  # before this task ran
+                raise EndedError("killed")
+            if policy.accept_proxy:
+                await self._identify(client, connection)
+            started = monotonic()
+            target = await self.selection.connect(client, connection)
+            if policy.send_proxy != "off":
+                await self._send_header(client, target, connection)
+            connection.dial_seconds = monotonic() - started - connection.held_seconds
+            if not connection.held_seconds:  # a held client's target was dialled beforehand
+                self.stats.dial_seconds.observe(connection.dial_seconds)
+            if _is_killed(connection):  # as the target answered
                 target.close()
-                raise
+                raise EndedError("killed")
         except DialError as error:
             reset_descriptor(client, family)
             raise EndedError(self._note_failure(connection, error)) from None
@@ -95,19 +104,6 @@ class Relay:
             reset_descriptor(client, family)
             raise
         return target.detach()
-
-    async def _reach(self, client: int, connection: Connection) -> socket.socket:
-        policy = connection.route.policy
-        if policy.accept_proxy:
-            await self._identify(client, connection)
-        started = monotonic()
-        target = await self.selection.connect(client, connection)
-        if policy.send_proxy != "off":
-            await self._send_header(client, target, connection)
-        connection.dial_seconds = monotonic() - started - connection.held_seconds
-        if not connection.held_seconds:  # a held client's target was dialled beforehand
-            self.stats.dial_seconds.observe(connection.dial_seconds)
-        return target
 
     def _note_failure(self, connection: Connection, error: DialError) -> str:
         """Count and log a failed dial; return the reason of the connection's end."""
@@ -128,16 +124,13 @@ class Relay:
 
     async def _identify(self, client: int, connection: Connection) -> None:
         """Learn the client's address from its PROXY header; raise `EndedError` to reject it."""
-        sock = socket.socket(fileno=client)
         try:
-            with connection.cancellable():
+            with borrowed(client, connection.family) as sock, connection.cancellable():
                 header = await read_header(sock, connection.route.policy.connect_timeout)
             follow_header(connection, header)
             rejection: RejectReason | None = self.gate.identify(connection)
         except NoHeaderError as error:
             rejection = "proxy_timeout" if error.slow else "proxy_malformed"
-        finally:
-            sock.detach()
         if rejection is not None:
             self.gate.reject(connection, rejection)
             raise EndedError(f"rejected_{rejection}")
@@ -149,9 +142,9 @@ class Relay:
         policy = connection.route.policy
         assert policy.send_proxy != "off"
         deadline = trio.current_time() + policy.connect_timeout
-        sock = socket.socket(fileno=client)
         try:
-            header = build_header(policy.send_proxy, header_of(connection, sock))
+            with borrowed(client) as sock:  # not of `family`, which an accepted header may name
+                header = build_header(policy.send_proxy, header_of(connection, sock))
             with connection.cancellable():
                 await send_header(target, connection.target, header, deadline)
         except BaseException as error:
@@ -159,8 +152,6 @@ class Relay:
             if isinstance(error, DialError):
                 self.stats.keep_error(connection.target, error)
             raise
-        finally:
-            sock.detach()
 
     # ---- after the end ----
 
@@ -184,6 +175,5 @@ class Relay:
         )
 
 
-def _raise_if_killed(connection: Connection) -> None:
-    if connection.ending == "killed":
-        raise EndedError("killed")
+def _is_killed(connection: Connection) -> bool:
+    return connection.ending == "killed"
