@@ -1,7 +1,7 @@
 """Addresses as frozen values: what each kind holds, checks, prints and packs.
 
 Owns: the address kinds, which of them can listen and which can be a target, the byte
-layouts of ``sockaddr_vm`` and Hyper-V's service GUIDs.  `address` reads the texts that
+layouts of ``sockaddr_vm`` and Hyper-V's service GUIDs.  `grammar` reads the texts that
 ``str`` of these prints.  Does no I/O and imports nothing but `errors`.
 """
 
@@ -104,7 +104,7 @@ class VsockEndpoint:
     def bracketed(self) -> str:
         """``vsock[2:12345]``, as Ookii.VmSockets' VSockEndPoint prints it; ANY is -1 there.
 
-        ``to_host`` is not shown; the rest is read back by `address.parse_listen`.
+        ``to_host`` is not shown; the rest is read back by `grammar.parse_listen`.
         """
         cid, port = (-1 if number == CID_ANY else number for number in (self.cid, self.port))
         return f"vsock[{cid}:{port}]"
@@ -247,6 +247,12 @@ def check_absolute(path: str) -> None:
         raise AddressError(
             f"{path!r} is relative, and a daemon's working directory is /: write the whole path"
         )
+
+
+def check_path(endpoint: ListenEndpoint | Target) -> None:
+    """Raise `AddressError` if an endpoint is a socket's file with a relative path."""
+    if isinstance(endpoint, UnixEndpoint | MuxEndpoint):
+        check_absolute(endpoint.path)
 
 
 def port_to_service_guid(port: int) -> uuid.UUID:

@@ -2,7 +2,7 @@
 
 Owns: `Key`.  A key is declared once, at its field in `settings` or `schema`.  Made from that are
 the models that read files, the names of environment variables, the tables of
-docs/configuration.md, config/vsockproxy.toml and the man page.
+docs/configuration.md, ``[defaults]`` of config/vsockproxy.toml and the man page.
 Must not import pydantic: the data path imports `settings`.
 """
 

@@ -17,10 +17,9 @@ from vsockproxy.address.endpoint import (
     ListenEndpoint,
     MuxEndpoint,
     Target,
-    UnixEndpoint,
     VsockEndpoint,
-    check_absolute,
     check_guest_name,
+    check_path,
 )
 from vsockproxy.address.grammar import expand_ports, parse_target
 from vsockproxy.config.claims import Claims, is_loop
@@ -35,12 +34,11 @@ from vsockproxy.config.schema import GuestTable, RouteTable
 from vsockproxy.config.serving import (
     ADMIN_SOCKET,
     METRICS_LISTEN,
-    TLS_KEYS,
-    check_tls_key,
     read_admin,
     read_listen,
     read_metrics,
     read_tls,
+    tls_problems,
 )
 from vsockproxy.config.settings import (
     AdminSettings,
@@ -119,9 +117,7 @@ class _Builder:
         metrics, admin = None, AdminSettings()
         with self._problems.collecting(METRICS_LISTEN):
             metrics = read_metrics(self._tables.metrics, self._claims)
-        for name in TLS_KEYS:
-            with self._problems.collecting(("metrics", name)):
-                check_tls_key(self._tables.metrics, name)
+        self._problems.found.extend(tls_problems(self._tables.metrics))
         with self._problems.collecting(ADMIN_SOCKET):
             admin = read_admin(self._tables.admin, self._claims)
         for name, table in self._tables.guests.items():
@@ -284,7 +280,7 @@ class _Builder:
 
     def _target(self, text: str, entry: Entry) -> Target | None:
         path = entry.at_target
-        endpoint = self._parsed(parse_target, text, path)
+        endpoint = self._parsed(_read_target, text, path)
         if isinstance(endpoint, GuestEndpoint):
             endpoint = self._resolve(text, endpoint, path)
         return endpoint and self._with_options(text, endpoint, entry)
@@ -358,11 +354,14 @@ class _Builder:
         self, parse: Callable[[str], _Endpoint], text: str, path: KeyPath
     ) -> _Endpoint | None:
         with self._problems.collecting(path):
-            parsed = parse(text)
-            if isinstance(parsed, UnixEndpoint | MuxEndpoint):
-                check_absolute(parsed.path)
-            return parsed
+            return parse(text)
         return None
+
+
+def _read_target(text: str) -> Target:
+    endpoint = parse_target(text)
+    check_path(endpoint)
+    return endpoint
 
 
 def _unknown_guest(text: str, guest: str, hint: str) -> str:

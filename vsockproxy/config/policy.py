@@ -21,7 +21,7 @@ from vsockproxy.address.endpoint import (
     VsockEndpoint,
 )
 from vsockproxy.config.access import CidRule, ClientKind, GuestRule, Rule
-from vsockproxy.config.settings import Policy
+from vsockproxy.config.settings import Policy, is_behind_a_vmm
 from vsockproxy.errors import AddressError
 
 FindCid = Callable[[str], int | None]
@@ -127,7 +127,7 @@ def _misplaced(
         yield from _all(own, _FILE_KEYS, f"needs a Unix listener with a file: {listen} has none")
     if not any(isinstance(end, TcpEndpoint | FdEndpoint) for end in ends):
         yield from _all(own, _TCP_KEYS, "needs TCP: neither the listener nor the target is TCP")
-    if not any(map(_may_be_mux, targets)):
+    if not any(map(is_behind_a_vmm, targets)):
         words = f"needs a vsock-mux target: {targets[0]} is not one"
         yield from _all(own, ("handshake_timeout",), words)
     if not any(map(_may_be_vsock, ends)):
@@ -138,12 +138,6 @@ def _misplaced(
         yield from _all(own, _TARGET_KEYS, f"needs a TCP target: {targets[0]} is not one")
     if len(targets) == 1:
         yield from _all(own, ("balance",), "needs several targets")
-
-
-def _may_be_mux(target: Target) -> bool:
-    if isinstance(target, GuestEndpoint):
-        return target.over == "vsock-mux"
-    return isinstance(target, MuxEndpoint)
 
 
 def _may_be_vsock(end: ListenEndpoint | Target) -> bool:

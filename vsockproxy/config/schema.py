@@ -1,7 +1,7 @@
 """The tables and keys of a configuration, as models that read the values of each key.
 
 Owns: the declaration of the keys that are not in `settings`.  `tables` reads a tree by these
-models.  Must not know what keys mean together: that is `load`'s and `routes`'.
+models.  Must not know what keys mean together: that is for `load`, `policy` and `serving`.
 """
 
 from __future__ import annotations

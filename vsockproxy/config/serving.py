@@ -5,6 +5,7 @@ Owns: which addresses these can be.  Each function raises the problem of its tab
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from vsockproxy.address.endpoint import (
@@ -15,20 +16,17 @@ from vsockproxy.address.endpoint import (
     UnixEndpoint,
     VsockEndpoint,
     check_absolute,
+    check_path,
 )
 from vsockproxy.address.grammar import parse_listen
 from vsockproxy.config.claims import Claims
-from vsockproxy.config.document import KeyPath, write_path
-from vsockproxy.config.problems import KeyProblemError
+from vsockproxy.config.document import KeyPath, KeyProblem, write_path
 from vsockproxy.config.schema import AdminTable, MetricsTable
 from vsockproxy.config.settings import AdminSettings, MetricsListen, TlsSettings
 from vsockproxy.config.value import AUTO, OFF
 from vsockproxy.errors import AddressError
 
 METRICS_LISTEN: Final[KeyPath] = ("metrics", "listen")
-TLS_KEYS: Final = ("key", "client_ca")
-"""The keys of ``[metrics]`` that have a meaning only with ``certificate``."""
-
 ADMIN_SOCKET: Final[KeyPath] = ("admin", "socket")
 
 
@@ -39,8 +37,7 @@ def read_listen(text: str) -> ListenEndpoint:
       AddressError: the text is not such an address.
     """
     endpoint = parse_listen(text)
-    if isinstance(endpoint, UnixEndpoint | MuxEndpoint):
-        check_absolute(endpoint.path)
+    check_path(endpoint)
     any_port = 0 if isinstance(endpoint, TcpEndpoint) else PORT_ANY
     if getattr(endpoint, "port", None) == any_port:
         raise AddressError(f"{text!r} would listen on any free port: write a fixed port")
@@ -69,14 +66,13 @@ def read_tls(table: MetricsTable) -> TlsSettings | None:
     return TlsSettings(table.certificate, table.key, table.client_ca)
 
 
-def check_tls_key(table: MetricsTable, name: str) -> None:
-    """Check that a key which only TLS reads is not without it.
-
-    Raises:
-      KeyProblemError: the table has the key but no ``certificate``.
-    """
-    if table.certificate is None and getattr(table, name) is not None:
-        raise KeyProblemError(("metrics", name), "needs certificate: add it, or remove this key")
+def tls_problems(table: MetricsTable) -> Iterator[KeyProblem]:
+    """Yield the problem of each key that only TLS reads, where there is no ``certificate``."""
+    if table.certificate is None:
+        for name in ("key", "client_ca"):
+            if getattr(table, name) is not None:
+                message = "needs certificate: add it, or remove this key"
+                yield KeyProblem(("metrics", name), message)
 
 
 def read_admin(table: AdminTable, claims: Claims) -> AdminSettings:

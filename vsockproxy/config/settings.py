@@ -288,11 +288,11 @@ class Route:
     def holds_half_close(self) -> bool:
         """Return whether a client's FIN is kept back instead of passed on to the target."""
         if self.policy.half_close == "auto":
-            return any(_is_behind_a_vmm(target) for target in self.targets)
+            return any(is_behind_a_vmm(target) for target in self.targets)
         return self.policy.half_close == "hold"
 
 
-def _is_behind_a_vmm(target: Target) -> bool:
+def is_behind_a_vmm(target: Target) -> bool:
     """Return whether a target is behind a VMM's socket, as far as the configuration says."""
     return isinstance(target, MuxEndpoint) or (
         isinstance(target, GuestEndpoint) and target.over == "vsock-mux"

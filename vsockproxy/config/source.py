@@ -6,7 +6,8 @@ Owns: `find_source`.  The first of these that exists is the source:
 2. the settings in environment variables (`environment`)
 3. ``/etc/vsockproxy/config.toml``, then ``/etc/vsockproxy/config.yaml``
 
-A file together with settings in the environment is an error.  Imports pydantic only to load.
+A file together with settings in the environment is an error.  Loads pydantic only when
+called.
 """
 
 from __future__ import annotations
