@@ -59,11 +59,12 @@ RouteState = Literal["listening", "queued", "paused", "draining", "drained"]
 
 
 class LastError(NamedTuple):
-    """The last failed dial of a route: its time (seconds of the epoch), reason and message."""
+    """The last failed dial of a route: its time (seconds of the epoch), and what it was."""
 
     time: float
     reason: str
     message: str
+    remedy: str
 
 
 TargetStateName = Literal["unknown", "up", "refused", "down"]
@@ -171,8 +172,9 @@ class RouteStats:
         if not failed:
             return None
         state = max(failed, key=lambda state: state.failed_at)
-        assert state.last_error is not None
-        return LastError(state.failed_at, state.last_error.reason, str(state.last_error))
+        error = state.last_error
+        assert error is not None
+        return LastError(state.failed_at, error.reason, error.summary, error.remedy)
 
     def keep_error(self, target: Target, error: DialError) -> None:
         """Keep an error for a target of the route."""

@@ -62,7 +62,8 @@ class LastError(BaseModel):
 
     time: Annotated[float, _described("In seconds of the epoch.")]
     reason: Annotated[str, _described("As in the metric vsockproxy_dial_failures_total.")]
-    message: str
+    message: Annotated[str, _described("What failed, and why.")]
+    remedy: Annotated[str, _described("What to do; empty where there is nothing to do.")]
 
 
 class Target(BaseModel):
