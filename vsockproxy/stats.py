@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from time import monotonic, time
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 from vsockproxy.address.endpoint import Target
 from vsockproxy.config.settings import Config, Route
@@ -70,7 +70,7 @@ class LastError(NamedTuple):
 TargetStateName = Literal["unknown", "up", "refused", "down"]
 """The state of a target after its last dial: not dialled, connected, refused, or no answer."""
 
-TARGET_STATES: Final[tuple[TargetStateName, ...]] = ("unknown", "up", "refused", "down")
+TARGET_STATES: Final[tuple[TargetStateName, ...]] = get_args(TargetStateName)
 
 HeldResult = Literal["served", "failed", "left", "timeout", "full"]
 """How holding a client ended; the label ``result`` of held_clients_total."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vsockproxy.stats import RouteState
+from vsockproxy.stats import RouteState, TargetStateName
 
 HalfState = Literal["open", "ended"]
 ConnectionState = Literal["dialling", "open", "half-closed"]
@@ -71,7 +71,7 @@ class Target(BaseModel):
 
     address: str
     state: Annotated[
-        Literal["unknown", "up", "refused", "down"],
+        TargetStateName,
         _described(
             "Result of the last dial. unknown: not dialled yet; up: connected;"
             " refused: nothing listens there; down: any other failure."
