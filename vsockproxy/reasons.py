@@ -92,16 +92,6 @@ def explain(
     )
 
 
-def remedy_for(operation: Operation, endpoint: Addressed, reason: str) -> str:
-    """Return the remedy for a reason whose errno is not known; the first such row wins."""
-    rows = [(key, row) for key, row in _TABLE.items() if row.reason == reason]
-    for kind in (endpoint.kind, ""):
-        for (row_operation, row_kind, _), row in rows:
-            if row_operation in (operation, "") and row_kind == kind:
-                return row.remedy.format(endpoint)
-    return _LOGS
-
-
 def _find(operation: Operation, endpoint: Addressed, cause: Cause) -> Explanation | None:
     table = _TABLE | _DARWIN if sys.platform == "darwin" else _TABLE
     for key in (

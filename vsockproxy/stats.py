@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from time import monotonic, time
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 from vsockproxy.address.endpoint import Target
 from vsockproxy.config.settings import Config, Route
@@ -59,17 +59,18 @@ RouteState = Literal["listening", "queued", "paused", "draining", "drained"]
 
 
 class LastError(NamedTuple):
-    """The last failed dial of a route: its time (seconds of the epoch), reason and message."""
+    """The last failed dial of a route: its time (seconds of the epoch), and what it was."""
 
     time: float
     reason: str
     message: str
+    remedy: str
 
 
 TargetStateName = Literal["unknown", "up", "refused", "down"]
 """The state of a target after its last dial: not dialled, connected, refused, or no answer."""
 
-TARGET_STATES: Final[tuple[TargetStateName, ...]] = ("unknown", "up", "refused", "down")
+TARGET_STATES: Final[tuple[TargetStateName, ...]] = get_args(TargetStateName)
 
 HeldResult = Literal["served", "failed", "left", "timeout", "full"]
 """How holding a client ended; the label ``result`` of held_clients_total."""
@@ -171,8 +172,9 @@ class RouteStats:
         if not failed:
             return None
         state = max(failed, key=lambda state: state.failed_at)
-        assert state.last_error is not None
-        return LastError(state.failed_at, state.last_error.reason, str(state.last_error))
+        error = state.last_error
+        assert error is not None
+        return LastError(state.failed_at, error.reason, error.summary, error.remedy)
 
     def keep_error(self, target: Target, error: DialError) -> None:
         """Keep an error for a target of the route."""

@@ -58,7 +58,10 @@ async def test_a_route_has_its_state_counters_and_last_error(tmp_path: Path) -> 
     assert (route["upstream_bytes"], route["downstream_bytes"]) == (1, 1)
     assert route["dial_failures"] == {"refused": 1}
     assert route["last_error"]["reason"] == "refused"
+    error = dial_error(stats.route.target, errno.ECONNREFUSED)
     assert "nothing listens" in route["last_error"]["message"]
+    assert route["last_error"]["message"] == error.summary
+    assert route["last_error"]["remedy"] == error.remedy
 
 
 async def test_readyz_of_a_route_succeeds_only_if_its_target_answers(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ async def test_status_prints_the_last_error_of_a_route(installation: Installatio
     shown = (await installation.run("status")).stdout
     await client.aclose()
     assert "ago: not_found: cannot dial vsock-mux:" in shown
+    assert "[ENOENT]; start the VM, or correct the path: " in " ".join(shown.split())
 
 
 async def test_kill_with_ids_ends_them_and_fails_for_unknown_ids(

@@ -1,5 +1,6 @@
 """The doctor's check of a running daemon."""
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +13,14 @@ import trio
 
 from tests.admin.running_daemon import ControlledDaemon, controlled_daemon
 from tests.fake_services import unix_listener
-from vsockproxy.address.endpoint import Dialable, UnixEndpoint
+from vsockproxy.address.endpoint import Dialable, UnixEndpoint, VsockEndpoint
 from vsockproxy.config.settings import Config
 from vsockproxy.doctor.examination import Attempts, examine
 from vsockproxy.doctor.finding import Finding
 from vsockproxy.doctor.machine import Machine
 from vsockproxy.doctor.running_daemon import RunningDaemon, ask_daemon, judge_daemon
 from vsockproxy.errors import VsockproxyError, dial_error
+from vsockproxy.stats import TargetState
 
 
 async def query(running: ControlledDaemon) -> RunningDaemon:
@@ -72,14 +74,36 @@ async def test_a_dial_denied_only_to_the_daemon_is_a_problem(tmp_path: Path) -> 
     """Root may write to every socket; the daemon's user may not."""
     async with controlled_daemon(tmp_path, "web") as running:
         daemon = await query(running)
-    target = UnixEndpoint("/run/vm.sock")
-    message = str(dial_error(target, 13))
+    error = dial_error(UnixEndpoint("/run/vm.sock"), errno.EACCES)
     [web] = daemon.routes
-    last = {"time": 0.0, "reason": "denied", "message": message}
-    denied = {**web, "targets": [{"address": str(target)}], "last_error": last}
+    last = {
+        "time": 0.0,
+        "reason": error.reason,
+        "message": error.summary,
+        "remedy": error.remedy,
+    }
+    denied = {**web, "targets": [{"address": str(error.endpoint)}], "last_error": last}
     finding = judge(replace(daemon, routes=[denied]))[-1]
     assert finding.level == "problem"
     assert "setfacl" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("code", "level"), [(errno.EAFNOSUPPORT, "problem"), (errno.ENODEV, "note")]
+)
+async def test_the_remedy_is_that_of_the_failed_dial_and_is_shown_once(
+    tmp_path: Path, code: int, level: str
+) -> None:
+    """The failed target need not be the route's first, and a reason has several remedies."""
+    error = dial_error(VsockEndpoint(7, 80), code)
+    async with controlled_daemon(tmp_path, "web") as running:
+        stats = running.stats("web")
+        stats.targets.append(TargetState(VsockEndpoint(7, 80)))
+        stats.keep_error(VsockEndpoint(7, 80), error)
+        finding = judge(await query(running))[-1]
+    assert (finding.subject, finding.level) == ("route web", level)
+    assert finding.text.endswith(f" in all): {error.summary}")
+    assert finding.remedy == error.remedy
 
 
 async def test_a_changed_file_is_noted_with_reload_as_remedy(tmp_path: Path) -> None:

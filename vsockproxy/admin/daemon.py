@@ -34,6 +34,10 @@ class Health(Protocol):
 class Routes(RoutesSource, Protocol):
     """The routes at work."""
 
+    def live(self) -> int:
+        """Return how many connections are open."""
+        ...
+
     def stats(self) -> Sequence[RouteStats]:
         """Return the counters of every route, draining ones included."""
         ...

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vsockproxy.stats import RouteState
+from vsockproxy.stats import RouteState, TargetStateName
 
 HalfState = Literal["open", "ended"]
 ConnectionState = Literal["dialling", "open", "half-closed"]
@@ -62,7 +62,8 @@ class LastError(BaseModel):
 
     time: Annotated[float, _described("In seconds of the epoch.")]
     reason: Annotated[str, _described("As in the metric vsockproxy_dial_failures_total.")]
-    message: str
+    message: Annotated[str, _described("What failed, and why.")]
+    remedy: Annotated[str, _described("What to do; empty where there is nothing to do.")]
 
 
 class Target(BaseModel):
@@ -70,7 +71,7 @@ class Target(BaseModel):
 
     address: str
     state: Annotated[
-        Literal["unknown", "up", "refused", "down"],
+        TargetStateName,
         _described(
             "Result of the last dial. unknown: not dialled yet; up: connected;"
             " refused: nothing listens there; down: any other failure."

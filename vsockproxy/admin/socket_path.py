@@ -26,14 +26,16 @@ _OF_A_SERVICE: Final = "vsockproxy*"  # vsockproxy, and vsockproxy-NAME of vsock
 
 
 def of_service(settings: AdminSettings, environ: Mapping[str, str]) -> AdminSettings:
-    """Return the settings with ``auto`` resolved: in the service manager's folder, or no socket.
-
-    RUNTIME_DIRECTORY is systemd.exec(5)'s; the first of several.
-    """
+    """Return the settings with ``auto`` resolved: in the service manager's folder, or no socket."""
     if settings.socket != "auto":
         return settings
-    folder = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    folder = _runtime_folder(environ)
     return replace(settings, socket=UnixEndpoint(f"{folder}/{NAME}") if folder else None)
+
+
+def _runtime_folder(environ: Mapping[str, str]) -> str:
+    """Return systemd.exec(5)'s RUNTIME_DIRECTORY, the first of several; empty if there is none."""
+    return environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
 
 
 def of_user(environ: Mapping[str, str], uid: int) -> Path:
@@ -57,7 +59,7 @@ def default_places(environ: Mapping[str, str], uid: int, services: Path = _SERVI
     """Return the sockets that exist now at the default places."""
     user = of_user(environ, uid)
     places = [user] if is_private(user.parent, uid) else []
-    runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    runtime = _runtime_folder(environ)
     places += [Path(runtime, NAME)] if runtime else []
     places += sorted(services.glob(f"{_OF_A_SERVICE}/{NAME}"))
     return [place for place in dict.fromkeys(places) if is_socket(place)]

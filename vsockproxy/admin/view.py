@@ -38,11 +38,11 @@ def status(daemon: Daemon) -> schema.Status:
         started=daemon.started,
         uptime_seconds=time() - daemon.started,
         source=daemon.config.source,
-        fingerprint=daemon.config.fingerprint,
+        fingerprint=daemon.reloads.fingerprint,
         pump=daemon.pump_name,
         ready=not not_ready,
         not_ready=not_ready,
-        live=sum(len(stats.live) for stats in daemon.supervisor.stats()),
+        live=daemon.supervisor.live(),
         descriptors_free=daemon.supervisor.admission.descriptors_free(),
         reloads=dict(daemon.reloads.results),
     )

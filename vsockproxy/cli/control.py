@@ -8,15 +8,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vsockproxy.cli.program import ConfigOption, JsonOption, SocketOption, fail
+from vsockproxy.cli.program import ConfigOption, JsonOption, SocketOption, daemon_client, fail
 from vsockproxy.config.source import PLACES
 from vsockproxy.errors import VsockproxyError
 from vsockproxy.readable import count
@@ -91,7 +89,7 @@ def status(
     config: ConfigOption = None, *, socket: SocketOption = None, as_json: JsonOption = False
 ) -> None:
     """Show the running daemon and the state, connections, bytes and last error of each route."""
-    with _daemon_client(config, socket) as client:
+    with daemon_client(config, socket) as client:
         daemon, routes = client.get("/v1/status"), client.get("/v1/routes")
     if as_json:
         typer.echo(json.dumps({**daemon, **routes}, indent=2))
@@ -118,7 +116,7 @@ def connections(
     connection and both ports of each; --limit has no effect.
     """
     query = {"route": route, "client": client, "sort": sort.value}
-    with _daemon_client(config, socket) as daemon:
+    with daemon_client(config, socket) as daemon:
         if as_json:
             _print_all(daemon, query)
             return
@@ -159,7 +157,7 @@ def kill(
     given = {key: value for key, value in filters.items() if value is not None}
     if bool(ids) == bool(given):
         raise typer.BadParameter("give either connection ids, or --route, --client or --all")
-    with _daemon_client(config, socket) as daemon:
+    with daemon_client(config, socket) as daemon:
         if ids:
             ended, missing = _kill_each(daemon, ids)
         else:
@@ -216,7 +214,7 @@ def resume(
 def _control_route(config: Path | None, socket: Path | None, route: str, action: str) -> None:
     from vsockproxy.admin.client import route_path  # noqa: PLC0415 - at its use
 
-    with _daemon_client(config, socket) as daemon:
+    with daemon_client(config, socket) as daemon:
         answer = daemon.post(route_path(route, action))
     live = count(answer["live"], "live connection")
     typer.echo(f"{answer['name']}: {answer['state']}, {live}")
@@ -228,17 +226,6 @@ def reload(config: ConfigOption = None, *, socket: SocketOption = None) -> None:
     If the new configuration has an error, the daemon keeps the old one and the
     exit status is 1.
     """
-    with _daemon_client(config, socket) as daemon:
+    with daemon_client(config, socket) as daemon:
         answer = daemon.post("/v1/reload")
     typer.echo(f"reloaded {answer['source']}: {answer['fingerprint']}")
-
-
-@contextmanager
-def _daemon_client(config: Path | None, path: Path | None) -> Iterator[Client]:
-    """Yield a client of the daemon; an error ends the command with its message."""
-    from vsockproxy.admin.client import Client, find_socket  # noqa: PLC0415 - at its use
-
-    try:
-        yield Client(find_socket(path, config, os.environ, defaults=PLACES))
-    except VsockproxyError as error:
-        fail(*str(error).splitlines())

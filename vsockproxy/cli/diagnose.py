@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vsockproxy.cli.program import (
     FAILED,
-    WRONG,
     ConfigOption,
     JsonOption,
     SocketOption,
     fail,
+    read,
     seconds,
 )
 from vsockproxy.config.source import PLACES, NoSourceError, default_file, find_source
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from vsockproxy.config.settings import Config
     from vsockproxy.doctor.finding import Finding
     from vsockproxy.doctor.probe import Probe
-
-_Value = TypeVar("_Value")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -75,10 +73,10 @@ def probe(
     from vsockproxy.config.duration import parse_timeout  # noqa: PLC0415 - at its use
     from vsockproxy.doctor.probe import describe  # noqa: PLC0415 - at its use
 
-    endpoint, guests = _or_exit(lambda: _read_target(target, config))
+    endpoint, guests = read(lambda: _read_target(target, config), VsockproxyError)
     limit = seconds("--timeout", timeout, parse_timeout)
     retry_time = seconds("--wait", wait, parse_timeout) if wait else None
-    text = _or_exit(lambda: _unescaped(send))
+    text = read(lambda: _unescaped(send), VsockproxyError)
     result = trio.run(_probe, endpoint, guests, limit, retry_time, text)
     if as_json:
         typer.echo(json.dumps(result.as_json()))
@@ -144,14 +142,6 @@ def _unescaped(text: str) -> bytes:
         return text.encode("latin-1", "backslashreplace").decode("unicode_escape").encode()
     except UnicodeDecodeError as error:
         raise VsockproxyError(f"--send: {error.reason}") from error
-
-
-def _or_exit(make: Callable[[], _Value]) -> _Value:
-    """Return the result of ``make``; print its error and exit with status 2."""
-    try:
-        return make()
-    except VsockproxyError as error:
-        fail(*str(error).splitlines(), status=WRONG)
 
 
 def cid(as_json: JsonOption = False) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -59,20 +58,9 @@ def _configured(config: Path | None) -> Sequence[Guest]:
 
 async def _locate(guests: Sequence[Guest]) -> dict[str, GuestRecord]:
     """Look up the guests that have no fixed address; return their records by name."""
-    import trio  # noqa: PLC0415 - at its use
-
-    from vsockproxy.guests.answer import GuestError  # noqa: PLC0415 - at its use
     from vsockproxy.guests.directory import Guests  # noqa: PLC0415 - at its use
 
-    records = Guests(guests).records()
-
-    async def ask(record: GuestRecord) -> None:
-        with suppress(GuestError):  # the record keeps it
-            await record.locate(trio.current_time() + _TIMEOUT)
-
-    async with trio.open_nursery() as nursery:
-        for record in records:
-            nursery.start_soon(ask, record)
+    records = await Guests(guests).locate_all(_TIMEOUT)
     return {record.guest.name: record for record in records}
 
 

@@ -7,18 +7,21 @@ configuration or command line.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn, TypeVar
 
 import typer
 
 from vsockproxy import __version__
-from vsockproxy.config.source import NoSourceError, Source, find_source
-from vsockproxy.errors import ConfigError
+from vsockproxy.config.source import PLACES, NoSourceError, Source, find_source
+from vsockproxy.errors import ConfigError, VsockproxyError
 
 if TYPE_CHECKING:
-    from vsockproxy.config.settings import Config
+    from vsockproxy.admin.client import Client
+
+_Value = TypeVar("_Value")
 
 FAILED: Final = 1
 WRONG: Final = 2
@@ -98,10 +101,7 @@ def _options(
 
 def source_of(file: Path | None) -> Source:
     """Return the configuration that a command means; exit with status 2 where there is none."""
-    try:
-        return find_source(file, os.environ)
-    except (NoSourceError, ConfigError) as error:
-        fail(*str(error).splitlines(), status=WRONG)
+    return read(lambda: find_source(file, os.environ), (NoSourceError, ConfigError))
 
 
 def seconds(option: str, text: str, parse: Callable[[object], float]) -> float:
@@ -112,12 +112,32 @@ def seconds(option: str, text: str, parse: Callable[[object], float]) -> float:
         fail(f"{option}: {error}", status=WRONG)
 
 
-def read(make: Callable[[], Config]) -> Config:
-    """Return a configuration; on problems print a line for each and exit with status 2."""
+def read(
+    make: Callable[[], _Value],
+    errors: type[VsockproxyError] | tuple[type[VsockproxyError], ...] = ConfigError,
+) -> _Value:
+    """Return what ``make`` returns; on one of ``errors`` print its lines and exit with status 2."""
     try:
         return make()
-    except ConfigError as error:
+    except errors as error:
         fail(*str(error).splitlines(), status=WRONG)
+
+
+@contextmanager
+def daemon_client(
+    config: Path | None, path: Path | None, timeout: float | None = None
+) -> Iterator[Client]:
+    """Yield a client of the daemon; an error ends the command with its message.
+
+    ``timeout`` is in seconds; None is the client's own.
+    """
+    from vsockproxy.admin.client import Client, find_socket  # noqa: PLC0415 - at its use
+
+    try:
+        place = find_socket(path, config, os.environ, defaults=PLACES)
+        yield Client(place) if timeout is None else Client(place, timeout)
+    except VsockproxyError as error:
+        fail(*str(error).splitlines())
 
 
 def fail(*lines: str, status: int = FAILED) -> NoReturn:

@@ -105,7 +105,9 @@ def _target(target: Answer) -> str:
 def _last_error(route: Answer) -> Text:
     error = route["last_error"]
     ago = duration(max(0.0, time.time() - error["time"]))
-    return Text(f"{route['name']}, {ago} ago: {error['reason']}: {error['message']}", "red")
+    remedy = f"; {error['remedy']}" if error["remedy"] else ""
+    text = f"{route['name']}, {ago} ago: {error['reason']}: {error['message']}{remedy}"
+    return Text(text, "red")
 
 
 def connections(page: Answer) -> RenderableType:

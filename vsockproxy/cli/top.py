@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import typer
 
-from vsockproxy.cli.program import ConfigOption, SocketOption, fail
-from vsockproxy.config.source import PLACES
-from vsockproxy.errors import VsockproxyError
+from vsockproxy.cli.program import ConfigOption, SocketOption, daemon_client, fail
 
 _TIMEOUT = 3.0  # seconds of silence after which the daemon counts as hung
 
@@ -27,8 +24,6 @@ def top(config: ConfigOption = None, *, socket: SocketOption = None) -> None:
     """
     from rich.console import Console  # noqa: PLC0415 - at its use
 
-    from vsockproxy.admin.client import Client, find_socket  # noqa: PLC0415 - at its use
-
     console = Console(markup=False, highlight=False)
     if not (sys.stdin.isatty() and console.is_terminal) or console.is_dumb_terminal:
         fail(
@@ -37,8 +32,5 @@ def top(config: ConfigOption = None, *, socket: SocketOption = None) -> None:
         )
     from vsockproxy.top import session  # noqa: PLC0415 - at its use
 
-    try:
-        client = Client(find_socket(socket, config, os.environ, defaults=PLACES), _TIMEOUT)
+    with daemon_client(config, socket, _TIMEOUT) as client:
         session.run(client, console, sys.stdin.fileno())
-    except VsockproxyError as error:
-        fail(*str(error).splitlines())

@@ -16,6 +16,7 @@ import trio
 from vsockproxy.address.endpoint import ListenEndpoint
 from vsockproxy.admin.daemon import Daemon
 from vsockproxy.config.settings import Config, Policy
+from vsockproxy.errors import sentences
 from vsockproxy.listen.bind import ListeningSocket
 from vsockproxy.listen.renew import keep_file
 from vsockproxy.listen.sockets import Lease, Listen, ListeningSockets
@@ -81,9 +82,10 @@ class HttpServers:
 
     async def _serve(self, server: _Server, *, task_status: trio.TaskStatus[None]) -> None:
         serve = self._serve_metrics if server.name == "metrics" else self._serve_control
+        started_once = _StartedOnce(task_status)
 
         async def serve_at(sockets: Sequence[ListeningSocket]) -> None:
-            await serve([one.sock for one in sockets], task_status=_StartedOnce(task_status))
+            await serve([one.sock for one in sockets], task_status=started_once)
 
         try:
             with server.scope:
@@ -91,9 +93,9 @@ class HttpServers:
                     nursery.start_soon(keep_file, server.lease, self._log)
                     nursery.start_soon(server.lease.serve, serve_at)
         except* OSError as errors:  # no descriptor is left: the routes go on without
-            error = _first(errors)
+            error = sentences(errors)[0]
             self._log.error("http_server_failed", server=server.name, error=error, remedy=_REMEDY)
-            _StartedOnce(task_status).started()
+            started_once.started()
         finally:
             del self._running[server.lease.endpoint]
             server.lease.release()
@@ -145,10 +147,3 @@ class _StartedOnce:
     def started(self, _value: object = None) -> None:
         with suppress(RuntimeError):
             self._task_status.started()
-
-
-def _first(error: BaseException) -> str:
-    """Return the words of the first error in a group."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error)

@@ -21,7 +21,6 @@ from vsockproxy.config.settings import Config
 from vsockproxy.doctor.finding import Finding, note, ok, problem
 from vsockproxy.errors import AddressError, VsockproxyError
 from vsockproxy.readable import duration
-from vsockproxy.reasons import remedy_for
 
 SUBJECT: Final = "daemon"
 
@@ -125,17 +124,9 @@ def _route(route: dict[str, Any]) -> Iterator[Finding]:
         f" ({number} in all): {last['message']}"
     )
     if last["reason"] in _OF_THE_DAEMON:
-        yield problem(subject, text, _remedy(route, last))
+        yield problem(subject, text, last["remedy"])
     else:
-        yield note(subject, text)
-
-
-def _remedy(route: Answer, last: Answer) -> str:
-    try:
-        endpoint = parse_target(route["targets"][0]["address"])
-    except AddressError:
-        return "see the daemon's log"
-    return remedy_for("dial", endpoint, last["reason"])
+        yield note(subject, text, last["remedy"])
 
 
 def _is_dialable(address: str) -> bool:

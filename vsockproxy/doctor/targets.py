@@ -6,7 +6,6 @@ by `probe`.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Final
 
 import trio
@@ -16,7 +15,6 @@ from vsockproxy.config.guest import Cid, Mux
 from vsockproxy.config.settings import Config, Policy
 from vsockproxy.doctor.finding import Finding, note, ok, problem
 from vsockproxy.doctor.probe import Probe, probe
-from vsockproxy.guests.answer import GuestError
 from vsockproxy.guests.directory import GuestRecord, Guests
 
 _MOST: Final = 64  # targets; a range of ports may have thousands
@@ -44,23 +42,11 @@ async def judge_targets(config: Config) -> list[Finding]:
         for target, policy in chosen:
             nursery.start_soon(ask, target, policy)
     findings = [_judge(results[one], names[one]) for one in chosen]
-    findings += await _locate_guests(guests)
+    # The guests that no route uses are looked up too.
+    findings += [_judge_guest(record) for record in await guests.locate_all(_LONGEST)]
     if len(names) > _MOST:
         findings.append(note("targets", f"{len(names) - _MOST} more were not dialled"))
     return findings
-
-
-async def _locate_guests(guests: Guests) -> list[Finding]:
-    """Return a finding for each guest that is looked up, used by a route or not."""
-
-    async def locate(record: GuestRecord) -> None:
-        with suppress(GuestError):  # the record keeps it
-            await record.locate(trio.current_time() + _LONGEST)
-
-    async with trio.open_nursery() as nursery:
-        for record in guests.records():
-            nursery.start_soon(locate, record)
-    return [_judge_guest(record) for record in guests.records()]
 
 
 def _judge_guest(record: GuestRecord) -> Finding:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -168,6 +169,19 @@ class Guests:
         """Discard a guest's cached address after a failed dial."""
         if name in self._records:
             self._records[name].forget()
+
+    async def locate_all(self, timeout: float) -> list[GuestRecord]:
+        """Look up all guests at once, each for at most ``timeout`` seconds; return the records."""
+        records = self.records()
+
+        async def locate(record: GuestRecord) -> None:
+            with suppress(GuestError):  # the record keeps it
+                await record.locate(trio.current_time() + timeout)
+
+        async with trio.open_nursery() as nursery:
+            for record in records:
+                nursery.start_soon(locate, record)
+        return records
 
     def records(self) -> list[GuestRecord]:
         """Return the record of each guest."""

@@ -10,7 +10,6 @@ reports a file on disk as writable.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import threading
@@ -48,7 +47,7 @@ class LineWriter:
         """
         self.lost = 0
         self._reported = 0
-        self._descriptor = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 0)
+        self._descriptor = os.dup(descriptor)
         self._resumed = resumed
         self._lines: list[str] = []
         self._size = 0

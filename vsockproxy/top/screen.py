@@ -176,12 +176,12 @@ class _Layout:
             _Column("idle", 7, is_right=True),
             _Column("age", 7, is_right=True),
         ]
-        selected = panel.row or 0
-        first = max(0, min(selected - room // 2, len(rows) - room))
+        selected = panel.row  # looked for among all connections
+        first = max(0, min((selected or 0) - room // 2, len(rows) - room))
         lines = [self._heading(columns)]
         for index, connection in enumerate(rows[first : first + room], first):
             line = self._line(columns, _connection(connection, wide=wide))
-            if index == panel.row:
+            if index == selected:
                 line = Text(">").append_text(line[1:])
                 line.stylize("reverse")
             lines.append(line)
