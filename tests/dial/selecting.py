@@ -36,15 +36,6 @@ def state_of(route: Served, number: int = 0) -> str:
     return route.stats.targets[number].name
 
 
-async def is_reset(client: trio.SocketStream) -> bool:
-    """Read to the end; return whether it was a reset."""
-    try:
-        await read_to_end(client)
-    except trio.BrokenResourceError:
-        return True
-    return False
-
-
 async def question(client: trio.SocketStream) -> bytes:
     """Send a request and a FIN; return the answer."""
     await client.send_all(b"request")

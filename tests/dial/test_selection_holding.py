@@ -16,7 +16,6 @@ from tests.dial.selecting import (
     PLAIN,
     WAIT,
     guest_at,
-    is_reset,
     question,
     state_of,
     until,
@@ -153,7 +152,7 @@ async def test_wait_for_guest_over_resets_the_client_and_logs_the_last_error(
     policy = replace(PLAIN, wait_for_guest=0.2)
     async with serving(policy, dial_to=guest_at(tmp_path)) as route, route.connect() as client:
         await client.send_all(b"request")
-        assert await is_reset(client)
+        assert await ends_by_reset(client)
         await route.closed("dial_not_found")
         assert dict(route.stats.held_results) == {"timeout": 1}
         assert dict(route.stats.dial_failures) == {"not_found": 1}
@@ -163,7 +162,7 @@ async def test_wait_for_guest_over_resets_the_client_and_logs_the_last_error(
         assert "target_state" not in line  # a background dial found it, and logged target_down
 
 
-async def test_a_client_beyond_the_most_held_is_reset(
+async def test_a_client_beyond_the_most_held_ends_by_reset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vsockproxy.dial.selection._MOST_HELD", 2)
@@ -175,7 +174,7 @@ async def test_a_client_beyond_the_most_held_is_reset(
     ):
         await until(lambda: route.stats.held == 2)
         async with route.connect() as third:
-            assert await is_reset(third)
+            assert await ends_by_reset(third)
         await route.closed("dial_too_many_held")
         assert dict(route.stats.held_results) == {"full": 1}
         async with mux_server(Path(guest.path), {80: says(b"up")}):
@@ -188,10 +187,10 @@ async def test_a_permanent_error_dismisses_the_held_clients(tmp_path: Path) -> N
     async with serving(WAIT, dial_to=guest) as route, route.connect() as client:
         await until(lambda: route.stats.held == 1)
         async with mux_server(Path(guest.path), {80: echo}, answers(b"HTTP/1.1 400\n")):
-            assert await is_reset(client)
+            assert await ends_by_reset(client)
             await route.closed("dial_protocol")
             async with route.connect() as later:
-                assert await is_reset(later)
+                assert await ends_by_reset(later)
             await route.closed("dial_protocol", 2)
         assert dict(route.stats.held_results) == {"failed": 1}
 
@@ -314,7 +313,7 @@ async def test_killing_a_held_client_resets_it(tmp_path: Path) -> None:
         await until(lambda: route.stats.held == 1)
         [connection] = route.stats.live
         connection.end("killed")
-        assert await is_reset(client)
+        assert await ends_by_reset(client)
         await route.closed("killed")
         assert route.stats.held == 0
 

@@ -15,7 +15,7 @@ import trio
 
 from tests.fake_services import hold
 from tests.listen.running_route import PATIENCE, Served, serving
-from tests.sockets import read_to_end, tcp_pair
+from tests.sockets import ends_by_reset, read_to_end, tcp_pair
 from vsockproxy.address.endpoint import AF_VSOCK, UnixEndpoint, VsockEndpoint
 from vsockproxy.config.settings import Policy, PumpChoice, PumpSettings, Route
 from vsockproxy.connection import Connection
@@ -39,14 +39,6 @@ def only(route: Served) -> Connection:
     return connection
 
 
-async def is_reset(client: trio.SocketStream) -> bool:
-    try:
-        await read_to_end(client)
-    except trio.BrokenResourceError:
-        return True
-    return False
-
-
 @both_pumps
 async def test_ending_a_connection_resets_both_sides_and_counts_the_reason(
     choice: PumpChoice,
@@ -55,14 +47,14 @@ async def test_ending_a_connection_resets_both_sides_and_counts_the_reason(
         connection = only(route)
         connection.end("killed")
         connection.end("killed")
-        assert await is_reset(client)
+        assert await ends_by_reset(client)
         await route.closed("killed")
         assert not route.stats.live
         connection.end("drained")
         assert dict(route.stats.closed) == {"killed": 1}
 
 
-async def test_a_connection_killed_before_its_task_runs_is_reset() -> None:
+async def test_a_connection_killed_before_its_task_runs_ends_by_reset() -> None:
     async with serving(Policy()) as route:
         left, right = tcp_pair()
         connection = Connection(1, route.listener.route, left.family, left.getpeername())
@@ -72,7 +64,7 @@ async def test_a_connection_killed_before_its_task_runs_is_reset() -> None:
             await route.listener._relay.serve(right.detach(), connection)
         assert route.stats.closed == {"killed": 1}
         async with trio.SocketStream(trio.socket.from_stdlib_socket(left)) as client:
-            assert await is_reset(client)
+            assert await ends_by_reset(client)
 
 
 @both_pumps
@@ -84,7 +76,7 @@ async def test_ending_one_connection_leaves_the_others(choice: PumpChoice) -> No
         connection = only(route)
         async with await route.live() as second:
             connection.end("killed")
-            assert await is_reset(first)
+            assert await ends_by_reset(first)
             await second.send_all(b"still here")
             await second.send_eof()
             assert await read_to_end(second) == b"still here"
@@ -103,7 +95,7 @@ async def test_killing_a_connection_ends_its_dial(tmp_path: Path) -> None:
             async with route.connect() as client:
                 await until(lambda: bool(route.stats.live) and only(route).dialling is not None)
                 only(route).end("killed")
-                assert await is_reset(client)
+                assert await ends_by_reset(client)
                 await route.closed("killed")
 
 
