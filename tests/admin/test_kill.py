@@ -9,9 +9,10 @@ import pytest
 import trio
 import trio.testing
 
-from tests.admin.running_daemon import PATIENCE, controlled_daemon
+from tests.admin.running_daemon import controlled_daemon
 from tests.fake_services import answers_nothing, echo, mux_server
 from tests.sockets import ends_by_reset
+from tests.waiting import PATIENCE, until
 from vsockproxy.address.endpoint import MuxEndpoint
 from vsockproxy.config.access import parse_rule
 from vsockproxy.config.settings import Policy, PumpChoice
@@ -112,9 +113,7 @@ async def test_a_connection_can_be_killed_before_its_proxy_header(tmp_path: Path
     policy = Policy(accept_proxy=True, proxy_trusted=(parse_rule(f"uid:{os.getuid()}"),))
     async with controlled_daemon(tmp_path, "web", policy=policy) as daemon:
         client = await daemon.connect("web")
-        with trio.fail_after(PATIENCE):
-            while not daemon.stats("web").live:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: daemon.stats("web").live)
         await daemon.post("/v1/connections/end", {"route": "web"})
         await daemon.closed("web", "killed")
         await client.aclose()

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from tests.admin.fake_daemon import FakeDaemon
 from tests.daemon_process import environment
+from tests.waiting import until
 from vsockproxy.admin.observe import serve_metrics
 from vsockproxy.admin.server import MAX_CLIENTS, Tls, without_tls
 from vsockproxy.admin.tls import tls_context
@@ -284,8 +285,7 @@ async def test_a_dial_is_cancelled_at_the_end_of_its_clients_lifetime(tcp: socke
     with trio.fail_after(10):
         async with serving(tcp, registry_with(), lifetime=0.2, observed=observed):
             await ask_for_a_target(tcp)
-            while not observed.dialled or observed.dialling:
-                await trio.lowlevel.checkpoint()
+            await until(lambda: observed.dialled and not observed.dialling)
 
 
 async def test_a_scrape_with_names_returns_only_these_metrics(tcp: socket.socket) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import trio
 import trio.testing
 
-from tests.admin.running_daemon import PATIENCE, ControlledDaemon, controlled_daemon
+from tests.admin.running_daemon import ControlledDaemon, controlled_daemon
 from tests.fake_services import HOST_PORT, echo, hold, mux_server
 from tests.sockets import read_to_end
+from tests.waiting import PATIENCE
 from vsockproxy.address.endpoint import MuxEndpoint
 from vsockproxy.config.access import parse_rule
 from vsockproxy.config.settings import Policy, PumpChoice

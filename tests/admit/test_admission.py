@@ -14,8 +14,9 @@ import trio
 from trio.testing import MockClock
 
 from tests.fake_services import hold
-from tests.listen.running_route import PATIENCE, Served, serving, unix_at
+from tests.listen.running_route import Served, serving, unix_at
 from tests.sockets import ends_by_reset
+from tests.waiting import PATIENCE, until
 from vsockproxy.admit import descriptors
 from vsockproxy.admit import gate as gate_module
 from vsockproxy.admit.admission import Admission
@@ -381,9 +382,7 @@ async def test_a_long_max_lifetime_changes_nothing() -> None:
 async def test_a_reloaded_max_lifetime_holds_for_new_connections_alone() -> None:
     async with serving(Policy(), service=hold) as route:
         old = route.connect()
-        with trio.fail_after(PATIENCE):
-            while not route.stats.live:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: route.stats.live)
         route.reconfigure(Policy(max_lifetime=0.05))
         assert await ends_by_reset(route.connect())
         await route.closed("max_lifetime")

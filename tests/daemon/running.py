@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from tests.sockets import read_to_end
+from tests.waiting import until
 from vsockproxy.address.endpoint import (
     ListenEndpoint,
     TcpEndpoint,
@@ -66,9 +67,7 @@ class Running:
 
     async def closed(self, name: str, reason: str, number: int = 1) -> None:
         """Wait until ``number`` connections of a route have ended for a reason."""
-        with trio.fail_after(10):
-            while self.stats(name).closed[reason] < number:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: self.stats(name).closed[reason] >= number)
 
 
 @asynccontextmanager
@@ -117,9 +116,7 @@ def files_of(endpoints: list[UnixEndpoint]) -> list[str]:
 
 
 async def until_live(daemon: Running, name: str) -> None:
-    with trio.fail_after(5):
-        while daemon.stats(name).upstream_bytes == 0:
-            await trio.lowlevel.checkpoint()
+    await until(lambda: daemon.stats(name).upstream_bytes)
 
 
 async def accepts(port: int) -> bool:

@@ -12,7 +12,6 @@ from tests.dial.selecting import (
     WAIT,
     guest_at,
     state_of,
-    until,
     with_targets,
 )
 from tests.fake_services import (
@@ -25,6 +24,7 @@ from tests.fake_services import (
 )
 from tests.listen.running_route import serving, unix_at
 from tests.sockets import ends_by_reset, read_to_end
+from tests.waiting import until
 from vsockproxy.config.settings import Config, Route
 from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.dial import mux

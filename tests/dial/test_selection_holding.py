@@ -18,7 +18,6 @@ from tests.dial.selecting import (
     guest_at,
     question,
     state_of,
-    until,
 )
 from tests.fake_services import (
     Service,
@@ -33,6 +32,7 @@ from tests.fake_services import (
 )
 from tests.listen.running_route import Served, serving, unix_at
 from tests.sockets import ends_by_reset, read_to_end, reset, stream
+from tests.waiting import until
 from vsockproxy.address.endpoint import (
     CID_ANY,
     CID_LOCAL,

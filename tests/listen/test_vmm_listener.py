@@ -13,8 +13,9 @@ import trio
 
 from tests.dial.fake_vmm import Vmm
 from tests.fake_services import ORDINARY_USER, as_ordinary_user, full_unix_listener, open_folder
-from tests.listen.running_route import PATIENCE, Served, serving
+from tests.listen.running_route import Served, serving
 from tests.sockets import read_to_end
+from tests.waiting import PATIENCE, until
 from vsockproxy.address.endpoint import MuxEndpoint, UnixEndpoint
 from vsockproxy.config.access import UserRule
 from vsockproxy.config.settings import Policy
@@ -69,9 +70,7 @@ async def test_many_clients_are_accepted_although_the_target_accepts_none(tmp_pa
         ):
             for _ in range(MANY):
                 await guests.enter_async_context(await vmm.guest_connects(PORT))
-            with trio.fail_after(PATIENCE):
-                while len(route.stats.live) < MANY:
-                    await trio.lowlevel.checkpoint()
+            await until(lambda: len(route.stats.live) >= MANY)
 
 
 async def test_guests_over_the_limit_are_queued_without_blocking_their_vmm(tmp_path: Path) -> None:

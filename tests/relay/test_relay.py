@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,9 @@ import pytest
 import trio
 
 from tests.fake_services import hold
-from tests.listen.running_route import PATIENCE, Served, serving
+from tests.listen.running_route import Served, serving
 from tests.sockets import ends_by_reset, read_to_end, tcp_pair
+from tests.waiting import PATIENCE, until
 from vsockproxy.address.endpoint import AF_VSOCK, UnixEndpoint, VsockEndpoint
 from vsockproxy.config.settings import Policy, PumpChoice, PumpSettings, Route
 from vsockproxy.connection import Connection
@@ -26,12 +26,6 @@ from vsockproxy.pump.transfer import Accepted
 ROUTE = Route("route", UnixEndpoint("/run/front"), UnixEndpoint("/run/back"))
 
 both_pumps = pytest.mark.parametrize("choice", ["native", "portable"])
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(PATIENCE):
-        while not condition():
-            await trio.lowlevel.checkpoint()
 
 
 def only(route: Served) -> Connection:
