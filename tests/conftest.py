@@ -1,4 +1,4 @@
-"""What every test shares: the guard around the machine's own vsock."""
+"""What every test shares: the guard around the machine's own vsock, and the pumps."""
 
 import os
 from pathlib import Path
@@ -6,10 +6,18 @@ from pathlib import Path
 import pytest
 
 from tests.guard import sitecustomize
+from vsockproxy.config.settings import PumpChoice
 
 # Importing it guards this process; by PYTHONPATH it guards those that tests start.
 _GUARD = str(Path(sitecustomize.__file__).parent)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_GUARD, os.environ.get("PYTHONPATH")]))
+
+
+@pytest.fixture(params=["native", "portable"])
+def choice(request: pytest.FixtureRequest) -> PumpChoice:
+    """Return each pump."""
+    value: PumpChoice = request.param
+    return value
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

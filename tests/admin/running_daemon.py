@@ -125,11 +125,7 @@ async def controlled_daemon(
             routes, pump=PumpSettings(choice), admin=AdminSettings(UnixEndpoint(str(socket)))
         )
         daemon = Daemon(config, load=load)
-
-        async def run(*, task_status: trio.TaskStatus[None]) -> None:
-            await daemon.run(task_status=task_status)
-
-        await nursery.start(run)
+        await nursery.start(daemon.run)
         transport = httpx.AsyncHTTPTransport(uds=str(socket))
         async with httpx.AsyncClient(transport=transport, base_url="http://daemon") as http:
             yield ControlledDaemon(daemon, http, socket)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import resource
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,19 +94,6 @@ async def exchange(client: trio.SocketStream, data: bytes) -> bytes:
         await client.send_all(data)
         await client.send_eof()
         return await read_to_end(client)
-
-
-@contextmanager
-def no_descriptors_left() -> Iterator[None]:
-    """Have every open(2) of this process fail with EMFILE, for a block."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    probe = os.dup(0)
-    os.close(probe)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (probe, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def files_of(endpoints: list[UnixEndpoint]) -> list[str]:

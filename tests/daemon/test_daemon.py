@@ -18,12 +18,11 @@ from tests.daemon.running import (
     LOOPBACK_2,
     accepts,
     exchange,
-    no_descriptors_left,
     only,
     running,
     until_live,
 )
-from tests.fake_services import answers_nothing, echo, hold, mux_server
+from tests.fake_services import answers_nothing, echo, hold, mux_server, no_descriptors_left
 from tests.sockets import ends_by_reset, no_descriptor_left_over, read_to_end, stream
 from tests.waiting import until
 from vsockproxy.address.endpoint import (

@@ -14,9 +14,10 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+from tests.daemon.running import exchange
 from tests.dial.fake_vmm import Vmm
 from tests.fake_services import echo
-from tests.sockets import no_descriptor_left_over, read_to_end
+from tests.sockets import no_descriptor_left_over
 from tests.waiting import until
 from vsockproxy.address.endpoint import ListenEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint
 from vsockproxy.config.settings import Config, Policy, Route
@@ -67,13 +68,6 @@ def file_of(endpoint: ListenEndpoint) -> Path:
     return file
 
 
-async def exchange(stream: trio.SocketStream) -> bytes:
-    async with stream:
-        await stream.send_all(b"hello")
-        await stream.send_eof()
-        return await read_to_end(stream)
-
-
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Record whether each look at a listener's file found it absent."""
@@ -96,7 +90,7 @@ async def test_a_listener_is_bound_once_its_vmms_folder_exists(tmp_path: Path) -
             assert daemon.not_ready() == []  # the daemon is ready, if this guest is not
             vmm.path.parent.mkdir(parents=True)
             await until(file_of(endpoint).exists)
-            assert await exchange(await vmm.guest_connects(PORT)) == b"hello"
+            assert await exchange(await vmm.guest_connects(PORT), b"hello") == b"hello"
         assert not file_of(endpoint).exists()
 
 
@@ -121,8 +115,8 @@ async def test_a_folder_that_is_made_again_gets_a_new_socket(tmp_path: Path, kin
             folder.mkdir()
             await until(file.exists)
             await until(lambda: _answers(file))
-            assert await exchange(await vmm.guest_connects(PORT)) == b"hello"
-        assert await exchange(old) == b"hello"
+            assert await exchange(await vmm.guest_connects(PORT), b"hello") == b"hello"
+        assert await exchange(old, b"hello") == b"hello"
         await until(lambda: not daemon.supervisor.live())
 
 
@@ -185,7 +179,7 @@ async def test_a_reload_takes_over_a_listener_without_a_socket_yet(tmp_path: Pat
         await until(file_of(endpoint).exists)
         assert stat.S_IMODE(file_of(endpoint).stat().st_mode) == 0o600
         vmm = Vmm(folder / "v", {})
-        assert await exchange(await vmm.guest_connects(PORT)) == b"hello"
+        assert await exchange(await vmm.guest_connects(PORT), b"hello") == b"hello"
         gone = Config((Route("other", TcpEndpoint("127.0.0.1", 0), route.target),))
         await daemon.replace(lambda: gone)
         assert not file_of(endpoint).exists()

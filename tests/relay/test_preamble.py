@@ -18,7 +18,7 @@ from tests.sockets import ends_by_reset, read_to_end
 from tests.waiting import PATIENCE, until
 from vsockproxy.address.endpoint import TcpEndpoint
 from vsockproxy.config.access import parse_rule
-from vsockproxy.config.settings import Policy
+from vsockproxy.config.settings import Policy, PumpChoice
 from vsockproxy.errors import DialError
 from vsockproxy.relay.preamble import send_header
 from vsockproxy.relay.proxy_protocol import (
@@ -43,9 +43,8 @@ GUEST = Header(VsockAddress(7, 1025))
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-@pytest.mark.parametrize("choice", ["native", "portable"])
-async def test_send_proxy_sends_the_clients_address(version: Version, choice: str) -> None:
-    async with serving(Policy(send_proxy=version), choice=choice) as route:  # type: ignore[arg-type] # one of the two
+async def test_send_proxy_sends_the_clients_address(version: Version, choice: PumpChoice) -> None:
+    async with serving(Policy(send_proxy=version), choice=choice) as route:
         client = route.connect("127.0.0.5")
         own, theirs = client.socket.getsockname(), client.socket.getpeername()
         async with client:

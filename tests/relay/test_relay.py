@@ -25,15 +25,12 @@ from vsockproxy.pump.transfer import Accepted
 
 ROUTE = Route("route", UnixEndpoint("/run/front"), UnixEndpoint("/run/back"))
 
-both_pumps = pytest.mark.parametrize("choice", ["native", "portable"])
-
 
 def only(route: Served) -> Connection:
     [connection] = route.stats.live
     return connection
 
 
-@both_pumps
 async def test_ending_a_connection_resets_both_sides_and_counts_the_reason(
     choice: PumpChoice,
 ) -> None:
@@ -61,7 +58,6 @@ async def test_a_connection_killed_before_its_task_runs_ends_by_reset() -> None:
             assert await ends_by_reset(client)
 
 
-@both_pumps
 async def test_ending_one_connection_leaves_the_others(choice: PumpChoice) -> None:
     async with (
         serving(Policy(), choice=choice) as route,
@@ -93,7 +89,6 @@ async def test_killing_a_connection_ends_its_dial(tmp_path: Path) -> None:
                 await route.closed("killed")
 
 
-@both_pumps
 async def test_halves_shows_each_half_close(choice: PumpChoice) -> None:
     async with (
         serving(Policy(), service=hold, choice=choice) as route,
@@ -108,7 +103,6 @@ async def test_halves_shows_each_half_close(choice: PumpChoice) -> None:
         assert not running.downstream_done()
 
 
-@both_pumps
 async def test_idle_seconds_count_from_the_last_byte(
     choice: PumpChoice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +120,6 @@ async def test_idle_seconds_count_from_the_last_byte(
 # ---- accepting ----
 
 
-@both_pumps
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 async def test_a_connection_has_its_clients_address(choice: PumpChoice, host: str) -> None:
     async with open_pump(PumpSettings(choice)) as pump:
@@ -144,7 +137,6 @@ async def test_a_connection_has_its_clients_address(choice: PumpChoice, host: st
                 pump.accept(listener.fileno(), 64)
 
 
-@both_pumps
 async def test_a_batch_accepts_no_more_clients_than_it_has_room_for(choice: PumpChoice) -> None:
     async with open_pump(PumpSettings(choice)) as pump:
         with socket.socket() as listener, ExitStack() as stack:
