@@ -118,11 +118,18 @@ async def mux_server(
 ) -> AsyncIterator[MuxServer]:
     """Run a `MuxServer` at ``path`` while the block runs."""
     server = MuxServer(path, services, answer)
+    async with unix_server(path, server.serve_connection):
+        yield server
+
+
+@asynccontextmanager
+async def unix_server(path: Path, serve: Service) -> AsyncIterator[None]:
+    """Serve the clients of a Unix socket for a block; then close them and remove the file."""
     with unix_listener(path) as sock:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.serve_listeners, server.serve_connection, [listener])
-            yield server
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
+            yield
             nursery.cancel_scope.cancel()
 
 
