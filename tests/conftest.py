@@ -1,11 +1,13 @@
-"""What every test shares: the guard around the machine's own vsock, and the pumps."""
+"""What every test shares: the guard around the machine's own vsock, and fixtures."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.guard import sitecustomize
+from tests.sockets import no_descriptor_left_over
 from vsockproxy.config.settings import PumpChoice
 
 # Importing it guards this process; by PYTHONPATH it guards those that tests start.
@@ -18,6 +20,13 @@ def choice(request: pytest.FixtureRequest) -> PumpChoice:
     """Return each pump."""
     value: PumpChoice = request.param
     return value
+
+
+@pytest.fixture
+def nothing_stays_open() -> Iterator[None]:
+    """Assert that the test closes every descriptor that it opens."""
+    with no_descriptor_left_over():
+        yield
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

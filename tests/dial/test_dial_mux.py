@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,22 +21,17 @@ from tests.fake_services import (
     says,
     unix_listener,
 )
-from tests.sockets import no_descriptor_left_over, read_to_end, stream
+from tests.sockets import read_to_end, stream
 from vsockproxy.address.endpoint import (
     MuxEndpoint,
 )
 from vsockproxy.dial.dial import dial
 from vsockproxy.errors import DialError
 
+pytestmark = pytest.mark.usefixtures("nothing_stays_open")
+
 TIMEOUT = 20.0
 SHORT = 0.05
-
-
-@pytest.fixture(autouse=True)
-def nothing_stays_open() -> Iterator[None]:
-    """Assert that neither the dial nor the server leaves a descriptor."""
-    with no_descriptor_left_over():
-        yield
 
 
 async def fails(path: Path, port: int, timeout: float = TIMEOUT) -> DialError:

@@ -28,6 +28,7 @@ from tests.fake_services import (
     mux_server,
     says,
     unix_listener,
+    unix_server,
     unused_tcp_port,
 )
 from tests.listen.running_route import Served, serving, unix_at
@@ -137,13 +138,8 @@ async def test_a_held_vsock_client_is_served_and_one_that_leaves_is_released(
             leaver.close()
             await route.closed("dial_client_left")
             assert route.stats.held == 1
-            with unix_listener(service) as sock:
-                sock.setblocking(False)
-                listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-                async with listener, trio.open_nursery() as nursery:
-                    nursery.start_soon(trio.serve_listeners, echo, [listener])
-                    assert await read_to_end(stream(patient)) == b"request"
-                    nursery.cancel_scope.cancel()
+            async with unix_server(service, echo):
+                assert await read_to_end(stream(patient)) == b"request"
 
 
 async def test_wait_for_guest_over_resets_the_client_and_logs_the_last_error(

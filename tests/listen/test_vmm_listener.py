@@ -9,12 +9,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
-import trio
 
 from tests.dial.fake_vmm import Vmm
-from tests.fake_services import ORDINARY_USER, as_ordinary_user, full_unix_listener, open_folder
+from tests.fake_services import (
+    ORDINARY_USER,
+    as_ordinary_user,
+    echo_or_nothing,
+    full_unix_listener,
+    open_folder,
+)
 from tests.listen.running_route import Served, serving
-from tests.sockets import read_to_end
 from tests.waiting import PATIENCE, until
 from vsockproxy.address.endpoint import MuxEndpoint, UnixEndpoint
 from vsockproxy.config.access import UserRule
@@ -35,14 +39,7 @@ async def host_service(folder: Path, policy: Policy) -> AsyncIterator[tuple[Vmm,
 
 
 async def exchange(vmm: Vmm) -> bytes:
-    """Return the echo of one byte; nothing for a guest that is rejected."""
-    async with await vmm.guest_connects(PORT) as guest:
-        try:
-            await guest.send_all(b"x")
-            await guest.send_eof()
-            return await read_to_end(guest)
-        except trio.BrokenResourceError:
-            return b""
+    return await echo_or_nothing(await vmm.guest_connects(PORT))
 
 
 async def test_a_guest_reaches_a_host_service_without_a_handshake(tmp_path: Path) -> None:
