@@ -69,7 +69,7 @@ async def test_readyz_of_a_route_succeeds_only_if_its_target_answers(tmp_path: P
         [known] = (await daemon.get("/v1/routes/web"))["targets"]
         async with mux_server(tmp_path / "guest", {80: echo}):
             reached = await daemon.ask("GET", "/readyz", target="web")
-        unknown = await daemon.ask("GET", "/readyz", target="nobody")
+        unknown = await daemon.ask("GET", "/readyz", target="missing")
         plain = await daemon.ask("GET", "/readyz")
         alive = await daemon.ask("GET", "/healthz")
     assert absent.status_code == 503
@@ -79,7 +79,7 @@ async def test_readyz_of_a_route_succeeds_only_if_its_target_answers(tmp_path: P
     assert (reached.status_code, reached.text) == (200, "ready\n")
     assert (unknown.status_code, unknown.text) == (
         503,
-        "route nobody: no route of this name listens\n",
+        "route missing: no route of this name listens\n",
     )
     assert (plain.status_code, alive.status_code) == (200, 200)
 

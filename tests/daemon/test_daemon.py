@@ -119,8 +119,8 @@ async def test_a_routes_bandwidth_holds_for_its_connections_together(
 
 
 async def test_a_client_whose_target_refuses_is_reset_and_counted(tmp_path: Path) -> None:
-    nobody = UnixEndpoint(str(tmp_path / "nobody.sock"))
-    async with running(Route("dead", LOOPBACK, nobody)) as daemon:
+    missing = UnixEndpoint(str(tmp_path / "missing.sock"))
+    async with running(Route("dead", LOOPBACK, missing)) as daemon:
         assert await ends_by_reset(await daemon.connect("dead"))
         await daemon.closed("dead", "dial_not_found")
         assert daemon.stats("dead").dial_failures == {"not_found": 1}

@@ -210,7 +210,7 @@ def test_probe_takes_a_guests_name_from_a_file(listener: UnixEndpoint, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "quoted"),
     [
-        (("nobody",), "'nobody'"),
+        (("missing",), "'missing'"),
         (("vsock::80",), "'vsock::80'"),
         (("tcp:80", "--wait", "soon"), "--wait"),
         (("tcp:80", "--timeout", "0"), "--timeout"),
