@@ -1,15 +1,32 @@
-"""What every test shares: the guard around the machine's own vsock."""
+"""What every test shares: the guard around the machine's own vsock, and fixtures."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.guard import sitecustomize
+from tests.sockets import no_descriptor_left_over
+from vsockproxy.config.settings import PumpChoice
 
 # Importing it guards this process; by PYTHONPATH it guards those that tests start.
 _GUARD = str(Path(sitecustomize.__file__).parent)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_GUARD, os.environ.get("PYTHONPATH")]))
+
+
+@pytest.fixture(params=["native", "portable"])
+def choice(request: pytest.FixtureRequest) -> PumpChoice:
+    """Return each pump."""
+    value: PumpChoice = request.param
+    return value
+
+
+@pytest.fixture
+def nothing_stays_open() -> Iterator[None]:
+    """Assert that the test closes every descriptor that it opens."""
+    with no_descriptor_left_over():
+        yield
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -14,8 +14,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.sockets import no_descriptor_left_over
+from tests.sockets import no_descriptor_left_over, read_to_end
 from vsockproxy.address.endpoint import Dialable, FdEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint
+from vsockproxy.address.sockaddr import new_socket
 from vsockproxy.dial import mux
 from vsockproxy.dial.dial import dial
 from vsockproxy.listen.bind import ListeningSocket, listen
@@ -38,6 +39,17 @@ async def echo(stream: trio.SocketStream) -> None:
     async for piece in stream:
         await stream.send_all(piece)
     await stream.send_eof()
+
+
+async def echo_or_nothing(client: trio.SocketStream) -> bytes:
+    """Return the echo of one byte; nothing for a client that is rejected."""
+    async with client:
+        try:
+            await client.send_all(b"x")
+            await client.send_eof()
+            return await read_to_end(client)
+        except trio.BrokenResourceError:
+            return b""
 
 
 def says(data: bytes) -> Service:
@@ -118,11 +130,18 @@ async def mux_server(
 ) -> AsyncIterator[MuxServer]:
     """Run a `MuxServer` at ``path`` while the block runs."""
     server = MuxServer(path, services, answer)
+    async with unix_server(path, server.serve_connection):
+        yield server
+
+
+@asynccontextmanager
+async def unix_server(path: Path, serve: Service) -> AsyncIterator[None]:
+    """Serve the clients of a Unix socket for a block; then close them and remove the file."""
     with unix_listener(path) as sock:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.serve_listeners, server.serve_connection, [listener])
-            yield server
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
+            yield
             nursery.cancel_scope.cancel()
 
 
@@ -138,6 +157,17 @@ def has_ipv6() -> bool:
 needs_ipv6 = pytest.mark.skipif(
     not has_ipv6(), reason="no ::1 here: sysctl net.ipv6.conf.lo.disable_ipv6=0"
 )
+
+
+def without_ipv6(code: int) -> Callable[[int], socket.socket]:
+    """Return a fake of `new_socket` that fails with an errno where it needs IPv6."""
+
+    def opened(family: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(code, os.strerror(code))
+        return new_socket(family)
+
+    return opened
 
 
 @contextmanager

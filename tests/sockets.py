@@ -73,13 +73,20 @@ def stream(sock: socket.socket) -> trio.SocketStream:
     return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
 
+async def connected(listener: socket.socket) -> trio.SocketStream:
+    """Return a new client of a listener."""
+    client = trio.socket.socket(listener.family)
+    await client.connect(listener.getsockname())
+    return trio.SocketStream(client)
+
+
 def reset(sock: socket.socket) -> None:
     """Close the socket with a reset."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
 
-async def read_to_end(source: trio.SocketStream) -> bytes:
+async def read_to_end(source: trio.abc.ReceiveStream) -> bytes:
     """Return all bytes up to EOF."""
     return b"".join([chunk async for chunk in source])
 

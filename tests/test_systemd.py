@@ -236,7 +236,7 @@ def test_without_a_valid_notify_socket_nothing_is_sent_or_opened(
 
 
 def test_a_missing_notify_socket_is_not_an_error(tmp_path: Path) -> None:
-    with Notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")}, os.getpid()) as notifier:
+    with Notifier({"NOTIFY_SOCKET": str(tmp_path / "missing")}, os.getpid()) as notifier:
         notifier.ready()
         assert not notifier.watchdog()
         assert notifier.flush(), "the message must be dropped"

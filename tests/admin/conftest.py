@@ -1,14 +1,21 @@
-"""Fixtures of the tests of the control API."""
+"""A TCP listener for the HTTP side of the daemon, and its URLs."""
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
+
 import pytest
 
-from vsockproxy.config.settings import PumpChoice
+
+@pytest.fixture
+def tcp() -> Iterator[socket.socket]:
+    """Yield a non-blocking TCP listener on a free port."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.setblocking(False)
+        yield sock
 
 
-@pytest.fixture(params=["native", "portable"])
-def choice(request: pytest.FixtureRequest) -> PumpChoice:
-    """Return each pump."""
-    value: PumpChoice = request.param
-    return value
+def url(sock: socket.socket, path: str = "") -> str:
+    """Return the URL of a path of the server at a listener."""
+    return f"http://127.0.0.1:{sock.getsockname()[1]}{path}"

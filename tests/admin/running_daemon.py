@@ -14,6 +14,7 @@ import httpx
 import trio
 
 from tests.fake_services import Service, echo
+from tests.waiting import until
 from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint, UnixEndpoint
 from vsockproxy.config.settings import (
     AdminSettings,
@@ -26,9 +27,6 @@ from vsockproxy.config.settings import (
 from vsockproxy.connection import Connection
 from vsockproxy.daemon.daemon import Daemon, Load
 from vsockproxy.stats import RouteStats
-
-PATIENCE = 10.0
-"""Time limit of a wait, in seconds; only a failing test reaches it."""
 
 
 class ControlledDaemon:
@@ -92,9 +90,7 @@ class ControlledDaemon:
 
     async def closed(self, name: str, reason: str, number: int = 1) -> None:
         """Wait until ``number`` connections of a route have closed for a reason."""
-        with trio.fail_after(PATIENCE):
-            while self.stats(name).closed[reason] < number:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: self.stats(name).closed[reason] >= number)
 
     async def reload(self, **changes: Any) -> None:
         """Reload with these fields of the configuration changed."""
@@ -129,11 +125,7 @@ async def controlled_daemon(
             routes, pump=PumpSettings(choice), admin=AdminSettings(UnixEndpoint(str(socket)))
         )
         daemon = Daemon(config, load=load)
-
-        async def run(*, task_status: trio.TaskStatus[None]) -> None:
-            await daemon.run(task_status=task_status)
-
-        await nursery.start(run)
+        await nursery.start(daemon.run)
         transport = httpx.AsyncHTTPTransport(uds=str(socket))
         async with httpx.AsyncClient(transport=transport, base_url="http://daemon") as http:
             yield ControlledDaemon(daemon, http, socket)

@@ -3,7 +3,7 @@
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import pytest
 import trio
 from prometheus_client import CollectorRegistry
 
+from tests.admin.conftest import url
 from tests.admin.fake_daemon import FakeDaemon
 from tests.daemon_process import command, daemon, environment
 from tests.fake_services import dead_unix_socket, says, unix_listener, unused_tcp_port
@@ -26,13 +27,6 @@ SOON: Final = 5.0
 """Seconds that only a failing test waits."""
 
 
-@pytest.fixture
-def tcp() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        sock.setblocking(False)
-        yield sock
-
-
 @asynccontextmanager
 async def serving(sock: socket.socket, not_ready: list[str] | None = None) -> AsyncIterator[None]:
     """The daemon's HTTP side, with these things not ready."""
@@ -43,10 +37,6 @@ async def serving(sock: socket.socket, not_ready: list[str] | None = None) -> As
         await nursery.start(serve)
         yield
         nursery.cancel_scope.cancel()
-
-
-def url(sock: socket.socket, path: str = "") -> str:
-    return f"http://127.0.0.1:{sock.getsockname()[1]}{path}"
 
 
 def listen_text(sock: socket.socket) -> str:

@@ -18,8 +18,11 @@ import trio.testing
 import trustme
 from prometheus_client import CollectorRegistry, Gauge
 
+from tests.admin.conftest import url
 from tests.admin.fake_daemon import FakeDaemon
 from tests.daemon_process import environment
+from tests.sockets import connected, read_to_end
+from tests.waiting import until
 from vsockproxy.admin.observe import serve_metrics
 from vsockproxy.admin.server import MAX_CLIENTS, Tls, without_tls
 from vsockproxy.admin.tls import tls_context
@@ -60,33 +63,12 @@ async def serving(
 
 
 @pytest.fixture
-def tcp() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        sock.setblocking(False)
-        yield sock
-
-
-@pytest.fixture
 def unix(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(tmp_path / "metrics"))
         sock.listen()
         sock.setblocking(False)
         yield sock
-
-
-def url(sock: socket.socket, path: str) -> str:
-    return f"http://127.0.0.1:{sock.getsockname()[1]}{path}"
-
-
-async def connected(sock: socket.socket) -> trio.SocketStream:
-    client = trio.socket.socket(sock.family)
-    await client.connect(sock.getsockname())
-    return trio.SocketStream(client)
-
-
-async def everything(stream: trio.SocketStream) -> bytes:
-    return b"".join([bytes(piece) async for piece in stream])
 
 
 async def test_metrics_have_the_format_of_the_accept_header(tcp: socket.socket) -> None:
@@ -130,7 +112,7 @@ async def test_a_connection_is_closed_after_its_answer(tcp: socket.socket) -> No
     async with serving(tcp, registry_with()):
         stream = await connected(tcp)
         await stream.send_all(REQUEST + REQUEST)
-        answer = await everything(stream)
+        answer = await read_to_end(stream)
         await stream.aclose()
     assert answer.count(b"HTTP/1.1 200") == 1
     assert b"connection: close" in answer
@@ -182,7 +164,7 @@ async def test_a_slow_client_is_closed_at_the_end_of_its_lifetime(
 
 async def wait_for_the_end(stream: trio.SocketStream) -> None:
     try:
-        await everything(stream)
+        await read_to_end(stream)
     except trio.BrokenResourceError:
         return
 
@@ -237,7 +219,7 @@ async def test_healthz_with_a_hung_pump_thread_fails(
     async with serving(tcp, registry_with(), observed=FakeDaemon(hung=True)):
         stream = await connected(tcp)
         await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        answer = await everything(stream)
+        answer = await read_to_end(stream)
         await stream.aclose()
     assert answer.startswith(b"HTTP/1.1 503")
     assert answer.endswith(b"a thread of the pump does not answer\n")
@@ -284,8 +266,7 @@ async def test_a_dial_is_cancelled_at_the_end_of_its_clients_lifetime(tcp: socke
     with trio.fail_after(10):
         async with serving(tcp, registry_with(), lifetime=0.2, observed=observed):
             await ask_for_a_target(tcp)
-            while not observed.dialled or observed.dialling:
-                await trio.lowlevel.checkpoint()
+            await until(lambda: observed.dialled and not observed.dialling)
 
 
 async def test_a_scrape_with_names_returns_only_these_metrics(tcp: socket.socket) -> None:

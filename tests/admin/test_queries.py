@@ -11,9 +11,10 @@ from typing import Any
 import trio
 import trio.testing
 
-from tests.admin.running_daemon import PATIENCE, ControlledDaemon, controlled_daemon
+from tests.admin.running_daemon import ControlledDaemon, controlled_daemon
 from tests.fake_services import HOST_PORT, echo, hold, mux_server
 from tests.sockets import read_to_end
+from tests.waiting import PATIENCE
 from vsockproxy.address.endpoint import MuxEndpoint
 from vsockproxy.config.access import parse_rule
 from vsockproxy.config.settings import Policy, PumpChoice
@@ -71,7 +72,7 @@ async def test_readyz_of_a_route_succeeds_only_if_its_target_answers(tmp_path: P
         [known] = (await daemon.get("/v1/routes/web"))["targets"]
         async with mux_server(tmp_path / "guest", {80: echo}):
             reached = await daemon.ask("GET", "/readyz", target="web")
-        unknown = await daemon.ask("GET", "/readyz", target="nobody")
+        unknown = await daemon.ask("GET", "/readyz", target="missing")
         plain = await daemon.ask("GET", "/readyz")
         alive = await daemon.ask("GET", "/healthz")
     assert absent.status_code == 503
@@ -81,7 +82,7 @@ async def test_readyz_of_a_route_succeeds_only_if_its_target_answers(tmp_path: P
     assert (reached.status_code, reached.text) == (200, "ready\n")
     assert (unknown.status_code, unknown.text) == (
         503,
-        "route nobody: no route of this name listens\n",
+        "route missing: no route of this name listens\n",
     )
     assert (plain.status_code, alive.status_code) == (200, 200)
 

@@ -18,8 +18,8 @@ from vsockproxy.admin.observe import read_only_routes
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/v1/routes/nobody", 404),
-        ("POST", "/v1/routes/nobody/pause", 404),
+        ("GET", "/v1/routes/missing", 404),
+        ("POST", "/v1/routes/missing/pause", 404),
         ("GET", "/v1/connections/12345", 404),
         ("GET", "/v1/connections?sort=luck", 400),
         ("GET", "/v1/connections?limit=0", 400),

@@ -14,12 +14,13 @@ import trio
 from trio.testing import MockClock
 
 from tests.fake_services import hold
-from tests.listen.running_route import PATIENCE, Served, serving, unix_at
+from tests.listen.running_route import Served, serving, unix_at
 from tests.sockets import ends_by_reset
+from tests.waiting import PATIENCE, until
 from vsockproxy.admit import descriptors
 from vsockproxy.admit import gate as gate_module
 from vsockproxy.admit.admission import Admission
-from vsockproxy.config.settings import Limits, Policy
+from vsockproxy.config.settings import Limits, Policy, PumpChoice
 
 
 @pytest.fixture(autouse=True)
@@ -364,9 +365,8 @@ async def test_the_next_rejection_logged_has_the_number_left_out(
 # ---- max_lifetime ----
 
 
-@pytest.mark.parametrize("choice", ["native", "portable"])
-async def test_max_lifetime_ends_a_connection(choice: str) -> None:
-    async with serving(Policy(max_lifetime=0.1), choice=choice) as route:  # type: ignore[arg-type] # one of the two
+async def test_max_lifetime_ends_a_connection(choice: PumpChoice) -> None:
+    async with serving(Policy(max_lifetime=0.1), choice=choice) as route:
         client = await route.live()
         assert await ends_by_reset(client)
         await route.closed("max_lifetime")
@@ -381,9 +381,7 @@ async def test_a_long_max_lifetime_changes_nothing() -> None:
 async def test_a_reloaded_max_lifetime_holds_for_new_connections_alone() -> None:
     async with serving(Policy(), service=hold) as route:
         old = route.connect()
-        with trio.fail_after(PATIENCE):
-            while not route.stats.live:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: route.stats.live)
         route.reconfigure(Policy(max_lifetime=0.05))
         assert await ends_by_reset(route.connect())
         await route.closed("max_lifetime")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.fake_services import echo, unix_listener
+from tests.fake_services import echo, echo_or_nothing, unix_listener
 from tests.listen.running_route import Served, serving
 from tests.sockets import read_to_end
 from vsockproxy.address.endpoint import (
@@ -47,14 +47,7 @@ async def connect(route: Served) -> trio.SocketStream:
 
 
 async def exchange(route: Served) -> bytes:
-    """Return the echo of one byte; nothing for a rejected guest."""
-    async with await connect(route) as client:
-        try:
-            await client.send_all(b"x")
-            await client.send_eof()
-            return await read_to_end(client)
-        except trio.BrokenResourceError:
-            return b""
+    return await echo_or_nothing(await connect(route))
 
 
 @pytest.fixture

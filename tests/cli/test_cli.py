@@ -162,12 +162,12 @@ def on_a_terminal(*arguments: str) -> str:
 
 
 def test_check_shows_every_error_and_no_route(write: Write) -> None:
-    done = command("check", write('8080 = "3:99999999999"\n81 = "nobody:80"\n[logs]\n'))
+    done = command("check", write('8080 = "3:99999999999"\n81 = "missing:80"\n[logs]\n'))
     assert (done.returncode, done.stdout) == (2, "")
     lines = done.stderr.splitlines()
     assert len(lines) == 3
     assert all(line.startswith("vsockproxy: ") and "config.toml" in line for line in lines)
-    for quoted in ("99999999999", "nobody", "logs"):
+    for quoted in ("99999999999", "missing", "logs"):
         assert quoted in done.stderr
 
 

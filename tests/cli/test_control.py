@@ -134,8 +134,8 @@ async def test_pause_drain_and_resume_print_the_new_state(installation: Installa
         await installation.run("resume", "web")
     ).stdout == "web: listening, 0 live connections\n"
     await (await installation.live()).aclose()
-    done = await installation.run("drain", "nobody", status=1)
-    assert "there is no route 'nobody'" in done.stderr
+    done = await installation.run("drain", "missing", status=1)
+    assert "there is no route 'missing'" in done.stderr
 
 
 async def test_reload_prints_the_fingerprint_or_the_errors_of_the_file(

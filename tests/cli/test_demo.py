@@ -17,6 +17,7 @@ import trio
 import trio.testing
 
 from tests.daemon_process import REPOSITORY, command, daemon
+from tests.sockets import read_to_end
 from vsockproxy.address.endpoint import MuxEndpoint
 from vsockproxy.cli import demo
 from vsockproxy.config.load import forward_config, load_config
@@ -47,15 +48,11 @@ async def connected(path: Path, port: int) -> AsyncIterator[trio.SocketStream]:
         yield stream
 
 
-async def everything(stream: trio.abc.ReceiveStream) -> bytes:
-    return b"".join([bytes(piece) async for piece in stream])
-
-
 async def test_port_80_answers_with_the_request(guest: Path) -> None:
     async with connected(guest, 80) as stream:
         await stream.send_all(GET)
         await stream.send_eof()
-        head, _, page = (await everything(stream)).partition(b"\r\n\r\n")
+        head, _, page = (await read_to_end(stream)).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"GET /a?b" in page
     assert b"port 80" in page
@@ -67,7 +64,7 @@ async def test_a_client_that_has_half_closed_gets_its_answer(guest: Path) -> Non
     async with connected(guest, 80) as stream:
         await stream.send_all(GET + GET)
         await stream.send_eof()
-        answer = await everything(stream)
+        answer = await read_to_end(stream)
     assert answer.count(b"HTTP/1.1 200 OK") == 2
 
 
@@ -89,7 +86,7 @@ async def test_every_method_is_answered(guest: Path, method: str) -> None:
         parts.append(h11.EndOfMessage())
         await stream.send_all(b"".join(client.send(part) or b"" for part in parts))
         await stream.send_eof()
-        answer = await everything(stream)
+        answer = await read_to_end(stream)
     assert answer.startswith(b"HTTP/1.1 200 OK")
     assert answer.endswith(b"\r\n\r\n") == (method == "HEAD")
 
@@ -97,7 +94,7 @@ async def test_every_method_is_answered(guest: Path, method: str) -> None:
 async def test_a_malformed_request_is_answered_with_400(guest: Path) -> None:
     async with connected(guest, 80) as stream:
         await stream.send_all(b"hello\r\n\r\n")
-        assert (await everything(stream)).startswith(b"HTTP/1.1 400 Bad Request")
+        assert (await read_to_end(stream)).startswith(b"HTTP/1.1 400 Bad Request")
 
 
 async def raw_exchange(path: Path, *pieces: bytes) -> bytes:
@@ -108,7 +105,7 @@ async def raw_exchange(path: Path, *pieces: bytes) -> bytes:
             await stream.send_all(piece)
             await trio.testing.wait_all_tasks_blocked(0.001)
         await stream.send_eof()
-        return await everything(stream)
+        return await read_to_end(stream)
 
 
 async def test_each_ok_has_another_number_from_2_to_the_30_up(guest: Path) -> None:

@@ -10,14 +10,9 @@ import trio
 
 from tests.cli.conftest import Write
 from tests.daemon_process import Daemon, command, daemon
+from tests.sockets import connected, read_to_end
 
 REQUEST: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-async def connect(sock: socket.socket) -> trio.SocketStream:
-    client = trio.socket.socket(sock.family)
-    await client.connect(sock.getsockname())
-    return trio.SocketStream(client)
 
 
 async def accept(sock: socket.socket) -> trio.SocketStream:
@@ -26,16 +21,12 @@ async def accept(sock: socket.socket) -> trio.SocketStream:
     return trio.SocketStream(taken)
 
 
-async def everything(stream: trio.SocketStream) -> bytes:
-    return b"".join([bytes(piece) async for piece in stream])
-
-
 async def started(
     running: Daemon, tcp: socket.socket, target: socket.socket
 ) -> tuple[trio.SocketStream, trio.SocketStream]:
     """Wait until the daemon is ready, and return both ends of a connection through it."""
     await running.wait_for("ready")
-    client = await connect(tcp)
+    client = await connected(tcp)
     server = await accept(target)
     await client.send_all(b"x")
     assert await server.receive_some() == b"x"
@@ -51,10 +42,10 @@ async def test_a_connection_is_relayed_logged_and_drained(
         await running.wait_for("draining", connections=1)
         await client.send_all(b"yz")
         await client.send_eof()
-        assert await everything(server) == b"yz"
+        assert await read_to_end(server) == b"yz"
         await server.send_all(b"answer")
         await server.aclose()
-        assert await everything(client) == b"answer"
+        assert await read_to_end(client) == b"answer"
         line = await running.wait_for("connection_closed", reason="finished")
         assert (line["upstream_bytes"], line["downstream_bytes"]) == ("3", "6")
         assert await running.wait() == 0
@@ -74,7 +65,7 @@ async def test_a_second_signal_resets_connections_and_exits_with_status_1(
         assert await running.wait() == 1
         await running.wait_for("connection_closed", reason="shutdown")
         with pytest.raises(trio.BrokenResourceError):
-            await everything(client)
+            await read_to_end(client)
         await client.aclose()
         await server.aclose()
 
@@ -97,9 +88,9 @@ async def test_metrics_are_served_on_an_inherited_socket(write: Write, tcp: sock
         sockets = {"web": tcp, "metrics": metrics}
         async with daemon("run", "-c", file, sockets=sockets) as running:
             await running.wait_for("ready")
-            scraper = await connect(metrics)
+            scraper = await connected(metrics)
             await scraper.send_all(REQUEST)
-            answer = await everything(scraper)
+            answer = await read_to_end(scraper)
             await scraper.aclose()
             assert await running.stop() == 0
     assert b'vsockproxy_connections_total{route="fd:web"} 0.0' in answer
@@ -159,7 +150,7 @@ async def test_a_daemon_whose_log_is_on_a_full_disk_serves_clients(
     write: Write, tcp: socket.socket, target: socket.socket, full: int
 ) -> None:
     async with daemon("run", "-c", write(), sockets={"web": tcp}, log=full) as running:
-        client = await connect(tcp)  # queued until the daemon is ready
+        client = await connected(tcp)  # queued until the daemon is ready
         server = await accept(target)
         await client.send_all(b"x")
         assert await server.receive_some() == b"x"

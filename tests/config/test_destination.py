@@ -11,16 +11,15 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.config.texts import errors, toml
 from tests.daemon_process import command
 from tests.listen.running_route import serving
 from tests.sockets import ends_by_reset
 from vsockproxy.address.endpoint import TcpEndpoint
 from vsockproxy.config.destination import Destinations, Pattern, parse_pattern
-from vsockproxy.config.file import parse_document
-from vsockproxy.config.load import build_config
 from vsockproxy.config.settings import Policy
 from vsockproxy.dial.dial import dial
-from vsockproxy.errors import AddressError, ConfigError, DialError
+from vsockproxy.errors import AddressError, DialError
 
 METADATA = "169.254.169.254"
 
@@ -149,12 +148,6 @@ def test_an_address_is_checked_together_with_the_name_that_resolved_to_it(
 # ---- in a file ----
 
 
-def errors(text: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        build_config(parse_document(text.encode(), "x.toml", ".toml"))
-    return [line.removeprefix("x.toml: ") for line in str(caught.value).split("\n")]
-
-
 def test_a_target_that_no_pattern_matches_is_an_error_at_the_target() -> None:
     assert errors(
         '[defaults]\ntarget_allow = ["10.0.0.0/8:5432", "*.example.com:443-444"]\n'
@@ -201,7 +194,7 @@ def test_invalid_lists_are_errors_that_say_what_is_expected() -> None:
 def test_the_defaults_are_for_tcp_targets_and_a_routes_own_must_fit() -> None:
     text = '[forward]\n80 = "3:80"\n"vsock::1" = "10.0.0.1:80"\n[defaults]\n'
     text += 'target_allow = ["10.0.0.0/8:80"]'
-    guest, host = build_config(parse_document(text.encode(), "x.toml", ".toml")).routes
+    guest, host = toml(text).routes
     assert guest.policy.target_allow is None
     assert host.policy.target_allow == patterns("10.0.0.0/8:80")
     assert errors('[[route]]\nlisten = "80"\ntarget = "3:80"\ntarget_deny = ["10.0.0.0/8:80"]') == [

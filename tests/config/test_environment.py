@@ -1,6 +1,7 @@
 """A configuration in environment variables: the same as a file's, and errors that name them."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.config.texts import toml
 from tests.daemon_process import PATIENCE, REPOSITORY, command, daemon
 from tests.fake_services import mux_server, says
 from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint, VsockEndpoint
@@ -18,8 +20,6 @@ from vsockproxy.config.environment import (
     settings,
     variables,
 )
-from vsockproxy.config.file import parse_document
-from vsockproxy.config.load import build_config
 from vsockproxy.config.schema import TABLES, FileTables
 from vsockproxy.config.settings import Config
 from vsockproxy.errors import ConfigError
@@ -43,8 +43,7 @@ def errors(**texts: str) -> list[str]:
 
 def same(file: str, **texts: str) -> bool:
     """Whether a TOML file and variables give the same configuration."""
-    written = build_config(parse_document(file.encode(), "environment", ".toml"))
-    return written == config(**texts)
+    return replace(toml(file), source="environment") == config(**texts)
 
 
 # --- what they mean -----------------------------------------------------------------------

@@ -4,6 +4,7 @@ from typing import Literal
 
 import pytest
 
+from tests.config.texts import toml, yaml
 from vsockproxy.address.endpoint import (
     CID_ANY,
     FdEndpoint,
@@ -14,7 +15,6 @@ from vsockproxy.address.endpoint import (
     VsockEndpoint,
 )
 from vsockproxy.config.access import CidRule, UserRule, parse_rule
-from vsockproxy.config.file import parse_document
 from vsockproxy.config.guest import (
     Cid,
     CidFile,
@@ -27,17 +27,9 @@ from vsockproxy.config.guest import (
     MuxGlob,
     Qmp,
 )
-from vsockproxy.config.load import build_config, forward_config
+from vsockproxy.config.load import forward_config
 from vsockproxy.config.settings import Config, Limits, LogSettings, Policy, PumpSettings, Route
 from vsockproxy.errors import ConfigError
-
-
-def toml(text: str) -> Config:
-    return build_config(parse_document(text.encode(), "x.toml", ".toml"))
-
-
-def yaml(text: str) -> Config:
-    return build_config(parse_document(text.encode(), "x.yaml", ".yaml"))
 
 
 def test_each_line_of_the_short_form_is_a_route() -> None:

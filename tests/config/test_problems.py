@@ -7,19 +7,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vsockproxy.config.file import parse_document
-from vsockproxy.config.load import build_config, forward_config, load_config
+from tests.config.texts import errors
+from vsockproxy.config.load import forward_config, load_config
 from vsockproxy.config.schema import FileTables, RouteTable
 from vsockproxy.errors import ConfigError
 
 WAYS = "cid, mux, unix, libvirt, qmp, machine, incus, file, command, as in cid = 3"
-
-
-def errors(text: str, suffix: str = ".toml") -> list[str]:
-    """Return the lines of a file's error, without the file's name."""
-    with pytest.raises(ConfigError) as caught:
-        build_config(parse_document(text.encode(), "x" + suffix, suffix))
-    return [line.removeprefix(f"x{suffix}:").lstrip() for line in str(caught.value).split("\n")]
 
 
 NO_ROUTE = 'has no route: write one under forward, as in 8080 = "3:80" (TOML) or 8080: 3:80 (YAML)'

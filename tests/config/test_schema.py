@@ -8,19 +8,15 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from vsockproxy.config.file import parse_document
-from vsockproxy.config.load import build_config, load_config
+from tests.config.texts import toml
+from vsockproxy.config.load import load_config
 from vsockproxy.config.schema import TABLES, FileTables, PolicyKeys, RouteTable
-from vsockproxy.config.settings import Config, Policy
+from vsockproxy.config.settings import Policy
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path for path in (ROOT / "config").iterdir() if path.is_file())
 FULL = ROOT / "config" / "vsockproxy.toml"
 PAGE = ROOT / "docs" / "configuration.md"
-
-
-def toml(text: str) -> Config:
-    return build_config(parse_document(text.encode(), "x.toml", ".toml"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

@@ -19,6 +19,7 @@ from tests.container import podman
 from tests.container.podman import IMAGE, PROFILE, USER, Container, container, run_python
 from tests.daemon_process import PATIENCE, REPOSITORY
 from tests.fake_services import echo, mux_server, open_folder
+from tests.sockets import read_to_end
 from vsockproxy.address.endpoint import AF_VSOCK
 
 pytestmark = pytest.mark.container
@@ -85,10 +86,6 @@ async def running(
                 await client.send_all(b"x")
                 assert await client.receive_some() == b"x"
                 yield daemon, client
-
-
-async def read_to_end(stream: trio.SocketStream) -> bytes:
-    return b"".join([bytes(piece) async for piece in stream])
 
 
 # --- metadata ------------------------------------------------------------------------------

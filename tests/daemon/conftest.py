@@ -10,13 +10,6 @@ import pytest
 from tests.daemon.running import GUEST_PORT
 from tests.fake_services import echo, mux_server
 from vsockproxy.address.endpoint import MuxEndpoint
-from vsockproxy.config.settings import PumpChoice
-
-
-@pytest.fixture(params=["native", "portable"])
-def choice(request: pytest.FixtureRequest) -> PumpChoice:
-    value: PumpChoice = request.param
-    return value
 
 
 @pytest.fixture

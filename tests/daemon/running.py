@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import resource
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import trio
 import trio.testing
 
 from tests.sockets import read_to_end
+from tests.waiting import until
 from vsockproxy.address.endpoint import (
     ListenEndpoint,
     TcpEndpoint,
@@ -66,9 +65,7 @@ class Running:
 
     async def closed(self, name: str, reason: str, number: int = 1) -> None:
         """Wait until ``number`` connections of a route have ended for a reason."""
-        with trio.fail_after(10):
-            while self.stats(name).closed[reason] < number:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: self.stats(name).closed[reason] >= number)
 
 
 @asynccontextmanager
@@ -99,27 +96,12 @@ async def exchange(client: trio.SocketStream, data: bytes) -> bytes:
         return await read_to_end(client)
 
 
-@contextmanager
-def no_descriptors_left() -> Iterator[None]:
-    """Have every open(2) of this process fail with EMFILE, for a block."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    probe = os.dup(0)
-    os.close(probe)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (probe, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 def files_of(endpoints: list[UnixEndpoint]) -> list[str]:
     return [endpoint.path for endpoint in endpoints if Path(endpoint.path).exists()]
 
 
 async def until_live(daemon: Running, name: str) -> None:
-    with trio.fail_after(5):
-        while daemon.stats(name).upstream_bytes == 0:
-            await trio.lowlevel.checkpoint()
+    await until(lambda: daemon.stats(name).upstream_bytes)
 
 
 async def accepts(port: int, host: str = "127.0.0.1") -> bool:

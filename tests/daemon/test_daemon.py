@@ -18,13 +18,13 @@ from tests.daemon.running import (
     LOOPBACK_2,
     accepts,
     exchange,
-    no_descriptors_left,
     only,
     running,
     until_live,
 )
-from tests.fake_services import answers_nothing, echo, hold, mux_server
+from tests.fake_services import answers_nothing, echo, hold, mux_server, no_descriptors_left
 from tests.sockets import ends_by_reset, no_descriptor_left_over, read_to_end, stream
+from tests.waiting import until
 from vsockproxy.address.endpoint import (
     FdEndpoint,
     MuxEndpoint,
@@ -96,9 +96,8 @@ async def test_byte_counters_move_while_a_connection_runs(
         assert await client.receive_some() == b"12345"
         stats = daemon.stats("echo")
         assert len(stats.live) == 1
-        with trio.fail_after(5):  # a byte is counted when it has gone, a moment later
-            while (stats.upstream_bytes, stats.downstream_bytes) != (5, 5):
-                await trio.lowlevel.checkpoint()
+        # A byte is counted when it has gone, a moment later.
+        await until(lambda: (stats.upstream_bytes, stats.downstream_bytes) == (5, 5))
         assert stats.closed.total() == 0
 
 
@@ -120,8 +119,8 @@ async def test_a_routes_bandwidth_holds_for_its_connections_together(
 
 
 async def test_a_client_whose_target_refuses_is_reset_and_counted(tmp_path: Path) -> None:
-    nobody = UnixEndpoint(str(tmp_path / "nobody.sock"))
-    async with running(Route("dead", LOOPBACK, nobody)) as daemon:
+    missing = UnixEndpoint(str(tmp_path / "missing.sock"))
+    async with running(Route("dead", LOOPBACK, missing)) as daemon:
         assert await ends_by_reset(await daemon.connect("dead"))
         await daemon.closed("dead", "dial_not_found")
         assert daemon.stats("dead").dial_failures == {"not_found": 1}
@@ -174,9 +173,7 @@ async def test_accepting_goes_on_once_descriptors_are_free_again(guest: MuxEndpo
         early = socket.socket()
         with no_descriptors_left():
             early.connect(("127.0.0.1", address.port))
-            with trio.fail_after(10):
-                while not daemon.stats("echo").accept_errors:
-                    await trio.lowlevel.checkpoint()
+            await until(lambda: daemon.stats("echo").accept_errors)
         assert await exchange(stream(early), b"waited") == b"waited"
         assert await exchange(await daemon.connect(), b"new") == b"new"
 

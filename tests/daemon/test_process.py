@@ -13,8 +13,8 @@ import pytest
 import structlog
 import trio
 
+from tests.daemon.running import LOOPBACK
 from tests.daemon_process import daemon
-from tests.fake_services import echo, mux_server
 from tests.fake_systemd import FakeSystemd, fake_systemd
 from tests.sockets import stream
 from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint
@@ -23,7 +23,6 @@ from vsockproxy.daemon.process import supervise
 from vsockproxy.errors import ConfigError, Problem
 from vsockproxy.systemd import store_name
 
-LOOPBACK = TcpEndpoint("127.0.0.1", 0)
 WATCHDOG_USEC = 200_000
 
 
@@ -41,12 +40,6 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSys
 def logged() -> Iterator[list[structlog.typing.EventDict]]:
     with structlog.testing.capture_logs() as events:
         yield events
-
-
-@pytest.fixture
-async def guest(tmp_path: Path) -> AsyncIterator[MuxEndpoint]:
-    async with mux_server(tmp_path / "guest.sock", {80: echo}) as server:
-        yield MuxEndpoint(str(server.path), 80)
 
 
 def configuration(guest: MuxEndpoint, *names: str) -> Config:

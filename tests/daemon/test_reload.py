@@ -22,6 +22,7 @@ from tests.daemon.running import (
 )
 from tests.fake_services import mux_server, says
 from tests.sockets import no_descriptor_left_over, read_to_end
+from tests.waiting import until
 from vsockproxy.address.endpoint import (
     MuxEndpoint,
     TcpEndpoint,
@@ -66,9 +67,7 @@ async def test_a_removed_route_refuses_new_clients_and_drains(guest: MuxEndpoint
             await trio.open_tcp_stream("127.0.0.1", address.port)
         assert daemon.stats("gone").live
         assert await exchange(live, b"last") == b"last"
-        with trio.fail_after(5):
-            while len(daemon.supervisor.stats()) > 1:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: len(daemon.supervisor.stats()) == 1)
         assert await exchange(await daemon.connect("stays"), b"x") == b"x"
 
 
@@ -93,9 +92,7 @@ async def test_a_stop_during_a_reload_drains_and_starts_nothing_more(
         async with running(*before, stays) as daemon:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(partial(daemon.reload, *after, stays))
-                with trio.fail_after(5):
-                    while not daemon.supervisor._draining:
-                        await trio.lowlevel.checkpoint()
+                await until(lambda: daemon.supervisor._draining)
                 daemon.daemon.stop()
             with trio.fail_after(5):
                 await daemon.ended.wait()
@@ -135,8 +132,7 @@ async def test_a_drain_during_a_reload_drains_the_reloaded_route(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(daemon.reload, moved)
             with trio.fail_after(5):
-                while daemon.daemon.config.routes != (moved,):
-                    await trio.lowlevel.checkpoint()
+                await until(lambda: daemon.daemon.config.routes == (moved,))
                 for _ in range(ticks):
                     await trio.lowlevel.checkpoint()
                 await daemon.daemon.drain("moves")
@@ -237,9 +233,7 @@ async def test_a_removed_metrics_socket_is_bound_again_and_serves(
     metrics = UnixEndpoint(str(tmp_path / "metrics"))
     async with running(Route("echo", LOOPBACK, guest), metrics=metrics) as daemon:
         await trio.Path(metrics.path).unlink()
-        with trio.fail_after(10):
-            while files_of([metrics]) == []:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: files_of([metrics]))
         assert "vsockproxy_build_info" in await scrape(metrics)
         daemon.daemon.stop()
         await daemon.ended.wait()

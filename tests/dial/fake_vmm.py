@@ -14,7 +14,7 @@ from pathlib import Path
 import trio
 import trio.testing
 
-from tests.fake_services import Answer, Service, answers_ok, unix_listener
+from tests.fake_services import Answer, Service, answers_ok, unix_server
 from tests.sockets import stream
 from vsockproxy.dial import mux
 
@@ -49,12 +49,8 @@ class Vmm:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run while the block runs; then remove the file and close every connection."""
-        with unix_listener(self.path) as sock:
-            listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(trio.serve_listeners, self._serve, [listener])
-                yield
-                nursery.cancel_scope.cancel()
+        async with unix_server(self.path, self._serve):
+            yield
 
     async def guest_connects(self, port: int) -> trio.SocketStream:
         """What the guest's connect to a host port is: a stream to ``PATH_PORT``, unannounced.

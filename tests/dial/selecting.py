@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import trio
 
-from tests.listen.running_route import PATIENCE, Served
+from tests.listen.running_route import Served
 from tests.sockets import read_to_end
+from tests.waiting import PATIENCE
 from vsockproxy.address.endpoint import (
     MuxEndpoint,
 )
@@ -17,13 +17,6 @@ from vsockproxy.config.settings import Policy
 
 PLAIN = Policy(half_close="forward")  # this VMM honours it
 WAIT = replace(PLAIN, wait_for_guest=PATIENCE, handshake_timeout=0.1)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds."""
-    with trio.fail_after(PATIENCE):
-        while not condition():
-            await trio.lowlevel.checkpoint()
 
 
 def guest_at(folder: Path, name: str = "guest") -> MuxEndpoint:
@@ -34,15 +27,6 @@ def guest_at(folder: Path, name: str = "guest") -> MuxEndpoint:
 def state_of(route: Served, number: int = 0) -> str:
     """Return the state of a route's target."""
     return route.stats.targets[number].name
-
-
-async def is_reset(client: trio.SocketStream) -> bool:
-    """Read to the end; return whether it was a reset."""
-    try:
-        await read_to_end(client)
-    except trio.BrokenResourceError:
-        return True
-    return False
 
 
 async def question(client: trio.SocketStream) -> bytes:

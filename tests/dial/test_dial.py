@@ -25,6 +25,7 @@ from tests.fake_services import (
     open_folder,
     unix_listener,
     unused_tcp_port,
+    without_ipv6,
 )
 from tests.sockets import no_descriptor_left_over
 from vsockproxy.address.endpoint import (
@@ -142,12 +143,7 @@ async def test_the_last_address_gives_the_reason(monkeypatch: pytest.MonkeyPatch
 async def test_without_ipv6_the_reason_is_that_of_ipv4(
     monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    def without_ipv6(family: int) -> socket.socket:
-        if family == socket.AF_INET6:
-            raise OSError(code, os.strerror(code))
-        return new_socket(family)
-
-    monkeypatch.setattr(transport, "new_socket", without_ipv6)
+    monkeypatch.setattr(transport, "new_socket", without_ipv6(code))
     assert (await fails(TcpEndpoint(None, unused_tcp_port()))).reason == "refused"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,22 +21,17 @@ from tests.fake_services import (
     says,
     unix_listener,
 )
-from tests.sockets import no_descriptor_left_over, read_to_end, stream
+from tests.sockets import read_to_end, stream
 from vsockproxy.address.endpoint import (
     MuxEndpoint,
 )
 from vsockproxy.dial.dial import dial
 from vsockproxy.errors import DialError
 
+pytestmark = pytest.mark.usefixtures("nothing_stays_open")
+
 TIMEOUT = 20.0
 SHORT = 0.05
-
-
-@pytest.fixture(autouse=True)
-def nothing_stays_open() -> Iterator[None]:
-    """Assert that neither the dial nor the server leaves a descriptor."""
-    with no_descriptor_left_over():
-        yield
 
 
 async def fails(path: Path, port: int, timeout: float = TIMEOUT) -> DialError:
@@ -114,7 +108,7 @@ async def test_an_answer_other_than_ok_is_quoted_up_to_a_bound(
         error = await fails(server.path, 80)
     assert error.reason == "protocol"
     assert repr(answer[:32]) in str(error)
-    assert len(str(error)) < 300
+    assert len(str(error).replace(str(server.path), "v")) < 175
 
 
 async def test_a_guest_that_does_not_answer_times_out(tmp_path: Path) -> None:

@@ -189,13 +189,14 @@ async def test_a_client_released_at_its_deadline_gets_its_socket_or_a_timeout(
     held = HeldClients()
     crowd = Crowd(held, clients)
     one, far = reached(dialer)
+    deadline = trio.current_time() + 1  # virtual: the clock jumps to it
 
     async def call() -> None:
-        await trio.sleep(1)
+        await trio.sleep_until(deadline)
         held.hand_over(one)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(crowd.wait, 0, trio.current_time() + 1)
+        nursery.start_soon(crowd.wait, 0, deadline)
         nursery.start_soon(call)
     assert (crowd.ended[0] is one) == (one.sock.fileno() >= 0)
     assert crowd.ended[0] in (one, "timeout")

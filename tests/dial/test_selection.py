@@ -11,9 +11,7 @@ from tests.dial.selecting import (
     PLAIN,
     WAIT,
     guest_at,
-    is_reset,
     state_of,
-    until,
     with_targets,
 )
 from tests.fake_services import (
@@ -25,7 +23,8 @@ from tests.fake_services import (
     says,
 )
 from tests.listen.running_route import serving, unix_at
-from tests.sockets import read_to_end
+from tests.sockets import ends_by_reset, read_to_end
+from tests.waiting import until
 from vsockproxy.config.settings import Config, Route
 from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.dial import mux
@@ -38,12 +37,12 @@ async def test_fail_fast_resets_clients_of_a_down_target_without_a_dial(tmp_path
     policy = replace(PLAIN, fail_fast=True)
     async with serving(policy, dial_to=guest) as route:
         async with route.connect() as first:
-            assert await is_reset(first)
+            assert await ends_by_reset(first)
         await route.closed("dial_not_found")
         async with mux_server(Path(guest.path), {80: echo}, answers_nothing) as server:
             await until(lambda: bool(server.requests))  # the daemon's own, which never ends
             async with route.connect() as second:
-                assert await is_reset(second)
+                assert await ends_by_reset(second)
             await route.closed("dial_not_found", 2)
             assert len(server.requests) == 1
             assert route.stats.last_error is not None
@@ -54,7 +53,7 @@ async def test_fail_fast_ends_once_the_target_is_back(tmp_path: Path) -> None:
     guest = guest_at(tmp_path)
     async with serving(replace(PLAIN, fail_fast=True), dial_to=guest) as route:
         async with route.connect() as first:
-            assert await is_reset(first)
+            assert await ends_by_reset(first)
         async with mux_server(Path(guest.path), {80: echo}):
             await until(lambda: state_of(route) == "up")
             assert await route.exchange(b"hello") == b"hello"
@@ -65,7 +64,7 @@ async def test_fail_fast_follows_a_state_found_by_a_readiness_check(tmp_path: Pa
     async with serving(replace(PLAIN, fail_fast=True), dial_to=guest) as route:
         assert "start the VM" in str(await route.listener.reach())
         async with route.connect() as client:
-            assert await is_reset(client)
+            assert await ends_by_reset(client)
         await route.closed("dial_not_found")
         [line] = route.events("dial_failed")
         assert "fail_fast" in str(line["error"])
@@ -84,7 +83,7 @@ async def test_fail_fast_still_dials_a_refused_target(
         serving(replace(PLAIN, fail_fast=True), dial_to=guest) as route,
     ):
         async with route.connect() as first:
-            assert await is_reset(first)
+            assert await ends_by_reset(first)
         assert state_of(route) == "refused"
         services[80] = echo
         assert await route.exchange(b"hello") == b"hello"
@@ -136,7 +135,7 @@ async def test_all_targets_failing_gives_the_last_ones_reason(tmp_path: Path) ->
     async with mux_server(Path(two.path), {}), serving(PLAIN) as route:
         with_targets(route, one, two)
         async with route.connect() as client:
-            assert await is_reset(client)
+            assert await ends_by_reset(client)
         await route.closed("dial_refused")
 
 
@@ -161,7 +160,7 @@ async def test_a_state_change_is_logged_once_however_many_clients_see_it(tmp_pat
         assert state_of(route) == "unknown"
         for _ in range(5):
             async with route.connect() as client:
-                assert await is_reset(client)
+                assert await ends_by_reset(client)
         await route.closed("dial_not_found", 5)
         async with mux_server(Path(guest.path), {80: echo}):
             for _ in range(5):
@@ -180,7 +179,7 @@ async def test_a_flapping_target_is_logged_once_in_ten_seconds(tmp_path: Path) -
     async with serving(PLAIN, dial_to=guest) as route:
         for _ in range(3):
             async with route.connect() as client:
-                assert await is_reset(client)
+                assert await ends_by_reset(client)
             async with mux_server(Path(guest.path), {80: echo}):
                 assert await route.exchange(b"hello") == b"hello"
         assert len(route.events("dial_failed")) == len(route.events("target_up")) == 1
@@ -239,7 +238,7 @@ async def test_ready_when_up_makes_a_route_ready_once_a_target_is_up(tmp_path: P
         async with mux_server(Path(guest.path), {80: echo}):
             await until(lambda: route.listener.not_ready() is None)
         async with route.connect() as client:
-            assert await is_reset(client)
+            assert await ends_by_reset(client)
         assert route.listener.not_ready() is not None
         async with mux_server(Path(guest.path), {80: echo}):
             await until(lambda: route.listener.not_ready() is None)
@@ -261,7 +260,7 @@ async def test_the_daemon_is_ready_once_its_routes_are(tmp_path: Path) -> None:
 async def test_a_down_target_leaves_a_route_ready_without_ready_when_up(tmp_path: Path) -> None:
     async with serving(PLAIN, dial_to=guest_at(tmp_path)) as route:
         async with route.connect() as client:
-            assert await is_reset(client)
+            assert await ends_by_reset(client)
         assert state_of(route) == "down"
         assert route.listener.not_ready() is None
 

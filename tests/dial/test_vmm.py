@@ -13,8 +13,9 @@ import trio.testing
 
 from tests.dial.fake_vmm import Vmm, never_answers
 from tests.fake_services import Service, echo
-from tests.listen.running_route import PATIENCE, Served, serving
+from tests.listen.running_route import Served, serving
 from tests.sockets import ends_by_reset, no_descriptor_left_over, read_to_end
+from tests.waiting import PATIENCE, until
 from vsockproxy.address.endpoint import MuxEndpoint
 from vsockproxy.config.settings import Policy, PumpChoice
 from vsockproxy.dial.dial import dial
@@ -101,9 +102,7 @@ async def test_a_guest_without_its_driver_is_no_answer(tmp_path: Path) -> None:
         with trio.fail_after(PATIENCE):
             assert await ends_by_reset(route.connect())
         await route.closed("dial_no_answer")
-        with trio.fail_after(PATIENCE):
-            while vmm.live:  # nothing of it stays at the VMM
-                await trio.lowlevel.checkpoint()
+        await until(lambda: not vmm.live)  # nothing of it stays at the VMM
     assert route.stats.dial_failures["no_answer"] == 1
 
 
@@ -118,9 +117,7 @@ async def test_a_full_vmm_is_a_refusal(tmp_path: Path) -> None:
                 with pytest.raises(DialError, match="1023") as caught:
                     await dial(endpoint, PATIENCE)
                 assert caught.value.reason == "refused"
-            with trio.fail_after(PATIENCE):
-                while vmm.live:
-                    await trio.lowlevel.checkpoint()
+            await until(lambda: not vmm.live)
             (await dial(endpoint, PATIENCE)).close()
 
 

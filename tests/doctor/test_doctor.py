@@ -49,7 +49,7 @@ async def test_only_the_route_to_a_broken_guest_is_a_problem(tmp_path: Path) -> 
 
 async def test_every_error_of_a_configuration_is_a_problem(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        routes("8080", "3:99999999999", "8081", "nobody:80")
+        routes("8080", "3:99999999999", "8081", "missing:80")
     found = await findings(tmp_path, caught.value)
     wrong = [one.text for one in found if one.subject == "configuration"]
     assert len(wrong) == 2

@@ -23,7 +23,6 @@ from tests.fake_services import (
     unix_listener,
     unused_tcp_port,
 )
-from tests.sockets import no_descriptor_left_over
 from vsockproxy.address.endpoint import (
     Dialable,
     GuestEndpoint,
@@ -35,14 +34,10 @@ from vsockproxy.config.guest import Guest, MuxGlob
 from vsockproxy.doctor.probe import Probe, describe, probe, wait_for
 from vsockproxy.guests.directory import Guests
 
+pytestmark = pytest.mark.usefixtures("nothing_stays_open")
+
 TIMEOUT = 20.0
 SHORT = 0.05
-
-
-@pytest.fixture(autouse=True)
-def nothing_stays_open() -> Iterator[None]:
-    with no_descriptor_left_over():
-        yield
 
 
 def steps(result: Probe) -> list[str]:
@@ -215,7 +210,7 @@ def test_probe_takes_a_guests_name_from_a_file(listener: UnixEndpoint, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "quoted"),
     [
-        (("nobody",), "'nobody'"),
+        (("missing",), "'missing'"),
         (("vsock::80",), "'vsock::80'"),
         (("tcp:80", "--wait", "soon"), "--wait"),
         (("tcp:80", "--timeout", "0"), "--timeout"),

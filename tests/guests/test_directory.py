@@ -17,6 +17,7 @@ from structlog.testing import CapturingLogger
 from tests.admin.fake_daemon import FakeDaemon
 from tests.fake_services import dead_unix_socket, mux_server, says
 from tests.sockets import read_to_end
+from tests.waiting import until
 from vsockproxy.address.endpoint import GuestEndpoint, UnixEndpoint, VsockEndpoint
 from vsockproxy.config.guest import Cid, CidFile, Command, DynamicWay, Guest, Mux, MuxGlob
 from vsockproxy.config.settings import Config, Policy, Route
@@ -200,11 +201,14 @@ async def test_a_failure_is_cached_for_a_quarter_of_a_second(
     guests: Guests, source: Source, autojump_clock: trio.testing.MockClock
 ) -> None:
     source.answer = "no VM"
+    failed = trio.current_time()
     for _ in range(100):
         assert await resolve(guests) == "guest: no VM"
     assert source.asked == {WEB_FILE: 1}
     source.answer = 9
-    await trio.sleep(0.5)
+    await trio.sleep_until(failed + 0.2)
+    assert await resolve(guests) == "guest: no VM"
+    await trio.sleep_until(failed + 0.25)
     assert await resolve(guests) == "vsock:9:80"
 
 
@@ -346,8 +350,7 @@ async def test_a_source_that_hangs_does_not_delay_other_routes(tmp_path: Path) -
         async with AsyncExitStack() as waiting:
             for _ in range(50):
                 await waiting.enter_async_context(await trio.open_unix_socket(fronts[0]))
-            while len(daemon.supervisor.stats()[0].live) < 50:
-                await trio.lowlevel.checkpoint()
+            await until(lambda: len(daemon.supervisor.stats()[0].live) == 50)
             async with mux_server(tmp_path / "1.vm", {80: says(b"hello")}):
                 assert await ask(fronts[1]) == b"hello"
             assert len(daemon.supervisor.stats()[0].live) == 50

@@ -205,13 +205,7 @@ class Scenario:
         )
 
     def echo(self) -> Facts:
-        data = pattern(ECHO)
-        with client("echo") as sock:
-            writer = Thread(target=send_all, args=(sock, data))
-            writer.start()
-            returned = read_to_end(sock)
-            writer.join()
-        return {"received": digest(returned), "sent": digest(data)} | self._access("echo")
+        return echoed("echo") | self._access("echo")
 
     def guest_connects_to_the_host(self) -> Facts:
         with socket.create_server(("127.0.0.1", 7001)) as server:
@@ -246,14 +240,9 @@ class Scenario:
 
     def named_guest(self) -> Facts:
         """Use the route whose guest is found by its QEMU monitor."""
-        data = pattern(ECHO)
-        with client("named") as sock:
-            writer = Thread(target=send_all, args=(sock, data))
-            writer.start()
-            returned = read_to_end(sock)
-            writer.join()
+        facts = echoed("named")
         found = self._daemon.last_event(event="guest_found")
-        return {"received": digest(returned), "sent": digest(data), "at": found["at"]}
+        return facts | {"at": found["at"]}
 
     def guest_not_found(self) -> Facts:
         return self._failed_dial("named")
@@ -295,6 +284,17 @@ class Scenario:
 
 def client(route: str) -> socket.socket:
     return socket.create_connection(("127.0.0.1", ROUTES[route][0]), timeout=_TIMEOUT)
+
+
+def echoed(route: str) -> Facts:
+    """Send data through a route to the guest's echo service; return what came back."""
+    data = pattern(ECHO)
+    with client(route) as sock:
+        writer = Thread(target=send_all, args=(sock, data))
+        writer.start()
+        returned = read_to_end(sock)
+        writer.join()
+    return {"received": digest(returned), "sent": digest(data)}
 
 
 def pattern(size: int) -> bytes:

@@ -15,6 +15,7 @@ from structlog.testing import CapturingLogger
 
 from tests.fake_services import Service, echo
 from tests.sockets import read_to_end
+from tests.waiting import until
 from vsockproxy.address.endpoint import ListenEndpoint, Target, TcpEndpoint, UnixEndpoint
 from vsockproxy.admit.admission import Admission
 from vsockproxy.config.settings import Limits, Policy, PumpChoice, PumpSettings, Route
@@ -24,9 +25,6 @@ from vsockproxy.listen.sockets import ListeningSockets
 from vsockproxy.pump.choice import open_pump
 from vsockproxy.pump.transfer import Pump
 from vsockproxy.stats import RouteStats
-
-PATIENCE = 10.0
-"""Seconds to wait for an event; only a failing test waits that long."""
 
 
 class Served:
@@ -78,21 +76,15 @@ class Served:
 
     async def rejected(self, reason: str, number: int = 1) -> None:
         """Wait until ``number`` clients have been rejected for a reason."""
-        with trio.fail_after(PATIENCE):
-            while self.stats.rejected[reason] < number:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: self.stats.rejected[reason] >= number)
 
     async def queues(self, reason: str) -> None:
         """Wait until clients are queued for a reason."""
-        with trio.fail_after(PATIENCE):
-            while not self.stats.accept_pauses[reason]:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: self.stats.accept_pauses[reason])
 
     async def closed(self, reason: str, number: int = 1) -> None:
         """Wait until ``number`` connections have ended for a reason."""
-        with trio.fail_after(PATIENCE):
-            while self.stats.closed[reason] < number:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: self.stats.closed[reason] >= number)
 
     def events(self, name: str) -> list[dict[str, object]]:
         """Return the fields of the log lines with an event's name."""

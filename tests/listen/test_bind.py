@@ -21,6 +21,7 @@ from tests.fake_services import (
     no_descriptors_left,
     open_folder,
     unix_listener,
+    without_ipv6,
 )
 from tests.sockets import no_descriptor_left_over
 from vsockproxy.address.endpoint import (
@@ -31,7 +32,6 @@ from vsockproxy.address.endpoint import (
     UnixEndpoint,
     VsockEndpoint,
 )
-from vsockproxy.address.sockaddr import new_socket
 from vsockproxy.errors import ListenError
 from vsockproxy.listen import bind as binding
 from vsockproxy.listen.bind import listen
@@ -89,12 +89,7 @@ def test_a_free_port_that_is_taken_on_ipv6_is_chosen_again(
 def test_without_ipv6_the_ipv4_loopback_is_enough(
     monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    def without_ipv6(family: int) -> socket.socket:
-        if family == socket.AF_INET6:
-            raise OSError(code, os.strerror(code))
-        return new_socket(family)
-
-    monkeypatch.setattr(binding, "new_socket", without_ipv6)
+    monkeypatch.setattr(binding, "new_socket", without_ipv6(code))
     with listening(TcpEndpoint(None, 0)) as [only]:
         assert only.sock.family == socket.AF_INET
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,11 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+from tests.daemon.running import exchange
 from tests.dial.fake_vmm import Vmm
 from tests.fake_services import echo
-from tests.listen.running_route import PATIENCE
-from tests.sockets import no_descriptor_left_over, read_to_end
+from tests.sockets import no_descriptor_left_over
+from tests.waiting import until
 from vsockproxy.address.endpoint import ListenEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint
 from vsockproxy.config.settings import Config, Policy, Route
 from vsockproxy.daemon.daemon import Daemon
@@ -67,19 +68,6 @@ def file_of(endpoint: ListenEndpoint) -> Path:
     return file
 
 
-async def becomes(condition: Callable[[], object]) -> None:
-    with trio.fail_after(PATIENCE):
-        while not condition():
-            await trio.lowlevel.checkpoint()
-
-
-async def exchange(stream: trio.SocketStream) -> bytes:
-    async with stream:
-        await stream.send_all(b"hello")
-        await stream.send_eof()
-        return await read_to_end(stream)
-
-
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Record whether each look at a listener's file found it absent."""
@@ -101,8 +89,8 @@ async def test_a_listener_is_bound_once_its_vmms_folder_exists(tmp_path: Path) -
         async with serving(endpoint, Policy()) as daemon:
             assert daemon.not_ready() == []  # the daemon is ready, if this guest is not
             vmm.path.parent.mkdir(parents=True)
-            await becomes(file_of(endpoint).exists)
-            assert await exchange(await vmm.guest_connects(PORT)) == b"hello"
+            await until(file_of(endpoint).exists)
+            assert await exchange(await vmm.guest_connects(PORT), b"hello") == b"hello"
         assert not file_of(endpoint).exists()
 
 
@@ -125,18 +113,18 @@ async def test_a_folder_that_is_made_again_gets_a_new_socket(tmp_path: Path, kin
         for _ in range(2):
             shutil.rmtree(folder)
             folder.mkdir()
-            await becomes(file.exists)
-            await becomes(lambda: _answers(file))
-            assert await exchange(await vmm.guest_connects(PORT)) == b"hello"
-        assert await exchange(old) == b"hello"
-        await becomes(lambda: not daemon.supervisor.live())
+            await until(file.exists)
+            await until(lambda: _answers(file))
+            assert await exchange(await vmm.guest_connects(PORT), b"hello") == b"hello"
+        assert await exchange(old, b"hello") == b"hello"
+        await until(lambda: not daemon.supervisor.live())
 
 
 async def test_a_removed_socket_file_is_bound_again_with_its_mode(tmp_path: Path) -> None:
     file = tmp_path / "front.sock"
     async with serving(UnixEndpoint(str(file)), Policy(mode=0o640)):
         file.unlink()
-        await becomes(file.exists)
+        await until(file.exists)
         assert stat.S_IMODE(file.stat().st_mode) == 0o640
 
 
@@ -152,7 +140,7 @@ async def test_a_foreign_socket_at_the_path_is_not_replaced(
             other.listen()
             inode = file.stat().st_ino
             seen = len(looks)
-            await becomes(lambda: len(looks) > seen)
+            await until(lambda: len(looks) > seen)
         assert file.stat().st_ino == inode
 
 
@@ -161,9 +149,9 @@ async def test_a_missing_folder_is_logged_once(tmp_path: Path, looks: list[bool]
     endpoint = MuxEndpoint(str(folder / "v"), PORT)
     with capture_logs() as entries:
         async with serving(endpoint):
-            await becomes(lambda: looks == [True] * 3)
+            await until(lambda: looks == [True] * 3)
             folder.mkdir()
-            await becomes(lambda: any(e["event"] == "listener_bound" for e in entries))
+            await until(lambda: any(e["event"] == "listener_bound" for e in entries))
     [waits] = [entry for entry in entries if entry["event"] == "listener_retrying"]
     assert waits["route"] == "guest"
     assert "folder of the socket does not exist" in waits["error"]
@@ -188,10 +176,10 @@ async def test_a_reload_takes_over_a_listener_without_a_socket_yet(tmp_path: Pat
         renamed = Config((Route("renamed", endpoint, route.target, Policy(mode=0o600)),))
         await daemon.replace(lambda: renamed)
         folder.mkdir()
-        await becomes(file_of(endpoint).exists)
+        await until(file_of(endpoint).exists)
         assert stat.S_IMODE(file_of(endpoint).stat().st_mode) == 0o600
         vmm = Vmm(folder / "v", {})
-        assert await exchange(await vmm.guest_connects(PORT)) == b"hello"
+        assert await exchange(await vmm.guest_connects(PORT), b"hello") == b"hello"
         gone = Config((Route("other", TcpEndpoint("127.0.0.1", 0), route.target),))
         await daemon.replace(lambda: gone)
         assert not file_of(endpoint).exists()
@@ -202,8 +190,8 @@ async def test_the_fd_store_gets_the_socket_that_replaces_a_removed_one(tmp_path
     async with serving(UnixEndpoint(str(file)), store=store):
         [(name, old)] = store.kept
         file.unlink()
-        await becomes(lambda: old.fileno() < 0)
-        await becomes(lambda: store.kept)
+        await until(lambda: old.fileno() < 0)
+        await until(lambda: store.kept)
         [(again, new)] = store.kept
         assert again == name
     with new, socket.socket(socket.AF_UNIX) as client:

@@ -9,12 +9,17 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
-import trio
 
 from tests.dial.fake_vmm import Vmm
-from tests.fake_services import ORDINARY_USER, as_ordinary_user, full_unix_listener, open_folder
-from tests.listen.running_route import PATIENCE, Served, serving
-from tests.sockets import read_to_end
+from tests.fake_services import (
+    ORDINARY_USER,
+    as_ordinary_user,
+    echo_or_nothing,
+    full_unix_listener,
+    open_folder,
+)
+from tests.listen.running_route import Served, serving
+from tests.waiting import PATIENCE, until
 from vsockproxy.address.endpoint import MuxEndpoint, UnixEndpoint
 from vsockproxy.config.access import UserRule
 from vsockproxy.config.settings import Policy
@@ -34,14 +39,7 @@ async def host_service(folder: Path, policy: Policy) -> AsyncIterator[tuple[Vmm,
 
 
 async def exchange(vmm: Vmm) -> bytes:
-    """Return the echo of one byte; nothing for a guest that is rejected."""
-    async with await vmm.guest_connects(PORT) as guest:
-        try:
-            await guest.send_all(b"x")
-            await guest.send_eof()
-            return await read_to_end(guest)
-        except trio.BrokenResourceError:
-            return b""
+    return await echo_or_nothing(await vmm.guest_connects(PORT))
 
 
 async def test_a_guest_reaches_a_host_service_without_a_handshake(tmp_path: Path) -> None:
@@ -69,9 +67,7 @@ async def test_many_clients_are_accepted_although_the_target_accepts_none(tmp_pa
         ):
             for _ in range(MANY):
                 await guests.enter_async_context(await vmm.guest_connects(PORT))
-            with trio.fail_after(PATIENCE):
-                while len(route.stats.live) < MANY:
-                    await trio.lowlevel.checkpoint()
+            await until(lambda: len(route.stats.live) >= MANY)
 
 
 async def test_guests_over_the_limit_are_queued_without_blocking_their_vmm(tmp_path: Path) -> None:

@@ -11,9 +11,8 @@ from vsockproxy.pump.choice import open_pump
 from vsockproxy.pump.transfer import Pump
 
 
-@pytest.fixture(params=["native", "portable"])
-async def pump(request: pytest.FixtureRequest) -> AsyncIterator[Pump]:
+@pytest.fixture
+async def pump(choice: PumpChoice) -> AsyncIterator[Pump]:
     """Run a pump of each kind."""
-    choice: PumpChoice = request.param
     async with open_pump(PumpSettings(choice, threads=2)) as pump:
         yield pump

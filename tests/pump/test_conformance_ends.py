@@ -22,6 +22,7 @@ from tests.pump.relayed import (
     take_socket,
 )
 from tests.sockets import ends_by_reset, read_to_end, reset, transports
+from tests.waiting import until
 from vsockproxy.pump.transfer import Bounds, Pump
 
 from_tcp = pytest.mark.parametrize("families", transports(clients=("tcp",)))
@@ -152,9 +153,7 @@ async def test_a_reset_by_the_target_resets_the_client(pump: Pump, families: Fam
         await run.target.send_all(b"part")
         assert await run.client.receive_some() == b"part"
         await run.client.send_all(b"unread")  # a Unix socket resets when it closes over data
-        with trio.fail_after(5):
-            while run.meter.upstream_bytes < 6:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: run.meter.upstream_bytes >= 6)
         if families[1] == "vsock":
             # A vsock peer's close is seen as a reset only when something is sent to it.
             await run.target.aclose()

@@ -11,6 +11,7 @@ import trio
 
 from tests.pump.relayed import MEBIBYTE, Relayed, both, relayed, take_socket
 from tests.sockets import no_descriptor_left_over, open_descriptors, read_to_end, reset
+from tests.waiting import until
 from vsockproxy.config.settings import PumpSettings
 from vsockproxy.pump.choice import open_pump
 from vsockproxy.pump.transfer import Bounds, Meter, Pump
@@ -26,8 +27,8 @@ async def test_more_long_streams_than_pipes_all_arrive(pump: Pump) -> None:
                 run = Relayed(pump, ("tcp", "unix"), Bounds())
                 nursery.start_soon(run.run)
                 nursery.start_soon(upload, run, data)
-        while open_descriptors() - before:  # the spare pipes, which stay open for a second
-            await trio.lowlevel.checkpoint()
+        # The spare pipes stay open for a second.
+        await until(lambda: not open_descriptors() - before)
 
 
 @pytest.mark.native
@@ -42,8 +43,7 @@ async def test_stalled_long_streams_take_few_descriptors_from_connections() -> N
             for run in runs:
                 nursery.start_soon(run.run)
                 nursery.start_soon(run.client.send_all, bytes(64 * MEBIBYTE))
-            while not all(run.meter.upstream_bytes for run in runs):
-                await trio.lowlevel.checkpoint()
+            await until(lambda: all(run.meter.upstream_bytes for run in runs))
             with trio.move_on_after(0.5):  # by then every stream that may have a pipe has one
                 await trio.sleep_forever()
             assert len(open_descriptors()) - before - 4 * streams <= 2 * table // 16

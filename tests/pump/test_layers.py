@@ -8,15 +8,10 @@ from pathlib import Path
 import pytest
 
 from vsockproxy.pump import _native
+from vsockproxy.pump._native.build import LAYERS
 
 NATIVE = Path(_native.__file__).parent
-LEVELS = {
-    name: level
-    for level, layer in enumerate(
-        re.findall(r"^    \((\"[a-z\", ]+\",?)\),", (NATIVE / "build.py").read_text(), re.MULTILINE)
-    )
-    for name in re.findall(r"[a-z]+", layer)
-}
+LEVELS = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 SOURCES = [path for path in sorted(NATIVE.glob("*.[ch]")) if path.name != "_pump.c"]
 DEFINITION = re.compile(r"^\w[\w *]*?\*?\b(vsp_\w+)\(", re.MULTILINE)
 DEFINED_IN = {

@@ -13,11 +13,12 @@ import trio
 import trio.testing
 
 from tests.fake_services import hold, says
-from tests.listen.running_route import PATIENCE, Served, serving, unix_at
+from tests.listen.running_route import Served, serving, unix_at
 from tests.sockets import ends_by_reset, read_to_end
+from tests.waiting import PATIENCE, until
 from vsockproxy.address.endpoint import TcpEndpoint
 from vsockproxy.config.access import parse_rule
-from vsockproxy.config.settings import Policy
+from vsockproxy.config.settings import Policy, PumpChoice
 from vsockproxy.errors import DialError
 from vsockproxy.relay.preamble import send_header
 from vsockproxy.relay.proxy_protocol import (
@@ -42,9 +43,8 @@ GUEST = Header(VsockAddress(7, 1025))
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-@pytest.mark.parametrize("choice", ["native", "portable"])
-async def test_send_proxy_sends_the_clients_address(version: Version, choice: str) -> None:
-    async with serving(Policy(send_proxy=version), choice=choice) as route:  # type: ignore[arg-type] # one of the two
+async def test_send_proxy_sends_the_clients_address(version: Version, choice: PumpChoice) -> None:
+    async with serving(Policy(send_proxy=version), choice=choice) as route:
         client = route.connect("127.0.0.5")
         own, theirs = client.socket.getsockname(), client.socket.getpeername()
         async with client:
@@ -124,9 +124,7 @@ async def test_a_header_that_comes_byte_by_byte_is_accepted() -> None:
 
 async def test_no_target_is_dialled_before_the_header_is_complete() -> None:
     async with serving(TRUSTING, service=says(b"first")) as route, route.connect() as client:
-        with trio.fail_after(PATIENCE):
-            while not route.stats.live:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: route.stats.live)
         await trio.testing.wait_all_tasks_blocked()
         assert sum(route.stats.dial_seconds.counts) == 0
         await client.send_all(build_header("v1", CLIENT))
@@ -190,9 +188,7 @@ async def test_a_header_slower_than_connect_timeout_resets_the_client() -> None:
 async def test_slow_headers_count_towards_the_limit() -> None:
     policy = replace(TRUSTING, max_connections=1, over_limit="reject")
     async with serving(policy) as route, route.connect():
-        with trio.fail_after(PATIENCE):
-            while not route.stats.live:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: route.stats.live)
         assert await ends_by_reset(route.connect())
         await route.rejected("max_connections")
 
@@ -219,23 +215,17 @@ async def test_allow_and_deny_judge_the_client_in_the_header() -> None:
 async def test_max_connections_per_source_counts_the_client_in_the_header() -> None:
     policy = replace(TRUSTING, max_connections_per_source=1)
     async with serving(policy, service=hold) as route, await named(route, "192.0.2.7"):
-        with trio.fail_after(PATIENCE):
-            while not route.stats.sources:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: route.stats.sources)
         assert await ends_by_reset(await named(route, "192.0.2.7"))
         await route.closed("rejected_max_connections_per_source")
         async with await named(route, "192.0.2.8"):
-            with trio.fail_after(PATIENCE):
-                while len(route.stats.sources) < 2:
-                    await trio.lowlevel.checkpoint()
+            await until(lambda: len(route.stats.sources) >= 2)
 
 
 async def test_ending_connections_ends_one_that_waits_for_its_header() -> None:
     async with serving(TRUSTING) as route:
         client = route.connect()
-        with trio.fail_after(PATIENCE):
-            while not route.stats.live:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: route.stats.live)
         route.listener.end_connections()
         assert await ends_by_reset(client)
         await route.closed("shutdown")

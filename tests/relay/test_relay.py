@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,9 @@ import pytest
 import trio
 
 from tests.fake_services import hold
-from tests.listen.running_route import PATIENCE, Served, serving
-from tests.sockets import read_to_end, tcp_pair
+from tests.listen.running_route import Served, serving
+from tests.sockets import ends_by_reset, read_to_end, tcp_pair
+from tests.waiting import PATIENCE, until
 from vsockproxy.address.endpoint import AF_VSOCK, UnixEndpoint, VsockEndpoint
 from vsockproxy.config.settings import Policy, PumpChoice, PumpSettings, Route
 from vsockproxy.connection import Connection
@@ -25,29 +25,12 @@ from vsockproxy.pump.transfer import Accepted
 
 ROUTE = Route("route", UnixEndpoint("/run/front"), UnixEndpoint("/run/back"))
 
-both_pumps = pytest.mark.parametrize("choice", ["native", "portable"])
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(PATIENCE):
-        while not condition():
-            await trio.lowlevel.checkpoint()
-
 
 def only(route: Served) -> Connection:
     [connection] = route.stats.live
     return connection
 
 
-async def is_reset(client: trio.SocketStream) -> bool:
-    try:
-        await read_to_end(client)
-    except trio.BrokenResourceError:
-        return True
-    return False
-
-
-@both_pumps
 async def test_ending_a_connection_resets_both_sides_and_counts_the_reason(
     choice: PumpChoice,
 ) -> None:
@@ -55,14 +38,14 @@ async def test_ending_a_connection_resets_both_sides_and_counts_the_reason(
         connection = only(route)
         connection.end("killed")
         connection.end("killed")
-        assert await is_reset(client)
+        assert await ends_by_reset(client)
         await route.closed("killed")
         assert not route.stats.live
         connection.end("drained")
         assert dict(route.stats.closed) == {"killed": 1}
 
 
-async def test_a_connection_killed_before_its_task_runs_is_reset() -> None:
+async def test_a_connection_killed_before_its_task_runs_ends_by_reset() -> None:
     async with serving(Policy()) as route:
         left, right = tcp_pair()
         connection = Connection(1, route.listener.route, left.family, left.getpeername())
@@ -72,10 +55,9 @@ async def test_a_connection_killed_before_its_task_runs_is_reset() -> None:
             await route.listener._relay.serve(right.detach(), connection)
         assert route.stats.closed == {"killed": 1}
         async with trio.SocketStream(trio.socket.from_stdlib_socket(left)) as client:
-            assert await is_reset(client)
+            assert await ends_by_reset(client)
 
 
-@both_pumps
 async def test_ending_one_connection_leaves_the_others(choice: PumpChoice) -> None:
     async with (
         serving(Policy(), choice=choice) as route,
@@ -84,7 +66,7 @@ async def test_ending_one_connection_leaves_the_others(choice: PumpChoice) -> No
         connection = only(route)
         async with await route.live() as second:
             connection.end("killed")
-            assert await is_reset(first)
+            assert await ends_by_reset(first)
             await second.send_all(b"still here")
             await second.send_eof()
             assert await read_to_end(second) == b"still here"
@@ -103,11 +85,10 @@ async def test_killing_a_connection_ends_its_dial(tmp_path: Path) -> None:
             async with route.connect() as client:
                 await until(lambda: bool(route.stats.live) and only(route).dialling is not None)
                 only(route).end("killed")
-                assert await is_reset(client)
+                assert await ends_by_reset(client)
                 await route.closed("killed")
 
 
-@both_pumps
 async def test_halves_shows_each_half_close(choice: PumpChoice) -> None:
     async with (
         serving(Policy(), service=hold, choice=choice) as route,
@@ -122,7 +103,6 @@ async def test_halves_shows_each_half_close(choice: PumpChoice) -> None:
         assert not running.downstream_done()
 
 
-@both_pumps
 async def test_idle_seconds_count_from_the_last_byte(
     choice: PumpChoice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +120,6 @@ async def test_idle_seconds_count_from_the_last_byte(
 # ---- accepting ----
 
 
-@both_pumps
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 async def test_a_connection_has_its_clients_address(choice: PumpChoice, host: str) -> None:
     async with open_pump(PumpSettings(choice)) as pump:
@@ -158,7 +137,6 @@ async def test_a_connection_has_its_clients_address(choice: PumpChoice, host: st
                 pump.accept(listener.fileno(), 64)
 
 
-@both_pumps
 async def test_a_batch_accepts_no_more_clients_than_it_has_room_for(choice: PumpChoice) -> None:
     async with open_pump(PumpSettings(choice)) as pump:
         with socket.socket() as listener, ExitStack() as stack:

@@ -1,0 +1,34 @@
+"""Configurations as text: what they mean, and the lines of their errors."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from vsockproxy.config.file import parse_document
+from vsockproxy.config.load import build_config
+from vsockproxy.config.settings import Config
+from vsockproxy.errors import ConfigError
+
+
+def toml(text: str) -> Config:
+    """Return the configuration of a file x.toml with this text."""
+    return _config(text, ".toml")
+
+
+def yaml(text: str) -> Config:
+    """Return the configuration of a file x.yaml with this text."""
+    return _config(text, ".yaml")
+
+
+def errors(text: str, suffix: str = ".toml") -> list[str]:
+    """Return the lines of a file's error, without the file's name."""
+    with pytest.raises(ConfigError) as caught:
+        _config(text, suffix)
+    name = re.compile(rf"^x\{suffix}:(?: |(?=\d))")  # a line's number follows without a space
+    return [name.sub("", line) for line in str(caught.value).split("\n")]
+
+
+def _config(text: str, suffix: str) -> Config:
+    return build_config(parse_document(text.encode(), "x" + suffix, suffix))
