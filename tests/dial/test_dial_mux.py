@@ -108,7 +108,7 @@ async def test_an_answer_other_than_ok_is_quoted_up_to_a_bound(
         error = await fails(server.path, 80)
     assert error.reason == "protocol"
     assert repr(answer[:32]) in str(error)
-    assert len(str(error).replace(str(server.path), "v")) < 175
+    assert len(str(error)) < 175
 
 
 async def test_a_guest_that_does_not_answer_times_out(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ class ListeningSockets:
         return opened
 
     def close_unleased(self) -> None:
-        """Close the endpoints that nobody has leased: their clients are refused, not queued."""
+        """Close the endpoints without a lease: their clients are refused, not queued."""
         self._close([endpoint for endpoint, entry in self._open.items() if entry.lease is None])
 
     def _close(self, endpoints: Sequence[ListenEndpoint]) -> None:

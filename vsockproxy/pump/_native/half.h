@@ -28,7 +28,7 @@ struct vsp_half {
 enum vsp_moved {
 	VSP_SENT = 1,      /* the receiving socket took bytes */
 	VSP_MORE = 2,      /* the budget is used up: move again in the next turn */
-	VSP_ENDED = 4,     /* the direction is done: at its EOF, or `dropped` as nobody receives */
+	VSP_ENDED = 4,     /* the direction is done: at its EOF, or `dropped` without a receiver */
 	VSP_NO_MEMORY = 8, /* bytes were thrown away for want of memory; the direction is done */
 };
 
