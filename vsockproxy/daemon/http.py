@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from vsockproxy.address.endpoint import ListenEndpoint
-from vsockproxy.admin.daemon import Daemon
 from vsockproxy.config.settings import Config, Policy
 from vsockproxy.errors import sentences
 from vsockproxy.listen.bind import ListeningSocket
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     import ssl
 
     from prometheus_client import CollectorRegistry
+
+    from vsockproxy.admin.daemon import Daemon
 
 _BACKLOG: Final = 128  # scrapers and operators are few
 _REMEDY: Final = "raise LimitNOFILE= (or ulimit -n); a reload tries again"
