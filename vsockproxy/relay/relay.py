@@ -51,10 +51,14 @@ class Relay:
         take the failure for an empty answer. Cancelled, it closes both sides and counts the
         connection under ``connection.ending``. Raises `trio.Cancelled` alone.
         """
-        # An idle connection keeps this frame and the pump's alive, and no other.
+        # An idle connection keeps this frame and the pump's alive, and no other. A local for the
+        # target's descriptor would keep its number as well.
         try:
-            target = await self._connect(client, connection)
-            reason: str = (await self.pump.transfer(client, target, self.bounds, connection)).reason
+            reason: str = (
+                await self.pump.transfer(
+                    client, await self._connect(client, connection), self.bounds, connection
+                )
+            ).reason
         except EndedError as ended:
             reason = ended.reason
         except Exception:  # noqa: BLE001 - the catch-all: `_note_defect` logs it
