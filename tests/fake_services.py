@@ -17,7 +17,7 @@ import trio.testing
 from tests.sockets import no_descriptor_left_over, read_to_end
 from vsockproxy.address.endpoint import Dialable, FdEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint
 from vsockproxy.address.sockaddr import new_socket
-from vsockproxy.dial import mux
+from vsockproxy.dial import mux_line
 from vsockproxy.dial.dial import dial
 from vsockproxy.listen.bind import ListeningSocket, listen
 
@@ -80,7 +80,7 @@ def answers(*pieces: bytes) -> Answer:
 
 async def answers_ok(stream: trio.SocketStream, port: int) -> bool:
     """Answer as a VMM whose guest listens."""
-    await stream.send_all(mux.ok_reply(HOST_PORT))
+    await stream.send_all(mux_line.ok_reply(HOST_PORT))
     return True
 
 
@@ -115,11 +115,11 @@ class MuxServer:
                 return
 
     async def _serve(self, stream: trio.SocketStream) -> None:
-        request = await stream.receive_some(mux.LINE_MAX)
+        request = await stream.receive_some(mux_line.LINE_MAX)
         self.requests.append(bytes(request))
         if not request:
             return
-        port = mux.parse_request(bytes(request))
+        port = mux_line.parse_request(bytes(request))
         if port in self._services and await self._answer(stream, port):
             await self._services[port](stream)
 

@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 
 from vsockproxy.address.endpoint import AF_VSOCK, VsockEndpoint
-from vsockproxy.dial import dial as transport
-from vsockproxy.dial import vsock
+from vsockproxy.dial import connecting, vsock
 from vsockproxy.dial.dial import dial
 from vsockproxy.errors import DialError, ListenError
 from vsockproxy.listen.bind import listen
@@ -73,7 +72,7 @@ class FakeGuest:
             assert family == AF_VSOCK
             return self.sock
 
-        monkeypatch.setattr(transport, "new_socket", make)
+        monkeypatch.setattr(connecting, "new_socket", make)
         monkeypatch.setattr(vsock, "_LIBC", self.libc)
         monkeypatch.setattr(vsock, "set_connect_timeout", refuses_option)
 
@@ -120,7 +119,7 @@ async def test_efault_is_reported_as_invalid(monkeypatch: pytest.MonkeyPatch) ->
 async def test_a_vsock_dial_from_a_mac_host_suggests_unix_targets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transport, "new_socket", no_device)
+    monkeypatch.setattr(connecting, "new_socket", no_device)
     with pytest.raises(DialError, match=r"only as a guest.*unix:") as caught:
         await dial(TARGET, 5)
     assert (caught.value.reason, caught.value.errno) == ("unsupported", errno.ENODEV)

@@ -21,7 +21,7 @@ from tests.sockets import read_to_end
 from vsockproxy.address.endpoint import MuxEndpoint
 from vsockproxy.cli import demo
 from vsockproxy.config.load import forward_config, load_config
-from vsockproxy.dial import mux
+from vsockproxy.dial import mux_line
 from vsockproxy.dial.dial import dial
 from vsockproxy.errors import ListenError
 
@@ -111,7 +111,7 @@ async def raw_exchange(path: Path, *pieces: bytes) -> bytes:
 async def test_each_ok_has_another_number_from_2_to_the_30_up(guest: Path) -> None:
     first = await raw_exchange(guest, b"CONNECT 80\n")
     second = await raw_exchange(guest, b"CONNECT 80\n")
-    assert (mux.parse_reply(first), mux.parse_reply(second)) == (2**30, 2**30 + 1)
+    assert (mux_line.parse_reply(first), mux_line.parse_reply(second)) == (2**30, 2**30 + 1)
 
 
 async def test_bytes_after_the_command_reach_the_service(guest: Path) -> None:

@@ -16,7 +16,7 @@ import trio.testing
 
 from tests.fake_services import Answer, Service, answers_ok, unix_server
 from tests.sockets import stream
-from vsockproxy.dial import mux
+from vsockproxy.dial import mux_line
 
 
 class Vmm:
@@ -79,12 +79,12 @@ class Vmm:
                 self.live -= 1
 
     async def _serve_request(self, host: trio.SocketStream) -> None:
-        request = bytes(await host.receive_some(mux.LINE_MAX))
+        request = bytes(await host.receive_some(mux_line.LINE_MAX))
         await trio.testing.wait_all_tasks_blocked()
         self.requests.append(request + _waiting(host))
         if not request.endswith(b"\n"):  # a second packet is dropped with its connection
             return
-        port = mux.parse_request(request)
+        port = mux_line.parse_request(request)
         if port in self._services and await self._answer(host, port):
             serve = _collapsed if self._collapses else _whole
             await serve(host, self._services[port])

@@ -37,8 +37,9 @@ from vsockproxy.address.endpoint import (
     VsockEndpoint,
 )
 from vsockproxy.address.sockaddr import new_socket, peer_name
-from vsockproxy.dial import dial as transport
-from vsockproxy.dial.dial import connect_unix, dial
+from vsockproxy.dial import connecting
+from vsockproxy.dial.dial import dial
+from vsockproxy.dial.unix import connect_now
 from vsockproxy.errors import DialError
 from vsockproxy.pump.reset import reset
 
@@ -143,7 +144,7 @@ async def test_the_last_address_gives_the_reason(monkeypatch: pytest.MonkeyPatch
 async def test_without_ipv6_the_reason_is_that_of_ipv4(
     monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    monkeypatch.setattr(transport, "new_socket", without_ipv6(code))
+    monkeypatch.setattr(connecting, "new_socket", without_ipv6(code))
     assert (await fails(TcpEndpoint(None, unused_tcp_port()))).reason == "refused"
 
 
@@ -209,7 +210,7 @@ async def test_a_tcp_self_connection_is_refused(monkeypatch: pytest.MonkeyPatch)
         sock.bind(("127.0.0.1", port))
         return sock
 
-    monkeypatch.setattr(transport, "new_socket", bound)
+    monkeypatch.setattr(connecting, "new_socket", bound)
     assert (await fails(TcpEndpoint("127.0.0.1", port))).reason == "refused"
 
 
@@ -278,7 +279,7 @@ async def test_a_path_that_is_not_a_socket_is_refused_with_that_sentence(
     assert (error.reason, error.errno) == ("refused", errno.ECONNREFUSED)
     assert "is not a socket" in str(error)
     with pytest.raises(DialError, match="is not a socket"):
-        connect_unix(UnixEndpoint(str(tmp_path)))
+        connect_now(UnixEndpoint(str(tmp_path)))
 
 
 @pytest.mark.parametrize("kind", ["unix", "vsock-mux"])
@@ -318,7 +319,7 @@ async def test_an_errno_of_socket_for_af_vsock_has_a_remedy(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(socket, "AF_VSOCK", AF_VSOCK, raising=False)
-    monkeypatch.setattr(transport, "new_socket", refused)
+    monkeypatch.setattr(connecting, "new_socket", refused)
     assert (await fails(VsockEndpoint(3, 80))).reason == reason
 
 

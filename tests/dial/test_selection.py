@@ -27,7 +27,7 @@ from tests.sockets import ends_by_reset, read_to_end
 from tests.waiting import until
 from vsockproxy.config.settings import Config, Route
 from vsockproxy.daemon.daemon import Daemon
-from vsockproxy.dial import mux
+from vsockproxy.dial import mux_line
 
 # --- failing fast -------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ async def test_a_reload_replaces_the_probes(tmp_path: Path) -> None:
         await until(lambda: len(second.requests) > 2)
         assert len(first.requests) <= seen + 1  # one was under way
         with_targets(route, two, policy=PLAIN)
-        await until(lambda: second.requests[-1] == mux.connect_request(80))
+        await until(lambda: second.requests[-1] == mux_line.connect_request(80))
         assert [state.address for state in route.stats.targets] == [two]
 
 

@@ -101,7 +101,7 @@ async def test_a_relay_dials_with_the_policys_options(monkeypatch: pytest.Monkey
         seen.append(options)
         apply(sock, family, options)
 
-    monkeypatch.setattr("vsockproxy.dial.dial.apply", noting)
+    monkeypatch.setattr("vsockproxy.dial.connecting.apply", noting)
     policy = Policy(keepalive=45.0)
     async with serving(policy) as route:
         assert await route.exchange(b"x") == b"x"

@@ -32,7 +32,7 @@ from vsockproxy.config.document import Plain
 from vsockproxy.config.guest import MuxGlob
 from vsockproxy.config.load import forward_config
 from vsockproxy.config.settings import Config
-from vsockproxy.dial import mux
+from vsockproxy.dial import mux_line
 from vsockproxy.listen.bind import listen
 from vsockproxy.log.output import get_logger
 
@@ -151,21 +151,21 @@ async def _serve_client(
 ) -> None:
     async with stream:
         try:
-            service = services.get(mux.parse_request(await _read_line(stream)))
+            service = services.get(mux_line.parse_request(await _read_line(stream)))
             if service is not None:
-                await stream.send_all(mux.ok_reply(next(numbers)))
+                await stream.send_all(mux_line.ok_reply(next(numbers)))
                 await service(stream)
-        except (mux.MalformedLineError, trio.BrokenResourceError):
+        except (mux_line.MalformedLineError, trio.BrokenResourceError):
             return
 
 
 async def _read_line(stream: trio.SocketStream) -> bytes:
     """Read the handshake's line, one byte at a time: the bytes after it belong to the service."""
-    reader = mux.LineReader()
+    reader = mux_line.LineReader()
     while not reader.done:
         byte = await stream.receive_some(1)
         if not byte:
-            raise mux.MalformedLineError(reader.line)
+            raise mux_line.MalformedLineError(reader.line)
         reader.feed(byte)
     return reader.line
 

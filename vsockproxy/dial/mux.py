@@ -1,101 +1,64 @@
-"""The CONNECT/OK handshake of a VMM's vsock socket, without I/O: both halves.
-
-Owns: the two lines, their cap, and `LineReader`, which takes one line out of a stream and
-not a byte more.  Knows nothing of sockets or time: `dial` is the client, the demo's
-embedded guest is the server.
-
-    client: CONNECT <guest port>\\n        server: OK <number>\\n       then bytes both ways
-
-Whoever refuses closes the connection without a word.  The client sends its line in one
-write and nothing more before the OK: VMMs drop a request that comes in two pieces, and
-some lose what follows it.  The number is the host side's port (Firecracker, Cloud
-Hypervisor) or the guest's (vhost-device-vsock): it is for people, never to be compared.
-"""
+"""Connect to a guest's port through its VMM's socket: send CONNECT, wait for OK."""
 
 from __future__ import annotations
 
-import re
-from typing import Final
+import socket
+from collections.abc import Callable
+from contextlib import suppress
 
-LINE_MAX: Final = 32
-"""The longest line, newline included; the longest valid one has 19 bytes, VMMs' buffers 32."""
+import trio
 
-_PORT_MAX: Final = 0xFFFFFFFF
-_REPLY: Final = re.compile(rb"OK ([0-9]{1,20})[ \r]*\n")
-# The verb's case is free, and VMMs strip the end of the line (Kata says "connect").
-_REQUEST: Final = re.compile(rb"CONNECT +([0-9]{1,10})[ \r]*\n", re.IGNORECASE)
-
-
-class MalformedLineError(ValueError):
-    """The peer sent no valid line; ``line`` has the bytes that were read."""
-
-    def __init__(self, line: bytes) -> None:
-        self.line = line
-        super().__init__(f"{line!r} is not a line of the vsock-mux handshake")
+from vsockproxy.address.endpoint import MuxEndpoint
+from vsockproxy.dial import unix
+from vsockproxy.dial.connecting import wait
+from vsockproxy.dial.mux_line import (
+    LineReader,
+    MalformedLineError,
+    connect_request,
+    parse_reply,
+)
+from vsockproxy.errors import dial_error
 
 
-class LineReader:
-    """Collect one line from pieces of any size.
+async def connect(
+    sock: socket.socket,
+    *,
+    endpoint: MuxEndpoint,
+    deadline: float,
+    patience: float,
+    assigned: Callable[[int], object] | None,
+    passed: Callable[[], object] | None,
+) -> None:
+    """Connect a new Unix socket to the endpoint's guest.
 
-    Peek at up to `room` bytes, `feed` them, then consume as many as it says: the bytes
-    behind the newline belong to the stream.
+    ``patience`` is in seconds, from CONNECT to OK; see `dial.dial` for ``assigned`` and
+    ``passed``. Raises OSError and `DialError`.
     """
-
-    __slots__ = ("_data",)
-
-    def __init__(self) -> None:
-        self._data = b""
-
-    @property
-    def room(self) -> int:
-        """Return how many more bytes the line may have."""
-        return LINE_MAX - len(self._data)
-
-    @property
-    def done(self) -> bool:
-        """Whether the line is complete."""
-        return self._data.endswith(b"\n")
-
-    @property
-    def line(self) -> bytes:
-        """Return the line's bytes read so far, with the newline once `done`."""
-        return self._data
-
-    def feed(self, data: bytes) -> int:
-        """Take the line's part of ``data``; return its number of bytes.
-
-        Raises `MalformedLineError` when the line grows beyond `LINE_MAX`.
-        """
-        if self.done:
-            return 0
-        taken = data[: data.find(b"\n") + 1] or data
-        if len(taken) > self.room or (len(taken) == self.room and taken[-1:] != b"\n"):
-            raise MalformedLineError((self._data + taken)[:LINE_MAX])
-        self._data += taken
-        return len(taken)
+    await unix.connect(sock, endpoint.path, deadline)
+    if passed is not None:
+        passed()
+    try:
+        sock.send(connect_request(endpoint.port))  # whole: the buffer is empty
+        if endpoint.handshake == "none":
+            return
+        number = await _read_ok(sock, endpoint, min(deadline, trio.current_time() + patience))
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise dial_error(endpoint, "closed_before_ok", errno=error.errno) from error
+    except MalformedLineError as error:
+        raise dial_error(endpoint, "protocol", repr(error.line)) from error
+    if assigned is not None:
+        assigned(number)
 
 
-def connect_request(port: int) -> bytes:
-    """Return the client's line, which requests a guest's port."""
-    return b"CONNECT %d\n" % port
-
-
-def ok_reply(number: int) -> bytes:
-    """Return the server's line, after which the stream is open."""
-    return b"OK %d\n" % number
-
-
-def parse_reply(line: bytes) -> int:
-    """Return the number of a complete ``OK`` line; raise `MalformedLineError`."""
-    match = _REPLY.fullmatch(line)
-    if match is None:
-        raise MalformedLineError(line)
-    return int(match[1])
-
-
-def parse_request(line: bytes) -> int:
-    """Return the port of a complete ``CONNECT`` line; raise `MalformedLineError`."""
-    match = _REQUEST.fullmatch(line)
-    if match is None or int(match[1]) > _PORT_MAX:
-        raise MalformedLineError(line)
-    return int(match[1])
+async def _read_ok(sock: socket.socket, endpoint: MuxEndpoint, deadline: float) -> int:
+    reply = LineReader()
+    while not reply.done:
+        await wait(trio.lowlevel.wait_readable, sock, deadline)
+        with suppress(BlockingIOError):
+            data = sock.recv(reply.room, socket.MSG_PEEK)
+            if not data and not reply.line:
+                raise dial_error(endpoint, "closed_before_ok")
+            if not data:
+                raise MalformedLineError(reply.line)
+            sock.recv(reply.feed(data))
+    return parse_reply(reply.line)

@@ -18,7 +18,8 @@ import trio
 
 from vsockproxy.address.endpoint import GuestEndpoint, UnixEndpoint
 from vsockproxy.config.settings import Policy
-from vsockproxy.dial.dial import connect_unix, dial
+from vsockproxy.dial import unix
+from vsockproxy.dial.dial import dial
 from vsockproxy.dial.sockopt import target_options
 from vsockproxy.errors import DialError
 from vsockproxy.guests.directory import Guests
@@ -85,7 +86,7 @@ class Dialer:
         """
         address = self.state.address
         try:
-            sock = connect_unix(address) if isinstance(address, UnixEndpoint) else None
+            sock = unix.connect_now(address) if isinstance(address, UnixEndpoint) else None
             if sock is None:
                 with cancellable():
                     sock = await self._dial_target(assigned)

@@ -1,7 +1,6 @@
-"""Call what CPython's socket module lacks for AF_VSOCK: flags, 16-byte options, the own CID.
+"""Dial AF_VSOCK, with what CPython's socket module lacks: flags, 16-byte options, the own CID.
 
-Owns: the C calls, through ctypes, and the constants that the socket module lacks.  Opens no stream
-and waits for nothing: `dial` does.
+Owns: the C calls, through ctypes, and the constants that the socket module lacks.
 
 CPython's AF_VSOCK addresses are (cid, port), without `svm_flags`; and it writes the value of an
 AF_VSOCK option as an 8-byte integer, which is too short for the connect timeout, a timeval
@@ -17,11 +16,15 @@ import os
 import socket
 import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from vsockproxy.address.endpoint import AF_VSOCK, CID_ANY, VsockEndpoint
 from vsockproxy.address.sockaddr import borrowed
+from vsockproxy.dial.connecting import connected, open_socket
+from vsockproxy.dial.sockopt import Options
+from vsockproxy.errors import dial_error
 
 # linux/vm_sockets.h
 CONNECT_TIMEOUT_OLD: Final = 6  # struct timeval of C's long
@@ -79,6 +82,30 @@ def pack_timeval(option: int, seconds: float) -> bytes:
     """
     microseconds = max(1, round(min(seconds, _LONGEST) * 1e6))
     return _TIMEVALS[option].pack(*divmod(microseconds, 1_000_000))
+
+
+async def dial(
+    endpoint: VsockEndpoint, timeout: float, deadline: float, options: Options
+) -> socket.socket:
+    """Return a socket connected to a vsock port; see `dial.dial`.
+
+    Raises OSError, and `DialError` where this system has no AF_VSOCK.
+    """
+    known = hasattr(socket, "AF_VSOCK")
+    if not known and sys.platform != "darwin":
+        raise dial_error(endpoint, "no_vsock")
+
+    async def connect_sock(sock: socket.socket) -> None:
+        if timeout > KERNEL_CONNECT_TIMEOUT:
+            with suppress(OSError):  # the kernel's limit of 2 s stays
+                set_connect_timeout(sock, timeout)
+        if endpoint.to_host or not known:
+            code = connect(sock, endpoint)
+        else:
+            code = sock.connect_ex((endpoint.cid, endpoint.port))
+        await connected(sock, code, deadline)
+
+    return await open_socket(AF_VSOCK, connect_sock, options)
 
 
 def connect(sock: socket.socket, endpoint: VsockEndpoint) -> int:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsockproxy.dial.mux import (
+from vsockproxy.dial.mux_line import (
     LINE_MAX,
     LineReader,
     MalformedLineError,

@@ -1,0 +1,118 @@
+"""Dial a TCP target: resolve its name, check the addresses, connect to the first that answers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import trio
+
+from vsockproxy.address.endpoint import TcpEndpoint
+from vsockproxy.address.sockaddr import (
+    NO_IPV6,
+    Address,
+    distinct_addresses,
+    errno_of,
+    literal_addresses,
+    unresolved,
+)
+from vsockproxy.config.destination import Destinations
+from vsockproxy.dial.connecting import connected, open_socket
+from vsockproxy.dial.sockopt import Options
+from vsockproxy.errors import DialError, dial_error
+
+
+async def dial(
+    endpoint: TcpEndpoint,
+    deadline: float,
+    options: Options,
+    destinations: Destinations,
+    passed: Callable[[], object] | None,
+) -> socket.socket:
+    """Return a socket connected to one of the endpoint's addresses; see `dial.dial`.
+
+    Raises `DialError`, and OSError for a single address.
+    """
+    addresses = await _addresses(endpoint, deadline, destinations, passed)
+    return await _connect_any(endpoint, addresses, deadline, options)
+
+
+async def _addresses(
+    endpoint: TcpEndpoint,
+    deadline: float,
+    destinations: Destinations,
+    passed: Callable[[], object] | None,
+) -> list[Address]:
+    """Return the addresses to connect to, in their order; raise `DialError`."""
+    addresses = literal_addresses(endpoint)
+    if addresses is None:
+        addresses = await _resolve(endpoint, deadline)
+        if passed is not None:
+            passed()
+    return _admitted(endpoint, addresses, destinations) if destinations else addresses
+
+
+async def _resolve(endpoint: TcpEndpoint, deadline: float) -> list[Address]:
+    with trio.CancelScope(deadline=deadline):
+        try:
+            found = await trio.socket.getaddrinfo(
+                endpoint.host, endpoint.port, type=socket.SOCK_STREAM
+            )
+        except (socket.gaierror, UnicodeError) as error:
+            raise dial_error(endpoint, "name", unresolved(endpoint, error)) from error
+        return distinct_addresses(found)
+    raise dial_error(endpoint, "slow_resolver", errno=errno.ETIMEDOUT)
+
+
+def _admitted(
+    endpoint: TcpEndpoint, addresses: list[Address], destinations: Destinations
+) -> list[Address]:
+    admitted = [one for one in addresses if destinations.admits(endpoint, one[1][0])]
+    if not admitted:
+        first, *others = (address[0] for _, address in addresses)
+        more = f" and {len(others)} more" if others else ""
+        raise dial_error(endpoint, "forbidden", f"{first}{more}")
+    return admitted
+
+
+async def _connect_any(
+    endpoint: TcpEndpoint, addresses: Sequence[Address], deadline: float, options: Options
+) -> socket.socket:
+    failure: OSError | None = None
+    for position, (family, address) in enumerate(addresses):
+        # An address whose packets are dropped must leave time for the next ones.
+        now = trio.current_time()
+        share = now + (deadline - now) / (len(addresses) - position)
+        try:
+            connect = partial(_connect, address=address, deadline=share)
+            return await open_socket(family, connect, options)
+        except OSError as error:
+            # "No IPv6 on this machine" is less useful than the answer of an IPv4 address.
+            if failure is None or not (family == socket.AF_INET6 and error.errno in NO_IPV6):
+                failure = error
+    assert failure is not None  # getaddrinfo gives an address or an error
+    if len(addresses) == 1:
+        raise failure
+    found = dial_error(endpoint, errno_of(failure))
+    sentence = f"{found.explanation} ({len(addresses)} addresses tried)"
+    raise DialError(
+        endpoint, found.reason, sentence, failure.errno, remedy=found.remedy
+    ) from failure
+
+
+async def _connect(sock: socket.socket, address: tuple[Any, ...], deadline: float) -> None:
+    code = sock.connect_ex(address)
+    if code == errno.EINPROGRESS:
+        # On the loopback the answer has arrived: asking costs less than waiting for it.
+        code = sock.connect_ex(address)
+        if code in (errno.EALREADY, errno.EISCONN):
+            code = errno.EINPROGRESS
+    await connected(sock, code, deadline)
+    own = sock.getsockname()
+    if own[1] == address[1] and own == sock.getpeername():
+        # The kernel chose the target's port for our end: TCP's simultaneous open met itself.
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
