@@ -26,6 +26,7 @@ from vsockproxy.listen.sockets import Lease, Listen
 from vsockproxy.log.output import Throttle
 from vsockproxy.pump.reset import reset_descriptor
 from vsockproxy.pump.transfer import Bounds, EndReason, Pump
+from vsockproxy.relay.failed_dial import FailedDials
 from vsockproxy.relay.relay import Relay
 from vsockproxy.stats import RouteStats
 
@@ -83,10 +84,10 @@ class RouteListener:
         self._lease = lease
         self._numbers = numbers
         self._log = log
-        self._failures = Throttle(log)
         self._pump = pump
         self._gate = Gate(stats, admission or Admission(), log)
         self._selection = Selection(stats, guests or Guests(), log)
+        self._failed_dials = FailedDials(stats, self._gate, self._selection, Throttle(log))
         self._accepting = trio.CancelScope()
         self._relaying = trio.CancelScope()
         self._resumed = trio.Event()
@@ -131,7 +132,13 @@ class RouteListener:
             policy.max_lifetime,
         )
         return Relay(
-            self.stats, self._gate, self._pump, bounds, self._selection, self._log, self._failures
+            self.stats,
+            self._gate,
+            self._pump,
+            bounds,
+            self._selection,
+            self._log,
+            self._failed_dials,
         )
 
     async def serve(self) -> bool:

@@ -18,9 +18,9 @@ from vsockproxy.admit.gate import Gate, RejectReason
 from vsockproxy.connection import Connection, EndedError
 from vsockproxy.dial.selection import Selection
 from vsockproxy.errors import DialError
-from vsockproxy.log.output import Throttle
 from vsockproxy.pump.reset import reset_descriptor
 from vsockproxy.pump.transfer import ENDINGS, Bounds, Pump
+from vsockproxy.relay.failed_dial import FailedDials
 from vsockproxy.relay.preamble import (
     NoHeaderError,
     follow_header,
@@ -42,7 +42,7 @@ class Relay:
     bounds: Bounds
     selection: Selection
     log: Any
-    failures: Throttle
+    failed_dials: FailedDials
 
     async def serve(self, client: int, connection: Connection) -> None:
         """Relay between an admitted client and a target until both sides have ended.
@@ -102,29 +102,12 @@ class Relay:
                 target.close()
                 raise EndedError("killed")
         except DialError as error:
-            reset_descriptor(client, family)
-            raise EndedError(self._note_failure(connection, error)) from None
+            reason = self.failed_dials.end(client, family, connection, error)
+            raise EndedError(reason) from None
         except BaseException:
             reset_descriptor(client, family)
             raise
         return target.detach()
-
-    def _note_failure(self, connection: Connection, error: DialError) -> str:
-        """Count and log a failed dial; return the reason of the connection's end."""
-        reason = f"dial_{error.reason}"
-        if error.reason == "client_left":
-            return reason
-        self.stats.dial_failures[error.reason] += 1
-        if error.reason == "no_descriptors":
-            self.gate.recount()
-        self.failures.warning(
-            "dial_failed",
-            lambda: connection.names() | self.selection.change_of(connection),
-            reason=error.reason,
-            error=error.summary,
-            remedy=error.remedy,
-        )
-        return reason
 
     async def _identify(self, client: int, connection: Connection) -> None:
         """Learn the client's address from its PROXY header; raise `EndedError` to reject it."""

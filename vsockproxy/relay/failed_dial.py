@@ -1,0 +1,44 @@
+"""A failed dial: the client is reset, the failure is counted, and one line is logged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vsockproxy.admit.gate import Gate
+from vsockproxy.connection import Connection
+from vsockproxy.dial.selection import Selection
+from vsockproxy.errors import DialError
+from vsockproxy.log.output import Throttle
+from vsockproxy.pump.reset import reset_descriptor
+from vsockproxy.stats import RouteStats
+
+
+@dataclass(frozen=True, slots=True)
+class FailedDials:
+    """The failed dials of one route."""
+
+    stats: RouteStats
+    gate: Gate
+    selection: Selection
+    throttle: Throttle
+
+    def end(self, client: int, family: int, connection: Connection, error: DialError) -> str:
+        """Reset a client, so that it does not take the failure for an empty answer.
+
+        ``client`` is its descriptor, which is closed. Returns the reason of the connection's end.
+        """
+        reset_descriptor(client, family)
+        reason = f"dial_{error.reason}"
+        if error.reason == "client_left":
+            return reason
+        self.stats.dial_failures[error.reason] += 1
+        if error.reason == "no_descriptors":
+            self.gate.recount()
+        self.throttle.warning(
+            "dial_failed",
+            lambda: connection.names() | self.selection.change_of(connection),
+            reason=error.reason,
+            error=error.summary,
+            remedy=error.remedy,
+        )
+        return reason
