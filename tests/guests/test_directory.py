@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from traceback import extract_tb
 
 import pytest
 import trio
@@ -16,7 +17,8 @@ from structlog.testing import CapturingLogger
 
 from tests.admin.fake_daemon import FakeDaemon
 from tests.fake_services import dead_unix_socket, mux_server, says
-from tests.sockets import read_to_end
+from tests.listen.running_route import serving
+from tests.sockets import ends_by_reset, read_to_end
 from tests.waiting import until
 from vsockproxy.address.endpoint import GuestEndpoint, UnixEndpoint, VsockEndpoint
 from vsockproxy.config.guest import Cid, CidFile, Command, DynamicWay, Guest, Mux, MuxGlob
@@ -32,6 +34,7 @@ WEB = Guest("web", WEB_FILE)
 DB = Guest("db", CidFile("/run/db.cid"))
 WEB_80 = GuestEndpoint("web", 80)
 PATIENCE = 5.0
+HERE = Path(__file__).name
 
 
 class Source:
@@ -216,22 +219,22 @@ async def test_a_failure_is_cached_for_a_quarter_of_a_second(
     ("defect", "words"),
     [
         (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
-        (ZeroDivisionError("no sense"), "ZeroDivisionError: no sense"),
+        (ZeroDivisionError("no sense"), f"ZeroDivisionError: no sense ({HERE}:{{line}})"),
     ],
 )
 async def test_a_defect_in_a_source_is_a_guest_that_is_not_found(
-    guests: Guests, source: Source, log: CapturingLogger, defect: Exception, words: str
+    guests: Guests, source: Source, defect: Exception, words: str
 ) -> None:
     source.answer = defect
-    assert await resolve(guests) == f"guest: {WEB_FILE} cannot be looked up: {words}"
-    [line] = log.calls
-    assert line.kwargs["exc_info"] is defect
+    said = await resolve(guests)
+    words = words.format(line=extract_tb(defect.__traceback__)[-1].lineno)
+    assert said == f"guest: {WEB_FILE} cannot be looked up: {words}"
     source.answer = 9
     guests.forget("web")
     assert await resolve(guests) == "vsock:9:80"
 
 
-async def test_each_change_is_logged_and_the_record_has_the_last_error(
+async def test_each_found_address_is_logged_and_the_record_has_the_last_error(
     guests: Guests, source: Source, log: CapturingLogger
 ) -> None:
     for answer in (7, 7, "no VM", "no VM", "no answer", 7):
@@ -242,8 +245,6 @@ async def test_each_change_is_logged_and_the_record_has_the_last_error(
         assert error == (answer if isinstance(answer, str) else None)
     assert lines(log) == [
         "guest_found None",
-        "guest_not_found no VM",
-        "guest_not_found no answer",
         "guest_found None",
     ]
     assert guests.records()[0].results == {"success": 3, "failure": 3}
@@ -277,7 +278,22 @@ async def test_the_metrics_show_a_known_cid(guests: Guests, source: Source) -> N
     assert registry.get_sample_value("vsockproxy_guest_cid", {"guest": "web"}) is None
 
 
-# ---- a route to such a guest, with a VMM's socket for its place ----
+# ---- a route to such a guest ----
+
+
+async def test_a_dial_whose_look_up_fails_is_one_log_line_with_the_cause_and_remedy(
+    guests: Guests, source: Source, log: CapturingLogger
+) -> None:
+    source.answer = "no VM is named 'web': `lsvm` shows them"
+    async with serving(Policy(access_log=False), dial_to=WEB_80, guests=guests) as route:
+        assert await ends_by_reset(route.connect())
+        await until(lambda: route.stats.dial_failures["guest"])
+    [line] = log.calls + route.log.calls
+    assert line.args == ("dial_failed",)
+    assert line.kwargs["target"] == "web:80"
+    assert line.kwargs["reason"] == "guest"
+    assert line.kwargs["error"] == f"cannot dial web:80: {source.answer}"
+    assert "`vsockproxy guests`" in str(line.kwargs["remedy"])
 
 
 async def ask(front: Path) -> bytes:

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any, Final
 
 import trio
@@ -88,7 +90,8 @@ class GuestRecord:
             except GuestError as error:
                 self._note_failure(str(error), _FAILURE_CACHED)
             except Exception as error:  # noqa: BLE001 - a defect in a source must not affect other guests
-                self._note_defect(error)
+                sentence = f"{self.guest.way} cannot be looked up: {_described(error)}"
+                self._note_failure(sentence, _FAILURE_CACHED)
             return
         self._note_failure(self._timeout_message(), 0.0)
         if deadline < timeout:  # other callers may have a later deadline
@@ -102,15 +105,7 @@ class GuestRecord:
         self.found, self.last_error = found, None
         self._remember("success", CACHED)
 
-    def _note_defect(self, error: Exception) -> None:
-        """Record an error that a source did not expect, such as a full descriptor table."""
-        words = isinstance(error, OSError) and error.strerror
-        sentence = f"{self.guest.way} cannot be looked up: {words or _described(error)}"
-        self._note_failure(sentence, _FAILURE_CACHED, exc_info=error)
-
-    def _note_failure(self, error: str, seconds: float, **more: object) -> None:
-        if error != self.last_error and self._log is not None:
-            self._log.warning("guest_not_found", guest=self.guest.name, error=error, **more)
+    def _note_failure(self, error: str, seconds: float) -> None:
         self.found, self.last_error = None, error
         self._remember("failure", seconds)
 
@@ -124,7 +119,12 @@ class GuestRecord:
 
 
 def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    """Return the words for an error that a source did not expect, such as a full file table."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    frames = extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 class Guests:

@@ -39,7 +39,6 @@ seconds, reason; if known: why, dial_seconds, held_seconds, vmm_port |
 reason, error, remedy |
 | `target_up` | info | a target answers again | route, target, was, seconds |
 | `guest_found` | info | a guest's address was found, or has changed | guest, at |
-| `guest_not_found` | warning | a guest's address could not be found | guest, error |
 | `route_paused` | info | an operator stopped a route's accepting | route |
 | `route_resumed` | info | an operator started it again | route |
 | `route_draining` | info | an operator closed a route's listener | route, connections |
