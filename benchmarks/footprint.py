@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -85,11 +85,7 @@ def daemon(folder: Path, routes: int) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "vsockproxy", "run", "-c", str(file)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        for line in process.stderr:
-            if json.loads(line).get("event") == "ready":
-                break
-        else:
-            raise SystemExit("the daemon did not get ready")
+        wait_until_ready(process.stderr)
         try:
             yield process
         finally:
@@ -97,6 +93,28 @@ def daemon(folder: Path, routes: int) -> Iterator[subprocess.Popen[str]]:
             process.send_signal(signal.SIGTERM)
             drain(process.stderr.fileno())
             process.wait(10)
+
+
+def wait_until_ready(lines: Iterable[str]) -> None:
+    """Read the daemon's log up to its line `ready`; other programs may write to stderr too.
+
+    Raises SystemExit, with all that was read, if the log ends before.
+    """
+    read: list[str] = []
+    for line in lines:
+        read.append(line)
+        if event(line) == "ready":
+            return
+    raise SystemExit(f"the daemon ended before it was ready:\n{''.join(read)}")
+
+
+def event(line: str) -> str | None:
+    """Return the event of a log line; None for a line that is not the daemon's."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record.get("event") if isinstance(record, dict) else None
 
 
 def drain(descriptor: int) -> None:
