@@ -23,8 +23,8 @@ def draw(table: Table, rows: Sequence[str], names: Sequence[str], folder: Path) 
     if not rows:
         return
     for figure, label, file in (
-        ("rate", "units a second", "rate"),
-        ("cpu_per_unit", "processor time a unit", "cpu"),
+        ("rate", "units per second", "rate"),
+        ("cpu_per_unit", "processor time per unit", "cpu"),
     ):
         picture, axes = plt.subplots(figsize=(11, 5))
         _bars(axes, rows, names, lambda r, n, f=figure: table.ratio(r, n, REFERENCE, f))

@@ -22,7 +22,7 @@ BEGIN: Final = "<!-- results: benchmarks/report.py writes from here -->\n"
 END: Final = "<!-- to here -->\n"
 
 FIGURES: Final = {
-    "rate": "a second",
+    "rate": "per second",
     "cpu_per_unit": "cpu µs",
     "p50_us": "p50 µs",
     "p99_us": "p99 µs",
@@ -30,7 +30,7 @@ FIGURES: Final = {
     "switches_per_unit": "switches",
     "calls_per_unit": "calls",
 }
-"""Columns of the table of all figures; each is of one unit unless its title says otherwise."""
+"""Columns of the table of all figures; each is per unit unless its title says otherwise."""
 
 
 def main() -> None:
@@ -53,26 +53,26 @@ def main() -> None:
 def _page(results: dict[str, Any], table: Table, vsock: Table) -> Iterator[str]:
     yield "### The targets\n"
     yield from _targets(verdicts(table, vsock))
-    yield "\n### Beside HAProxy\n"
-    yield "Units a second, as ratios to HAProxy's: more is better.\n"
+    yield "\n### Compared with HAProxy\n"
+    yield "Units per second, as ratios to HAProxy's: higher is better.\n"
     yield from _ratios(table, "rate")
-    yield "\nProcessor time a unit, as ratios to HAProxy's: less is better.\n"
+    yield "\nProcessor time per unit, as ratios to HAProxy's: lower is better.\n"
     yield from _ratios(table, "cpu_per_unit")
-    yield "\n![units a second](benchmarks/rate.svg)\n"
-    yield "![processor time a unit](benchmarks/cpu.svg)\n"
+    yield "\n![units per second](benchmarks/rate.svg)\n"
+    yield "![processor time per unit](benchmarks/cpu.svg)\n"
     yield "![round trips](benchmarks/latency.svg)\n"
     yield "\n### Growth\n"
-    yield "Ten round trips of 64 B under way at any time, over all live connections in turn.\n"
+    yield "Ten round trips of 64 B are in progress at any time, on all live connections in turn.\n"
     yield from _growth(table)
     yield "\n![growth](benchmarks/growth.svg)\n"
     yield "### Idle connections, start, scrapes, threads\n"
     yield from _others(table)
     yield "### All figures\n"
-    yield "Of one unit: a GB in bulk, a request elsewhere. ± is half of what the middle half of the"
-    yield "rounds spans. The latency of bulk is that of 32 MiB.\n"
+    yield "Per unit: a GB in bulk, a request elsewhere. ± is half the interquartile range of the"
+    yield "rounds. The latency of bulk is that of a request of 32 MiB.\n"
     yield from _figures(table)
     if vsock.rows:
-        yield "\nAF_VSOCK behind, in a User-Mode Linux kernel, where only ratios mean something:\n"
+        yield "\nAF_VSOCK targets, in a User-Mode Linux kernel, where only ratios are meaningful:\n"
         yield from _figures(vsock)
     yield "\n### The machine\n"
     yield from _machine(results)
@@ -88,7 +88,7 @@ def _head(cells: list[str]) -> Iterator[str]:
 
 
 def _targets(found: Iterable[Verdict]) -> Iterator[str]:
-    yield _row(["work", "aim", "reached", ""])
+    yield _row(["measurement", "target", "measured", "result"])
     yield _row(["---", "---", "---:", "---"])
     for verdict in found:
         reached, judged = "not measured", ""

@@ -23,19 +23,19 @@ class Table:
     def __init__(self, rows: dict[str, Any]) -> None:
         self.rows = rows
 
-    def samples(self, row: str, who: str, figure: str) -> list[float]:
+    def samples(self, row: str, name: str, figure: str) -> list[float]:
         """Return all samples of a figure; none if it was not measured."""
-        values = self.rows.get(row, {}).get("samples", {}).get(who, {}).get(figure, [])
+        values = self.rows.get(row, {}).get("samples", {}).get(name, {}).get(figure, [])
         return [float(value) for value in values]
 
-    def median(self, row: str, who: str, figure: str) -> float | None:
+    def median(self, row: str, name: str, figure: str) -> float | None:
         """Return the median of all rounds."""
-        values = self.samples(row, who, figure)
+        values = self.samples(row, name, figure)
         return statistics.median(values) if values else None
 
-    def spread(self, row: str, who: str, figure: str) -> float | None:
+    def spread(self, row: str, name: str, figure: str) -> float | None:
         """Return how far the middle half of the rounds is from the median, as a fraction of it."""
-        values = self.samples(row, who, figure)
+        values = self.samples(row, name, figure)
         if len(values) < 2 or not statistics.median(values):
             return None
         lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
@@ -91,7 +91,7 @@ def verdicts(table: Table, vsock: Table) -> Iterator[Verdict]:
     """Return every target, in the order of the table."""
     yield from _bulk(table)
     yield from _trips(table)
-    yield _Compare(table, "churn-8", "connections a second, 8 at once").least("rate", 1.0)
+    yield _Compare(table, "churn-8", "connections per second, 8 at a time").least("rate", 1.0)
     yield from _rest(table)
     yield from _vsock(vsock)
 
@@ -119,9 +119,11 @@ class _Compare:
         """Return the verdict: no worse than the best peer's figure."""
         best = self.table.best(self.row, figure, highest=highest)
         if best is None:
-            return Verdict(self.work + what, "no peer ahead", 1.0, highest, None)
+            return Verdict(self.work + what, "no worse than any peer", 1.0, highest, None)
         reached = self.table.ratio(self.row, OURS, best, figure)
-        return Verdict(self.work + what, f"no peer ahead ({best})", 1.0, highest, reached)
+        return Verdict(
+            self.work + what, f"no worse than the best peer ({best})", 1.0, highest, reached
+        )
 
 
 def _bulk(table: Table) -> Iterator[Verdict]:
@@ -134,8 +136,8 @@ def _bulk(table: Table) -> Iterator[Verdict]:
         yield row.least("rate", 2.0)
         yield row.ahead("rate", highest=True)
     for row in compared:
-        yield row.most("cpu_per_unit", 0.5, ": processor time a GB")
-        yield row.most("cpu_per_unit", 1.0, ": processor time a GB", SPLICING)
+        yield row.most("cpu_per_unit", 0.5, ": processor time per GB")
+        yield row.most("cpu_per_unit", 1.0, ": processor time per GB", SPLICING)
 
 
 def _trips(table: Table) -> Iterator[Verdict]:
@@ -144,7 +146,7 @@ def _trips(table: Table) -> Iterator[Verdict]:
     yield one.most("cpu_per_unit", 0.8, ": processor time")
     for number in (64, 1000):
         row = _Compare(table, f"trips-64-{number}", f"64 B round trips, {number} connections")
-        yield row.least("rate", 1.2, ": a second")
+        yield row.least("rate", 1.2, ": round trips per second")
         yield row.most("p99_us", 1.0, ": p99")
 
 
@@ -175,4 +177,4 @@ def _vsock(table: Table) -> Iterator[Verdict]:
     titles = {row.name: row.title for row in rows()}
     for row, bound in {**aims, "churn-8": 5}.items():
         reached = table.ratio(row, OURS, "socat", "rate")
-        yield Verdict(f"vsock behind: {titles[row]}", f"{bound} x socat", bound, True, reached)
+        yield Verdict(f"AF_VSOCK target: {titles[row]}", f"{bound} x socat", bound, True, reached)

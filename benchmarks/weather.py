@@ -1,4 +1,4 @@
-"""Clients, targets and routes that do to a daemon what happens in years, on the loopback."""
+"""The load of the soak test: clients, targets and reloads on the loopback."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class Weather:
 
     def refused(self, _chance: random.Random) -> None:
         """Connect to a route whose target does not exist."""
-        with self._connect("nobody") as client:
+        with self._connect("absent") as client:
             client.recv(1)
 
     def _connect(self, route: str) -> socket.socket:
@@ -164,7 +164,7 @@ def configuration(folder: Path, number: int) -> str:
         "[forward]",
         f'"unix:{folder}/echo" = "unix:{folder}/target"',
         f'"{ADDRESS[0]}:{ADDRESS[1]}" = "unix:{folder}/target"',
-        f'"unix:{folder}/nobody" = "unix:{folder}/nowhere"',
+        f'"unix:{folder}/absent" = "unix:{folder}/nowhere"',
     ]
     if number % 2:
         lines.append(f'"unix:{folder}/sometimes" = "unix:{folder}/target"')

@@ -110,8 +110,8 @@ def _written(parameter: Any, names: list[str]) -> str:
     value = parameter.metavar or str(parameter.name).upper()
     if _is_argument(parameter):
         return roff.italic(value)
-    spelt = ", ".join(map(roff.bold, names))
-    return spelt if parameter.is_flag else f"{spelt} {roff.italic(value)}"
+    written = ", ".join(map(roff.bold, names))
+    return written if parameter.is_flag else f"{written} {roff.italic(value)}"
 
 
 def _parameter(parameter: Any) -> Iterator[str]:

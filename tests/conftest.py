@@ -1,4 +1,4 @@
-"""What every test shares: the guard around the machine's own vsock, and fixtures."""
+"""Shared by all tests: the guard around the machine's own vsock, and fixtures."""
 
 import os
 from collections.abc import Iterator
@@ -30,9 +30,10 @@ def nothing_stays_open() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave what needs AF_VSOCK to tests/kernel, which runs it in a kernel of its own.
+    """Leave tests that need AF_VSOCK to tests/kernel, which runs them in a kernel that it boots.
 
-    A test whose pump is the native one gets the marker of that, for where there is none.
+    A test of the native pump gets the marker `native`, which deselects it where that pump was
+    not built.
     """
     for item in items:
         if isinstance(item, pytest.Function) and "native" in _parameters(item):

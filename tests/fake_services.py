@@ -28,7 +28,7 @@ Answer = Callable[[trio.SocketStream, int], Awaitable[bool]]
 """Answer CONNECT; return whether the port's service runs next."""
 
 ORDINARY_USER = 65534
-"""Debian's user nobody, for tests of permissions that root always has."""
+"""The user ``nobody`` of Debian, for tests of permissions that root always has."""
 
 HOST_PORT = 1 << 30
 """The number of the first OK of a real VMM."""
@@ -93,7 +93,7 @@ async def answers_nothing(stream: trio.SocketStream, port: int) -> bool:
 class MuxServer:
     """A VMM's vsock socket: speaks CONNECT/OK, then runs the port's service.
 
-    A port without a service is refused as VMMs do, by closing without a word.
+    A port without a service is refused as VMMs do, by closing without an answer.
 
     Attributes:
       path: the socket's file; a target is ``MuxEndpoint(str(path), port)``.
@@ -271,7 +271,7 @@ def listening(
 
 
 async def cancelled_while_waiting(endpoint: Dialable) -> None:
-    """Cancel a dial once it waits; assert that it leaves no descriptor and hides no error."""
+    """Cancel a dial that is blocked; assert that it leaves no descriptor and hides no error."""
     with no_descriptor_left_over(), trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(dial, endpoint, 20)

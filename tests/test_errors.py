@@ -1,4 +1,4 @@
-"""Errors and their table: every row has a sentence and a remedy, every reason is used."""
+"""The table of errors: every row has a sentence and a remedy, every reason is used."""
 
 import errno
 from typing import get_args

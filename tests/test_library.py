@@ -1,4 +1,4 @@
-"""The package as a library: what it exports, and the addresses of the documents behind it."""
+"""The package as a library: its exports, and addresses as other programs write them."""
 
 import subprocess
 import sys
@@ -33,14 +33,14 @@ def test_the_numbers_are_those_of_the_manual_pages() -> None:
         (VsockEndpoint(0xFFFFFFFE, 0), "vsock[4294967294:0]", "vsock:4294967294:0"),
     ],
 )
-def test_an_address_is_printed_and_read_in_both_spellings(
+def test_an_address_is_printed_and_read_in_both_notations(
     endpoint: VsockEndpoint, ookii: str, systemd: str
 ) -> None:
     assert (endpoint.bracketed(), str(endpoint)) == (ookii, systemd)
     assert parse_listen(ookii) == parse_listen(systemd) == endpoint
 
 
-def test_any_is_for_listeners_alone() -> None:
+def test_any_is_an_error_for_a_target() -> None:
     assert parse_listen("vsock[-1:80]") == VsockEndpoint(port=80)
     for text in ("vsock[-1:80]", "vsock[3:-1]", "vsock::80"):
         with pytest.raises(AddressError, match="cannot be a target"):

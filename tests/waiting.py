@@ -1,4 +1,4 @@
-"""Waits for what other tasks do, with one time limit."""
+"""Waits for conditions that other tasks bring about, with one time limit."""
 
 from __future__ import annotations
 

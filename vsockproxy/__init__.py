@@ -5,12 +5,12 @@ The folders, along the way that a configuration and then a client's bytes take:
     cli -> config                 a file, a command line or the environment becomes a Config
       -> daemon                   reads and reloads it, opens every endpoint, runs all routes
          -> listen                one listener per route accepts its clients
-            admit                 limits and access rules let them in
+            admit                 limits and access rules admit them
             relay                 one task per connection: from accept to its end
-            dial                  connects the target: which, when, and for whom
+            dial                  chooses and connects the target
             pump                  moves the bytes (C threads, or trio alone)
          -> stats, connection     plain counters, and the live connections
-      -> metrics, admin           read the counters, show them, take an operator's orders
+      -> metrics, admin           read the counters, show them, run operators' commands
     doctor, top                   look at a machine and at a running daemon
     guests                        find a guest's address at each dial
     address, errors, log          the vocabulary under all of it

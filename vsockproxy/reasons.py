@@ -254,7 +254,7 @@ _TABLE: Final[dict[tuple[str, str, Cause], Explanation]] = {
         "client_left", "the client left while it was held", ""
     ),
     ("dial", "", "name"): Explanation(
-        "name", "{detail}", "correct the name, or see what `getent hosts` says of it"
+        "name", "{detail}", "correct the name, or look it up with `getent hosts`"
     ),
     ("dial", "tcp", "slow_resolver"): Explanation(
         "timeout",

@@ -1,4 +1,4 @@
-"""Whether the daemon is ready: what it says of itself, and the command that asks."""
+"""Readiness: the answers of the daemon, and `vsockproxy health`, which requests them."""
 
 import socket
 import subprocess
@@ -24,12 +24,12 @@ from vsockproxy.admin.observe import serve_metrics
 from vsockproxy.config.environment import variables
 
 SOON: Final = 5.0
-"""Seconds that only a failing test waits."""
+"""Time limit in seconds; only a failing test reaches it."""
 
 
 @asynccontextmanager
 async def serving(sock: socket.socket, not_ready: list[str] | None = None) -> AsyncIterator[None]:
-    """The daemon's HTTP side, with these things not ready."""
+    """Serve the metrics listener of a fake daemon with these reasons not to be ready."""
     serve = partial(
         serve_metrics, [sock], CollectorRegistry(), FakeDaemon(not_ready=not_ready or [])
     )
@@ -44,11 +44,11 @@ def listen_text(sock: socket.socket) -> str:
 
 
 async def asked(asking: Callable[[], str]) -> str:
-    """What the blocking call answers, while the server goes on."""
+    """Return the result of a blocking call, made in a thread beside the server."""
     return await trio.to_thread.run_sync(asking)
 
 
-# --- what the daemon says -----------------------------------------------------------------
+# --- the answers --------------------------------------------------------------------------
 
 
 async def test_ready_is_200_and_unready_503_with_every_reason(tcp: socket.socket) -> None:
@@ -71,14 +71,14 @@ async def test_a_server_without_problems_is_ready(tcp: socket.socket) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_the_index_names_both(tcp: socket.socket) -> None:
+async def test_the_index_lists_healthz_and_readyz(tcp: socket.socket) -> None:
     async with serving(tcp), httpx.AsyncClient() as client:
         index = await client.get(url(tcp, "/"))
     assert "/healthz" in index.text
     assert "/readyz" in index.text
 
 
-# --- asking -------------------------------------------------------------------------------
+# --- the request --------------------------------------------------------------------------
 
 
 async def test_a_daemon_is_asked_over_tcp_by_address_or_url(tcp: socket.socket) -> None:
@@ -121,11 +121,15 @@ async def test_a_missing_page_is_unhealthy(tcp: socket.socket) -> None:
 
 def test_without_a_listener_the_error_names_the_address(tmp_path: Path) -> None:
     port = unused_tcp_port()
-    with pytest.raises(UnhealthyError, match=f"nothing answers at 127.0.0.1:{port}: Connection"):
+    with pytest.raises(
+        UnhealthyError, match=f"cannot ask the daemon at 127.0.0.1:{port}: Connection"
+    ):
         ask(f"127.0.0.1:{port}", SOON)
     dead_unix_socket(tmp_path / "dead")
     for name in ("dead", "absent"):
-        with pytest.raises(UnhealthyError, match=f"nothing answers at unix:{tmp_path}/{name}: "):
+        with pytest.raises(
+            UnhealthyError, match=f"cannot ask the daemon at unix:{tmp_path}/{name}: "
+        ):
             ask(f"unix:{tmp_path}/{name}", SOON)
 
 
@@ -143,24 +147,26 @@ async def test_an_answer_that_is_not_http_is_unhealthy(tcp: socket.socket) -> No
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(tcp.dup()))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, answer, [listener])
-        with pytest.raises(UnhealthyError, match="does not speak HTTP"):
+        with pytest.raises(UnhealthyError, match="is not HTTP"):
             await asked(lambda: ask(listen_text(tcp), SOON))
         nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("text", ["https://x/", "x:80", "http://", "http://x:port/", "unix:/a"])
 def test_a_text_that_is_not_an_http_url_is_an_error(text: str) -> None:
-    with pytest.raises(UnhealthyError, match="is no URL"):
+    with pytest.raises(UnhealthyError, match=r"is not (a|an HTTP) URL"):
         ask_url(text, SOON)
 
 
 @pytest.mark.parametrize("text", ["fd:metrics", "vsock::9490", "vsock-mux:/v:1"])
 def test_a_listener_without_an_address_cannot_be_asked(text: str) -> None:
-    with pytest.raises(UnhealthyError, match=r"cannot be asked: say with --url"):
+    with pytest.raises(
+        UnhealthyError, match=r"cannot ask the daemon: .* is not a TCP or Unix address; use --url"
+    ):
         ask(text, SOON)
 
 
-# --- where --------------------------------------------------------------------------------
+# --- the address --------------------------------------------------------------------------
 
 
 def test_the_listener_is_read_from_the_file_or_the_environment(tmp_path: Path) -> None:
@@ -180,7 +186,7 @@ def test_a_configuration_without_metrics_is_an_error_with_a_remedy(
     file = tmp_path / "c.toml"
     file.write_text(text)
     for named in (file, None):
-        with pytest.raises(UnhealthyError, match=r"give it \[metrics\] listen"):
+        with pytest.raises(UnhealthyError, match=r"set \[metrics\] listen"):
             metrics_listen(named, {})
 
 
@@ -203,7 +209,7 @@ async def test_the_command_asks_the_daemon_that_the_environment_describes(tmp_pa
         assert await running.stop() == 0
     done = command("health", environ=environ)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"vsockproxy: nothing answers at unix:{tmp_path}/metrics: ")
+    assert done.stderr.startswith(f"vsockproxy: cannot ask the daemon at unix:{tmp_path}/metrics: ")
 
 
 async def test_the_command_takes_an_address_or_a_url(tcp: socket.socket) -> None:
@@ -232,18 +238,18 @@ def test_every_failure_is_status_1_and_one_line(tmp_path: Path) -> None:
 HEAVY: Final = {"trio", "pydantic", "structlog", "prometheus_client", "hypercorn", "ruamel"}
 
 
-def test_asking_imports_neither_trio_nor_pydantic() -> None:
+def test_the_health_module_imports_no_heavy_library() -> None:
     code = "import sys, vsockproxy.admin.health; print(*sys.modules)"
     done = subprocess.check_output([sys.executable, "-c", code], env=environment(), text=True)
     assert "http.client" in done.split()
     assert not HEAVY & set(done.split())
 
 
-def test_the_command_imports_nothing_heavy_of_its_own() -> None:
+def test_the_health_command_imports_no_heavy_library() -> None:
     done = command("health", "--metrics", "1", environ={"PYTHONPROFILEIMPORTTIME": "1"})
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "http.client" in imported
-    assert not imported & (HEAVY - {"pydantic"})  # which typer takes to read options
+    assert not imported & (HEAVY - {"pydantic"})  # typer imports it to read options
 
 
 def test_the_control_socket_is_asked_if_the_metrics_cannot_be(tmp_path: Path) -> None:
@@ -255,7 +261,7 @@ def test_the_control_socket_is_asked_if_the_metrics_cannot_be(tmp_path: Path) ->
         assert metrics_listen(file, {}) == "unix:/run/admin.sock"
     assert metrics_listen(None, {"VSOCKPROXY_ADMIN_SOCKET": "/run/a"}) == "unix:/run/a"
     file.write_text(tls)
-    with pytest.raises(UnhealthyError, match=r"over TLS, .* give it \[admin\] socket"):
+    with pytest.raises(UnhealthyError, match=r"over TLS; set \[admin\] socket"):
         metrics_listen(file, {})
 
 

@@ -52,7 +52,7 @@ async def test_over_limit_reject_resets_clients_over_max_connections() -> None:
         first = await route.live()
         assert await ends_by_reset(route.connect())
         await route.rejected("max_connections")
-        assert route.stats.connections == 1, "who is turned away was never a connection"
+        assert route.stats.connections == 1, "a rejected client is not a connection"
         await first.aclose()
         await route.closed("finished")
         assert await route.exchange(b"x") == b"x"

@@ -109,7 +109,7 @@ def test_descriptors_are_counted_without_the_kernels_short_answer(
 
 def test_a_short_peak_of_descriptors_does_not_close_the_gate_for_long() -> None:
     admission = Admission()
-    admission.live = 1  # somebody is always connected
+    admission.live = 1  # a connection that stays open
     room = admission.recount()
     with ExitStack() as spike:
         for _ in range(100):

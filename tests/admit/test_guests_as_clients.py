@@ -1,4 +1,4 @@
-"""Guests as clients: who may connect by CID, and what targets learn of them.
+"""Guests as clients: access rules by CID, and the addresses that targets receive.
 
 Over AF_VSOCK, in a kernel that the tests boot; every client there has CID 1.
 """
@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.vsock,
     pytest.mark.skipif(
         "VSOCKPROXY_TEST_KERNEL" not in os.environ,
-        reason="needs a kernel of its own: install the package user-mode-linux, run `make test`",
+        reason="needs a test kernel: install the package user-mode-linux, run `make test`",
     ),
 ]
 

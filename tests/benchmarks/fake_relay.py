@@ -1,4 +1,4 @@
-"""A relay that does one thing wrong to what comes back from its target."""
+"""A fake relay that alters its target's answers in one way."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from threading import Thread
 
 Spoil = Callable[[bytes], bytes]
-"""What it makes of a piece; nothing left: it closes the connection."""
+"""Returns the altered piece; empty: the relay closes the connection."""
 
 
 @contextmanager
 def spoiler(listen: Path, target: Path, spoil: Spoil) -> Iterator[None]:
-    """Relay one connection after the other, until the block ends."""
+    """Relay one connection after the other until the block ends."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(listen))
         listener.listen()
@@ -37,7 +37,7 @@ def _serve(listener: socket.socket, target: Path, spoil: Spoil) -> None:
 
 
 def _relay(client: socket.socket, server: socket.socket, spoil: Spoil) -> None:
-    """A request goes whole, its answer spoiled."""
+    """Relay a request unchanged and its answer altered."""
     while request := client.recv(1 << 16):
         server.sendall(request)
         answer = spoil(server.recv(1 << 16))

@@ -1,4 +1,4 @@
-"""The benchmarks' load program notices what a proxy does to the bytes."""
+"""The benchmarks' load program detects lost and altered bytes."""
 
 import shutil
 import subprocess
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="install gcc")
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, as the Makefile builds it."""
+    """Build the program as the Makefile does; return its path."""
     program = tmp_path_factory.mktemp("load") / "load"
     flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O2"]
     subprocess.run(["gcc", *flags, "-o", program, *SOURCES.glob("*.c")], check=True)
@@ -25,7 +25,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def target(load: Path, tmp_path: Path) -> Iterator[Path]:
-    """The path of its server."""
+    """Run its server; yield the path of its socket."""
     path = tmp_path / "target"
     with subprocess.Popen([load, "serve", f"unix:{path}"], stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
@@ -49,7 +49,9 @@ def run(load: Path, path: Path, group: str) -> subprocess.CompletedProcess[str]:
         "connections=1,up=300000,half_close",
     ],
 )
-def test_a_run_without_a_loss_ends_well(load: Path, target: Path, group: str) -> None:
+def test_a_run_without_a_lost_byte_exits_with_status_0(
+    load: Path, target: Path, group: str
+) -> None:
     done = run(load, target, group)
     assert done.returncode == 0, done.stderr
     assert '"requests": ' in done.stdout
@@ -75,7 +77,7 @@ def close(_data: bytes) -> bytes:
         (close, "lost: the connection ended after 0 of an answer's 64 bytes"),
     ],
 )
-def test_a_spoiled_answer_ends_it(
+def test_an_altered_answer_ends_the_run(
     load: Path, target: Path, tmp_path: Path, spoil: Spoil, told: str
 ) -> None:
     with spoiler(tmp_path / "proxy", target, spoil):
@@ -84,7 +86,7 @@ def test_a_spoiled_answer_ends_it(
     assert told in done.stderr
 
 
-def test_an_answer_with_a_byte_less_is_noticed(load: Path, target: Path, tmp_path: Path) -> None:
+def test_an_answer_without_one_byte_is_detected(load: Path, target: Path, tmp_path: Path) -> None:
     """In the middle: the bytes behind it no longer fit the pattern."""
 
     def drop_one(data: bytes) -> bytes:
@@ -96,7 +98,7 @@ def test_an_answer_with_a_byte_less_is_noticed(load: Path, target: Path, tmp_pat
     assert "other bytes came than were sent" in done.stderr
 
 
-def test_vsock_is_refused_outside_a_kernel_for_it(load: Path) -> None:
+def test_a_vsock_address_outside_a_test_kernel_is_an_error(load: Path) -> None:
     line = [str(load), "serve", "vsock:1:5000"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""Who may connect: what rules say, and that clients are let in or reset by them."""
+"""Access rules: their text, the clients that they match, and the reset of denied clients."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ async def test_another_user_is_admitted_by_its_rule_only() -> None:
 
 
 def opened(endpoint: UnixEndpoint, policy: Policy) -> os.stat_result:
-    """The file of a listener with a policy."""
+    """Open a listener with a policy; yield its file."""
     [listener] = listen(endpoint, 16, {}, policy)
     try:
         return Path(endpoint.path).stat()
@@ -318,7 +318,7 @@ async def test_a_reload_changes_the_mode(tmp_path: Path) -> None:
 
 
 @needs_root
-async def test_a_reload_that_cannot_change_the_owner_logs_it_and_goes_on() -> None:
+async def test_a_reload_that_cannot_change_the_owner_is_logged_and_succeeds() -> None:
     with open_folder() as folder, as_other_owner(folder):
         async with serving(Policy(), listen_at=unix_at(folder)) as route:
             route.reconfigure(Policy(owner=0))
@@ -327,6 +327,6 @@ async def test_a_reload_that_cannot_change_the_owner_logs_it_and_goes_on() -> No
 
 
 def as_other_owner(folder: Path) -> AbstractContextManager[None]:
-    """An ordinary user, whose folder it is."""
+    """Make an ordinary user the owner of the folder."""
     os.chown(folder, ORDINARY_USER, -1)
     return as_ordinary_user()

@@ -1,4 +1,4 @@
-"""Which listeners cannot live side by side."""
+"""Listeners that conflict with another listener or with their own target."""
 
 import pytest
 from hypothesis import given

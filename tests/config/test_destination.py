@@ -1,4 +1,4 @@
-"""Where a TCP target may be: what patterns say, in a file and at each dial."""
+"""`target_allow` and `target_deny`: patterns, their errors in a file, and their use at a dial."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def but(*texts: str) -> Destinations:
 
 
 @pytest.mark.parametrize(
-    ("text", "spelt"),
+    ("text", "printed"),
     [
         ("10.0.0.0/8:443", "10.0.0.0/8:443"),
         ("10.1.2.3/32:1-65535", "10.1.2.3:*"),
@@ -52,9 +52,9 @@ def but(*texts: str) -> Destinations:
         ("db:7-7", "db:7"),
     ],
 )
-def test_a_pattern_is_a_host_and_ports(text: str, spelt: str) -> None:
-    assert str(parse_pattern(text)) == spelt
-    assert parse_pattern(spelt) == parse_pattern(text)
+def test_a_pattern_is_a_host_and_ports(text: str, printed: str) -> None:
+    assert str(parse_pattern(text)) == printed
+    assert parse_pattern(printed) == parse_pattern(text)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_every_text_is_a_pattern_or_an_address_error(text: str) -> None:
     assert parse_pattern(str(parsed)) == parsed
 
 
-# ---- what they say of a target and of the address that it leads to ----
+# ---- a target, and the address that its name resolves to ----
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ Resolve = Callable[..., Awaitable[list[tuple[object, ...]]]]
 
 
 def resolving_to(*addresses: str) -> Resolve:
-    """A name server whose answer is these IPv4 addresses."""
+    """Fake the name server: it answers with these IPv4 addresses."""
 
     async def resolve(_host: str, port: int, **_: object) -> list[tuple[object, ...]]:
         await trio.lowlevel.checkpoint()

@@ -1,4 +1,4 @@
-"""Files as trees: what is read, where it stands, and files that cannot be read at all."""
+"""Files as trees: values, their lines and columns, and files that cannot be read."""
 
 import os
 import re
@@ -280,7 +280,7 @@ def test_a_fifo_does_not_hang(tmp_path: Path) -> None:
 
 @pytest.fixture
 def an_ordinary_user() -> Iterator[None]:
-    """Root reads every file, so root becomes nobody for a while."""
+    """Run as the user ``nobody`` if root runs the tests: root can read every file."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
@@ -321,7 +321,7 @@ def test_bytes_that_are_not_utf_8_have_a_place() -> None:
 def test_a_huge_file_is_not_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     with path.open("wb") as file:
-        file.truncate(1 << 40)  # sparse; nobody could read it whole
+        file.truncate(1 << 40)  # sparse; far more than fits in memory
     assert refused(path) == "is larger than 1 MiB: is this the right file?"
 
 

@@ -1,4 +1,4 @@
-"""Lengths of time as operators write them."""
+"""Durations as operators write them."""
 
 import pytest
 from hypothesis import given

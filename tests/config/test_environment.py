@@ -1,4 +1,4 @@
-"""A configuration in environment variables: the same as a file's, and errors that name them."""
+"""Configuration by environment variables: equal to a file's, and errors that name the variable."""
 
 import re
 from dataclasses import replace
@@ -28,12 +28,12 @@ PAGE: Final = REPOSITORY / "docs" / "containers.md"
 
 
 def config(**texts: str) -> Config:
-    """The configuration of ``VSOCKPROXY_`` variables, named without their prefix."""
+    """Return the configuration of ``VSOCKPROXY_`` variables, named without their prefix."""
     return environment_config({f"VSOCKPROXY_{name}": text for name, text in texts.items()})
 
 
 def errors(**texts: str) -> list[str]:
-    """What is said of wrong variables, line by line, without prefixes."""
+    """Return the lines of the error for wrong variables, without prefixes."""
     with pytest.raises(ConfigError) as caught:
         config(**texts)
     lines = str(caught.value).splitlines()
@@ -42,7 +42,7 @@ def errors(**texts: str) -> list[str]:
 
 
 def same(file: str, **texts: str) -> bool:
-    """Whether a TOML file and variables give the same configuration."""
+    """Return whether a TOML file and variables give the same configuration."""
     return replace(toml(file), source="environment") == config(**texts)
 
 
@@ -179,7 +179,7 @@ def test_service_variables_of_kubernetes_are_not_settings() -> None:
     assert list(settings({"VSOCKPROXY_PORT": "8080"})) == ["VSOCKPROXY_PORT"]
 
 
-def test_settings_are_known_or_not() -> None:
+def test_a_variable_is_a_setting_only_if_a_key_has_its_name() -> None:
     environ = {"VSOCKPROXY_LOG_LEVEL": "info", "VSOCKPROXY_LOGLEVEL": "info"}
     assert list(settings(environ)) == sorted(environ)
     assert known_settings(environ) == ["VSOCKPROXY_LOG_LEVEL"]
@@ -288,7 +288,7 @@ def test_the_page_lists_every_variable_and_no_other() -> None:
 
 
 def listing(text: str) -> str:
-    """The page's list of variables."""
+    """Return the page's list of variables."""
     return text.split("\n## Every variable\n")[1].split("\n## ", maxsplit=1)[0]
 
 
@@ -318,7 +318,7 @@ def test_wrong_variables_are_status_2_and_named() -> None:
     assert "did you mean VSOCKPROXY_LOG_LEVEL?" in done.stderr
 
 
-def test_a_misspelt_variable_alone_is_reported_with_the_nearest_one() -> None:
+def test_a_misspelled_variable_alone_is_reported_with_the_nearest_one() -> None:
     done = command("run", environ={"VSOCKPROXY_FOWARD": "8080=3:80"})
     assert done.returncode == 2
     assert "VSOCKPROXY_FOWARD: unknown variable: did you mean VSOCKPROXY_FORWARD?" in done.stderr

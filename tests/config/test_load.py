@@ -1,4 +1,4 @@
-"""From the text of a configuration to its routes and settings."""
+"""The routes and settings that the text of a configuration gives."""
 
 from typing import Literal
 
@@ -207,20 +207,20 @@ def test_a_route_can_have_several_targets_each_with_its_range() -> None:
     assert [route.policy.balance for route in config.routes] == ["round_robin"] * 2 + ["first"]
 
 
-def test_what_happens_while_a_guest_is_not_up_is_read() -> None:
+def test_the_keys_for_guests_that_are_not_up_are_read() -> None:
     config = toml(
         'forward.80 = "3:80"\n[defaults]\nwait_for_guest = "30s"\n'
         'probe_interval = "1m"\nready_when_up = true\nbalance = "round_robin"\n'
         '[[route]]\nlisten = 81\ntarget = "3:81"\nwait_for_guest = "off"\nfail_fast = true'
     )
-    waits, fails = (route.policy for route in config.routes)
-    assert waits == Policy(
+    holding, failing = (route.policy for route in config.routes)
+    assert holding == Policy(
         wait_for_guest=30.0,
         probe_interval=60.0,
         ready_when_up=True,
         balance="round_robin",
     )
-    assert (fails.wait_for_guest, fails.fail_fast, fails.probe_interval) == (None, True, 60.0)
+    assert (failing.wait_for_guest, failing.fail_fast, failing.probe_interval) == (None, True, 60.0)
 
 
 def test_limits_and_options_are_read() -> None:

@@ -1,4 +1,7 @@
-"""Every problem of a configuration is reported, with its key and its place."""
+"""Every problem of a configuration is reported, with its key and its place.
+
+The subjects with many problems have files: test_problems_of_*.
+"""
 
 import re
 from pathlib import Path
@@ -57,7 +60,7 @@ WRONG_TOML = {
             "guests.c.cid: true is not a whole number",
         ],
     ),
-    "doubled names": (
+    "two routes with one name": (
         '[[route]]\nname = "a"\nlisten = 80\ntarget = "3:80"\n'
         '[[route]]\nname = "a"\nlisten = 81\ntarget = "3:81"\n'
         '[[route]]\nname = " "\nlisten = 82\ntarget = "3:82"',
@@ -66,7 +69,7 @@ WRONG_TOML = {
             "route[2].name: ' ' is not a name: expected 1 to 128 printable characters",
         ],
     ),
-    "half a route": (
+    "a route without listen or target": (
         '[[route]]\nname = "a"\n[[route]]\nlisten = 80\ntarget = {}',
         [
             "route[0].listen: is missing: a route needs listen and target",
@@ -78,7 +81,7 @@ WRONG_TOML = {
     "no route": ("[forward]\n[log]\nlevel = 3", [
         NO_ROUTE, "log.level: 3 is not valid: expected 'debug', 'info', 'warning' or 'error'",
     ]),
-    "nothing": ("# nothing\n", [NO_ROUTE]),
+    "a file without a key": ("# nothing\n", [NO_ROUTE]),
 }  # fmt: skip
 
 WRONG_YAML = {
@@ -102,7 +105,7 @@ WRONG_YAML = {
         "8080: 3:80",
         [NO_ROUTE, '1:1: "8080": unknown key: write routes under forward'],
     ),
-    "places": (
+    "the line and column of each problem": (
         "forward:\n  8080: 3:80\n  8080: 3:81\n  on: yes\n  9090:\nroute:\n  - listen: 81\n"
         "    target: 3:80\n    backlog: 1.5\n  - 5\n  - lisen: 82\n    target: 3:80\n",
         [
@@ -117,7 +120,7 @@ WRONG_YAML = {
             "11:5: route[2].lisen: unknown key: did you mean listen?",
         ],
     ),
-    "nothing but a list": (
+    "a list at the top": (
         "- 8080: 3:80",
         ["1:1: is not a table: write `forward:`, and below it, indented, `8080: 3:80`"],
     ),
@@ -145,7 +148,7 @@ def test_every_problem_of_a_toml_file_is_reported(text: str, lines: list[str]) -
 
 
 @pytest.mark.parametrize(("text", "lines"), WRONG_YAML.values(), ids=WRONG_YAML)
-def test_every_problem_of_a_yaml_file_has_its_place(text: str, lines: list[str]) -> None:
+def test_every_problem_of_a_yaml_file_has_its_line_and_column(text: str, lines: list[str]) -> None:
     assert errors(text, ".yaml") == lines
 
 

@@ -7,28 +7,28 @@ from tests.config.texts import errors
 RELATIVE = "is relative, and a daemon's working directory is /: write the whole path"
 
 WRONG = {
-    "doubled listener": (
+    "two routes at one address": (
         'forward."tcp:127.0.0.1:80" = "3:80"\n[[route]]\nname = "b"\nlisten = 80\ntarget = "4:80"',
         ["route[0].listen: '80' is already in use by the route 'tcp:127.0.0.1:80': choose another"
          " address"],
     ),
-    "every address against one": (
+    "one address and every address": (
         'forward."127.0.0.1:80" = "3:80"\nforward."0.0.0.0:80" = "3:80"\n'
         'forward."[::]:80" = "3:80"',
         ["forward.\"0.0.0.0:80\": '0.0.0.0:80' is already in use by the route '127.0.0.1:80':"
          " choose another address"],
     ),
-    "any CID against one": (
+    "one CID and any CID": (
         'forward."vsock::80" = "80"\nforward."vsock:2:80" = "81"',
         ["forward.\"vsock:2:80\": 'vsock:2:80' is already in use by the route 'vsock::80': choose"
          " another address"],
     ),
-    "a mux's socket as a unix one": (
+    "a mux listener and a unix listener at one path": (
         'forward."vsock-mux:/v:5" = "80"\nforward."unix:/v_5" = "81"',
         ["forward.\"unix:/v_5\": 'unix:/v_5' is already in use by the route 'vsock-mux:/v:5':"
          " choose another address"],
     ),
-    "the metrics' listener": (
+    "a listener at the address of the metrics": (
         'forward."localhost:9490" = "3:80"\nmetrics.listen = 9490',
         ["forward.\"localhost:9490\": 'localhost:9490' is already in use by metrics.listen:"
          " choose another address"],
@@ -59,7 +59,7 @@ WRONG = {
             f"forward.\"vsock-mux:v:81\": 'v' {RELATIVE}",
         ],
     ),
-    "targets that are any": (
+    "targets without a fixed CID or port": (
         'forward.80 = "vsock::80"\nforward.81 = "3:-1"\nforward.82 = "tcp:x:0"\n'
         'forward.83 = "tcp:x:65536"\nforward.84 = "fd:x"',
         [
@@ -70,7 +70,7 @@ WRONG = {
             "forward.\"84\": 'fd:x' cannot be a target: an inherited socket only listens",
         ],
     ),
-    "listeners that are any": (
+    "listeners without a fixed port": (
         'forward.0 = "3:80"\nforward."vsock::any" = "80"\nforward.65536 = "3:80"\n'
         "metrics.listen = 0",
         [
@@ -96,7 +96,7 @@ WRONG = {
             "forward.\"vsock::5\": 'local:5' is the route's own listener: choose another target",
         ],
     ),
-    "targets that cannot be": (
+    "invalid lists of targets": (
         "[[route]]\nlisten = 80\ntargets = []\n[[route]]\nlisten = 81\ntargets = [3, true, {}]\n"
         '[[route]]\nlisten = 82\ntarget = "3:80"\ntargets = ["3:80"]\n'
         '[[route]]\nlisten = 83\ntargets = ["3:80", "4:80-81"]\n'
@@ -114,7 +114,7 @@ WRONG = {
             "route[5].targets: 'tcp:85' is the route's own listener: choose another target",
         ],
     ),
-    "both sides": (
+    "an error on both sides of a route": (
         '[forward]\nx = "y"',
         [
             "forward.x: 'x' has no port: write HOST:PORT",

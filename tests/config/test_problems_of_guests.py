@@ -29,7 +29,7 @@ WRONG = {
             "guests.e.handshake: needs mux",
         ],
     ),
-    "guests that say nothing": (
+    "malformed ways to a guest": (
         'forward.80 = "a:80"\n[guests]\na.file = ""\nb.command = "cid"\nc.command = ["cid"]\n'
         'd.command = ["/c", 3]\ne = {file = "/f", handshake = "none"}\nf.command = ["/c\\u0000"]\n'
         'g.mux = " "\nh = {cid = 3, uri = "qemu:///session"}\ni.qmp = "web.qmp"',
@@ -64,7 +64,7 @@ WRONG = {
             " needs a fixed one: give the VM a fixed CID, and write its number here",
         ],
     ),
-    "a guest that is wrong already": (
+    "a target whose guest has an error": (
         'forward.80 = "a:80"\nguests.a.cid = "3"',
         ["guests.a.cid: '3' is not a whole number"],
     ),

@@ -72,7 +72,7 @@ WRONG = {
             "route[2].mode: needs a Unix listener with a file: vsock:any:81 has none",
         ],
     ),
-    "keys that mean nothing there": (
+    "keys without an effect on the route": (
         '[[route]]\nlisten = "unix:/a"\ntarget = "unix:/b"\nkeepalive = "1m"\nbuffer_size = 4096\n'
         '[[route]]\nlisten = "fd:x"\ntarget = "3:80"\nowner = 0\n'
         '[[route]]\nlisten = 80\ntarget = "3:80"\naccept_proxy = true\n'
@@ -85,7 +85,7 @@ WRONG = {
             "route[2].buffer_max: buffer_size exceeds buffer_max",
         ],
     ),
-    "waiting that cannot be meant": (
+    "keys of held clients that contradict each other": (
         '[defaults]\nwait_for_guest = "1m"\n'
         '[[route]]\nlisten = 80\ntarget = "3:80"\nfail_fast = true\n'
         '[[route]]\nlisten = 81\ntarget = "3:80"\nbalance = "first"\n'

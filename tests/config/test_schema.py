@@ -35,7 +35,7 @@ def keys_of(model: type[BaseModel]) -> set[str]:
 
 
 def sections_of(text: str, heading: str) -> Iterator[tuple[str, str]]:
-    """The name and the text of each part of a file, by a pattern with the name as its group."""
+    """Return the text of each part of a file by its name, which is the group of ``pattern``."""
     parts = re.split(f"(?m)^{heading}.*$", text)
     return zip(parts[1::2], parts[2::2], strict=True)
 

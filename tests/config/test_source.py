@@ -1,4 +1,4 @@
-"""Which configuration a command means."""
+"""The order in which a command looks for its configuration."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Configurations as text: what they mean, and the lines of their errors."""
+"""Configurations from text, and the lines of their errors."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ async def test_byte_counters_move_while_a_connection_runs(
         assert await client.receive_some() == b"12345"
         stats = daemon.stats("echo")
         assert len(stats.live) == 1
-        # A byte is counted when it has gone, a moment later.
+        # A byte is counted a moment after it was sent.
         await until(lambda: (stats.upstream_bytes, stats.downstream_bytes) == (5, 5))
         assert stats.closed.total() == 0
 
@@ -163,7 +163,7 @@ async def test_a_port_in_use_names_the_route_and_leaves_nothing_open(
     assert not (tmp_path / "front.sock").exists()
 
 
-async def test_accepting_goes_on_once_descriptors_are_free_again(guest: MuxEndpoint) -> None:
+async def test_accepting_resumes_once_descriptors_are_free(guest: MuxEndpoint) -> None:
     route = Route("echo", LOOPBACK, guest, Policy(half_close="forward"))
     async with running(route) as daemon:
         address = daemon.address("echo")
@@ -174,7 +174,7 @@ async def test_accepting_goes_on_once_descriptors_are_free_again(guest: MuxEndpo
         with no_descriptors_left():
             early.connect(("127.0.0.1", address.port))
             await until(lambda: daemon.stats("echo").accept_errors)
-        assert await exchange(stream(early), b"waited") == b"waited"
+        assert await exchange(stream(early), b"held") == b"held"
         assert await exchange(await daemon.connect(), b"new") == b"new"
 
 
@@ -224,7 +224,7 @@ async def test_a_stop_lets_live_connections_finish_and_refuses_new_ones(
         assert daemon.drained is True
 
 
-async def test_orders_to_a_daemon_that_drains_open_no_port_again(guest: MuxEndpoint) -> None:
+async def test_commands_to_a_draining_daemon_open_no_listener(guest: MuxEndpoint) -> None:
     policy = Policy(half_close="forward")
     routes = Route("echo", LOOPBACK, guest, policy), Route("idle", LOOPBACK_2, guest, policy)
     async with running(*routes) as daemon:
@@ -248,7 +248,7 @@ async def test_orders_to_a_daemon_that_drains_open_no_port_again(guest: MuxEndpo
         assert daemon.drained is True
 
 
-async def test_a_reload_of_a_daemon_that_has_ended_is_a_problem_and_no_crash(
+async def test_a_reload_of_a_daemon_that_has_ended_is_an_error(
     guest: MuxEndpoint,
 ) -> None:
     config = Config((Route("echo", LOOPBACK, guest),))

@@ -227,8 +227,8 @@ async def test_a_restored_socket_serves_its_route_and_stays_in_the_fd_store(
         arguments = ("forward", f"127.0.0.1:{port}", str(guest), "--half-close", "forward")
         async with daemon(*arguments, sockets={name: kept}) as running:
             async with stream(early) as client:
-                await client.send_all(b"waited")
-                assert await client.receive_some() == b"waited"
+                await client.send_all(b"queued")
+                assert await client.receive_some() == b"queued"
             assert await running.stop() == 0
         told = _all(systemd)
         assert {"READY": "1"} in told

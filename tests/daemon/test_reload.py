@@ -1,4 +1,4 @@
-"""Reloads of a daemon under real clients: what moves, what stays, and what a failure changes."""
+"""Reloads of a daemon with real clients: listeners, connections, and reloads that fail."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from vsockproxy.config.settings import Config, Policy, PumpChoice, Route
 from vsockproxy.errors import ConfigError, ListenError, Problem
 
 
-async def test_a_changed_target_is_for_new_connectionsonly(
+async def test_a_changed_target_applies_only_to_new_connections(
     guest: MuxEndpoint, tmp_path: Path, choice: PumpChoice
 ) -> None:
     async with mux_server(tmp_path / "other", {1: says(b"the other")}) as other:

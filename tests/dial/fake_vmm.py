@@ -1,7 +1,6 @@
-"""A virtual machine monitor's vsock socket, with what real ones get wrong.
+"""A fake of a virtual machine monitor's vsock socket, with the quirks of real ones (docs/vmm.md).
 
-Real Unix sockets; the guest behind them is a table of services, one for each port.  What
-the quirks are and who has them: docs/vmm.md.
+The Unix sockets are real; the guest behind them is a table of services, one for each port.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ class Vmm:
 
     Attributes:
       path: the socket's file.
-      requests: what each host sent before the answer, all of it.
-      live: how many hosts are connected.
+      requests: all bytes that each host sent before the answer.
+      live: the number of connected hosts.
     """
 
     def __init__(
@@ -53,9 +52,10 @@ class Vmm:
             yield
 
     async def guest_connects(self, port: int) -> trio.SocketStream:
-        """What the guest's connect to a host port is: a stream to ``PATH_PORT``, unannounced.
+        """Connect to ``PATH_PORT``, as a VMM does when its guest connects to a host port.
 
-        Raises OSError where nobody listens; never waits, as the VMM's only thread must not.
+        Raises OSError if nothing listens there, or its backlog is full: it never blocks, since a
+        VMM has one thread.
         """
         sock = socket.socket(socket.AF_UNIX)
         sock.setblocking(False)
@@ -97,7 +97,7 @@ async def never_answers(host: trio.SocketStream, port: int) -> bool:
 
 
 def _waiting(host: trio.SocketStream) -> bytes:
-    """Return the bytes that have come and were not read."""
+    """Return the received bytes that were not read."""
     with socket.fromfd(host.socket.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
             return sock.recv(4096, socket.MSG_PEEK | socket.MSG_DONTWAIT)

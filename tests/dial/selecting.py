@@ -1,4 +1,4 @@
-"""Policies, endpoints and waits that the tests of `Selection` share."""
+"""Policies, endpoints and helpers that the tests of `Selection` share."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def test_a_connection_has_its_ports_and_descriptor_until_it_is_closed() -> None:
                 assert copy.recv(1) == b"x"
         assert connection.file_descriptor == -1
         assert repr(connection).endswith("file_descriptor=-1>")
-        with pytest.raises(OSError) as caught:  # noqa: PT011 - the number tells
+        with pytest.raises(OSError) as caught:  # noqa: PT011 - its errno is checked
             connection.duplicate()
         assert caught.value.errno == errno.EBADF
 

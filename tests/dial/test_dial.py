@@ -94,7 +94,7 @@ async def test_a_dial_of_localhost_falls_back_to_ipv6() -> None:
         assert sock.family == socket.AF_INET6
 
 
-async def test_a_loopback_dial_is_no_checkpoint() -> None:
+async def test_a_loopback_dial_has_no_checkpoint() -> None:
     """A cancelled scope does not stop it: it has no checkpoint."""
     with socket.create_server(("127.0.0.1", 0)) as server, trio.CancelScope() as scope:
         scope.cancel()
@@ -179,7 +179,7 @@ async def test_a_name_that_does_not_resolve_is_named() -> None:
     assert "'no-such-host.invalid' does not resolve" in str(error)
 
 
-async def test_a_name_that_idna_cannot_write_is_a_name_that_does_not_resolve() -> None:
+async def test_a_name_that_idna_cannot_encode_does_not_resolve() -> None:
     assert (await fails(TcpEndpoint("a" * 70 + ".example", 80))).reason == "name"
 
 
@@ -243,7 +243,7 @@ async def test_a_full_backlog_is_busy(tmp_path: Path) -> None:
     assert (error.reason, error.errno) == ("busy", errno.EAGAIN)
 
 
-async def test_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
+async def test_a_dial_is_connected_once_a_full_backlog_has_room(tmp_path: Path) -> None:
     path = tmp_path / "full"
     with full_unix_listener(path) as server:
 
@@ -271,7 +271,7 @@ async def test_a_missing_path_is_not_found(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["unix", "vsock-mux"])
-async def test_a_path_that_is_not_a_socket_is_refused_with_that_sentence(
+async def test_a_path_that_is_not_a_socket_is_refused_and_the_error_says_so(
     tmp_path: Path, kind: str
 ) -> None:
     (tmp_path / "file").touch()

@@ -1,6 +1,6 @@
 """Dial, listen and the C calls over AF_VSOCK itself, in a kernel that the tests boot.
 
-Its CID 1 is a loopback of its own, so both ends of every connection are here.
+Its CID 1 is its loopback, so both ends of every connection are here.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ async def test_a_peer_is_known_with_its_flags() -> None:
         assert vsock.peer(sock) == loopback(listener)
 
 
-async def test_a_port_where_nobody_listens_is_refused() -> None:
+async def test_a_port_without_a_listener_is_refused() -> None:
     with listening() as listener:
         endpoint = loopback(listener)
     error = await fails(endpoint)
@@ -127,7 +127,7 @@ def test_both_numbers_of_the_option_are_one_timeout(option: int) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, 1e-9, 1e18, math.inf])
-def test_no_timeout_is_out_of_the_kernels_range(seconds: float) -> None:
+def test_every_timeout_is_within_the_kernels_range(seconds: float) -> None:
     with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as sock:
         vsock.set_connect_timeout(sock, seconds)
         assert vsock.connect_timeout(sock) != vsock.KERNEL_CONNECT_TIMEOUT
@@ -162,7 +162,7 @@ def test_a_cid_that_is_not_ours_is_not_local() -> None:
     assert (error.reason, error.errno) == ("not_local", errno.EADDRNOTAVAIL)
 
 
-def test_a_kernel_with_the_loopback_alone_knows_no_cid_of_its_own() -> None:
+def test_a_kernel_with_only_the_loopback_has_no_local_cid() -> None:
     """The device answers VMADDR_CID_ANY, or with CID 1 where the kernel counts the loopback."""
     assert vsockproxy.local_cid() in (None, CID_LOCAL)
 

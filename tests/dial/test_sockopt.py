@@ -128,7 +128,7 @@ def test_buffer_max_is_set_before_buffer_size() -> None:
 @pytest.mark.vsock
 @pytest.mark.skipif(
     "VSOCKPROXY_TEST_KERNEL" not in os.environ,
-    reason="needs a kernel of its own: install the package user-mode-linux, run `make test`",
+    reason="needs a test kernel: install the package user-mode-linux, run `make test`",
 )
 async def test_vsock_buffer_sizes_are_set_on_listener_and_dial() -> None:
     policy = Policy(buffer_size=1 << 20, buffer_max=2 << 20)

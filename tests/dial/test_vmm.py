@@ -74,7 +74,7 @@ async def test_half_close_hold_keeps_the_answer_of_a_vmm_that_closes_both_halves
     target = MuxEndpoint(str(vmm.path), PORT)
     async with vmm.running(), serving(Policy(), dial_to=target, choice=choice) as route:
         assert await route.exchange(b"question\n") == b"answer to question\n"
-        route.reconfigure(Policy(half_close="forward"))  # what it is for
+        route.reconfigure(Policy(half_close="forward"))  # the remedy
         assert await route.exchange(b"question\n") == b""
 
 

@@ -1,4 +1,4 @@
-"""Machines that are only files: what a kernel would say, below a folder."""
+"""Fake machines: the files that a kernel would show, below a folder."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ async def test_a_dead_socket_and_a_missing_one_have_different_remedies(tmp_path:
     assert "correct the path" in missing.remedy
 
 
-# --- waiting ------------------------------------------------------------------------------
+# --- wait_for -----------------------------------------------------------------------------
 
 
 async def test_wait_for_probes_until_the_guest_is_up(tmp_path: Path) -> None:
@@ -167,7 +167,9 @@ async def test_wait_for_ends_after_its_patience(tmp_path: Path) -> None:
 async def test_wait_for_ends_at_a_permanent_error(tmp_path: Path) -> None:
     async with mux_server(tmp_path / "v", {80: hold}, answers(b"HTTP/1.1 400\n")):
         attempt = partial(probe, MuxEndpoint(str(tmp_path / "v"), 80), TIMEOUT)
-        result = await wait_for(attempt, TIMEOUT, lambda _result, _left: pytest.fail("waits"))
+        result = await wait_for(
+            attempt, TIMEOUT, lambda _result, _left: pytest.fail("a second attempt")
+        )
     assert result.attempts == 1
 
 
@@ -187,7 +189,7 @@ def test_probe_is_status_0_when_the_target_is_reached(listener: Dialable) -> Non
     assert "reached in" in done.stdout
 
 
-def test_probe_is_status_1_when_not_and_tells_a_program_why() -> None:
+def test_probe_is_status_1_otherwise_and_its_json_has_the_reason() -> None:
     port = unused_tcp_port()
     done = command("probe", f"127.0.0.1:{port}", "--json")
     assert done.returncode == 1

@@ -1,6 +1,6 @@
 """Keeps every Python process of the tests off the vsock of the machine's own kernel.
 
-That vsock may belong to whoever runs this machine as a VM, so AF_VSOCK sockets are made
+That vsock may lead to the hypervisor of this machine, so AF_VSOCK sockets are made
 only in the kernels that the tests boot themselves; those set VSOCKPROXY_TEST_KERNEL.
 Processes that the tests start get this module by PYTHONPATH, the test process itself by
 conftest.py.

@@ -41,9 +41,9 @@ class Source:
     """A source whose answers the test sets.
 
     Attributes:
-      answer: what it says to the next that asks: a CID, or words for why there is none; or how
-        it breaks.
-      asked: how often each way was asked about.
+      answer: the result of the next look-up: a CID, the text of a `GuestError`, or an exception
+        to raise.
+      asked: the number of look-ups of each way.
     """
 
     def __init__(self, answer: int | str | Exception) -> None:
@@ -363,9 +363,9 @@ async def test_a_source_that_hangs_does_not_delay_other_routes(tmp_path: Path) -
     daemon = Daemon(Config(routes, guests=guests))
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)
-        async with AsyncExitStack() as waiting:
+        async with AsyncExitStack() as clients:
             for _ in range(50):
-                await waiting.enter_async_context(await trio.open_unix_socket(fronts[0]))
+                await clients.enter_async_context(await trio.open_unix_socket(fronts[0]))
             await until(lambda: len(daemon.supervisor.stats()[0].live) == 50)
             async with mux_server(tmp_path / "1.vm", {80: says(b"hello")}):
                 assert await ask(fronts[1]) == b"hello"

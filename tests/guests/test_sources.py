@@ -302,5 +302,5 @@ def test_the_example_configuration_has_every_kind_of_way() -> None:
         "vsock-mux:/run/firecracker/vm1.sock:80",
         "pod:80",
         "unix:/run/vm1/vsock-80.sock",
-        *(f"{name}:80" for name in ("domain", "qemu", "vmspawn", "incus", "written", "told")),
+        *(f"{name}:80" for name in ("domain", "qemu", "vmspawn", "incus", "written", "printed")),
     ]

@@ -1,4 +1,4 @@
-"""The owner of the listening sockets: what it opens, leases, closes and leaves to an fd store."""
+"""The owner of the listening sockets: opening, leases, closing, and systemd's fd store."""
 
 from __future__ import annotations
 

@@ -152,9 +152,9 @@ async def test_a_missing_folder_is_logged_once(tmp_path: Path, looks: list[bool]
             await until(lambda: looks == [True] * 3)
             folder.mkdir()
             await until(lambda: any(e["event"] == "listener_bound" for e in entries))
-    [waits] = [entry for entry in entries if entry["event"] == "listener_retrying"]
-    assert waits["route"] == "guest"
-    assert "folder of the socket does not exist" in waits["error"]
+    [retrying] = [entry for entry in entries if entry["event"] == "listener_retrying"]
+    assert retrying["route"] == "guest"
+    assert "folder of the socket does not exist" in retrying["error"]
 
 
 @pytest.mark.parametrize("listen", [UnixEndpoint("/none/at/all"), MuxEndpoint("/dev/null/x", PORT)])
@@ -195,7 +195,7 @@ async def test_the_fd_store_gets_the_socket_that_replaces_a_removed_one(tmp_path
         [(again, new)] = store.kept
         assert again == name
     with new, socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(file))  # in the backlog of what the next process takes over
+        client.connect(str(file))  # in the backlog of the socket that the next process restores
 
 
 def _answers(file: Path) -> bool:

@@ -110,7 +110,7 @@ async def test_access_rules_match_a_vmm_by_its_user(tmp_path: Path) -> None:
         await route.rejected("max_connections_per_source")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 async def test_a_vmm_of_another_user_connects_if_the_sockets_mode_allows() -> None:
     with open_folder() as folder:
         async with host_service(folder, Policy(mode=0o600)) as (vmm, route):

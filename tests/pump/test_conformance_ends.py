@@ -96,7 +96,7 @@ async def test_the_fin_of_a_client_with_its_answer_is_not_held(
         await run.target.send_all(b"answer")
         assert await run.client.receive_some() == b"answer"
         await run.client.aclose()
-        assert await read_to_end(run.target) == b""  # a keep-alive server waits like this
+        assert await read_to_end(run.target) == b""  # as a keep-alive server does
         await run.target.aclose()
         assert await run.reason() == "finished"
 

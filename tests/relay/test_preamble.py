@@ -222,7 +222,7 @@ async def test_max_connections_per_source_counts_the_client_in_the_header() -> N
             await until(lambda: len(route.stats.sources) >= 2)
 
 
-async def test_ending_connections_ends_one_that_waits_for_its_header() -> None:
+async def test_ending_connections_ends_one_whose_header_has_not_arrived() -> None:
     async with serving(TRUSTING) as route:
         client = route.connect()
         await until(lambda: route.stats.live)

@@ -156,7 +156,7 @@ def test_a_changed_byte_never_crashes(header: Header, at: int, change: int) -> N
         parse_header(bytes(data))
 
 
-# ---- what names nobody ----
+# ---- headers without a client ----
 
 
 @pytest.mark.parametrize(

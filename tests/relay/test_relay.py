@@ -1,4 +1,4 @@
-"""One connection for an operator: its state, and its end on demand."""
+"""One connection: its state, and its end by an operator."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def _parse_bare(parse: Callable[[str], _Endpoint], text: str) -> _Endpoint:
 
 def _nearest_kind(kind: str) -> str | None:
     """Return the kind of address closest to a word; None for a possible IPv6 address."""
-    from difflib import get_close_matches  # noqa: PLC0415 - for those who err only
+    from difflib import get_close_matches  # noqa: PLC0415 - for errors only
 
     if not _WORD.fullmatch(kind) or _IPV6.fullmatch(kind):
         return None

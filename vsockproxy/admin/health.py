@@ -1,7 +1,7 @@
-"""Asking a running daemon whether it is ready: for a container's health check, and for scripts.
+"""The request of `vsockproxy health`: whether a running daemon is ready.
 
-Owns: finding the daemon's HTTP listener, and one request to it.  Runs every few seconds beside
-the daemon: it imports neither trio nor pydantic, and reads only the addresses of a configuration.
+Owns: finding the daemon's HTTP listener, and one request to it.  A container runs it every few
+seconds, so it imports neither trio nor pydantic, and reads only the addresses of a configuration.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ METRICS_VARIABLE: Final = "VSOCKPROXY_METRICS_LISTEN"
 _CERTIFICATE: Final = "VSOCKPROXY_METRICS_CERTIFICATE"
 READY: Final = "/readyz"
 
-_LONGEST: Final = 4096  # of an answer: a line for each listener that is not there
+_LONGEST: Final = 4096  # bytes of an answer, which has a line for each missing listener
 _OF_EVERY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", None: "127.0.0.1"}  # noqa: S104 - dialled
-_TO_ADD_SOCKET: Final = "give it [admin] socket, which is asked then"
-_TO_ADD: Final = "give it [metrics] listen, or say where with --metrics or --url"
+_NO_PLAIN_HTTP: Final = "cannot ask the daemon: its metrics are served over TLS; set [admin] socket"
+_NO_LISTENER: Final = (
+    "cannot ask the daemon: the configuration has no metrics listener; set [metrics] listen, or use"
+    " --metrics or --url"
+)
 
 
 class UnhealthyError(VsockproxyError):
-    """The daemon is not ready, or cannot be asked; the text says which."""
+    """The daemon is not ready, or cannot be asked; the text has the cause."""
 
 
 def metrics_listen(file: Path | None, environ: Mapping[str, str]) -> str:
@@ -57,8 +60,8 @@ def metrics_listen(file: Path | None, environ: Mapping[str, str]) -> str:
     if file is None and not listen and (usual := default_places(environ, os.getuid())):
         return f"unix:{usual[0]}"
     if listen:
-        raise UnhealthyError(f"the metrics are served over TLS, so none can ask: {_TO_ADD_SOCKET}")
-    raise UnhealthyError(f"the configuration serves no metrics, so none can ask: {_TO_ADD}")
+        raise UnhealthyError(_NO_PLAIN_HTTP)
+    raise UnhealthyError(_NO_LISTENER)
 
 
 def _tables(file: Path | None, environ: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -87,7 +90,7 @@ def ask(listen: str, timeout: float) -> str:
         return _answer(HTTPConnection(host, endpoint.port, timeout=timeout), READY, listen)
     if isinstance(endpoint, UnixEndpoint):
         return _answer(UnixConnection(endpoint.path, timeout), READY, listen)
-    raise UnhealthyError(f"{listen} cannot be asked: say with --url where it is")
+    raise UnhealthyError(f"cannot ask the daemon: {listen} is not a TCP or Unix address; use --url")
 
 
 def ask_url(url: str, timeout: float) -> str:
@@ -100,9 +103,11 @@ def ask_url(url: str, timeout: float) -> str:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or 80
     except ValueError as error:  # of the port
-        raise UnhealthyError(f"{url} is no URL: {error}") from error
+        raise UnhealthyError(f"cannot ask the daemon: {url!r} is not a URL: {error}") from error
     if parts.scheme != "http" or not host:
-        raise UnhealthyError(f"{url} is no URL to ask: write http://HOST:PORT")
+        raise UnhealthyError(
+            f"cannot ask the daemon: {url!r} is not an HTTP URL; expected http://HOST:PORT"
+        )
     path = parts.path if parts.path not in ("", "/") else READY
     return _answer(HTTPConnection(host, port, timeout=timeout), path, url)
 
@@ -113,11 +118,17 @@ def _answer(connection: HTTPConnection, path: str, where: str) -> str:
         response = connection.getresponse()
         body = " ".join(response.read(_LONGEST).decode("utf-8", "replace").split())
     except TimeoutError as error:
-        raise UnhealthyError(f"no answer from {where} in time: the daemon hangs") from error
+        raise UnhealthyError(
+            f"no answer from {where} within the time limit: the daemon hangs; see its log"
+        ) from error
     except OSError as error:
-        raise UnhealthyError(f"nothing answers at {where}: {error.strerror or error}") from error
+        raise UnhealthyError(
+            f"cannot ask the daemon at {where}: {error.strerror or error}; is it running?"
+        ) from error
     except HTTPException as error:
-        raise UnhealthyError(f"what answers at {where} does not speak HTTP: {error!r}") from error
+        raise UnhealthyError(
+            f"the answer from {where} is not HTTP: {error!r}; is this the right address?"
+        ) from error
     finally:
         connection.close()
     if response.status != 200:
