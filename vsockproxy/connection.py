@@ -221,7 +221,7 @@ class VsockConnection:
     __slots__ = ("_endpoint", "_sock", "source_port")
 
     def __init__(self, sock: socket.socket, endpoint: VsockEndpoint) -> None:
-        """Take over a socket connected to ``endpoint``."""
+        """Take ownership of a socket connected to ``endpoint``."""
         self._sock = sock
         self._endpoint = endpoint
         self.source_port: int = sock.getsockname()[1]

@@ -53,7 +53,10 @@ Handshake = Literal["ok", "none"]
 
 @dataclass(frozen=True, slots=True)
 class TcpEndpoint:
-    """A TCP address; ``host`` None is the loopback, 127.0.0.1 and ::1."""
+    """A TCP address; ``host`` None is the loopback, 127.0.0.1 and ::1.
+
+    Raises `AddressError` for a host or a port that cannot be one.
+    """
 
     host: str | None
     port: int
@@ -80,7 +83,7 @@ class VsockEndpoint:
     (``VMADDR_FLAG_TO_HOST``, for sibling VMs; Linux 5.11).
 
     Raises `AddressError` for a number that does not fit: CPython's own conversion
-    wraps it modulo 2**32 without a word.
+    silently wraps it modulo 2**32.
     """
 
     cid: int = CID_ANY
@@ -112,8 +115,10 @@ class VsockEndpoint:
     def to_sockaddr(self, layout: Layout | None = None) -> bytes:
         """Return the address as ``struct sockaddr_vm``: 16 bytes on Linux, 12 on Darwin.
 
-        Numbers are in host byte order (vsock(7)).  Darwin's layout has a leading
-        length and no flags, so ``to_host`` cannot be said there: `AddressError`.
+        Numbers are in host byte order (vsock(7)).
+
+        Raises:
+          AddressError: ``to_host`` is set, and the layout is Darwin's, which has no flags.
         """
         if _layout(layout) == "linux":
             flags = FLAG_TO_HOST if self.to_host else 0
@@ -124,7 +129,11 @@ class VsockEndpoint:
 
     @classmethod
     def from_sockaddr(cls, data: bytes, layout: Layout | None = None) -> VsockEndpoint:
-        """Return the address in a ``struct sockaddr_vm``; a longer buffer is accepted."""
+        """Return the address in a ``struct sockaddr_vm``; a longer buffer is accepted.
+
+        Raises:
+          AddressError: the buffer is too short, or its family is not AF_VSOCK.
+        """
         wanted = _LINUX_SOCKADDR if _layout(layout) == "linux" else _DARWIN_SOCKADDR
         if len(data) < wanted.size:
             raise AddressError(f"a sockaddr_vm has {wanted.size} bytes, not {len(data)}")
@@ -140,7 +149,10 @@ class VsockEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class UnixEndpoint:
-    """A Unix stream socket; a path that starts with ``@`` is in the abstract namespace."""
+    """A Unix stream socket; a path that starts with ``@`` is in the abstract namespace.
+
+    Raises `AddressError` for a path that cannot be a socket's, such as one that is too long.
+    """
 
     path: str
     kind: ClassVar[str] = "unix"
@@ -160,6 +172,8 @@ class MuxEndpoint:
     ``handshake`` says whether the VMM answers OK, or nothing at all.
     As a listener: the guest's connections to host port ``port`` arrive, without a
     handshake, at `listen_path`.
+
+    Raises `AddressError` for a port or a path that cannot be one, and for an abstract name.
     """
 
     path: str
@@ -186,7 +200,10 @@ class MuxEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class FdEndpoint:
-    """A listening socket handed in by systemd, by its ``FileDescriptorName=``."""
+    """A listening socket passed by systemd, by its ``FileDescriptorName=``.
+
+    Raises `AddressError` for a name that systemd does not allow.
+    """
 
     name: str
     kind: ClassVar[str] = "fd"
@@ -204,8 +221,10 @@ class FdEndpoint:
 class GuestEndpoint:
     """A port of a guest that the configuration names; its address is looked up at each dial.
 
-    ``over`` is what the address will be: AF_VSOCK's, or a VMM's socket's.  No part of how it
-    is written.
+    ``over`` is the kind of its address: AF_VSOCK's, or a VMM's socket's.  The written form does
+    not contain it.
+
+    Raises `AddressError` for a name or a port that cannot be one.
     """
 
     guest: str
@@ -260,13 +279,20 @@ def port_to_service_guid(port: int) -> uuid.UUID:
 
     ``<port as 8 hex digits>-facb-11e6-bd58-64006a7986d3``, ports to 0x7FFFFFFF
     (net/vmw_vsock/hyperv_transport.c).
+
+    Raises:
+      AddressError: the port is out of that range.
     """
     _check_range("Hyper-V vsock port", port, _SERVICE_PORT_MAX)
     return uuid.UUID(f"{port:08x}{_SERVICE_GUID_TAIL}")
 
 
 def service_guid_to_port(guid: uuid.UUID) -> int:
-    """Return the vsock port of a Hyper-V service GUID; the inverse of `port_to_service_guid`."""
+    """Return the vsock port of a Hyper-V service GUID; the inverse of `port_to_service_guid`.
+
+    Raises:
+      AddressError: the GUID is not that of a vsock port.
+    """
     text = str(guid)
     if not text.endswith(_SERVICE_GUID_TAIL):
         raise AddressError(

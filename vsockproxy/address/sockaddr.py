@@ -31,7 +31,11 @@ _IPV4: Final = re.compile(r"[0-9.]+")
 
 
 def new_socket(family: int) -> socket.socket:
-    """Return a new non-blocking stream socket of a family; the caller closes it."""
+    """Return a new non-blocking stream socket of a family; the caller closes it.
+
+    Raises:
+      OSError: of socket(2), such as EMFILE, or EAFNOSUPPORT for a family that the kernel lacks.
+    """
     sock = socket.socket(family, socket.SOCK_STREAM | _NONBLOCK)
     if not _NONBLOCK:
         sock.setblocking(False)
@@ -40,9 +44,13 @@ def new_socket(family: int) -> socket.socket:
 
 @contextmanager
 def borrowed(descriptor: int, family: int = -1) -> Iterator[socket.socket]:
-    """Lend the descriptor of a stream socket to a socket object; it stays its owner's.
+    """Lend a stream socket's descriptor to a socket object while the block runs.
 
-    The kernel is asked for a family that is not given.
+    The descriptor stays its owner's, open, also if the block raises. Without ``family`` the kernel
+    is asked for it.
+
+    Raises:
+      OSError: the descriptor is not a socket's.
     """
     if family == -1:
         sock = socket.socket(fileno=descriptor)

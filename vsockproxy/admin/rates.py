@@ -34,7 +34,8 @@ class Rates:
     async def look(self, connections: Iterable[Connection]) -> None:
         """Sample all live connections if the last sample is old.
 
-        After a pause this sleeps for a quarter of a second: a rate takes two samples.
+        After a pause this sleeps for a quarter of a second, since a rate takes two samples; in that
+        time connections may end.
         """
         now = monotonic()
         if not self._samples or now - self._samples[-1].time > _EXPIRY:

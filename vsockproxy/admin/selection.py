@@ -27,12 +27,12 @@ _ASCENDING: Final = _TEXTS | {"id"}
 
 
 def find_route(daemon: Daemon, name: str) -> RouteStats | None:
-    """Return the route of a name, one that only drains included."""
+    """Return the route of a name, a draining one included; None if there is none."""
     return next((stats for stats in daemon.supervisor.stats() if stats.route.name == name), None)
 
 
 def find_connection(daemon: Daemon, number: int) -> Connection | None:
-    """Return the live connection of a number."""
+    """Return the live connection with a number; None if there is none, or it has ended."""
     return next((live for live in select(daemon) if live.number == number), None)
 
 

@@ -39,7 +39,7 @@ def _runtime_folder(environ: Mapping[str, str]) -> str:
 
 
 def of_user(environ: Mapping[str, str], uid: int) -> Path:
-    """Return the place of the control socket of a daemon that a user starts by hand."""
+    """Return the path of the control socket of a daemon that a user starts without systemd."""
     runtime = environ.get("XDG_RUNTIME_DIR")
     if runtime and Path(runtime).is_absolute():
         return Path(runtime, "vsockproxy", NAME)

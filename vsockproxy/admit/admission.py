@@ -24,8 +24,8 @@ class Admission:
       limits: the configured limits; `reconfigure` replaces them.
       live: open connections of all routes.
       ceiling: with fewer connections than this, a client can certainly be accepted.
-      queue: the acceptors that wait until there is room for all routes together.
-      queued: how many acceptors wait, for a route's own limit too.
+      queue: the acceptors that are parked until all routes together have room.
+      queued: the number of parked acceptors, those at a route's own limit included.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:

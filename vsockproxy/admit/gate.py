@@ -122,7 +122,8 @@ class Gate:
 
         Acceptors queue for the limit that stops them: in their gate for the route's own limits,
         in `Admission` for the shared ones. Each end of a connection wakes one acceptor of each
-        queue, not all of them: with many queued routes, most could not accept anyway.
+        queue, not all of them: with many queued routes, most could not accept anyway. An acceptor
+        that returns and does not accept must call `wake_others`.
         """
         while reason := self.queue_reason():
             self._stats.accept_pauses[reason] += 1
@@ -169,7 +170,7 @@ class Gate:
         return most if is_far and self._bucket is None and not self._is_strict else 1
 
     def admit(self, client: int, connection: Connection) -> bool:
-        """Return whether an accepted client is admitted; it is then counted until `leave`.
+        """Return whether an accepted client is admitted; the caller then owes a `leave`.
 
         A rejected client is counted and logged; its descriptor stays the caller's to reset.
         """
@@ -190,7 +191,10 @@ class Gate:
         self.wake_others()
 
     def identify(self, connection: Connection) -> RejectReason | None:
-        """Judge a connection by its PROXY header; return why it is rejected, or None."""
+        """Judge a connection by its PROXY header; return why it is rejected, or None.
+
+        A rejected connection is not counted here: call `reject`, and `leave` at its end.
+        """
         if not self._judges:
             return None
         return self._judge(peer_at(connection.family, connection.address), connection)

@@ -56,7 +56,7 @@ def _clash(owners: dict[str, str], address: str) -> str | None:
 def listen_claims(listen: ListenEndpoint) -> tuple[Claim, ...]:
     """Return the addresses that a listener occupies.
 
-    ``[::]`` is all of IPv6 and none of IPv4: the two are listened on apart.
+    ``[::]`` is every IPv6 address and no IPv4 one: each family has its own socket.
     """
     match listen:
         case TcpEndpoint(host=host, port=port):

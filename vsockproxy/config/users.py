@@ -39,12 +39,20 @@ def group_id(value: object) -> int:
 
 
 def parse_owner(value: object) -> int | None:
-    """Return `user_id`, or None for ``"auto"``: the daemon's own user."""
+    """Return `user_id`, or None for ``"auto"``: the daemon's own user.
+
+    Raises:
+      AddressError: as `user_id`.
+    """
     return None if value == AUTO else user_id(value)
 
 
 def parse_group(value: object) -> int | None:
-    """Return `group_id`, or None for ``"auto"``: the daemon's own group."""
+    """Return `group_id`, or None for ``"auto"``: the daemon's own group.
+
+    Raises:
+      AddressError: as `group_id`.
+    """
     return None if value == AUTO else group_id(value)
 
 

@@ -43,7 +43,7 @@ def try_local_cid() -> int | OSError:
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """The attempts on this machine; another machine's files are judged without them."""
+    """Functions that try AF_VSOCK on this machine; another machine's files are judged without."""
 
     open_vsock: Callable[[], int] = try_vsock
     read_cid: Callable[[], int | OSError] = try_local_cid

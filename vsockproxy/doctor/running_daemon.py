@@ -52,7 +52,10 @@ class RunningDaemon:
 
 
 def ask_daemon(find: Callable[[], Path]) -> RunningDaemon | VsockproxyError:
-    """Query the daemon at the socket that ``find`` returns; return its answers or the error."""
+    """Query the daemon at the socket that ``find`` returns; return its answers or the error.
+
+    Blocks, for at most 5 seconds in each read and write. An error of ``find`` is returned too.
+    """
     try:
         client = Client(find(), _TIMEOUT)
         return RunningDaemon(

@@ -20,8 +20,9 @@ def checked_cid(answer: object, source: str) -> int:
     Args:
       source: the name of the source, for the error.
 
-    Raises: `GuestError` for anything but a guest's CID: 0, 1 and 2 are those of the
-    hypervisor, the loopback and the host, and the highest means any (vsock(7)).
+    Raises:
+      GuestError: the answer is not a guest's CID: 0, 1 and 2 are those of the hypervisor, the
+        loopback and the host, and the highest means any (vsock(7)).
     """
     text = str(answer).strip()
     if isinstance(answer, bool) or not (text.isascii() and text.isdecimal()) or len(text) > 20:

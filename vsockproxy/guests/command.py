@@ -30,7 +30,11 @@ async def find_cid(argv: Sequence[str]) -> int:
 
     The program gets an empty standard input and an environment of only PATH and LANG.
 
-    Raises: `GuestError`, with the last line of the program's standard error if it failed.
+    Raises:
+      GuestError: the program could not be run, did not answer in `TIMEOUT`, printed something else,
+        or failed; then with the last line of its standard error.
+
+    *Cancellation*: kills the program and its descendants, for which it takes up to a second.
     """
     name = argv[0]
     try:

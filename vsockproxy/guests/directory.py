@@ -61,9 +61,15 @@ class GuestRecord:
         self._expires = _NEVER
 
     async def locate(self, deadline: float) -> Cid | Mux:
-        """Return the guest's address, from the cache or its source; raise `GuestError`.
+        """Return the guest's address, from the cache or its source.
 
         ``deadline`` is in trio's time.  Concurrent callers share one look-up.
+
+        Raises:
+          GuestError: the guest was not found, or not by ``deadline``.  Every other error of a
+            source, a bug included, becomes one.
+
+        *Cancellation*: ends the look-up; callers that share it repeat it.
         """
         called = trio.current_time()
         if called >= self._expires:
@@ -154,7 +160,8 @@ class Guests:
         Args:
           deadline: the end of the look-up, in trio's time.
 
-        Raises: `DialError` with reason ``guest``.
+        Raises:
+          DialError: with the reason ``guest``; the cause and the remedy are the source's.
         """
         record = self._records.get(endpoint.guest)
         if record is None:  # the client was accepted before the reload

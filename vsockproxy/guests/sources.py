@@ -25,7 +25,10 @@ from vsockproxy.config.guest import (
 
 
 async def look_up(way: DynamicWay, threads: trio.CapacityLimiter) -> Cid | Mux:
-    """Return a guest's address; raise `GuestError`.
+    """Return a guest's address.
+
+    Raises:
+      GuestError: the guest was not found.
 
     *Cancellation*: a source that hangs in a thread is abandoned; it occupies its place in
     ``threads`` until it ends.

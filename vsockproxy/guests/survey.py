@@ -37,7 +37,7 @@ class Vm:
 
     @property
     def line(self) -> str:
-        """The line for ``[guests]``."""
+        """Return the line for ``[guests]``."""
         return f"{guest_name(self.name)} = {{ {self.way} }}"
 
 
@@ -56,7 +56,10 @@ _HERE: Final = Places()
 
 
 async def survey(places: Places = _HERE) -> tuple[list[Vm], list[str]]:
-    """Return the VMs, and the errors of the sources that failed."""
+    """Return the VMs, and the errors of the sources that failed; each source has 5 seconds.
+
+    *Cancellation*: a source that hangs in a thread is abandoned.
+    """
     sources = _sources(places)
     found: dict[int, list[Vm]] = {}
     errors: list[str] = []

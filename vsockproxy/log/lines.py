@@ -43,7 +43,8 @@ class LineWriter:
           resumed: called in the thread with the number of lines dropped since its last call,
             as soon as a line could be written again.  A line that it puts is never dropped.
 
-        Raises: OSError when no descriptor is left for the duplicate.
+        Raises:
+          OSError: no descriptor is left for the duplicate.
         """
         self.lost = 0
         self._reported = 0

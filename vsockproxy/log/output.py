@@ -35,7 +35,10 @@ def configure(
     A line that cannot be written (a full disk, a closed pipe, a stalled reader) is dropped and
     counted; the daemon goes on.  A logger that has logged before keeps its old configuration.
 
-    Returns: the output, which the caller closes.
+    Returns: the output, which the caller closes; the stream stays the caller's.
+
+    Raises:
+      OSError: no descriptor is left for a duplicate of the stream's.
     """
     output = Output(sys.stderr if stream is None else stream)
     level = logging.getLevelNamesMapping()[settings.level.upper()]
