@@ -121,6 +121,13 @@ WRONG = {
             "forward.x: 'y' is not a target: expected CID:PORT, GUEST:PORT or tcp:HOST:PORT",
         ],
     ),
+    "one invalid listener of two routes": (
+        '[[route]]\nlisten = "x"\ntarget = "3:80"\n[[route]]\nlisten = "x"\ntarget = "3:81"',
+        [
+            "route[0].listen: 'x' has no port: write HOST:PORT",
+            "route[1].listen: 'x' has no port: write HOST:PORT",
+        ],
+    ),
 }  # fmt: skip
 
 

@@ -68,6 +68,19 @@ WRONG = {
         'forward.80 = "a:80"\nguests.a.cid = "3"',
         ["guests.a.cid: '3' is not a whole number"],
     ),
+    "several problems of routes and guests": (
+        'guests.bad = {}\nforward.79 = "3:79"\n'
+        '[[route]]\nname = " "\nlisten = 80\ntarget = "x"\n'
+        '[[route]]\nname = "b"\nlisten = "80"\ntarget = "bad:80"\n'
+        '[[route]]\nname = "b"\nlisten = 79\ntarget = "3:9-8"',
+        [
+            f"guests.bad: has no address: write one of {WAYS}",
+            "route[0].name: ' ' is not a name: expected 1 to 128 printable characters",
+            "route[0].target: 'x' is not a target: expected CID:PORT, GUEST:PORT or tcp:HOST:PORT",
+            "route[1].listen: '80' is already in use by the route ' ': choose another address",
+            "route[2].target: the port range of '3:9-8' is reversed: write the lower port first",
+        ],
+    ),
 }  # fmt: skip
 
 

@@ -36,6 +36,12 @@ class Entry:
         """Return the path of a key; an entry of ``[forward]`` is a single key."""
         return (*self.path, key) if self.long else self.path
 
+    def route_name(self, listen: str, *, spread: bool) -> str:
+        """Return the name of the route at one listener; ``spread``: of several, one per port."""
+        if self.name is None:
+            return listen
+        return f"{self.name}-{listen.rpartition(':')[2]}" if spread else self.name
+
     @property
     def at_target(self) -> KeyPath:
         """Return the path of ``target`` or ``targets``."""

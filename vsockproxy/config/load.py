@@ -7,10 +7,10 @@ All problems of a configuration are reported at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from vsockproxy.address.endpoint import (
     GuestEndpoint,
@@ -29,7 +29,7 @@ from vsockproxy.config.file import read_document
 from vsockproxy.config.guest import Cid, Guest, Mux, MuxGlob, StaticWay, UnixSockets
 from vsockproxy.config.guest_table import read_guest
 from vsockproxy.config.policy import fit_policy
-from vsockproxy.config.problems import Problems
+from vsockproxy.config.problems import KeyProblemError, NotedError, Problems
 from vsockproxy.config.schema import GuestTable, RouteTable
 from vsockproxy.config.serving import (
     ADMIN_SOCKET,
@@ -59,8 +59,6 @@ _LONGEST_NAME: Final = 128
 _NO_ROUTE: Final = (
     'has no route: write one under forward, as in 8080 = "3:80" (TOML) or 8080: 3:80 (YAML)'
 )
-
-_Endpoint = TypeVar("_Endpoint")
 
 
 def load_config(path: Path) -> Config:
@@ -111,7 +109,7 @@ class _Builder:
         self._unread = {problem.path for problem in self._problems.found}
         self._claims = Claims()
         self._names: set[str] = set()
-        self._guests: dict[str, Guest | None] = {}
+        self._guests: dict[str, Guest] = {}
 
     def config(self) -> Config:
         metrics, admin = None, AdminSettings()
@@ -121,7 +119,7 @@ class _Builder:
         with self._problems.collecting(ADMIN_SOCKET):
             admin = read_admin(self._tables.admin, self._claims)
         for name, table in self._tables.guests.items():
-            self._guests[name] = self._read_guest(name, table)
+            self._read_guest(name, table)
         routes = tuple(route for entry in self._entries() for route in self._routes(entry))
         if not routes and not (self._problems.found and self._has_entries()):
             self._problems.add((), _NO_ROUTE)
@@ -133,7 +131,7 @@ class _Builder:
             log=LogSettings(**self._tables.log.model_dump()),
             pump=PumpSettings(**self._tables.pump.model_dump()),
             limits=Limits(**self._tables.limits.model_dump()),
-            guests=tuple(guest for guest in self._guests.values() if guest),
+            guests=tuple(self._guests.values()),
             admin=admin,
             metrics_tls=read_tls(self._tables.metrics),
             source=self._document.source,
@@ -145,16 +143,12 @@ class _Builder:
         tried = any(path[:1] in ((), ("forward",), ("route",)) for path in self._unread)
         return bool(tried or tree.get("forward") or tree.get("route"))
 
-    def _read_guest(self, name: str, table: GuestTable) -> Guest | None:
-        """Return a guest; None if it has a problem, which is noted."""
+    def _read_guest(self, name: str, table: GuestTable) -> None:
         path = ("guests", name)
         with self._problems.collecting(path):
             check_guest_name(name)
-        if self._problems.are_at(path):
-            return None
-        with self._problems.collecting(path):
-            return read_guest(name, table)
-        return None
+            self._check_guest(name)
+            self._guests[name] = read_guest(name, table)
 
     def _entries(self) -> Iterator[Entry]:
         tables = self._tables
@@ -194,98 +188,96 @@ class _Builder:
 
     def _routes(self, entry: Entry) -> Iterator[Route]:
         """Yield the routes of one entry, one per port, up to the first port with a problem."""
-        listens = self._parsed(expand_ports, entry.listen, entry.at("listen")) or ()
-        for listen_text, target_texts in zip(listens, self._spread(entry, listens), strict=False):
-            listen = self._listen(listen_text, entry)
-            name = self._claim(entry, listen_text, listen, spread=len(listens) > 1)
-            targets = self._targets(target_texts, entry, listen)
-            if listen is None or name is None or not targets:
-                return
-            policy = self._policy(entry, listen, targets)
-            if policy is None:
-                return
-            yield Route(name, listen, targets[0], policy, targets[1:])
+        columns: list[tuple[str, ...]] = []
+        with self._problems.collecting(entry.at_target):
+            with self._problems.together():
+                with self._problems.collecting(entry.at("listen")):
+                    listens = expand_ports(entry.listen)
+                for text in entry.targets:
+                    with self._problems.collecting(entry.at_target):
+                        columns.append(expand_ports(text))
+            for text, column in zip(entry.targets, columns, strict=True):
+                _check_lengths(text, column, entry.listen, listens)
+            for listen_text, *target_texts in zip(listens, *columns, strict=True):
+                name = entry.route_name(listen_text, spread=len(listens) > 1)
+                yield self._route(entry, name, listen_text, target_texts)
 
-    def _spread(self, entry: Entry, listens: Sequence[str]) -> Sequence[tuple[str, ...]]:
-        """Return the targets of each port of a route's listener; none if their numbers differ."""
-        columns = []
-        for text in entry.targets:
-            ports = self._parsed(expand_ports, text, entry.at_target) or ()
-            if listens and ports and len(listens) != len(ports):
-                targets, listeners = count(len(ports), "port"), count(len(listens), "port")
-                self._problems.add(
-                    entry.at_target,
-                    f"{text!r} has {targets} and {entry.listen!r} has {listeners}:"
-                    " use ranges of equal length",
-                )
-                return ()
-            columns.append(ports)
-        return list(zip(*columns, strict=False))
+    def _route(
+        self, entry: Entry, name: str, listen_text: str, target_texts: Sequence[str]
+    ) -> Route:
+        """Return one route.
 
-    def _targets(
-        self, texts: Sequence[str], entry: Entry, listen: ListenEndpoint | None
-    ) -> tuple[Target, ...]:
-        """Return the targets of one port; none if one of them has a problem."""
+        Raises:
+          NotedError: the route has a problem.
+        """
+        with self._problems.together():
+            if entry.name is not None:
+                with self._problems.collecting(entry.at("name")):
+                    self._take_name(name)
+            with self._problems.collecting(entry.at_target):
+                listen, targets = self._ends(entry, name, listen_text, target_texts)
+        policy = self._policy(entry, listen, targets)
+        return Route(name, listen, targets[0], policy, targets[1:])
+
+    def _ends(
+        self, entry: Entry, name: str, listen_text: str, target_texts: Sequence[str]
+    ) -> tuple[ListenEndpoint, tuple[Target, ...]]:
+        """Return the listener of a route, now reserved for it, and its targets.
+
+        Raises:
+          AddressError: a target is the listener.
+          NotedError: an address has a problem.
+        """
+        with self._problems.together():
+            with self._problems.collecting(entry.at("listen")):
+                listen = self._claim(listen_text, name)
+                if entry.name is None:
+                    self._take_name(name)
+            with self._problems.collecting(entry.at_target):
+                targets = self._targets(target_texts, entry)
+        for text, target in zip(target_texts, targets, strict=True):
+            if is_loop(listen, target):
+                raise AddressError(f"{text!r} is the route's own listener: choose another target")
+        return listen, targets
+
+    def _claim(self, text: str, name: str) -> ListenEndpoint:
+        """Return a route's listener, now reserved for the route."""
+        listen = read_listen(text)
+        if owner := self._claims.take(listen, f"the route {name!r}"):
+            raise AddressError(f"{text!r} is already in use by {owner}: choose another address")
+        return listen
+
+    def _take_name(self, name: str) -> None:
+        """Reserve a name, which is a label of the metrics: short, printable and unique."""
+        if not name.isprintable() or name.strip() != name or not 0 < len(name) <= _LONGEST_NAME:
+            raise AddressError(
+                f"{name!r} is not a name: expected 1 to {_LONGEST_NAME} printable characters"
+            )
+        if name in self._names:
+            raise AddressError(f"{name!r} is the name of another route: choose another name")
+        self._names.add(name)
+
+    def _targets(self, texts: Sequence[str], entry: Entry) -> tuple[Target, ...]:
         targets: list[Target] = []
         for text in texts:
-            target = self._target(text, entry)
-            if target is None:
-                return ()
-            if listen is not None and is_loop(listen, target):
-                self._problems.add(
-                    entry.at_target, f"{text!r} is the route's own listener: choose another target"
-                )
-                return ()
+            target = self._with_options(text, self._target(text), entry)
             if target in targets:
-                self._problems.add(entry.at_target, f"{text!r} is listed twice: remove one")
-                return ()
+                raise AddressError(f"{text!r} is listed twice: remove one")
             targets.append(target)
         return tuple(targets)
 
-    def _policy(
-        self, entry: Entry, listen: ListenEndpoint, targets: tuple[Target, ...]
-    ) -> Policy | None:
-        fitted = fit_policy(entry.policy, entry.own, listen, targets, self._find_cid)
-        for key, message in fitted.problems:
-            path = entry.at_policy(key)
-            if not self._problems.are_at(path):
-                self._problems.add(path, message)
-        return None if fitted.problems else fitted.policy
+    def _target(self, text: str) -> Target:
+        """Return a target; the address of its guest, if that is fixed."""
+        endpoint = parse_target(text)
+        check_path(endpoint)
+        if not isinstance(endpoint, GuestEndpoint):
+            return endpoint
+        way = self._guest(endpoint.guest, target=text).way
+        if isinstance(way, StaticWay):
+            return way.address(endpoint.port)
+        return replace(endpoint, over="vsock-mux" if isinstance(way, MuxGlob) else "vsock")
 
-    def _find_cid(self, name: str) -> int | None:
-        """Return the CID of a guest in a list of rules; None if the guest has a problem."""
-        if self._has_problem(name):
-            return None
-        guest = self._guests.get(name)
-        if guest is None:
-            hint = nearest(name, self._guests)
-            raise AddressError(f"no guest {name!r} in [guests]" + (hint and f"; {hint}"))
-        if isinstance(guest.way, Mux | MuxGlob | UnixSockets):
-            raise AddressError(
-                f"the guest {name!r} has no CID: its VMM connects for it; use a uid: or gid: rule"
-            )
-        if not isinstance(guest.way, Cid):
-            raise AddressError(
-                f"the CID of the guest {name!r} is looked up at each dial, but a rule needs a fixed"
-                " one: give the VM a fixed CID, and write its number here"
-            )
-        return guest.way.cid
-
-    def _has_problem(self, guest: str) -> bool:
-        """Return whether a guest has a problem, which is noted at its own key."""
-        return ("guests",) in self._unread or self._problems.are_at(("guests", guest))
-
-    def _listen(self, text: str, entry: Entry) -> ListenEndpoint | None:
-        return self._parsed(read_listen, text, entry.at("listen"))
-
-    def _target(self, text: str, entry: Entry) -> Target | None:
-        path = entry.at_target
-        endpoint = self._parsed(_read_target, text, path)
-        if isinstance(endpoint, GuestEndpoint):
-            endpoint = self._resolve(text, endpoint, path)
-        return endpoint and self._with_options(text, endpoint, entry)
-
-    def _with_options(self, text: str, endpoint: Target, entry: Entry) -> Target | None:
+    def _with_options(self, text: str, endpoint: Target, entry: Entry) -> Target:
         """Return the target with the route's ``to_host`` and ``handshake``."""
         if isinstance(endpoint, GuestEndpoint):
             table = write_path(("guests", endpoint.guest))
@@ -295,77 +287,67 @@ class _Builder:
             return endpoint
         if entry.to_host:
             if not isinstance(endpoint, VsockEndpoint):
-                self._problems.add(
-                    entry.at("to_host"), f"needs a vsock target: {text!r} is not one"
-                )
-                return None
+                sentence = f"needs a vsock target: {text!r} is not one"
+                raise KeyProblemError(entry.at("to_host"), sentence)
             return replace(endpoint, to_host=True)
         if entry.handshake is not None:
             if not isinstance(endpoint, MuxEndpoint):
-                self._problems.add(
-                    entry.at("handshake"), f"needs a vsock-mux target: {text!r} is not one"
-                )
-                return None
+                sentence = f"needs a vsock-mux target: {text!r} is not one"
+                raise KeyProblemError(entry.at("handshake"), sentence)
             return replace(endpoint, handshake=entry.handshake)
         return endpoint
 
-    def _resolve(self, text: str, endpoint: GuestEndpoint, path: KeyPath) -> Target | None:
-        if self._has_problem(endpoint.guest):
-            return None
-        guest = self._guests.get(endpoint.guest)
-        if guest is None:
-            hint = nearest(endpoint.guest, self._guests)
-            self._problems.add(path, _unknown_guest(text, endpoint.guest, hint))
-            return None
-        way = guest.way
-        if isinstance(way, StaticWay):
-            return self._parsed(lambda _: way.address(endpoint.port), text, path)
-        return replace(endpoint, over="vsock-mux" if isinstance(way, MuxGlob) else "vsock")
+    def _policy(self, entry: Entry, listen: ListenEndpoint, targets: tuple[Target, ...]) -> Policy:
+        fitted = fit_policy(entry.policy, entry.own, listen, targets, self._find_cid)
+        for key, message in fitted.problems:
+            path = entry.at_policy(key)
+            if not self._problems.are_at(path):
+                self._problems.add(path, message)
+        if fitted.problems:
+            raise NotedError
+        return fitted.policy
 
-    def _claim(
-        self, entry: Entry, text: str, listen: ListenEndpoint | None, *, spread: bool
-    ) -> str | None:
-        """Return a route's name once the name and the listener are reserved for it; else None.
+    def _find_cid(self, name: str) -> int:
+        """Return the CID of a guest in a list of rules."""
+        way = self._guest(name).way
+        if isinstance(way, Mux | MuxGlob | UnixSockets):
+            raise AddressError(
+                f"the guest {name!r} has no CID: its VMM connects for it; use a uid: or gid: rule"
+            )
+        if not isinstance(way, Cid):
+            raise AddressError(
+                f"the CID of the guest {name!r} is looked up at each dial, but a rule needs a fixed"
+                " one: give the VM a fixed CID, and write its number here"
+            )
+        return way.cid
 
-        A name is a label of the metrics: short, printable and unique.
+    def _guest(self, name: str, *, target: str = "") -> Guest:
+        """Return a guest, by its name in a rule or in the text of a target.
+
+        Raises:
+          AddressError: there is no such guest.
+          NotedError: the guest has a problem.
         """
-        name = text if entry.name is None else entry.name
-        if entry.name is not None and spread:
-            name = f"{entry.name}-{getattr(listen, 'port', text)}"
-        path = entry.at("listen" if entry.name is None else "name")
-        if not name.isprintable() or name.strip() != name or not 0 < len(name) <= _LONGEST_NAME:
-            self._problems.add(
-                path, f"{name!r} is not a name: expected 1 to {_LONGEST_NAME} printable characters"
-            )
-            return None
-        owner = listen and self._claims.take(listen, f"the route {name!r}")
-        if owner:
-            self._problems.add(
-                entry.at("listen"), f"{text!r} is already in use by {owner}: choose another address"
-            )
-            return None
-        if name in self._names:
-            self._problems.add(path, f"{name!r} is the name of another route: choose another name")
-            return None
-        self._names.add(name)
-        return name
+        self._check_guest(name)
+        if name in self._guests:
+            return self._guests[name]
+        hint = nearest(name, self._tables.guests)
+        remedy = target and f"for a TCP target write tcp:{target}"
+        advice = " ".join(filter(None, (hint, remedy)))
+        quoted = target and f"{target!r}: "
+        raise AddressError(f"{quoted}no guest {name!r} in [guests]" + (advice and f"; {advice}"))
 
-    def _parsed(
-        self, parse: Callable[[str], _Endpoint], text: str, path: KeyPath
-    ) -> _Endpoint | None:
-        with self._problems.collecting(path):
-            return parse(text)
-        return None
+    def _check_guest(self, name: str) -> None:
+        """Raise `NotedError` if a guest has a problem, which is noted at its own key."""
+        if ("guests",) in self._unread or self._problems.are_at(("guests", name)):
+            raise NotedError
 
 
-def _read_target(text: str) -> Target:
-    endpoint = parse_target(text)
-    check_path(endpoint)
-    return endpoint
-
-
-def _unknown_guest(text: str, guest: str, hint: str) -> str:
-    return (
-        f"{text!r}: no guest {guest!r} in [guests]; {hint + ' ' if hint else ''}"
-        f"for a TCP target write tcp:{text}"
-    )
+def _check_lengths(
+    target: str, ports: Sequence[str], listen: str, listen_ports: Sequence[str]
+) -> None:
+    if len(ports) != len(listen_ports):
+        raise AddressError(
+            f"{target!r} has {count(len(ports), 'port')} and {listen!r} has"
+            f" {count(len(listen_ports), 'port')}: use ranges of equal length"
+        )

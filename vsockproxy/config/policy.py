@@ -21,11 +21,12 @@ from vsockproxy.address.endpoint import (
     VsockEndpoint,
 )
 from vsockproxy.config.access import CidRule, ClientKind, GuestRule, Rule
+from vsockproxy.config.problems import NotedError
 from vsockproxy.config.settings import Policy, is_behind_a_vmm
 from vsockproxy.errors import AddressError
 
-FindCid = Callable[[str], int | None]
-"""Returns the CID of a guest; None if the guest has a problem. Raises `AddressError`."""
+FindCid = Callable[[str], int]
+"""Returns the CID of a guest. Raises `AddressError`, or `NotedError` if the guest has a problem."""
 
 _CLIENTS: Final[dict[ClientKind, str]] = {
     "tcp": "IP addresses",
@@ -97,8 +98,11 @@ def _fit_rules(
 def _with_cid(rule: Rule, find_cid: FindCid) -> Rule:
     if not isinstance(rule, GuestRule):
         return rule
-    cid = find_cid(rule.guest)
-    return rule if cid is None else CidRule(cid, cid)
+    try:
+        cid = find_cid(rule.guest)
+    except NotedError:
+        return rule
+    return CidRule(cid, cid)
 
 
 def _kind(listen: ListenEndpoint) -> ClientKind | None:

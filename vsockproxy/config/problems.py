@@ -1,7 +1,7 @@
 """Gathering all problems of a configuration, instead of stopping at the first one.
 
-Owns: `Problems`, and the error by which a step of `load` reports the problem of another key
-than its own.
+Owns: `Problems`, the error of a step of `load` that finds the problem of another key than its
+own, and the error of a step that depends on a step with a problem.
 """
 
 from __future__ import annotations
@@ -21,11 +21,16 @@ class KeyProblemError(Exception):
         super().__init__(message)
 
 
+class NotedError(Exception):
+    """A step ends without a result: the reason is a problem that `Problems` already has."""
+
+
 class Problems:
     """The problems found so far."""
 
     def __init__(self, found: Iterable[KeyProblem]) -> None:
         self.found = list(found)
+        self._ended_steps = 0
 
     def add(self, path: KeyPath, message: str) -> None:
         """Add the problem of a key."""
@@ -40,7 +45,21 @@ class Problems:
         """Add the problem that ends the block: an `AddressError` is one of the key at ``path``."""
         try:
             yield
-        except KeyProblemError as error:
-            self.found.append(error.problem)
-        except AddressError as error:
-            self.add(path, str(error))
+        except (KeyProblemError, AddressError, NotedError) as error:
+            self._ended_steps += 1
+            if isinstance(error, KeyProblemError):
+                self.found.append(error.problem)
+            elif isinstance(error, AddressError):
+                self.add(path, str(error))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Run every `collecting` block in this block before the first problem has an effect.
+
+        Raises:
+          NotedError: after the block, if a problem ended one of them.
+        """
+        before = self._ended_steps
+        yield
+        if self._ended_steps > before:
+            raise NotedError
