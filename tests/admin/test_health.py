@@ -18,10 +18,10 @@ from tests.admin.conftest import url
 from tests.admin.fake_daemon import FakeDaemon
 from tests.daemon_process import command, daemon, environment
 from tests.fake_services import dead_unix_socket, says, unix_listener, unused_tcp_port
-from vsockproxy.admin import health
-from vsockproxy.admin.health import UnhealthyError, ask, ask_url, metrics_listen
+from vsockproxy.admin.client import DaemonUnreachableError, find_socket
+from vsockproxy.admin.health import UnhealthyError, ask, ask_url, find_address
 from vsockproxy.admin.observe import serve_metrics
-from vsockproxy.config.environment import variables
+from vsockproxy.errors import ConfigError
 
 SOON: Final = 5.0
 """Time limit in seconds; only a failing test reaches it."""
@@ -173,10 +173,14 @@ def test_the_listener_is_read_from_the_file_or_the_environment(tmp_path: Path) -
     toml, yaml = tmp_path / "c.toml", tmp_path / "c.yaml"
     toml.write_text("metrics.listen = 9490")
     yaml.write_text("metrics: {listen: 'unix:/m'}")
-    environ = {health.METRICS_VARIABLE: " 9491 "}
-    assert metrics_listen(toml, environ) == "9490"
-    assert metrics_listen(yaml, environ) == "unix:/m"
-    assert metrics_listen(None, environ) == "9491"
+    environ = {"VSOCKPROXY_METRICS_LISTEN": " 9491 "}
+    assert find_address(toml, {}) == "9490"
+    assert find_address(yaml, {}) == "unix:/m"
+    assert find_address(None, {}, [tmp_path / "missing.toml", yaml, toml]) == "unix:/m"
+    assert find_address(None, environ, []) == "9491"
+    for named, places in ((toml, []), (None, [toml])):
+        with pytest.raises(ConfigError, match="settings too"):
+            find_address(named, environ, places)
 
 
 @pytest.mark.parametrize("text", ['forward.80 = "3:80"', "[metrics]", 'metrics = "x"'])
@@ -187,11 +191,7 @@ def test_a_configuration_without_metrics_is_an_error_with_a_remedy(
     file.write_text(text)
     for named in (file, None):
         with pytest.raises(UnhealthyError, match=r"set \[metrics\] listen"):
-            metrics_listen(named, {})
-
-
-def test_the_variable_is_the_one_that_run_reads() -> None:
-    assert health.METRICS_VARIABLE in variables()
+            find_address(named, {}, [])
 
 
 # --- the command --------------------------------------------------------------------------
@@ -258,17 +258,43 @@ def test_the_control_socket_is_asked_if_the_metrics_cannot_be(tmp_path: Path) ->
     tls = '[metrics]\nlisten = "9490"\ncertificate = "/x.pem"\n'
     for text in (admin, tls + admin):
         file.write_text(text)
-        assert metrics_listen(file, {}) == "unix:/run/admin.sock"
-    assert metrics_listen(None, {"VSOCKPROXY_ADMIN_SOCKET": "/run/a"}) == "unix:/run/a"
+        assert find_address(file, {}) == "unix:/run/admin.sock"
+    assert find_address(None, {"VSOCKPROXY_ADMIN_SOCKET": "/run/a"}, []) == "unix:/run/a"
     file.write_text(tls)
     with pytest.raises(UnhealthyError, match=r"over TLS; set \[admin\] socket"):
-        metrics_listen(file, {})
+        find_address(file, {})
 
 
-def test_without_a_configuration_a_daemon_at_a_default_place_is_asked(tmp_path: Path) -> None:
-    folder = tmp_path / "vsockproxy"
+PLAIN: Final = 'forward.80 = "3:80"\n'
+
+
+@pytest.mark.parametrize("text", ["", PLAIN, f'{PLAIN}admin.socket = "off"'])
+def test_without_metrics_the_daemon_that_status_finds_is_asked(tmp_path: Path, text: str) -> None:
+    folder, file = tmp_path / "vsockproxy", tmp_path / "config.toml"
     folder.mkdir(mode=0o700)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(folder / "admin.sock"))
-        environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
-        assert metrics_listen(None, environ) == f"unix:{folder}/admin.sock"
+    environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    places = [file] if text else []
+    file.write_text(text)
+    with unix_listener(folder / "admin.sock"):
+        assert find_address(None, environ, places) == f"unix:{folder}/admin.sock"
+        assert find_socket(None, None, environ, places) == folder / "admin.sock"
+
+
+def test_the_variable_for_the_control_socket_precedes_the_metrics(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text("metrics.listen = 9490")
+    assert find_address(file, {"VSOCKPROXY_ADMIN": "/run/b"}) == "unix:/run/b"
+
+
+def test_several_daemons_are_an_error_that_names_them(tmp_path: Path) -> None:
+    environ = {"XDG_RUNTIME_DIR": str(tmp_path), "RUNTIME_DIRECTORY": f"{tmp_path}/service"}
+    sockets = [tmp_path / name / "admin.sock" for name in ("vsockproxy", "service")]
+    for path in sockets:
+        path.parent.mkdir(mode=0o700)
+    with unix_listener(sockets[0]), unix_listener(sockets[1]):
+        for find in (find_address, partial(find_socket, None)):
+            with pytest.raises(DaemonUnreachableError) as caught:
+                find(None, environ, [])
+            names = ", ".join(map(str, sockets))
+            remedy = "set $VSOCKPROXY_ADMIN to one of them"
+            assert str(caught.value) == f"several daemons run: {names}; {remedy}"

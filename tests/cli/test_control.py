@@ -164,8 +164,26 @@ def test_the_socket_option_precedes_the_environment_and_the_file(tmp_path: Path)
     assert find_socket(option, file, environ) == option
     assert find_socket(None, file, environ) == Path("/run/variable.sock")
     assert find_socket(None, file, {}) == Path("/run/file.sock")
-    assert find_socket(None, None, {}, defaults=[file]) == Path("/run/file.sock")
+    assert find_socket(None, None, {}, places=[file]) == Path("/run/file.sock")
     assert find_socket(None, None, {"VSOCKPROXY_ADMIN_SOCKET": "/run/x"}) == Path("/run/x")
+
+
+def test_only_the_configuration_that_run_reads_names_the_control_socket(tmp_path: Path) -> None:
+    toml, yaml = tmp_path / "config.toml", tmp_path / "config.yaml"
+    toml.write_text('forward.80 = "3:80"')
+    yaml.write_text("admin: {socket: /run/file.sock}")
+    environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    assert find_socket(None, None, environ, [yaml]) == Path("/run/file.sock")
+    with pytest.raises(DaemonUnreachableError, match="no daemon: neither"):
+        find_socket(None, None, environ, [toml, yaml])
+    settings = {"VSOCKPROXY_FORWARD": "8080=3:80"}
+    for file, places in ((yaml, []), (None, [yaml])):
+        with pytest.raises(ConfigError, match="settings too"):
+            find_socket(None, file, settings, places)
+    for text in ("admin.socket = 'off'", "["):
+        toml.write_text(text)
+        with pytest.raises(DaemonUnreachableError, match="no daemon: neither"):
+            find_socket(None, None, environ, [toml])
 
 
 def test_a_file_without_a_control_socket_or_with_an_error_raises(tmp_path: Path) -> None:
@@ -174,6 +192,8 @@ def test_a_file_without_a_control_socket_or_with_an_error_raises(tmp_path: Path)
     broken.write_text("[")
     with pytest.raises(DaemonUnreachableError, match="disables the control socket"):
         find_socket(None, off, {})
+    with pytest.raises(DaemonUnreachableError, match="the environment disables the control socket"):
+        find_socket(None, None, {"VSOCKPROXY_ADMIN_SOCKET": "off"}, [])
     with pytest.raises(ConfigError):
         find_socket(None, broken, {})
 

@@ -17,11 +17,11 @@ from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint, VsockEndpoint
 from vsockproxy.config.environment import (
     environment_config,
     known_settings,
-    settings,
     variables,
 )
 from vsockproxy.config.schema import TABLES, FileTables
 from vsockproxy.config.settings import Config
+from vsockproxy.config.source import settings
 from vsockproxy.errors import ConfigError
 
 PAGE: Final = REPOSITORY / "docs" / "containers.md"

@@ -1,9 +1,12 @@
 """The order in which a command looks for its configuration."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.daemon_process import environment
 from vsockproxy.config.source import NoSourceError, Source, find_source
 from vsockproxy.errors import ConfigError
 
@@ -50,3 +53,23 @@ def test_without_any_configuration_the_error_names_the_unknown_variables() -> No
     assert "did you mean VSOCKPROXY_FORWARD?" in unknown
     assert none.startswith("there is no configuration: ")
     assert "vsockproxy demo" in remedy
+
+
+def test_a_table_is_the_same_unchecked_from_a_file_and_from_the_environment(
+    place: Path,
+) -> None:
+    place.write_text('forward = 3\n[metrics]\nlisten = "unix:/m"\nno_key = 1\n')
+    assert Source(place, {}).table("metrics") == {"listen": "unix:/m", "no_key": 1}
+    assert Source(place, {}).table("forward") == Source(place, {}).table("admin") == {}
+    environ = {"VSOCKPROXY_METRICS_LISTEN": " unix:/m ", "VSOCKPROXY_GUESTS_MY_VM_CID": "3"}
+    assert Source(None, environ).table("metrics") == {"listen": "unix:/m"}
+    assert Source(None, environ).table("guests") == {"my_vm": {"cid": 3}}
+
+
+def test_only_settings_in_the_environment_load_pydantic() -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from vsockproxy.config.source import *;"
+        "find_source(Path('x'), os.environ); print('pydantic' in sys.modules)"
+    )
+    done = subprocess.check_output([sys.executable, "-c", code], env=environment(), text=True)
+    assert done == "False\n"

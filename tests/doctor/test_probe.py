@@ -209,6 +209,17 @@ def test_probe_takes_a_guests_name_from_a_file(listener: UnixEndpoint, tmp_path:
     assert "did you mean krun?" in done.stderr
 
 
+def test_probe_takes_a_guests_name_from_the_environment(
+    listener: UnixEndpoint, tmp_path: Path
+) -> None:
+    environ = {"VSOCKPROXY_GUESTS_KRUN_UNIX": f"{tmp_path}/port-{{port}}"}
+    done = command("probe", "krun:80", environ=environ)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = command("probe", "krun:80", "-c", tmp_path / "c.toml", environ=environ)
+    assert done.returncode == 2
+    assert "settings too (VSOCKPROXY_GUESTS_KRUN_UNIX)" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "quoted"),
     [

@@ -1,8 +1,8 @@
 """A client of the running daemon's API, on its control socket.
 
 Owns: which socket is the daemon's, one request per connection, and the sentence for each
-failure.  Runs in commands that a person waits for, so it imports neither trio nor pydantic:
-answers are the plain JSON of `schema`.
+failure.  Runs in commands that a person waits for, so it imports neither trio nor, without
+settings in the environment, pydantic: answers are the plain JSON of `schema`.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
-from vsockproxy.admin.socket_path import VARIABLE, default_places, is_live, of_user
-from vsockproxy.config.file import read_document
-from vsockproxy.errors import VsockproxyError
+from vsockproxy.admin.socket_path import default_places, is_live, of_user
+from vsockproxy.config.source import ADMIN, PLACES, NoSourceError, find_source
+from vsockproxy.config.value import AUTO, OFF
+from vsockproxy.errors import ConfigError, VsockproxyError
 from vsockproxy.unix_http import UnixConnection
 
 Answer = dict[str, Any]
 
-SETTING: Final = "VSOCKPROXY_ADMIN_SOCKET"
-"""``[admin] socket`` where the environment is the configuration."""
-
 _MAX_ANSWER: Final = 64 << 20  # bytes; a page of connections is below one MiB
 _TIMEOUT: Final = 15.0  # seconds
 _REMEDY: Final = (
-    f"name the control socket with --socket or ${VARIABLE}; a daemon outside systemd has one"
+    f"name the control socket with --socket or ${ADMIN}; a daemon outside systemd has one"
     ' only if its configuration sets it: [admin] socket = "PATH"'
 )
 
 
 class DaemonUnreachableError(VsockproxyError):
     """No daemon answers; the text says why, and what to do."""
+
+
+class SeveralDaemonsError(DaemonUnreachableError):
+    """Several daemons run, and nothing says which one is meant."""
 
 
 class DaemonHangsError(DaemonUnreachableError):
@@ -144,59 +146,61 @@ def find_socket(
     option: Path | None,
     file: Path | None,
     environ: Mapping[str, str],
-    *,
-    defaults: Sequence[Path] = (),
+    places: Sequence[Path] = PLACES,
 ) -> Path:
     """Return the path of the daemon's control socket; whether it answers is not tried.
 
-    The first of these decides: ``option``, $VSOCKPROXY_ADMIN, ``[admin] socket`` of ``file``
-    or of the environment's configuration, ``[admin] socket`` of the first of ``defaults``
-    that sets it, the one live socket in the default places.
+    The first of these decides: ``option``, $VSOCKPROXY_ADMIN, ``[admin] socket`` of the
+    configuration that `find_source` finds, the one live socket in the default places.
 
     Args:
-      file: a configuration file that the caller has named; it must be readable.
-      defaults: configuration files that may exist.
+      file, places: as in `find_source`.
 
     Raises:
       DaemonUnreachableError: if the configuration disables the socket, or the default places
         have none or several.
-      ConfigError: if ``file`` cannot be read.
+      ConfigError: as `find_source`; or ``file`` cannot be read.
     """
     if option is not None:
         return option
-    if environ.get(VARIABLE):
-        return Path(environ[VARIABLE])
-    named = _socket_in(file) if file is not None else environ.get(SETTING, "auto").strip() or "auto"
-    if named == "off":
-        raise DaemonUnreachableError(
-            f"{file or SETTING} disables the control socket: set [admin] socket"
-        )
-    for place in defaults if named == "auto" else ():
-        named = _socket_in_readable(place)
-        if named != "auto":
-            break
-    if named not in ("auto", "off"):
+    if environ.get(ADMIN):
+        return Path(environ[ADMIN])
+    named = _configured_socket(file, environ, places)
+    if named not in (AUTO, OFF):
         return Path(named.removeprefix("unix:"))
     return _only_socket(default_places(environ, os.getuid()), environ)
 
 
-def _socket_in(file: Path) -> str:
-    admin: Any = read_document(file).tree.get("admin")
-    return str(admin.get("socket", "auto")) if isinstance(admin, dict) else "auto"
+def _configured_socket(
+    file: Path | None, environ: Mapping[str, str], places: Sequence[Path]
+) -> str:
+    """Return ``[admin] socket`` of the configuration; ``"auto"`` if nothing sets it.
 
-
-def _socket_in_readable(file: Path) -> str:
+    Another daemon may run beside a file in ``places``: that one may be unreadable, or disable
+    the socket.
+    """
     try:
-        return _socket_in(file)
-    except VsockproxyError:  # the daemon has reported it at its start
-        return "auto"
+        source = find_source(file, environ, places)
+    except NoSourceError:
+        return AUTO
+    is_named = file is not None or source.file is None
+    try:
+        named = str(source.table("admin").get("socket") or AUTO)
+    except ConfigError:  # the daemon has reported it at its start
+        if is_named:
+            raise
+        return AUTO
+    if named == OFF and is_named:
+        where = source.file or "the environment"
+        raise DaemonUnreachableError(f"{where} disables the control socket: set [admin] socket")
+    return named
 
 
 def _only_socket(places: Sequence[Path], environ: Mapping[str, str]) -> Path:
     live = [place for place in places if is_live(place)]
     if len(live) > 1:
         found = ", ".join(map(str, live))
-        raise DaemonUnreachableError(f"several daemons run: {found}; choose one with --socket")
+        raise SeveralDaemonsError(f"several daemons run: {found}; set ${ADMIN} to one of them")
     if live or places:
         return (live or places)[0]
     user = of_user(environ, os.getuid())

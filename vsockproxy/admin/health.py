@@ -1,28 +1,28 @@
 """The request of `vsockproxy health`: whether a running daemon is ready.
 
 Owns: finding the daemon's HTTP listener, and one request to it.  A container runs it every few
-seconds, so it imports neither trio nor pydantic, and reads only the addresses of a configuration.
+seconds, so it does not import trio, and reads only the addresses of a configuration.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from vsockproxy.address.endpoint import TcpEndpoint, UnixEndpoint
 from vsockproxy.address.grammar import parse_listen
-from vsockproxy.admin.client import SETTING
-from vsockproxy.admin.socket_path import default_places
-from vsockproxy.config.file import read_document
+from vsockproxy.admin.client import DaemonUnreachableError, SeveralDaemonsError, find_socket
+from vsockproxy.config.source import ADMIN, PLACES, NoSourceError, find_source
 from vsockproxy.errors import VsockproxyError
 from vsockproxy.unix_http import UnixConnection
 
-METRICS_VARIABLE: Final = "VSOCKPROXY_METRICS_LISTEN"
-_CERTIFICATE: Final = "VSOCKPROXY_METRICS_CERTIFICATE"
+if TYPE_CHECKING:
+    from vsockproxy.config.document import Plain
+
 READY: Final = "/readyz"
 
 _LONGEST: Final = 4096  # bytes of an answer, which has a line for each missing listener
@@ -38,42 +38,34 @@ class UnhealthyError(VsockproxyError):
     """The daemon is not ready, or cannot be asked; the text has the cause."""
 
 
-def metrics_listen(file: Path | None, environ: Mapping[str, str]) -> str:
-    """Return the address at which a daemon answers, as its configuration writes it.
+def find_address(
+    file: Path | None, environ: Mapping[str, str], places: Sequence[Path] = PLACES
+) -> str:
+    """Return the address at which the daemon answers, as an operator writes it.
 
-    That is the metrics' listener; the control socket if there is none or it uses TLS; without any
-    configuration, the control socket of a daemon at a default place.
+    That is $VSOCKPROXY_ADMIN; else the metrics' listener of the configuration that `find_source`
+    finds; else, without metrics or with metrics over TLS, the control socket of `find_socket`.
 
     Args:
-      file: the configuration; if None, it is in ``environ``.
+      file, places: as in `find_source`.
 
     Raises:
       UnhealthyError: there is no such address.
-      ConfigError: the file cannot be read.
+      SeveralDaemonsError: several daemons could be meant.
+      ConfigError: as `find_source`; or the file cannot be read.
     """
-    metrics, admin = _tables(file, environ)
-    listen, place = metrics.get("listen"), admin.get("socket")
-    if listen and not metrics.get("certificate"):
+    metrics: Mapping[str, Plain] = {}
+    with suppress(NoSourceError):
+        metrics = find_source(file, environ, places).table("metrics")
+    listen, has_tls = metrics.get("listen"), metrics.get("certificate")
+    if listen and not has_tls and not environ.get(ADMIN):
         return str(listen)
-    if place and place not in ("auto", "off"):
-        return f"unix:{str(place).removeprefix('unix:')}"
-    if file is None and not listen and (usual := default_places(environ, os.getuid())):
-        return f"unix:{usual[0]}"
-    if listen:
-        raise UnhealthyError(_NO_PLAIN_HTTP)
-    raise UnhealthyError(_NO_LISTENER)
-
-
-def _tables(file: Path | None, environ: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return ``[metrics]`` and ``[admin]``, with the keys that this module reads."""
-    if file is None:
-        listen = environ.get(METRICS_VARIABLE, "").strip()
-        certificate = environ.get(_CERTIFICATE, "").strip()
-        place = environ.get(SETTING, "").strip()
-        return [{"listen": listen, "certificate": certificate}, {"socket": place}]
-    tree: Any = read_document(file).tree
-    tables = [tree.get(name) for name in ("metrics", "admin")]
-    return [table if isinstance(table, dict) else {} for table in tables]
+    try:
+        return f"unix:{find_socket(None, file, environ, places)}"
+    except SeveralDaemonsError:
+        raise
+    except DaemonUnreachableError as error:
+        raise UnhealthyError(_NO_PLAIN_HTTP if listen else _NO_LISTENER) from error
 
 
 def ask(listen: str, timeout: float) -> str:

@@ -18,8 +18,6 @@ from vsockproxy.address.endpoint import UnixEndpoint
 from vsockproxy.config.settings import AdminSettings
 
 NAME: Final = "admin.sock"
-VARIABLE: Final = "VSOCKPROXY_ADMIN"
-"""Names a running daemon's socket."""
 
 _SERVICES: Final = Path("/run")
 _OF_A_SERVICE: Final = "vsockproxy*"  # vsockproxy, and vsockproxy-NAME of vsockproxy@NAME

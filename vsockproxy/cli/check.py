@@ -12,7 +12,7 @@ import typer
 
 from vsockproxy import __version__
 from vsockproxy.cli.program import ConfigOption, fail, read, source_of
-from vsockproxy.config.source import Source, default_file
+from vsockproxy.config.source import Source
 from vsockproxy.errors import VsockproxyError
 
 
@@ -70,11 +70,12 @@ def health(
     ] = None,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Limit for the answer.")] = 3.0,
 ) -> None:
-    """Ask the running daemon whether it is ready, by its metrics listener.
+    """Ask the running daemon whether it is ready.
 
-    The listener is found as run finds its configuration. The exit status is 0
-    if every route listens, and 1 if not or if nothing answers, as a
-    container's HEALTHCHECK expects.
+    It is asked by $VSOCKPROXY_ADMIN, else by the metrics listener of the
+    configuration that run would read, else by the control socket that status
+    finds. The exit status is 0 if every route listens, and 1 if not or if
+    nothing answers, as a container's HEALTHCHECK expects.
     """
     from vsockproxy.admin import health as probe  # noqa: PLC0415 - at its use
 
@@ -82,7 +83,7 @@ def health(
         if url:
             answer = probe.ask_url(url, timeout)
         else:
-            listen = metrics or probe.metrics_listen(config or default_file(), os.environ)
+            listen = metrics or probe.find_address(config, os.environ)
             answer = probe.ask(listen, timeout)
     except VsockproxyError as error:
         fail(*str(error).splitlines())

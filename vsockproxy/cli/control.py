@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vsockproxy.cli.program import ConfigOption, JsonOption, SocketOption, daemon_client, fail
-from vsockproxy.config.source import PLACES
 from vsockproxy.errors import VsockproxyError
 from vsockproxy.readable import count
 
@@ -43,7 +42,7 @@ def _route_names(context: typer.Context, incomplete: str) -> list[str]:
     options = (context.params.get("socket"), context.params.get("config"))
     path, config = (Path(option) if option else None for option in options)
     try:
-        client = Client(find_socket(path, config, os.environ, defaults=PLACES), _COMPLETION_TIMEOUT)
+        client = Client(find_socket(path, config, os.environ), _COMPLETION_TIMEOUT)
         names = [route["name"] for route in client.get("/v1/routes")["routes"]]
     except VsockproxyError:
         return []

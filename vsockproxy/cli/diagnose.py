@@ -23,7 +23,7 @@ from vsockproxy.cli.program import (
     read,
     seconds,
 )
-from vsockproxy.config.source import PLACES, NoSourceError, default_file, find_source
+from vsockproxy.config.source import NoSourceError, find_source
 from vsockproxy.errors import ConfigError, VsockproxyError
 from vsockproxy.readable import duration
 
@@ -119,21 +119,16 @@ def _read_target(text: str, file: Path | None) -> tuple[Target, Sequence[Guest]]
     endpoint = parse_target(text)
     if not isinstance(endpoint, GuestEndpoint):
         return endpoint, ()
-    file = file or default_file()
-    if file is None:
+    from vsockproxy.config.load import forward_config  # noqa: PLC0415 - at its use
+
+    try:
+        guests = find_source(file, os.environ).table("guests")
+    except NoSourceError as error:
         raise VsockproxyError(
             f"{text!r} is the name of a guest, but there is no configuration: give one with -c;"
             f" for a TCP target, write tcp:{text}"
-        )
-    return _guest_address(text, file)
-
-
-def _guest_address(text: str, file: Path) -> tuple[Target, Sequence[Guest]]:
-    from vsockproxy.config.file import read_document  # noqa: PLC0415 - at its use
-    from vsockproxy.config.load import forward_config  # noqa: PLC0415 - at its use
-
-    guests = read_document(file).tree.get("guests", {})
-    config = forward_config([("unix:@probe", text)], {"guests": guests})
+        ) from error
+    config = forward_config([("unix:@probe", text)], {"guests": dict(guests)})
     return config.routes[0].target, config.guests
 
 
@@ -197,7 +192,7 @@ def doctor(
     from vsockproxy.doctor.running_daemon import ask_daemon  # noqa: PLC0415 - at its use
 
     here = root == Path("/")
-    find = partial(find_socket, socket, config, os.environ, defaults=PLACES)
+    find = partial(find_socket, socket, config, os.environ)
     findings = trio.run(
         partial(
             examine,

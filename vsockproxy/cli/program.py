@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn, TypeVar
 import typer
 
 from vsockproxy import __version__
-from vsockproxy.config.source import PLACES, NoSourceError, Source, find_source
+from vsockproxy.config.source import NoSourceError, Source, find_source
 from vsockproxy.errors import ConfigError, VsockproxyError
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def daemon_client(
     from vsockproxy.admin.client import Client, find_socket  # noqa: PLC0415 - at its use
 
     try:
-        place = find_socket(path, config, os.environ, defaults=PLACES)
+        place = find_socket(path, config, os.environ)
         yield Client(place) if timeout is None else Client(place, timeout)
     except VsockproxyError as error:
         fail(*str(error).splitlines())

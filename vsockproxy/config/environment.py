@@ -17,15 +17,9 @@ from vsockproxy.config.document import Document, KeyPath, KeyProblem, Plain, wri
 from vsockproxy.config.load import build_config
 from vsockproxy.config.schema import TABLES
 from vsockproxy.config.settings import Config
+from vsockproxy.config.source import PREFIX, settings
 from vsockproxy.config.value import OFF
 from vsockproxy.errors import ConfigError
-
-PREFIX: Final = "VSOCKPROXY_"
-FILE: Final = "VSOCKPROXY_CONFIG"
-"""Names a file; not a setting."""
-
-ADMIN: Final = "VSOCKPROXY_ADMIN"
-"""Names the control socket of a running daemon, for the commands; not a setting."""
 
 SOURCE: Final = "environment"
 
@@ -39,26 +33,6 @@ _NAME: Final = "<NAME>"
 _SEPARATOR: Final = re.compile(r"[,\n](?!\s*(?:to_host|handshake=none)\s*(?:[,\n]|$))")
 # A number with a leading zero is a file's mode, which is a text.
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?")
-# Kubernetes, and Docker's links, describe a service called vsockproxy, or vsockproxy-web, to
-# every container: VSOCKPROXY_PORT=tcp://10.0.0.1:80 and these.
-_OF_A_SERVICE: Final = re.compile(
-    r"VSOCKPROXY_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
-)
-
-
-def settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables with the prefix of settings, known or not, sorted by name.
-
-    An empty variable counts as unset: a compose file cannot leave a variable out.
-    """
-    return {
-        name: text
-        for name, text in sorted(environ.items())
-        if name.startswith(PREFIX)
-        and name not in (FILE, ADMIN)
-        and text.strip()
-        and not _is_of_a_service(name, text)
-    }
 
 
 def known_settings(environ: Mapping[str, str]) -> list[str]:
@@ -82,15 +56,25 @@ def environment_config(environ: Mapping[str, str]) -> Config:
     Raises:
       ConfigError: with all problems; each names its variable instead of a key path.
     """
-    tables = _Tables()
-    for name, text in settings(environ).items():
-        tables.add(name, text)
+    tables = _read(environ)
     try:
         return build_config(tables.document())
     except ConfigError as error:
         names = tables.names()
         problems = (replace(one, path=names.get(one.path, one.path)) for one in error.problems)
         raise ConfigError(SOURCE, tuple(problems)) from error
+
+
+def environment_document(environ: Mapping[str, str]) -> Document:
+    """Return `settings` in the form of a file; its problems have key paths."""
+    return _read(environ).document()
+
+
+def _read(environ: Mapping[str, str]) -> _Tables:
+    tables = _Tables()
+    for name, text in settings(environ).items():
+        tables.add(name, text)
+    return tables
 
 
 class _Tables:
@@ -250,9 +234,3 @@ def _candidates(words: list[str]) -> set[str]:
         for path in _KEYS
         for name in (names if _NAME in path else [""])
     }
-
-
-def _is_of_a_service(name: str, text: str) -> bool:
-    if name.endswith("_PORT") and "://" in text:
-        return True
-    return _OF_A_SERVICE.fullmatch(name) is not None
