@@ -109,6 +109,11 @@ def test_unsupported_yaml_is_a_problem_with_its_place(text: str, problem: str) -
     assert report(yaml(text)) == problem
 
 
+def test_an_anchor_that_is_used_twice_is_two_problems_and_no_warning() -> None:
+    places = [line.split(" ")[0] for line in report(yaml("a: &x 1\nb: &x 2\n")).split("\n")]
+    assert places == ["x.yaml:1:1:", "x.yaml:2:1:"]
+
+
 def test_problems_are_reported_in_the_order_of_the_file() -> None:
     lines = report(yaml("a: 1\nb:\na: 2\nc: !x y\n")).split("\n")
     assert [line.split(" ")[0] for line in lines] == ["x.yaml:2:1:", "x.yaml:3:1:", "x.yaml:4:1:"]

@@ -49,6 +49,7 @@ def parse_yaml(text: str, source: str) -> Document:
             source, "remove the % line: the file is read as YAML 1.2", *end_of(match[0])
         )
     yaml = YAML(typ="safe", pure=True)
+    yaml.composer.warn_double_anchors = False  # each is a problem of the document
     try:
         root = yaml.compose(text)
     except RecursionError as error:
