@@ -25,7 +25,8 @@ from vsockproxy.config.settings import (
     Route,
 )
 from vsockproxy.connection import Connection
-from vsockproxy.daemon.daemon import Daemon, Load
+from vsockproxy.daemon.daemon import Daemon
+from vsockproxy.daemon.reload import Load
 from vsockproxy.stats import RouteStats
 
 

@@ -195,7 +195,7 @@ def _serve(
     """
     import trio  # noqa: PLC0415 - at its use
 
-    from vsockproxy.daemon.process import supervise  # noqa: PLC0415 - at its use
+    from vsockproxy.daemon.signals import supervise  # noqa: PLC0415 - at its use
     from vsockproxy.log.output import configure  # noqa: PLC0415 - at its use
 
     failures: list[str] = []

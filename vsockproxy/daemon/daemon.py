@@ -1,25 +1,25 @@
 """The daemon: run a configuration, and those that replace it, until the last connection has ended.
 
-Owns: `Daemon`, which reads and applies configurations, opens every endpoint before anything
-changes, and is what the API asks and commands. So a daemon that is ready has all of its ports, one
-that cannot have them leaves nothing behind, and a reload that fails changes nothing. The routes
-are the supervisor's, the HTTP servers are `http`'s, signals are `process`'s.
+Owns: `Daemon`, which opens every endpoint before anything changes, and is what the API asks and
+commands. So a daemon that is ready has all of its ports, and one that cannot have them leaves
+nothing behind. Reloads are `reload`'s, the routes are the supervisor's, the HTTP servers are
+`http`'s, signals are `signals`'s.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from time import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from vsockproxy.address.endpoint import ListenEndpoint
 from vsockproxy.config.settings import Config
 from vsockproxy.daemon.http import HttpServers, http_endpoints
+from vsockproxy.daemon.reload import Load, Reloading
 from vsockproxy.daemon.supervisor import Supervisor
-from vsockproxy.errors import VsockproxyError
 from vsockproxy.listen.sockets import FdStore, Listen, ListeningSockets
 from vsockproxy.log.output import get_logger
 from vsockproxy.log.recent import RecentEvents, Recorder
@@ -29,8 +29,8 @@ from vsockproxy.readable import count
 from vsockproxy.stats import Reloads
 from vsockproxy.systemd import Notifier
 
-Load = Callable[[], Config]
-"""Reads the configuration again; called in a thread. Raises `ConfigError`."""
+if TYPE_CHECKING:
+    import ssl
 
 
 class Daemon:
@@ -41,6 +41,7 @@ class Daemon:
       started: when it was made, in seconds of the epoch.
       reloads: how reloading went so far.
       events: the recent failures and changes.
+      changing: held while listeners come and go.
     """
 
     def __init__(
@@ -60,19 +61,23 @@ class Daemon:
         self.config = config
         self.started = time()
         self.events = RecentEvents()
-        self.reloads = Reloads(config)
-        self._load = load
         self._log: Any = Recorder(get_logger(), self.events)
         self._notifier = notifier or Notifier({}, 0)
+        self.reloads = Reloads(config)
+        self._reloading = Reloading(self, load, self._notifier, self._log)
         self._sockets = ListeningSockets(inherited, store=store, log=self._log)
         self._http = HttpServers(self, self._sockets, self._log)
         self.supervisor = Supervisor(config, self._sockets, self._log)
         self._pump: Pump
         self._tasks: trio.Nursery
-        self._changing = trio.Lock()  # held while listeners come and go
+        self.changing = trio.Lock()
         self._stops = 0
         self._status = ""
-        self._reload_failed = False
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the daemon drains, or ends its connections."""
+        return self._stops > 0
 
     @property
     def pump_name(self) -> str:
@@ -92,9 +97,7 @@ class Daemon:
         async with open_pump(self.config.pump) as self._pump:
             self._log.info("pump_started", pump=self._pump.name, why=self._pump.why)
             try:
-                certificates = self._http.certificates(self.config)
-                self._sockets.open(self._wanted(self.config))
-                self._http.use(certificates)
+                self._http.use(self.open(self.config))
                 async with trio.open_nursery() as self._tasks:
                     async with trio.open_nursery() as routes:
                         await routes.start(self.supervisor.run, self._pump)
@@ -111,7 +114,7 @@ class Daemon:
         if not self._stops:  # a signal may have come first
             await self._apply(self.config)
         self._sockets.close_unclaimed()
-        self._warn_of_unused_sockets()
+        self.warn_of_unused_sockets()
         routes = len(self.supervisor.listeners)
         self._log.info("ready", routes=routes, config=self.config.source)
         self.tell_status()
@@ -120,69 +123,37 @@ class Daemon:
     # ---- reload ----
 
     async def reload(self) -> list[str]:
-        """Read the configuration again and run it, without losing a connection.
-
-        Cancelled, it still goes on to its end.
-
-        Returns:
-          The problems that keep the configuration from running, and then nothing has changed;
-          empty when it runs.
-        """
-        if self._load is None:
-            return ["this daemon was started without a configuration that could be read again"]
-        if self._stops:  # and the tasks may have ended
-            return ["the daemon drains: it takes no other configuration"]
-        self._notifier.reloading()
-        reload = _Reload(self._load)
-        self._tasks.start_soon(self._reload, reload)
-        await reload.ended.wait()
-        return reload.problems
-
-    async def _reload(self, reload: _Reload) -> None:
-        try:
-            await self.replace(reload.load)
-        except VsockproxyError as error:
-            reload.problems = _problems(error)
-        self._reload_failed = bool(reload.problems)
-        for problem in reload.problems:
-            self._log.error("reload_failed", problem=problem)
-        self.tell_status()
-        if not self._stops:  # STOPPING=1 is final
-            self._notifier.ready()
-        reload.ended.set()
+        """Read the configuration again and run it; see `Reloading.reload`."""
+        return await self._reloading.reload(self._tasks)
 
     async def replace(self, load: Load) -> None:
-        """Run the configuration that ``load`` gives in place of the present one.
+        """Run the configuration that ``load`` gives; see `Reloading.replace`."""
+        await self._reloading.replace(load)
+
+    def open(self, config: Config) -> ssl.SSLContext | None:
+        """Read the certificates of a configuration and open its endpoints, for `apply`.
 
         Raises:
-          VsockproxyError: it cannot be read or run, and nothing has changed.
+          VsockproxyError: that cannot be done, and nothing has changed.
         """
-        async with self._changing:
-            try:
-                config = await trio.to_thread.run_sync(load)
-                certificates = self._http.certificates(config)
-                self._sockets.open(self._wanted(config))
-            except VsockproxyError:
-                self.reloads.failed()
-                raise
-            if self._stops:
-                self._sockets.close_unleased()
-                return
-            for name in ("pump", "log"):
-                if getattr(config, name) != getattr(self.config, name):
-                    self._log.warning("needs_restart", settings=name)
+        certificates = self._http.certificates(config)
+        self._sockets.open(self._wanted(config))
+        return certificates
+
+    async def apply(self, config: Config, certificates: ssl.SSLContext | None) -> bool:
+        """Make what runs what ``config`` says; its endpoints are open.
+
+        Returns:
+          False where a stop came first: then the endpoints that no route uses are closed.
+        """
+        if not self._stops:
             self._http.use(certificates)
             await self._apply(config)
-            if self._stops:
-                self._sockets.close_unleased()
-                return
-            self.reloads.succeeded(config)
-            routes = len(self.supervisor.listeners)
-            self._log.info("reloaded", routes=routes, config=config.fingerprint)
-            self._warn_of_unused_sockets()
+        if self._stops:
+            self._sockets.close_unleased()
+        return not self._stops
 
     async def _apply(self, config: Config) -> None:
-        """Make what runs what ``config`` says; its endpoints are open."""
         self.config = config
         await self._http.stop_others(config)
         await self.supervisor.reconfigure(config)
@@ -192,7 +163,8 @@ class Daemon:
     def _wanted(self, config: Config) -> dict[ListenEndpoint, Listen]:
         return self.supervisor.wanted(config) | http_endpoints(config)
 
-    def _warn_of_unused_sockets(self) -> None:
+    def warn_of_unused_sockets(self) -> None:
+        """Log the sockets from systemd's socket units that no endpoint uses."""
         for name in self._sockets.unused():
             remedy = (
                 f"clients are queued there forever: listen on fd:{name}, or stop its .socket unit"
@@ -207,13 +179,13 @@ class Daemon:
 
     async def drain(self, name: str) -> None:
         """Close a route's listener until `resume`; its connections end by themselves."""
-        async with self._changing:
+        async with self.changing:
             if not self._stops:  # every route drains then, and its endpoint is closed
                 await self.supervisor.drain(name)
 
     async def resume(self, name: str) -> None:
         """Have a route accept again; raises `ListenError`, and a drained route stays drained."""
-        async with self._changing:
+        async with self.changing:
             if not self._stops:
                 wanted = self._wanted(self.config) | self.supervisor.drained_endpoint(name)
                 self._sockets.open(wanted)
@@ -246,23 +218,8 @@ class Daemon:
 
     def tell_status(self) -> None:
         """Tell systemd in a line how the daemon is, if that has changed."""
-        trouble = "the last reload failed, see the log; " if self._reload_failed else ""
+        trouble = "the last reload failed, see the log; " if self._reloading.has_failed else ""
         doing = "draining" if self._stops else count(len(self.supervisor.listeners), "route")
         status = f"{trouble}{doing}, {count(self.supervisor.live(), 'live connection')}"
         if status != self._status and self._notifier.status(status):
             self._status = status
-
-
-class _Reload:
-    """A reload that a caller waits for, and what came of it."""
-
-    def __init__(self, load: Load) -> None:
-        self.load = load
-        self.problems: list[str] = []
-        self.ended = trio.Event()
-
-
-def _problems(error: VsockproxyError) -> list[str]:
-    """Return the lines of an error, each after what it was about (`BaseException.add_note`)."""
-    notes: list[str] = getattr(error, "__notes__", [])
-    return [": ".join([*notes, line]) for line in str(error).splitlines()]

@@ -19,7 +19,7 @@ from tests.fake_systemd import FakeSystemd, fake_systemd
 from tests.sockets import stream
 from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint
 from vsockproxy.config.settings import Config, Policy, Route
-from vsockproxy.daemon.process import supervise
+from vsockproxy.daemon.signals import supervise
 from vsockproxy.errors import ConfigError, Problem
 from vsockproxy.systemd import store_name
 
