@@ -1,6 +1,7 @@
 """The address grammar: every kind is read, printed and read back; no text is a crash."""
 
 import ipaddress
+import re
 
 import pytest
 from hypothesis import given
@@ -32,6 +33,12 @@ HOSTS = st.one_of(
     st.ip_addresses(v=6).map(str),
     st.from_regex(r"[a-zA-Z]([a-zA-Z0-9-]{0,8}[a-zA-Z0-9])?(\.[a-z]{2,5}){0,2}", fullmatch=True),
 )
+
+
+def is_one_address(host: str | None) -> bool:
+    return host not in ("0.0.0.0", "::", "::ffff:0.0.0.0", "::ffff:0:0")
+
+
 # Paths may hold colons, spaces and letters of any script; 30 of them fit every system.
 PATHS = st.text(
     st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20
@@ -49,7 +56,7 @@ LISTENS: st.SearchStrategy[ListenEndpoint] = st.one_of(
     st.from_regex(r"[!-9;-~]{1,40}", fullmatch=True).map(FdEndpoint),
 )
 TARGETS: st.SearchStrategy[Target] = st.one_of(
-    st.builds(TcpEndpoint, HOSTS, st.integers(1, 0xFFFF)),
+    st.builds(TcpEndpoint, HOSTS.filter(is_one_address), st.integers(1, 0xFFFF)),
     st.builds(VsockEndpoint, SPECIFIC, SPECIFIC, st.booleans()),
     UNIX,
     st.builds(MuxEndpoint, PATHS, SPECIFIC, st.sampled_from(["ok", "none"])),
@@ -73,6 +80,22 @@ NEARLY = st.lists(
 @given(LISTENS)
 def test_every_listener_is_read_back_from_its_text(endpoint: ListenEndpoint) -> None:
     assert parse_listen(str(endpoint)) == endpoint
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        ("0.0.0.0", "127.0.0.1"),
+        ("tcp:0.0.0.0", "127.0.0.1"),
+        ("[::]", "[::1]"),
+        ("[0:0:0:0:0:0:0:0]", "[::1]"),
+        ("[::ffff:0.0.0.0]", "[::1]"),
+        ("tcp:[::%lo]", "[::1]"),
+    ],
+)
+def test_every_address_of_a_listener_is_no_target(host: str, own: str) -> None:
+    with pytest.raises(AddressError, match=re.escape(f"for this machine write {own}")):
+        parse_target(f"{host}:80")
 
 
 @given(TARGETS)

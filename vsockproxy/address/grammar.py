@@ -16,6 +16,7 @@ The notation is systemd's where systemd has one (systemd.socket(5), ``ListenStre
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable
 from typing import Final
@@ -78,7 +79,22 @@ def parse_target(text: str) -> Target:
         raise AddressError(f"{text!r} cannot be a target: name one port, not any")
     if isinstance(endpoint, TcpEndpoint) and endpoint.port == 0:
         raise AddressError(f"{text!r} cannot be a target: TCP ports start at 1")
+    if isinstance(endpoint, TcpEndpoint) and _is_every_address(endpoint.host):
+        own = "[::1]" if "[" in text else "127.0.0.1"
+        raise AddressError(
+            f"{text!r} cannot be a target: it is every address of a listener; for this machine"
+            f" write {own}"
+        )
     return endpoint
+
+
+def _is_every_address(host: str | None) -> bool:
+    """Return whether a host is 0.0.0.0 or [::], which connect(2) takes for the loopback."""
+    try:
+        address = ipaddress.ip_address(host or "")
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_unspecified
 
 
 def expand_ports(text: str) -> tuple[str, ...]:

@@ -186,9 +186,11 @@ class Gate:
 
     def leave(self, connection: Connection, reason: str) -> None:
         """Count the end of an admitted connection, and wake acceptors for the room it leaves."""
-        self._stats.close(connection, reason)
-        self._shared.live -= 1
-        self.wake_others()
+        try:
+            self._stats.close(connection, reason)
+        finally:
+            self._shared.live -= 1
+            self.wake_others()
 
     def identify(self, connection: Connection) -> RejectReason | None:
         """Judge a connection by its PROXY header; return why it is rejected, or None.

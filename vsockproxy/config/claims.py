@@ -92,7 +92,8 @@ def _is_this_machine(claim: Claim) -> bool:
     family, address, _ = claim
     if family == "vsock":
         return address == str(CID_LOCAL)
-    return family in ("IPv4", "IPv6") and ipaddress.ip_address(address).is_loopback
+    is_address = family in ("IPv4", "IPv6") and address != ANY
+    return is_address and ipaddress.ip_address(address).is_loopback
 
 
 def _tcp_claims(host: str | None, port: int) -> tuple[Claim, ...]:

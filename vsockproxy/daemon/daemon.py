@@ -20,6 +20,7 @@ from vsockproxy.config.settings import Config
 from vsockproxy.daemon.http import HttpServers, http_endpoints
 from vsockproxy.daemon.reload import Load, Reloading
 from vsockproxy.daemon.supervisor import Supervisor
+from vsockproxy.errors import VsockproxyError
 from vsockproxy.listen.sockets import FdStore, Listen, ListeningSockets
 from vsockproxy.log.output import get_logger
 from vsockproxy.log.recent import RecentEvents, Recorder
@@ -68,6 +69,7 @@ class Daemon:
         self._sockets = ListeningSockets(inherited, store=store, log=self._log)
         self._http = HttpServers(self, self._sockets, self._log)
         self.supervisor = Supervisor(config, self._sockets, self._log)
+        self._certificates: ssl.SSLContext | None = None
         self._pump: Pump
         self._tasks: trio.Nursery
         self.changing = trio.Lock()
@@ -97,7 +99,7 @@ class Daemon:
         async with open_pump(self.config.pump) as self._pump:
             self._log.info("pump_started", pump=self._pump.name, why=self._pump.why)
             try:
-                self._http.use(self.open(self.config))
+                self._certificates = self.open(self.config)
                 async with trio.open_nursery() as self._tasks:
                     async with trio.open_nursery() as routes:
                         await routes.start(self.supervisor.run, self._pump)
@@ -112,7 +114,7 @@ class Daemon:
 
     async def _start(self) -> None:
         if not self._stops:  # a signal may have come first
-            await self._apply(self.config)
+            await self._apply(self.config, self._certificates)
         self._sockets.close_unclaimed()
         self.warn_of_unused_sockets()
         routes = len(self.supervisor.listeners)
@@ -137,7 +139,13 @@ class Daemon:
           VsockproxyError: that cannot be done, and nothing has changed.
         """
         certificates = self._http.certificates(config)
-        self._sockets.open(self._wanted(config))
+        try:
+            self._sockets.open(self._wanted(config))
+        except VsockproxyError:
+            raise
+        except Exception:
+            self._sockets.close_unleased()
+            raise
         return certificates
 
     async def apply(self, config: Config, certificates: ssl.SSLContext | None) -> bool:
@@ -145,16 +153,35 @@ class Daemon:
 
         Returns:
           False where a stop came first: then the endpoints that no route uses are closed.
+
+        Raises:
+          Exception: a defect, or no memory is left. What ran before runs again, as far as that
+            can be had.
         """
         if not self._stops:
-            self._http.use(certificates)
-            await self._apply(config)
+            before = self.config, self._certificates
+            try:
+                await self._apply(config, certificates)
+            except Exception:
+                await self._put_back(*before)
+                raise
         if self._stops:
             self._sockets.close_unleased()
         return not self._stops
 
-    async def _apply(self, config: Config) -> None:
-        self.config = config
+    async def _put_back(self, config: Config, certificates: ssl.SSLContext | None) -> None:
+        """Run a configuration again that another one has replaced in part."""
+        try:
+            self._sockets.open(self._wanted(config))
+            await self._apply(config, certificates)
+            self._sockets.close_unleased()
+        except Exception:  # noqa: BLE001 - the routes that work go on
+            remedy = "some routes may be off, see status: reload, or restart the daemon"
+            self._log.exception("reload_not_undone", remedy=remedy)
+
+    async def _apply(self, config: Config, certificates: ssl.SSLContext | None) -> None:
+        self.config, self._certificates = config, certificates
+        self._http.use(certificates)
         await self._http.stop_others(config)
         await self.supervisor.reconfigure(config)
         if not self._stops:

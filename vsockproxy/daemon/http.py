@@ -97,6 +97,9 @@ class HttpServers:
             error = sentences(errors)[0]
             self._log.error("http_server_failed", server=server.name, error=error, remedy=_REMEDY)
             started_once.started()
+        except* Exception:  # noqa: BLE001 - a defect there ends no route
+            self._log.exception("http_server_failed", server=server.name, remedy="reload")
+            started_once.started()
         finally:
             del self._running[server.lease.endpoint]
             server.lease.release()

@@ -62,9 +62,12 @@ class Reloading:
             await self.replace(reload.load)
         except VsockproxyError as error:
             reload.problems = _problems(error)
+            for problem in reload.problems:
+                self._log.error("reload_failed", problem=problem)
+        except Exception as error:  # noqa: BLE001 - a reload never ends the daemon
+            reload.problems = [f"{type(error).__name__}: {error}"]
+            self._log.exception("reload_failed", problem=reload.problems[0])
         self.has_failed = bool(reload.problems)
-        for problem in reload.problems:
-            self._log.error("reload_failed", problem=problem)
         self._daemon.tell_status()
         if not self._daemon.is_stopping:  # STOPPING=1 is final
             self._notifier.ready()
@@ -75,17 +78,18 @@ class Reloading:
 
         Raises:
           VsockproxyError: it cannot be read or run, and nothing has changed.
+          Exception: a defect, or no thread or memory is left; the present one runs on.
         """
         daemon = self._daemon
         async with daemon.changing:
             before = daemon.config
             try:
                 config = await trio.to_thread.run_sync(load)
-                certificates = daemon.open(config)
-            except VsockproxyError:
-                self._daemon.reloads.failed()
+                is_applied = await daemon.apply(config, daemon.open(config))
+            except Exception:
+                daemon.reloads.failed()
                 raise
-            if await daemon.apply(config, certificates):
+            if is_applied:
                 self._report(before, config)
 
     def _report(self, before: Config, config: Config) -> None:

@@ -45,6 +45,7 @@ class Supervisor:
         self._stats: dict[str, RouteStats] = {}
         self._draining: set[RouteListener] = set()
         self._drained: dict[str, ListenEndpoint] = {}  # by an operator, and where they listened
+        self._off: set[str] = set()  # routes that a defect has ended
         self._configured: tuple[Route, ...] = ()
         self._numbers = count(1)
         self._nursery: trio.Nursery
@@ -74,6 +75,7 @@ class Supervisor:
         sockets of those are free.
         """
         self._configured = config.routes
+        self._off.clear()  # they are started again
         self._drained = {r.name: r.listen for r in config.routes if self._is_drained(r)}
         self.admission.reconfigure(config.limits)
         self.guests.reconfigure(config.guests)
@@ -109,12 +111,27 @@ class Supervisor:
         self._nursery.start_soon(self._serve, listener)
 
     async def _serve(self, listener: RouteListener) -> None:
-        drained = await listener.serve()
+        drained = False
+        try:
+            drained = await listener.serve()
+        except* Exception:  # noqa: BLE001 - a defect of one route ends no other
+            self._give_up(listener)
         if self._stopped.is_set():
             self.is_drained = self.is_drained and drained
         if listener in self._draining:
             self._draining.remove(listener)
             self._forget_stats()
+
+    def _give_up(self, listener: RouteListener) -> None:
+        """Turn a route off after a defect that is being handled; a reload starts it again."""
+        route = listener.route
+        self._log.exception("route_error", route=route.name, remedy="the route is off: reload")
+        if self.listeners.get(route.listen) is listener and not self._stopped.is_set():
+            del self.listeners[route.listen]
+            self._off.add(route.name)
+            # Without a socket its clients are refused, not queued.
+            self._sockets.close_when_released(route.listen)
+            self._sockets.released(route.listen)
 
     async def _retire(self, listener: RouteListener, leave: Callable[[], None]) -> None:
         """Have a route accept no more; return when its endpoint is free for another."""
@@ -146,6 +163,7 @@ class Supervisor:
             reasons.append(f"draining: {self.live()} connections are left")
         if self.admission.is_short():
             reasons.append("file descriptors are nearly used up: raise LimitNOFILE= (ulimit -Hn)")
+        reasons.extend(f"route {name}: off after a defect, reload" for name in sorted(self._off))
         of_routes = (listener.not_ready() for listener in self.listeners.values())
         return [*reasons, *filter(None, of_routes)]
 

@@ -239,11 +239,19 @@ class Selection:
 
     async def _run_background(self, scope: trio.CancelScope) -> None:
         with scope:
-            async with trio.open_nursery() as nursery:
-                for target in self._targets:
-                    nursery.start_soon(self._keep_dialling, target)
-                nursery.start_soon(self._serve_held)
-                nursery.start_soon(self._watch_held)
+            while True:
+                try:
+                    await self._run_tasks()
+                except* Exception:  # noqa: BLE001 - it must not end the route
+                    self._log.exception("dial_error", route=self._route.name)
+                await trio.sleep(_LONGEST_PAUSE)
+
+    async def _run_tasks(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for target in self._targets:
+                nursery.start_soon(self._keep_dialling, target)
+            nursery.start_soon(self._serve_held)
+            nursery.start_soon(self._watch_held)
 
     def _notify(self) -> None:
         """Wake the background tasks: a state changed, or a client is held."""

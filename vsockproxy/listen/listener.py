@@ -8,6 +8,7 @@ error never ends the listener.
 from __future__ import annotations
 
 import errno
+import math
 import socket
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -31,6 +32,10 @@ from vsockproxy.relay.relay import Relay
 from vsockproxy.stats import RouteStats
 
 _BATCH: Final = 64  # clients accepted before other tasks get their turn; arbitrary
+
+_AFTER_DEFECT: Final = 1.0  # seconds until a listener with a defect tries again; arbitrary
+_DEFECTIVE: Final = 10.0  # seconds for which the route is not ready after a defect; arbitrary
+_DEFECT: Final = "accepting failed, see listener_error in the log; it is tried again every second"
 
 # accept(2), "Error handling": an error of the one connection that was taken off the queue. The
 # next one may be good, so there is no reason to wait.
@@ -92,6 +97,7 @@ class RouteListener:
         self._relaying = trio.CancelScope()
         self._resumed = trio.Event()
         self._drains = False
+        self._defective_until = -math.inf
         self._relay = self._make_relay(stats.route)
 
     @property
@@ -152,9 +158,7 @@ class RouteListener:
             async with self._selection.tended(), trio.open_nursery() as relays:
                 try:
                     with self._accepting:
-                        async with trio.open_nursery() as nursery:
-                            nursery.start_soon(keep_file, self._lease, self._log)
-                            nursery.start_soon(self._accept_at_lease, relays)
+                        await self._accept_despite_defects(relays)
                 finally:
                     self._lease.release()
                 if self._drains:
@@ -173,6 +177,8 @@ class RouteListener:
 
     def not_ready(self) -> str | None:
         """Return why the route is not ready, in words; None when it is."""
+        if trio.current_time() < self._defective_until:
+            return f"route {self.route.name}: {_DEFECT}"
         return self._selection.not_ready()
 
     def pause(self) -> None:
@@ -214,6 +220,18 @@ class RouteListener:
                 connection.ending = reason
 
     # ---- accepting ----
+
+    async def _accept_despite_defects(self, relays: trio.Nursery) -> None:
+        """Accept until cancelled; a defect is logged, and live connections go on."""
+        while True:
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(keep_file, self._lease, self._log)
+                    nursery.start_soon(self._accept_at_lease, relays)
+            except* Exception:  # noqa: BLE001 - it must not end the daemon
+                self._defective_until = trio.current_time() + _DEFECTIVE
+                self._log.exception("listener_error", route=self.route.name, remedy=_DEFECT)
+            await trio.sleep(_AFTER_DEFECT)
 
     async def _accept_at_lease(self, relays: trio.Nursery) -> None:
         async def accept_at(sockets: Sequence[ListeningSocket]) -> None:

@@ -20,7 +20,8 @@ warnings suppressed since the last one (`output.Throttle`).
 | `listener_options_failed` | error | a reload's socket options failed | route, error |
 | `ready` | info | every listener is open | routes, config |
 | `reloaded` | info | a new configuration is in use | routes, config |
-| `reload_failed` | error | the old configuration stays in use | problem |
+| `reload_failed` | error | the old configuration stays in use | problem; after a bug exception |
+| `reload_not_undone` | error | a bug broke a reload and its undoing | remedy, exception |
 | `needs_restart` | warning | a reload cannot change these settings | settings |
 | `unused_socket` | warning | systemd passed a socket that no route uses | name, remedy |
 | `connection_closed` | info | the access line | *connection*, upstream_bytes, downstream_bytes, \
@@ -30,6 +31,9 @@ seconds, reason; if known: why, dial_seconds, held_seconds, vmm_port |
 *left_out* |
 | `clients_queued` | warning | a limit leaves clients in the backlog | route, reason, why, \
 *left_out* |
+| `listener_error` | error | a bug ended a route's accepting; it starts again | route, remedy, \
+exception |
+| `route_error` | error | a bug ended a route, which is off now | route, remedy, exception |
 | `accept_failed` | error | accept(2) fails; clients stay in the backlog | route, error, remedy |
 | `accept_recovered` | info | clients are accepted again | route, failures |
 | `dial_failed` | warning | targets could not be reached | *connection*, reason, error, remedy, \
@@ -42,7 +46,8 @@ reason, error, remedy |
 | `route_paused` | info | an operator stopped a route's accepting | route |
 | `route_resumed` | info | an operator started it again | route |
 | `route_draining` | info | an operator closed a route's listener | route, connections |
-| `http_server_failed` | error | the metrics or API server failed | server, error, remedy |
+| `http_server_failed` | error | the metrics or API server failed | server, error or exception, \
+remedy |
 | `http_request_failed` | warning | requests failed in the HTTP library | reason, error, \
 *left_out* |
 | `pump_hung` | error | a pump thread does not answer the watchdog | remedy |

@@ -7,6 +7,7 @@ data path: a defect in one connection ends that connection alone.
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -69,13 +70,17 @@ class Relay:
         self._end(connection, connection.ending if reason == "killed" else reason)
 
     def _note_defect(self, connection: Connection) -> str:
-        self.log.exception("connection_error", **connection.names())
+        with suppress(Exception):  # no memory is left, not even for the line
+            self.log.exception("connection_error", **connection.names())
         return "error"
 
     def _end(self, connection: Connection, reason: str) -> None:
-        self.gate.leave(connection, reason)
-        if connection.route.policy.access_log:
-            self._log_end(connection, reason)
+        try:
+            self.gate.leave(connection, reason)
+            if connection.route.policy.access_log:
+                self._log_end(connection, reason)
+        except Exception:  # noqa: BLE001 - the catch-all: `_note_defect` logs it
+            self._note_defect(connection)
 
     # ---- before bytes move ----
 
