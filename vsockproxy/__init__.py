@@ -24,9 +24,11 @@ As a library it is trio's missing vsock layer:
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
 
+TYPE_CHECKING = False  # type checkers know the name; to import typing would delay `__main__`
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from vsockproxy.address.endpoint import (
         AF_VSOCK,
         CID_ANY,

@@ -1,6 +1,25 @@
-"""``python -m vsockproxy`` is the `vsockproxy` program."""
+"""The program's entry, for the script `vsockproxy` and for ``python -m vsockproxy``.
 
-from vsockproxy.cli import main
+It imports nothing that takes time before the daemon's signals are held: the imports of the
+commands are most of the start, and a signal at that time would end the daemon.
+"""
+
+import sys
+
+from vsockproxy.daemon import early_signals
+
+_DAEMONS = ("run", "forward")
+
+
+def main() -> None:
+    """Run the `vsockproxy` program."""
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    if command in _DAEMONS:
+        early_signals.hold()
+    from vsockproxy.cli import main as run  # noqa: PLC0415 - see above
+
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -1,24 +1,28 @@
-"""The daemon under systemd: states, watchdog, signals, and sockets of the fd store."""
+"""The daemon as a process: signals; under systemd: states, watchdog, sockets of the fd store."""
 
 from __future__ import annotations
 
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 import structlog
 import trio
 
 from tests.daemon.running import LOOPBACK
-from tests.daemon_process import daemon
+from tests.daemon_process import PATIENCE, daemon, environment, parse_logfmt
 from tests.fake_systemd import FakeSystemd, fake_systemd
 from tests.sockets import stream
 from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint
 from vsockproxy.config.settings import Config, Policy, Route
+from vsockproxy.daemon.http import HttpServers
 from vsockproxy.daemon.signals import supervise
 from vsockproxy.errors import ConfigError, Problem
 from vsockproxy.systemd import store_name
@@ -207,11 +211,131 @@ async def test_a_failed_reload_logs_every_problem_and_sends_ready(
             await systemd.wait_for(STATUS="1 route, 1 live connection")
 
 
-async def test_sighup_ends_a_daemon_without_a_file(tmp_path: Path) -> None:
+async def test_sighup_drains_a_daemon_without_a_file(tmp_path: Path) -> None:
     async with daemon("forward", f"unix:{tmp_path}/front", f"unix:{tmp_path}/x") as running:
         await running.wait_for("ready")
         running.send_signal(signal.SIGHUP)
-        assert await running.wait() == -signal.SIGHUP
+        await running.wait_for("draining")
+        assert await running.wait() == 0
+
+
+async def test_sighup_drains_a_daemon_with_settings_in_the_environment(tmp_path: Path) -> None:
+    environ = {"VSOCKPROXY_FORWARD": f"unix:{tmp_path}/front=unix:{tmp_path}/x"}
+    async with daemon("run", environ=environ) as running:
+        await running.wait_for("ready")
+        running.send_signal(signal.SIGHUP)
+        assert await running.wait() == 0
+
+
+async def test_sighup_is_ignored_under_nohup(guest: MuxEndpoint) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        async with service(configuration(guest, "echo")):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+async def test_a_signal_without_a_meaning_is_logged_and_ends_nothing(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    async with daemon("forward", f"unix:{tmp_path}/front", f"unix:{tmp_path}/x") as running:
+        await running.wait_for("ready")
+        running.send_signal(number)
+        await running.wait_for("signal_ignored", signal=number.name)
+        assert await running.stop() == 0
+
+
+# ---- signals during the start ----
+
+# The program, which gets a signal right after it holds them: before its slow imports.
+_SIGNALLED: Final = """
+import os, signal, sys
+from vsockproxy import __main__ as program
+from vsockproxy.daemon import early_signals
+hold = early_signals.hold
+def hold_and_signal():
+    hold()
+    for name in os.environ["TEST_SIGNALS"].split():
+        os.kill(os.getpid(), getattr(signal, name))
+early_signals.hold = hold_and_signal
+program.main()
+"""
+
+
+def signalled(tmp_path: Path, *names: str) -> subprocess.Popen[str]:
+    """Start `run` with a file; it gets these signals while it starts."""
+    file = tmp_path / "x.toml"
+    file.write_text(f'forward."unix:{tmp_path}/front" = "unix:{tmp_path}/x"\n')
+    return subprocess.Popen(
+        [sys.executable, "-c", _SIGNALLED, "run", "-c", str(file)],
+        env=environment() | {"TEST_SIGNALS": " ".join(names)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_stop_during_the_start_ends_it_before_anything_is_opened(
+    tmp_path: Path, name: str
+) -> None:
+    with signalled(tmp_path, name) as process:
+        _, log = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert "event=stopped" in log
+    assert "event=ready" not in log
+    assert not (tmp_path / "front").exists()
+
+
+def test_a_second_stop_during_the_start_ends_the_process_at_once(tmp_path: Path) -> None:
+    with signalled(tmp_path, "SIGTERM", "SIGINT") as process:
+        _, log = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, log) == (1, "")
+
+
+def test_sighup_during_the_start_reloads_once_ready(tmp_path: Path) -> None:
+    with signalled(tmp_path, "SIGHUP", "SIGUSR1") as process:
+        assert process.stderr is not None
+        events = [parse_logfmt(process.stderr.readline())["event"] for _ in range(3)]
+        process.terminate()
+        process.communicate(timeout=PATIENCE)
+    assert events == ["pump_started", "ready", "reloaded"]
+    assert process.returncode == 0
+
+
+def test_the_entry_imports_nothing_slow_before_it_holds_the_signals() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import vsockproxy.__main__;"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+    )
+    modules = set(done.stdout.split())
+    assert modules <= {
+        "signal",
+        "vsockproxy",
+        "vsockproxy.__main__",
+        "vsockproxy.daemon",
+        "vsockproxy.daemon.early_signals",
+    }
+
+
+async def test_a_stop_during_the_start_sends_no_ready(
+    systemd: FakeSystemd, guest: MuxEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = HttpServers.start
+
+    async def start_while_a_signal_comes(self: HttpServers, *arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await systemd.wait_for(STOPPING="1")
+        await start(self, *arguments)
+
+    monkeypatch.setattr(HttpServers, "start", start_while_a_signal_comes)
+    assert await supervise(configuration(guest, "echo"), nullcontext(), lambda: None)
+    assert not [fields for fields in _all(systemd) if "READY" in fields]
 
 
 # ---- sockets that systemd hands in ----

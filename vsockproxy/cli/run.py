@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, closing, nullcontext
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -41,11 +42,11 @@ def run(config: ConfigOption = None) -> None:
 
     SIGTERM or SIGINT drains: the daemon closes its listeners and waits at most
     drain_timeout for its connections to end. A second signal resets them at
-    once. The exit status is 0 if every connection ended before that, 1 if some
-    were reset.
+    once. SIGHUP reloads the file, and drains where there is none. The exit
+    status is 0 if every connection ended before that, 1 if some were reset.
     """
     source = source_of(config)
-    _serve(read(source.load), load=source.load)
+    _serve(read(source.load), load=source.load, is_file=source.file is not None)
 
 
 def forward(
@@ -184,6 +185,7 @@ def _serve(
     ready: Callable[[], object] = lambda: None,
     hint: str = "",
     load: Callable[[], Config] | None = None,
+    is_file: bool = False,
 ) -> NoReturn:
     """Run the daemon until a signal ends it, and exit with its status.
 
@@ -192,6 +194,7 @@ def _serve(
       ready: called when every listener is open.
       hint: a remedy to print after an error.
       load: reads the configuration again for a reload; None if it cannot be reloaded.
+      is_file: whether it can have changed, so that SIGHUP asks for a reload.
     """
     import trio  # noqa: PLC0415 - at its use
 
@@ -202,7 +205,8 @@ def _serve(
     drained = False
     with closing(configure(config.log)):
         try:
-            drained = trio.run(supervise, config, beside or nullcontext(), ready, load)
+            serve = partial(supervise, load=load, is_file=is_file)
+            drained = trio.run(serve, config, beside or nullcontext(), ready)
         except* (VsockproxyError, OSError, ImportError) as group:
             failures = sentences(group)
     if failures:

@@ -116,6 +116,8 @@ class Daemon:
         if not self._stops:  # a signal may have come first
             await self._apply(self.config, self._certificates)
         self._sockets.close_unclaimed()
+        if self._stops:  # STOPPING=1 is final
+            return
         self.warn_of_unused_sockets()
         routes = len(self.supervisor.listeners)
         self._log.info("ready", routes=routes, config=self.config.source)

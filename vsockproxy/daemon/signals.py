@@ -1,7 +1,13 @@
 """The daemon as a process: its signals.
 
-Owns: which signal does what, and what runs beside the daemon. Knows no command and prints
-nothing.
+Owns: which signal does what, and what runs beside the daemon. Those that come before there is a
+daemon are `early_signals`'s. Knows no command and prints nothing.
+
+| signal | effect |
+|---|---|
+| SIGTERM, SIGINT | drain; the second one ends every connection |
+| SIGHUP | reload; where there is no file that could have changed, as SIGTERM |
+| SIGUSR1, SIGUSR2 | a log line |
 """
 
 from __future__ import annotations
@@ -11,16 +17,21 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import replace
+from typing import Final
 
 import trio
 
 from vsockproxy.admin.socket_path import of_service
 from vsockproxy.admit.descriptors import raise_limit
 from vsockproxy.config.settings import Config
+from vsockproxy.daemon import early_signals
 from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.daemon.reload import Load
 from vsockproxy.daemon.watchdog import LifeSigns
+from vsockproxy.log.output import get_logger
 from vsockproxy.systemd import Notifier, inherited_sockets
+
+_IGNORED: Final = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 async def supervise(
@@ -28,12 +39,16 @@ async def supervise(
     beside: AbstractAsyncContextManager[None],
     ready: Callable[[], object],
     load: Load | None = None,
+    *,
+    is_file: bool = True,
 ) -> bool:
-    """Serve until SIGTERM or SIGINT has drained the daemon, or a second one has ended it.
+    """Serve until a signal has drained the daemon, or a second one has ended it.
 
-    ``beside`` is entered before and left after; ``ready`` is called once every listener is
-    open. SIGHUP runs the configuration that ``load``, called in a thread, gives; without
-    ``load`` the signal is not handled.
+    Args:
+      beside: entered before and left after.
+      ready: called once every listener is open.
+      load: reads the configuration again for a reload, in a thread; None for no reloads.
+      is_file: whether it can have changed, so that SIGHUP asks for a reload.
 
     Returns:
       Whether every connection ended by itself.
@@ -43,8 +58,15 @@ async def supervise(
     """
     drained: list[bool] = []
     raise_limit()
+    reloads = load is not None and is_file
     with ExitStack() as stack:
-        stops = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+        stops = stack.enter_context(trio.open_signal_receiver(*_stops(reloads), *_IGNORED))
+        if reloads:
+            hangups = stack.enter_context(trio.open_signal_receiver(signal.SIGHUP))
+        early = early_signals.take()  # those that come from now on are received
+        if set(early) & _stops(reloads):
+            get_logger().info("stopped", drained=True)
+            return True
         notifier = stack.enter_context(Notifier(os.environ, os.getpid()))
         daemon = Daemon(
             _with_socket(config),
@@ -60,20 +82,37 @@ async def supervise(
             nursery.cancel_scope.cancel()
 
         async with beside, trio.open_nursery() as nursery:
-            nursery.start_soon(life.stop_at, stops)
-            if load is not None:
-                hangups = stack.enter_context(trio.open_signal_receiver(signal.SIGHUP))
+            nursery.start_soon(_stop_at, stops, life)
             await nursery.start(serve)
-            ready()
-            if load is not None:
-                nursery.start_soon(_reload_at, hangups, daemon)
+            if not daemon.is_stopping:
+                ready()
+            if reloads:
+                nursery.start_soon(_reload_at, hangups, daemon, signal.SIGHUP in early)
             if notifier.active:
                 nursery.start_soon(life.beat)
     return drained == [True]
 
 
-async def _reload_at(signals: AsyncIterator[int], daemon: Daemon) -> None:
-    """Reload at each signal."""
+def _stops(reloads: bool) -> set[int]:
+    """Return the signals that end the daemon."""
+    if reloads or early_signals.is_hangup_ignored():
+        return set(early_signals.STOPS)
+    return {*early_signals.STOPS, signal.SIGHUP}
+
+
+async def _stop_at(signals: AsyncIterator[int], life: LifeSigns) -> None:
+    """Drain at the first signal, end every connection at the second; log those of `_IGNORED`."""
+    async for number in signals:
+        if number in _IGNORED:
+            get_logger().info("signal_ignored", signal=signal.Signals(number).name)
+        else:
+            life.stop()
+
+
+async def _reload_at(signals: AsyncIterator[int], daemon: Daemon, at_once: bool) -> None:
+    """Reload at each signal, and at once for one that came before the daemon was ready."""
+    if at_once:
+        await daemon.reload()
     async for _ in signals:
         await daemon.reload()
 

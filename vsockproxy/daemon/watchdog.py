@@ -5,7 +5,6 @@ Owns: `LifeSigns`, what systemd is told while the daemon runs and while it drain
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Final
 
 import trio
@@ -29,16 +28,15 @@ class LifeSigns:
         self._period = min(_BEAT, (notifier.watchdog_seconds or 2 * _BEAT) / 2)
         self._drained_by: float | None = None
 
-    async def stop_at(self, signals: AsyncIterator[int]) -> None:
-        """Drain at the first signal, end every connection at the second."""
-        async for _ in signals:
-            if self._drained_by is None:
-                # A route that a reload has removed may still drain.
-                routes = [stats.route for stats in self._daemon.supervisor.stats()]
-                longest = max((route.policy.drain_timeout for route in routes), default=0.0)
-                self._drained_by = trio.current_time() + longest + _GRACE
-            self._daemon.stop()
-            self._extend_timeout()
+    def stop(self) -> None:
+        """Drain at the first call, end every connection at the second."""
+        if self._drained_by is None:
+            # A route that a reload has removed may still drain.
+            routes = [stats.route for stats in self._daemon.supervisor.stats()]
+            longest = max((route.policy.drain_timeout for route in routes), default=0.0)
+            self._drained_by = trio.current_time() + longest + _GRACE
+        self._daemon.stop()
+        self._extend_timeout()
 
     async def beat(self) -> None:
         """Give systemd life signs and the status, until cancelled."""

@@ -51,6 +51,7 @@ remedy |
 | `http_request_failed` | warning | requests failed in the HTTP library | reason, error, \
 *left_out* |
 | `pump_hung` | error | a pump thread does not answer the watchdog | remedy |
+| `signal_ignored` | info | SIGUSR1 or SIGUSR2, which mean nothing here | signal |
 | `draining` | info | a first signal: connections may end | connections |
 | `shutting_down` | info | a second signal: connections are ended | connections |
 | `stopped` | info | the last line | drained |
