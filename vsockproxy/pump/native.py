@@ -8,6 +8,7 @@ raises ImportError where the C files were not compiled: use `choice.open_pump`.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _ACCEPT: Final = 64  # clients accepted by one call
 _REAP: Final = 256  # ends reaped by one call
 _ANSWER_POLL: Final = 0.002  # seconds; a thread that is well answers within a turn of its loop
+_AFTER_ERROR: Final = 1.0  # seconds until ends are reaped again
 _NO_SHARED: Final = (ffi.NULL, ffi.NULL)
 _REASONS: Final[dict[int, EndReason]] = {
     lib.VSP_FINISHED: "finished",
@@ -41,6 +43,9 @@ _REASONS: Final[dict[int, EndReason]] = {
     lib.VSP_TARGET_RESET: "target_reset",
     lib.VSP_CANCELLED: "killed",
 }
+
+
+_log = logging.getLogger(__name__)
 
 
 class NativePump:
@@ -62,6 +67,8 @@ class NativePump:
         # A transfer's tag is its place in the list: cheaper than a key, for an idle connection.
         self._transfers: list[_NativeTransfer | None] = []
         self._free: list[int] = []
+        self._reaped = 0  # ends in `_ends`
+        self._told = 0  # of them
 
     def accept(self, listener: int, room: int) -> list[Accepted]:
         """See `Pump.accept`."""
@@ -81,6 +88,7 @@ class NativePump:
         Not a coroutine: its frame would cost memory for each idle connection.
         """
         tag = self._free.pop() if self._free else self._grow()
+        transfer = _NativeTransfer(meter)
         try:
             _raise_errno(
                 lib.vsp_pump_add(
@@ -92,14 +100,13 @@ class NativePump:
                     self._relay,
                 )
             )
-        except OSError:
+        except Exception:
             self._free.append(tag)
             os.close(client)
             os.close(target)
             raise
-        transfer = _NativeTransfer(self._relay[0], meter)
         self._transfers[tag] = transfer
-        meter.follow(transfer)
+        transfer.begin(self._relay[0])
         return trio.lowlevel.wait_task_rescheduled(transfer)  # noqa: ASYNC105 - by the caller
 
     def _grow(self) -> int:
@@ -132,23 +139,36 @@ class NativePump:
         """Wake the tasks whose transfers have ended; runs until cancelled."""
         descriptor = lib.vsp_pump_fd(self._pump)
         while True:
-            await trio.lowlevel.wait_readable(descriptor)
-            while self._reap() == _REAP:
-                pass
+            try:
+                while self._reap() == _REAP:
+                    pass
+                await trio.lowlevel.wait_readable(descriptor)
+            except Exception:  # noqa: BLE001 - without this task no transfer would ever end
+                _log.exception("the ends of transfers cannot be told; it is tried again")
+                await trio.sleep(_AFTER_ERROR)
 
     def _reap(self) -> int:
-        """Wake the tasks of up to `_REAP` ended transfers; return how many."""
-        number = lib.vsp_pump_reap(self._pump, self._ends, _REAP)
-        for index in range(number):
-            end: End = self._ends[index]
-            transfer = self._transfers[end.tag]
-            assert transfer is not None
-            self._transfers[end.tag] = None
-            self._free.append(end.tag)
-            # Here and not when the task runs: the relay that the meter reads has been freed.
-            transfer.meter.settle(end.upstream_bytes, end.downstream_bytes)
-            transfer.wake(Transfer(end.upstream_bytes, end.downstream_bytes, _REASONS[end.reason]))
+        """Wake the tasks of up to `_REAP` ended transfers; return how many.
+
+        Raises: what waking raises; the next call goes on with the same end.
+        """
+        if self._told == self._reaped:
+            self._told = 0
+            self._reaped = lib.vsp_pump_reap(self._pump, self._ends, _REAP)
+        number = self._reaped - self._told
+        while self._told < self._reaped:
+            self._tell(self._ends[self._told])
+            self._told += 1
         return number
+
+    def _tell(self, end: End) -> None:
+        transfer = self._transfers[end.tag]
+        assert transfer is not None
+        # Here and not when the task runs: the relay that the meter reads has been freed.
+        transfer.meter.settle(end.upstream_bytes, end.downstream_bytes)
+        transfer.wake(Transfer(end.upstream_bytes, end.downstream_bytes, _REASONS[end.reason]))
+        self._transfers[end.tag] = None
+        self._free.append(end.tag)
 
     async def alive(self) -> None:
         """See `Pump.alive`."""
@@ -178,12 +198,16 @@ class _NativeTransfer:
 
     __slots__ = ("_raise_cancel", "_relay", "_task", "meter")
 
-    def __init__(self, relay: Any, meter: Meter) -> None:
-        """Take a ``struct vsp_relay *``; the current task has to await the end."""
-        self._relay = relay
+    def __init__(self, meter: Meter) -> None:
+        """Prepare for `begin`; the current task has to await the end."""
         self.meter = meter
         self._task = trio.lowlevel.current_task()
         self._raise_cancel: Callable[[], NoReturn] | None = None
+
+    def begin(self, relay: Any) -> None:
+        """Follow a ``struct vsp_relay *``."""
+        self._relay = relay
+        self.meter.follow(self)
 
     # ---- the meter's source ----
 

@@ -1,0 +1,89 @@
+"""The task that tells the ends of transfers survives its errors: else nothing would end."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+import trio
+
+from tests.pump.relayed import Relayed
+from vsockproxy.config.settings import PumpSettings
+from vsockproxy.pump.choice import open_pump
+from vsockproxy.pump.transfer import Bounds, Transfer
+
+pytestmark = pytest.mark.native
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = pytest.importorskip("vsockproxy.pump.native")
+    monkeypatch.setattr(native, "_AFTER_ERROR", 0.0)
+
+
+async def end(*runs: Relayed) -> None:
+    for run in runs:
+        await run.client.aclose()
+        await run.target.aclose()
+        assert await run.reason() in ("finished", "client_reset", "target_reset")
+
+
+async def test_an_end_that_cannot_be_told_is_told_later_and_no_other_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failures = 0
+
+    def fail_once(*arguments: Any) -> Transfer:
+        nonlocal failures
+        failures += 1
+        if failures == 2:  # of three ends, which one call may have reaped
+            raise MemoryError
+        return Transfer(*arguments)
+
+    monkeypatch.setattr("vsockproxy.pump.native.Transfer", fail_once)
+    with trio.fail_after(10):
+        async with open_pump(PumpSettings("native")) as pump, trio.open_nursery() as nursery:
+            runs = [Relayed(pump, ("tcp", "unix"), Bounds()) for _ in range(3)]
+            for run in runs:
+                nursery.start_soon(run.run)
+            await end(*runs)
+    assert failures == 4
+
+
+async def test_a_shutdown_ends_although_waiting_for_the_ends_has_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wait_readable = trio.lowlevel.wait_readable
+    failed = trio.Event()
+
+    async def fail_once(at: Any) -> None:
+        monkeypatch.setattr(trio.lowlevel, "wait_readable", wait_readable)
+        failed.set()
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            monkeypatch.setattr(trio.lowlevel, "wait_readable", fail_once)
+            async with open_pump(PumpSettings("native")) as pump:
+                await failed.wait()
+                run = Relayed(pump, ("tcp", "unix"), Bounds())
+                nursery.start_soon(run.run)
+                await end(run)
+
+
+async def test_a_transfer_that_memory_is_short_for_leaves_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch, nothing_stays_open: None
+) -> None:
+    async with open_pump(PumpSettings("native")) as pump:
+        run = Relayed(pump, ("tcp", "unix"), Bounds())
+        with monkeypatch.context() as patch:
+            patch.setattr("vsockproxy.pump.native._milliseconds", _no_memory)
+            with pytest.raises(MemoryError):
+                await run.run()
+        await run.client.aclose()
+        await run.target.aclose()
+
+
+def _no_memory(*_: object) -> int:
+    raise MemoryError
