@@ -21,6 +21,7 @@ from typing import Final
 
 import trio
 
+from vsockproxy import children
 from vsockproxy.admin.socket_path import of_service
 from vsockproxy.admit.descriptors import raise_limit
 from vsockproxy.config.settings import Config
@@ -57,7 +58,8 @@ async def supervise(
       ListenError: as it is, or in exception groups.
     """
     drained: list[bool] = []
-    raise_limit()
+    soft, _ = raise_limit()
+    children.give_limit(soft)
     reloads = load is not None and is_file
     with ExitStack() as stack:
         stops = stack.enter_context(trio.open_signal_receiver(*_stops(reloads), *_IGNORED))
@@ -83,6 +85,8 @@ async def supervise(
 
         async with beside, trio.open_nursery() as nursery:
             nursery.start_soon(_stop_at, stops, life)
+            if children.inherits_orphans():
+                nursery.start_soon(children.reap_orphans)
             await nursery.start(serve)
             if not daemon.is_stopping:
                 ready()

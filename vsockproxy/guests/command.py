@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
 import trio
 
+from vsockproxy import children
 from vsockproxy.guests.answer import GuestError, checked_cid
 
 TIMEOUT: Final = 5.0
@@ -38,14 +38,7 @@ async def find_cid(argv: Sequence[str]) -> int:
     """
     name = argv[0]
     try:
-        process = await trio.lowlevel.open_process(
-            list(argv),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=_ENVIRONMENT,
-            start_new_session=True,  # one process group, which `_kill` ends
-        )
+        process = await children.start(argv, _ENVIRONMENT)
     except OSError as error:
         raise GuestError(f"{name} cannot be run: {error.strerror}") from error
     try:
@@ -54,6 +47,7 @@ async def find_cid(argv: Sequence[str]) -> int:
             return _judge(name, process.returncode, output, errors)
     finally:
         await _kill(process)
+        children.forget(process)
     raise GuestError(f"{name} did not answer within {TIMEOUT:g} s")
 
 
@@ -99,6 +93,8 @@ def _judge(name: str, status: int | None, output: bytes, errors: bytes) -> int:
         raise GuestError(f"{name} prints more than {_LARGEST} bytes: expected a CID")
     if status:
         words = errors.decode(errors="replace").strip().split("\n")[-1][:200]
+        if words.startswith("cannot be run: "):
+            raise GuestError(f"{name} {words}")
         raise GuestError(f"{name} exited with status {status}" + (words and f": {words}"))
     return checked_cid(output.decode(errors="replace"), name)
 
