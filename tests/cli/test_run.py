@@ -2,6 +2,8 @@
 
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -9,7 +11,7 @@ import pytest
 import trio
 
 from tests.cli.conftest import Write
-from tests.daemon_process import Daemon, command, daemon
+from tests.daemon_process import PATIENCE, Daemon, command, daemon, environment
 from tests.sockets import connected, read_to_end
 
 REQUEST: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -157,3 +159,29 @@ async def test_a_daemon_whose_log_is_on_a_full_disk_serves_clients(
         await client.aclose()
         await server.aclose()
         assert await running.stop() == 0
+
+
+@pytest.mark.parametrize("error", ["trio.TrioInternalError('x') from MemoryError()", "MemoryError"])
+def test_an_event_loop_without_memory_ends_with_one_line_and_status_1(error: str) -> None:
+    # A fake: what it stands in for cannot be made to fail in the same place each time.
+    fake = f"""
+import trio
+from vsockproxy.daemon import signals
+async def supervise(*_, **__):
+    async with trio.open_nursery():
+        raise {error}
+signals.supervise = supervise
+from vsockproxy.__main__ import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", fake, "forward", "127.0.0.1:1", "127.0.0.1:2"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("vsockproxy: no memory is left: ")
+    assert done.stderr.count("\n") == 1

@@ -151,6 +151,37 @@ async def test_a_full_descriptor_table_queues_clients_and_is_logged(
             assert not any("dial_failed" in line for line in running.lines)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prlimit(2) and /proc")
+async def test_too_little_memory_queues_clients_until_there_is_more(tmp_path: Path) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=4096) as front,
+        socket.create_server(("127.0.0.1", 0), backlog=4096) as target,
+    ):
+        target.setblocking(False)
+        incoming = trio.SocketListener(trio.socket.from_stdlib_socket(target))
+        file = tmp_path / "config.toml"
+        port = target.getsockname()[1]
+        file.write_text(f'[forward]\n"fd:front" = "127.0.0.1:{port}"\n')
+        async with daemon("run", "-c", file, sockets={"front": front}) as running:
+            await running.wait_for("ready")
+            clients = [await trio.open_tcp_stream(*front.getsockname())]
+            server = await incoming.accept()
+            _leave_memory(running.pid, 5 << 20)
+            while not any("reason=memory" in line for line in running.lines):
+                assert len(clients) < 900, "there is memory for all of them"
+                clients += [await trio.open_tcp_stream(*front.getsockname()) for _ in range(10)]
+            logged = await running.wait_for("clients_queued", reason="memory")
+            assert "LimitAS" in logged["why"]
+            await clients[0].send_all(b"on")
+            assert await server.receive_some() == b"on"
+            _leave_memory(running.pid, None)
+            for _ in clients[1:]:
+                await (await incoming.accept()).aclose()
+            for stream in (*clients, server):
+                await stream.aclose()
+            assert await running.stop() == 0
+
+
 async def test_an_unread_log_delays_no_relay(tmp_path: Path, echo_port: int) -> None:
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
@@ -190,3 +221,10 @@ def _leave_descriptors(pid: int, number: int) -> None:
     """Limit a process to ``number`` more descriptors than it has open."""
     limit = len(list(Path(f"/proc/{pid}/fd").iterdir())) + number
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
+
+
+def _leave_memory(pid: int, size: int | None) -> None:
+    """Limit a process to ``size`` bytes more than it has; None takes the limit away."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    most = resource.RLIM_INFINITY if size is None else pages * resource.getpagesize() + size
+    resource.prlimit(pid, resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))

@@ -1,7 +1,7 @@
 """Admission: the limits that all routes share.
 
-Owns: `Admission`: how many connections and descriptors there are, and whether another connection
-has room. `gate` asks it for each route. Accepts nothing.
+Owns: `Admission`: how many connections, descriptors and how much memory there are, and whether
+another connection has room. `gate` asks it for each route. Accepts nothing.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import Final
 
 import trio
 
-from vsockproxy.admit import descriptors
+from vsockproxy.admit import descriptors, memory
 from vsockproxy.config.settings import Limits
 
 _EACH: Final = 2  # descriptors of a connection
+_UNASKED: Final = 64  # clients admitted from one question about memory to the next
 
 
 class Admission:
@@ -24,12 +25,14 @@ class Admission:
       limits: the configured limits; `reconfigure` replaces them.
       live: open connections of all routes.
       ceiling: with fewer connections than this, a client can certainly be accepted.
+      unasked: how many clients were admitted since the kernel was asked for memory.
       queue: the acceptors that are parked until all routes together have room.
       queued: the number of parked acceptors, those at a route's own limit included.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.live = 0
+        self.unasked = _UNASKED
         self.queue = trio.lowlevel.ParkingLot()
         self.queued = 0
         self._others = 0
@@ -62,12 +65,23 @@ class Admission:
     @property
     def is_open(self) -> bool:
         """Whether one more connection has room; the readiness check asks this."""
-        return not (self.is_short() or self.is_full())
+        return not (self.is_short() or self.is_out_of_memory() or self.is_full())
+
+    @property
+    def is_far(self) -> bool:
+        """Whether a client can certainly be accepted, without a question to the kernel."""
+        return self.live < self.ceiling and self.unasked < _UNASKED
 
     def is_short(self) -> bool:
         """Return whether too few descriptors are free for another connection."""
         room = self.recount() if self._room is None else self._room
         return room < _EACH * (self.live + 1)
+
+    def is_out_of_memory(self) -> bool:
+        """Return whether too little memory is left for more connections."""
+        if self.unasked >= _UNASKED and memory.is_left():
+            self.unasked = 0
+        return self.unasked >= _UNASKED
 
     def is_full(self) -> bool:
         """Return whether all routes together have reached limits.max_connections."""

@@ -25,7 +25,7 @@ from vsockproxy.stats import RouteStats
 
 LimitName = Literal["max_connections", "limits_max_connections", "connection_rate"]
 
-QueueReason = LimitName | Literal["descriptors"]
+QueueReason = LimitName | Literal["descriptors", "memory"]
 """Why clients are queued; the label ``reason`` of accept_pauses_total."""
 
 RejectReason = (
@@ -45,6 +45,7 @@ REASONS: Final[Mapping[str, str]] = {
     "limits_max_connections": "the daemon has reached limits.max_connections",
     "connection_rate": "clients connect faster than connection_rate",
     "descriptors": "the descriptor table is nearly full: raise LimitNOFILE= (or ulimit -Hn)",
+    "memory": "memory is nearly used up: raise LimitAS= (or ulimit -Hv), or set max_connections",
     "max_connections_per_source": "the client's source has reached max_connections_per_source",
     "denied": "the allow and deny lists exclude the client",
     "proxy_untrusted": "the client is not in proxy_trusted, so it may not send a PROXY header",
@@ -100,10 +101,12 @@ class Gate:
         """Return the limit that keeps clients in the backlog now, or None."""
         shared = self._shared
         # It runs for every client: far from all limits, these comparisons are all.
-        if shared.live < shared.ceiling and self._bucket is None and not self._is_at_limit():
+        if shared.is_far and self._bucket is None and not self._is_at_limit():
             return None
         if shared.is_short():
             return "descriptors"
+        if shared.is_out_of_memory():
+            return "memory"
         return self._limit() if self._policy.over_limit == "queue" else None
 
     def _limit(self) -> LimitName | None:
@@ -182,6 +185,7 @@ class Gate:
             self._bucket.take()
         self._stats.open(connection)
         self._shared.live += 1
+        self._shared.unasked += 1
         return True
 
     def leave(self, connection: Connection, reason: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, closing, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from vsockproxy.config.document import Plain
     from vsockproxy.config.settings import Config
 
+_OUT_OF_MEMORY = b"""\
+vsockproxy: no memory is left: the daemon has ended, and its connections with it; \
+raise LimitAS= (or ulimit -v), or set max_connections
+"""
 _GRACE = 30.0  # seconds for which the demo's clients are held beyond the guest's delay
 
 
@@ -206,9 +210,37 @@ def _serve(
     with closing(configure(config.log)):
         try:
             serve = partial(supervise, load=load, is_file=is_file)
-            drained = trio.run(serve, config, beside or nullcontext(), ready)
+            with _one_line_without_memory():
+                drained = trio.run(serve, config, beside or nullcontext(), ready)
         except* (VsockproxyError, OSError, ImportError) as group:
             failures = sentences(group)
     if failures:
         fail(*failures, hint)
     raise typer.Exit(0 if drained else FAILED)
+
+
+@contextmanager
+def _one_line_without_memory() -> Iterator[None]:
+    """End the process with one line if the block fails for want of memory.
+
+    The event loop does not survive that error, and what its tasks would print at an orderly exit
+    hides the cause. The kernel closes the sockets.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if _lacks_memory(error):
+            os.write(2, _OUT_OF_MEMORY)
+            os._exit(FAILED)
+        raise
+
+
+def _lacks_memory(error: BaseException | None) -> bool:
+    """Return whether a MemoryError is the error, one of its group, or its cause."""
+    while error is not None:
+        if isinstance(error, BaseExceptionGroup):
+            return any(map(_lacks_memory, error.exceptions))
+        if isinstance(error, MemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -163,6 +163,8 @@ class Supervisor:
             reasons.append(f"draining: {self.live()} connections are left")
         if self.admission.is_short():
             reasons.append("file descriptors are nearly used up: raise LimitNOFILE= (ulimit -Hn)")
+        if self.admission.is_out_of_memory():
+            reasons.append("memory is nearly used up: raise LimitAS= (ulimit -Hv)")
         reasons.extend(f"route {name}: off after a defect, reload" for name in sorted(self._off))
         of_routes = (listener.not_ready() for listener in self.listeners.values())
         return [*reasons, *filter(None, of_routes)]
