@@ -7,6 +7,7 @@ of open connections; the relay fills one in, and the pump moves its counters.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -108,19 +109,27 @@ class Connection(Meter):
 
     @contextmanager
     def cancellable(self) -> Iterator[None]:
-        """Let `end` cancel the block, which waits before bytes move.
+        """Let `end` and max_lifetime cancel the block, which waits before bytes move.
 
         Raises `EndedError` if it was cancelled. A block that completes anyway goes on: check
         ``ending`` after the last one.
         """
-        with trio.CancelScope() as scope:
+        left = self.lifetime_left()
+        deadline = math.inf if left is None else trio.current_time() + left
+        with trio.CancelScope(deadline=deadline) as scope:
             self.dialling = scope
             try:
                 yield
             finally:
                 self.dialling = None
         if scope.cancelled_caught:
-            raise EndedError(self.ending)
+            has_expired = self.ending != "killed" and trio.current_time() >= deadline
+            raise EndedError("max_lifetime" if has_expired else self.ending)
+
+    def lifetime_left(self) -> float | None:
+        """Return the seconds that are left of max_lifetime, at least 0; None without one."""
+        longest = self.route.policy.max_lifetime
+        return None if longest is None else max(0.0, self.opened + longest - monotonic())
 
     def end(self, reason: EndReason) -> None:
         """End the connection soon, for ``reason``; an ended one stays as it is."""

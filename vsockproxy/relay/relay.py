@@ -57,7 +57,10 @@ class Relay:
         try:
             reason: str = (
                 await self.pump.transfer(
-                    client, await self._connect(client, connection), self.bounds, connection
+                    client,
+                    await self._connect(client, connection),
+                    self._bounds_of(connection),
+                    connection,
                 )
             ).reason
         except EndedError as ended:
@@ -68,6 +71,11 @@ class Relay:
             self._end(connection, connection.ending)
             raise
         self._end(connection, connection.ending if reason == "killed" else reason)
+
+    def _bounds_of(self, connection: Connection) -> Bounds:
+        """Return the bounds with what is left of max_lifetime, which counts from the accept."""
+        left = connection.lifetime_left()
+        return self.bounds if left is None else self.bounds._replace(max_lifetime=left)
 
     def _note_defect(self, connection: Connection) -> str:
         with suppress(Exception):  # no memory is left, not even for the line
