@@ -7,6 +7,7 @@ another connection has room. `gate` asks it for each route. Accepts nothing.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -15,6 +16,8 @@ from vsockproxy.admit import descriptors, memory
 from vsockproxy.config.settings import Limits
 
 _EACH: Final = 2  # descriptors of a connection
+_MANY: Final = 1000  # descriptors that are listed in under a millisecond
+_PERIOD: Final = 1.0  # seconds from one count of more than these to the next; arbitrary
 _UNASKED: Final = 64  # clients admitted from one question about memory to the next
 
 
@@ -35,7 +38,7 @@ class Admission:
         self.unasked = _UNASKED
         self.queue = trio.lowlevel.ParkingLot()
         self.queued = 0
-        self._others = 0
+        self._others = self._taken = 0
         self.reconfigure(limits or Limits())
 
     def reconfigure(self, limits: Limits) -> None:
@@ -47,16 +50,47 @@ class Admission:
         self.queue.unpark_all()
 
     def recount(self) -> int:
-        """Count the descriptors for connections again, those of ``live`` included; return them."""
-        largest = descriptors.limit()
-        others = descriptors.count_open() - _EACH * self.live
+        """Count the descriptors for connections again, those of ``live`` included; return them.
+
+        Where that would take long, `count_aside` has counted them in the last second.
+        """
+        if not self._is_counted_aside():
+            self._note(descriptors.count_open() - _EACH * self.live)
+        return self._measure()
+
+    async def count_aside(self) -> None:
+        """Count the descriptors every second where that takes long, in a thread, until cancelled.
+
+        Returns at once where the kernel tells their number.
+        """
+        while descriptors.count_quickly() is None:
+            await trio.sleep(_PERIOD)
+            if self._is_counted_aside():
+                before = self.live
+                with suppress(RuntimeError):  # no thread can be started
+                    opened = await trio.to_thread.run_sync(
+                        descriptors.count_open, abandon_on_cancel=True
+                    )
+                    self._note(opened - _EACH * min(before, self.live))
+                    self._measure()
+
+    def _is_counted_aside(self) -> bool:
+        return self._others + _EACH * self.live > _MANY and descriptors.count_quickly() is None
+
+    def _note(self, others: int) -> None:
+        """Keep a number of descriptors that connections do not have."""
         # A connection before its dial has one of its two descriptors, and would hide another one
         # of the process. The greater of the last two counts evens that out; a longer memory
         # would let one peak close the gate for as long as any client is connected.
-        self._room = largest - descriptors.reserve(largest) - max(self._others, others)
+        self._taken = max(self._others, others)
         self._others = others
-        self.ceiling = min(self._most, self._room // _EACH)
-        return self._room
+
+    def _measure(self) -> int:
+        """Return how many descriptors connections may have, with the limit as it is now."""
+        largest = descriptors.limit()
+        room = self._room = largest - descriptors.reserve(largest) - self._taken
+        self.ceiling = min(self._most, room // _EACH)
+        return room
 
     def descriptors_free(self) -> int:
         """Return how many descriptors new connections may take, counted now."""

@@ -38,11 +38,20 @@ def reserve(largest: int) -> int:
     return min(_RESERVE, largest // 4)
 
 
-def count_open() -> int:
-    """Return the number of open descriptors; a lower bound where the system does not tell."""
+def count_quickly() -> int | None:
+    """Return the number of open descriptors where the kernel tells it in one call, else None."""
     with suppress(OSError):
-        if size := _TABLE.stat().st_size:  # since Linux 6.2
-            return size
+        return _TABLE.stat().st_size or None  # since Linux 6.2
+    return None
+
+
+def count_open() -> int:
+    """Return the number of open descriptors; a lower bound where the system does not tell.
+
+    Where `count_quickly` has no answer it lists a folder: 0.3 s for 500,000 of them.
+    """
+    if told := count_quickly():
+        return told
     with suppress(OSError):
         return len(os.listdir("/dev/fd")) - 1  # noqa: PTH208 - names are enough; one is its own
     try:

@@ -57,9 +57,12 @@ class Supervisor:
         ``task_status`` is started at once; `reconfigure` may be called from then on.
         """
         self._pump = pump
-        async with trio.open_nursery() as self._nursery:
-            task_status.started()
-            await self._stopped.wait()
+        async with trio.open_nursery() as beside:
+            beside.start_soon(self.admission.count_aside)
+            async with trio.open_nursery() as self._nursery:
+                task_status.started()
+                await self._stopped.wait()
+            beside.cancel_scope.cancel()
 
     # ---- a configuration ----
 
