@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from tests.daemon.running import (
     LOOPBACK,
     LOOPBACK_2,
+    Running,
     accepts,
     exchange,
     only,
@@ -31,7 +33,7 @@ from vsockproxy.address.endpoint import (
     TcpEndpoint,
     UnixEndpoint,
 )
-from vsockproxy.config.settings import Config, Policy, PumpChoice, Route
+from vsockproxy.config.settings import Config, Limits, Policy, PumpChoice, Route
 from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.errors import ListenError
 
@@ -294,8 +296,46 @@ async def test_a_second_stop_resets_live_connections_at_once(
             assert daemon.stats("held").closed == {"shutdown": 1}
 
 
+def delayed(guest: MuxEndpoint, seconds: float) -> Running:
+    route = Route("echo", LOOPBACK, guest, Policy(half_close="forward"))
+    return Running(Daemon(Config((route,), limits=Limits(drain_delay=seconds))))
+
+
+async def test_a_stop_with_drain_delay_accepts_clients_and_is_not_ready_until_it_has_passed(
+    guest: MuxEndpoint, mock_clock: MockClock
+) -> None:
+    daemon = delayed(guest, 3600.0)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(daemon.run)
+        assert daemon.daemon.not_ready() == []
+        daemon.daemon.stop()
+        [reason] = daemon.daemon.not_ready()
+        assert "drain_delay" in reason
+        assert daemon.daemon.is_stopping
+        assert await exchange(await daemon.connect(), b"late") == b"late"
+        await daemon.closed("echo", "finished")
+        mock_clock.jump(3600.0)
+        await daemon.ended.wait()
+        assert daemon.drained is True
+
+
+async def test_a_second_stop_ends_drain_delay_and_every_connection(guest: MuxEndpoint) -> None:
+    daemon = delayed(guest, 3600.0)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(daemon.run)
+        client = await daemon.connect()
+        await client.send_all(b"x")
+        await until_live(daemon, "echo")
+        daemon.daemon.stop()
+        daemon.daemon.stop()
+        assert await ends_by_reset(client)
+        with trio.fail_after(5):
+            await daemon.ended.wait()
+        assert daemon.drained is False
+
+
 async def test_a_stop_before_the_start_ends_the_daemon(guest: MuxEndpoint) -> None:
-    daemon = Daemon(Config((Route("echo", LOOPBACK, guest),)))
+    daemon = Daemon(Config((Route("echo", LOOPBACK, guest),), limits=Limits(drain_delay=3600.0)))
     daemon.stop()
     with trio.fail_after(5):
         assert await daemon.run()

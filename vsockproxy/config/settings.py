@@ -25,6 +25,7 @@ from vsockproxy.config.access import Access, Rule
 from vsockproxy.config.destination import Destinations, Pattern
 from vsockproxy.config.guest import Guest
 from vsockproxy.config.key import key
+from vsockproxy.config.servers import AdminSettings, TlsSettings
 
 Balance = Literal["first", "round_robin"]
 HalfClose = Literal["auto", "forward", "hold"]
@@ -326,7 +327,7 @@ class PumpSettings:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The keys of ``[limits]``, which bound all routes together; None sets no bound."""
+    """The keys of ``[limits]``, for all routes together; None sets no bound."""
 
     max_connections: int | None = key(
         None,
@@ -334,39 +335,12 @@ class Limits:
         " route's `over_limit` says",
         kinds.COUNT,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class AdminSettings:
-    """The daemon's control socket: its file, and the users that may connect to it.
-
-    Attributes:
-      socket: ``"auto"`` is in the folder that a service manager made; None is no socket.
-      group: None is the daemon's own.
-    """
-
-    socket: UnixEndpoint | Literal["auto"] | None = "auto"
-    mode: int = 0o600
-    group: int | None = None
-
-    @property
-    def listen(self) -> UnixEndpoint | None:
-        """Return the socket's address; None where it is ``"auto"`` or there is no socket."""
-        return self.socket if isinstance(self.socket, UnixEndpoint) else None
-
-
-@dataclass(frozen=True, slots=True)
-class TlsSettings:
-    """PEM files of a TLS server.
-
-    Attributes:
-      key: the private key; None: it is in the certificate's file.
-      client_ca: the authorities whose clients are served; None asks clients for no certificate.
-    """
-
-    certificate: str
-    key: str | None = None
-    client_ca: str | None = None
+    drain_delay: float = key(
+        0.0,
+        "How long clients are still accepted after the signal to stop, while `/readyz` already"
+        " says no: load balancers need this long to send no more. A second signal ends it",
+        kinds.TIME,
+    )
 
 
 MetricsListen = TcpEndpoint | UnixEndpoint | FdEndpoint
@@ -387,7 +361,7 @@ class Config:
     pump: PumpSettings = PumpSettings()
     limits: Limits = Limits()
     guests: tuple[Guest, ...] = ()
-    admin: AdminSettings = AdminSettings()
+    admin: AdminSettings = AdminSettings()  # noqa: RUF009 - it is frozen
     metrics_tls: TlsSettings | None = None
     source: str = "command line"
 

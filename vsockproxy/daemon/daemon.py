@@ -74,11 +74,13 @@ class Daemon:
         self._tasks: trio.Nursery
         self.changing = trio.Lock()
         self._stops = 0
+        self._is_ready = False
+        self._drains = False
         self._status = ""
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the daemon drains, or ends its connections."""
+        """Whether a stop was asked for: the daemon drains, will soon, or ends its connections."""
         return self._stops > 0
 
     @property
@@ -121,6 +123,7 @@ class Daemon:
         self.warn_of_unused_sockets()
         routes = len(self.supervisor.listeners)
         self._log.info("ready", routes=routes, config=self.config.source)
+        self._is_ready = True
         self.tell_status()
         self._notifier.ready()
 
@@ -221,15 +224,34 @@ class Daemon:
                 self.supervisor.resume(name)
 
     def stop(self) -> None:
-        """Drain at the first call, end every connection at the second."""
+        """Drain at the first call, after drain_delay; end every connection at the second."""
         self._stops += 1
-        event = "draining" if self._stops == 1 else "shutting_down"
-        self._log.info(event, connections=self.supervisor.live())
-        self._sockets.leave()
         if self._stops == 1:
             self._notifier.stopping()
-        self.supervisor.stop()
+            delay = self.config.limits.drain_delay
+            if delay and self._is_ready:
+                self._log.info("drain_delayed", seconds=delay, connections=self.supervisor.live())
+                self._tasks.start_soon(self._drain_after, delay)
+            else:
+                self._drain()
+        else:
+            self._log.info("shutting_down", connections=self.supervisor.live())
+            self._drain()
+            self.supervisor.stop()
         self.tell_status()
+
+    async def _drain_after(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+        self._drain()
+        self.tell_status()
+
+    def _drain(self) -> None:
+        """Close the listeners; one that drains goes on."""
+        if not self._drains:
+            self._drains = True
+            self._log.info("draining", connections=self.supervisor.live())
+            self._sockets.leave()
+            self.supervisor.stop()
 
     # ---- life signs ----
 
@@ -239,7 +261,11 @@ class Daemon:
 
     def not_ready(self) -> list[str]:
         """Return what keeps the daemon from being ready, a sentence each."""
-        return self.supervisor.not_ready()
+        delayed = self._stops and not self._drains
+        stopping = (
+            ["stopping: clients are accepted until drain_delay has passed"] if delayed else []
+        )
+        return [*stopping, *self.supervisor.not_ready()]
 
     async def reach(self, name: str) -> str | None:
         """Dial a route's target and hang up; return why that fails, or None."""
@@ -248,7 +274,9 @@ class Daemon:
     def tell_status(self) -> None:
         """Tell systemd in a line how the daemon is, if that has changed."""
         trouble = "the last reload failed, see the log; " if self._reloading.has_failed else ""
-        doing = "draining" if self._stops else count(len(self.supervisor.listeners), "route")
+        doing = "draining" if self._drains else count(len(self.supervisor.listeners), "route")
+        if self._stops and not self._drains:
+            doing = "stopping after drain_delay"
         status = f"{trouble}{doing}, {count(self.supervisor.live(), 'live connection')}"
         if status != self._status and self._notifier.status(status):
             self._status = status

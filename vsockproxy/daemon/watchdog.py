@@ -34,7 +34,8 @@ class LifeSigns:
             # A route that a reload has removed may still drain.
             routes = [stats.route for stats in self._daemon.supervisor.stats()]
             longest = max((route.policy.drain_timeout for route in routes), default=0.0)
-            self._drained_by = trio.current_time() + longest + _GRACE
+            delay = self._daemon.config.limits.drain_delay
+            self._drained_by = trio.current_time() + delay + longest + _GRACE
         self._daemon.stop()
         self._extend_timeout()
 

@@ -52,6 +52,7 @@ remedy |
 *left_out* |
 | `pump_hung` | error | a pump thread does not answer the watchdog | remedy |
 | `signal_ignored` | info | SIGUSR1 or SIGUSR2, which mean nothing here | signal |
+| `drain_delayed` | info | a first signal: clients are still accepted | seconds, connections |
 | `draining` | info | a first signal: connections may end | connections |
 | `shutting_down` | info | a second signal: connections are ended | connections |
 | `stopped` | info | the last line | drained |
