@@ -24,7 +24,7 @@ Reason = Literal[
     "forbidden",  # target_allow and target_deny exclude every address of the target
     "busy",  # a Unix listener's backlog is full
     "too_many_held",  # the route holds as many clients as it may
-    "client_left",  # the client went away while it was held
+    "client_left",  # the client went away before its dial
     "name",  # a host name does not resolve
     "guest",  # a guest of [guests] was not found, or its source gave no answer
     "protocol",  # the peer broke the vsock-mux handshake or the vsock protocol
@@ -251,7 +251,7 @@ _TABLE: Final[dict[tuple[str, str, Cause], Explanation]] = {
         "start the target, or shorten wait_for_guest",
     ),
     ("dial", "", "client_left"): Explanation(
-        "client_left", "the client left while it was held", ""
+        "client_left", "the client left before the target was dialled", ""
     ),
     ("dial", "", "name"): Explanation(
         "name", "{detail}", "correct the name, or look it up with `getent hosts`"

@@ -16,7 +16,7 @@ import trio
 from tests.fake_services import Service, echo
 from tests.waiting import until
 from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint, UnixEndpoint
-from vsockproxy.config.servers import AdminSettings
+from vsockproxy.config.process import AdminSettings
 from vsockproxy.config.settings import Config, Policy, PumpChoice, PumpSettings, Route
 from vsockproxy.connection import Connection
 from vsockproxy.daemon.daemon import Daemon

@@ -26,7 +26,7 @@ from tests.waiting import until
 from vsockproxy.admin.observe import serve_metrics
 from vsockproxy.admin.server import MAX_CLIENTS, Tls, without_tls
 from vsockproxy.admin.tls import tls_context
-from vsockproxy.config.servers import TlsSettings
+from vsockproxy.config.process import TlsSettings
 from vsockproxy.errors import ConfigError
 from vsockproxy.pump.reset import reset
 

@@ -11,7 +11,7 @@ import trio.testing
 
 from tests.admin.running_daemon import controlled_daemon
 from vsockproxy.address.endpoint import UnixEndpoint
-from vsockproxy.config.servers import AdminSettings
+from vsockproxy.config.process import AdminSettings
 from vsockproxy.config.settings import Config
 from vsockproxy.errors import ConfigError, Problem
 

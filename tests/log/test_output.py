@@ -18,7 +18,7 @@ import structlog
 from trio.testing import MockClock
 
 from tests.admin.fake_daemon import FakeDaemon
-from vsockproxy.config.settings import LogFormat, LogLevel, LogSettings
+from vsockproxy.config.process import LogFormat, LogLevel, LogSettings
 from vsockproxy.log import output as log
 from vsockproxy.metrics import make_registry
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from vsockproxy.address.endpoint import UnixEndpoint
-from vsockproxy.config.servers import AdminSettings
+from vsockproxy.config.process import AdminSettings
 
 NAME: Final = "admin.sock"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 
-from vsockproxy.config.servers import TlsSettings
+from vsockproxy.config.process import TlsSettings
 from vsockproxy.errors import ConfigError, Problem
 
 

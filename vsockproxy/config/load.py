@@ -30,8 +30,8 @@ from vsockproxy.config.guest import Cid, Guest, Mux, MuxGlob, StaticWay, UnixSoc
 from vsockproxy.config.guest_table import read_guest
 from vsockproxy.config.policy import fit_policy
 from vsockproxy.config.problems import KeyProblemError, NotedError, Problems
+from vsockproxy.config.process import AdminSettings, LogSettings
 from vsockproxy.config.schema import GuestTable, RouteTable
-from vsockproxy.config.servers import AdminSettings
 from vsockproxy.config.serving import (
     ADMIN_SOCKET,
     METRICS_LISTEN,
@@ -41,7 +41,7 @@ from vsockproxy.config.serving import (
     read_tls,
     tls_problems,
 )
-from vsockproxy.config.settings import Config, Limits, LogSettings, Policy, PumpSettings, Route
+from vsockproxy.config.settings import Config, Limits, Policy, PumpSettings, Route
 from vsockproxy.config.tables import nearest, read_tables
 from vsockproxy.errors import AddressError, ConfigError
 from vsockproxy.readable import count

@@ -23,8 +23,8 @@ from vsockproxy.address.endpoint import Handshake
 from vsockproxy.config.guest import LIBVIRT_URI
 from vsockproxy.config.key import Key, declared_keys
 from vsockproxy.config.kinds import GROUP, MODE
-from vsockproxy.config.servers import AdminSettings
-from vsockproxy.config.settings import Limits, LogSettings, Policy, PumpSettings
+from vsockproxy.config.process import AdminSettings, LogSettings
+from vsockproxy.config.settings import Limits, Policy, PumpSettings
 from vsockproxy.config.value import AUTO, parse_list, shown
 
 _ADMIN: Final = AdminSettings()

@@ -25,15 +25,13 @@ from vsockproxy.config.access import Access, Rule
 from vsockproxy.config.destination import Destinations, Pattern
 from vsockproxy.config.guest import Guest
 from vsockproxy.config.key import key
-from vsockproxy.config.servers import AdminSettings, TlsSettings
+from vsockproxy.config.process import AdminSettings, LogSettings, TlsSettings
 
 Balance = Literal["first", "round_robin"]
 HalfClose = Literal["auto", "forward", "hold"]
 KeepAlive = float | Literal["auto"] | None
 OverLimit = Literal["queue", "reject"]
 ProxyVersion = Literal["off", "v1", "v2"]
-LogFormat = Literal["auto", "human", "logfmt", "json"]
-LogLevel = Literal["debug", "info", "warning", "error"]
 PumpChoice = Literal["auto", "native", "portable"]
 
 
@@ -132,6 +130,19 @@ class Policy:
     )
     access_log: bool = key(
         True, "Writes one log line for every connection, at its end", group="connections"
+    )
+    log_empty: bool = key(
+        True,
+        "Writes that line for a connection without a byte in either direction, too, as the checks"
+        " of a load balancer are. One that failed or timed out always has its line",
+        group="connections",
+    )
+    dial_on_data: bool = key(
+        False,
+        "Dials the target once the client has sent a byte: a check of a load balancer never reaches"
+        " the guest. Not for protocols in which the server speaks first (SSH, SMTP, MySQL). A"
+        " client that sends nothing is ended by `idle_timeout`",
+        group="connections",
     )
     keepalive: KeepAlive = key(
         "auto",
@@ -301,14 +312,6 @@ def is_behind_a_vmm(target: Target) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class LogSettings:
-    """The keys of ``[log]``."""
-
-    level: LogLevel = key("info", "The least severe level that is logged")
-    format: LogFormat = key("auto", "`auto` is `human` on a terminal and `logfmt` elsewhere")
-
-
-@dataclass(frozen=True, slots=True)
 class PumpSettings:
     """The keys of ``[pump]``."""
 
@@ -357,7 +360,7 @@ class Config:
 
     routes: tuple[Route, ...]
     metrics: MetricsListen | None = None
-    log: LogSettings = LogSettings()
+    log: LogSettings = LogSettings()  # noqa: RUF009 - it is frozen
     pump: PumpSettings = PumpSettings()
     limits: Limits = Limits()
     guests: tuple[Guest, ...] = ()

@@ -15,7 +15,7 @@ from typing import Any, Final
 import structlog
 from structlog.typing import Processor
 
-from vsockproxy.config.settings import LogFormat
+from vsockproxy.config.process import LogFormat
 
 # sd-daemon(3): the priorities of syslog(3), which the journal removes from the line.
 _PRIORITIES: Final = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}

@@ -17,7 +17,7 @@ from typing import Any, Final, TextIO
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from vsockproxy.config.settings import LogSettings
+from vsockproxy.config.process import LogSettings
 from vsockproxy.log import format as rendering
 from vsockproxy.log.lines import LineWriter
 from vsockproxy.systemd import is_journal

@@ -1,4 +1,4 @@
-"""PROXY headers over sockets: read a client's, send one to a target.
+"""Before the transfer: a client's PROXY header or first byte, and the header for a target.
 
 Owns: the waiting, within a time limit, and the step between a header's addresses and those
 of the socket module.  The bytes are `proxy_protocol`'s.
@@ -6,6 +6,7 @@ of the socket module.  The bytes are `proxy_protocol`'s.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from contextlib import suppress
@@ -33,10 +34,16 @@ _AF_UNIX: Final[int] = getattr(socket, "AF_UNIX", -1)
 
 
 class NoHeaderError(VsockproxyError):
-    """A client sent no valid PROXY header; ``slow``: its time was over first."""
+    """A client sent no valid PROXY header.
 
-    def __init__(self, *, slow: bool) -> None:
+    Attributes:
+      slow: its time was over first.
+      left: it left without having sent a byte.
+    """
+
+    def __init__(self, *, slow: bool = False, left: bool = False) -> None:
         self.slow = slow
+        self.left = left
         super().__init__("no PROXY header in time" if slow else "no PROXY header")
 
 
@@ -52,8 +59,10 @@ async def read_header(sock: socket.socket, timeout: float) -> Header:
                 await trio.lowlevel.wait_readable(sock)
                 _read_some(sock, reader)
             return proxy_protocol.parse_header(reader.data)
-        except (MalformedHeaderError, OSError) as error:
-            raise NoHeaderError(slow=False) from error
+        except MalformedHeaderError as error:
+            raise NoHeaderError from error
+        except (EOFError, OSError) as error:
+            raise NoHeaderError(left=not reader.data) from error
     raise NoHeaderError(slow=True)
 
 
@@ -61,8 +70,23 @@ def _read_some(sock: socket.socket, reader: HeaderReader) -> None:
     with suppress(BlockingIOError):
         data = sock.recv(reader.room, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         if not data:
-            raise MalformedHeaderError(reader.data)
+            raise EOFError
         sock.recv(reader.feed(data))
+
+
+async def has_sent(sock: socket.socket) -> bool:
+    """Wait for a client's first byte, which stays in the socket; return False if it left before.
+
+    ``sock`` may be blocking or not.
+    """
+    while True:
+        await trio.lowlevel.wait_readable(sock)
+        try:
+            return bool(sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            return error.errno == errno.EOPNOTSUPP  # Hyper-V's sockets cannot peek
 
 
 async def send_header(

@@ -6,11 +6,12 @@ data path: a defect in one connection ends that connection alone.
 
 from __future__ import annotations
 
+import math
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -18,19 +19,23 @@ from vsockproxy.address.sockaddr import borrowed
 from vsockproxy.admit.gate import Gate, RejectReason
 from vsockproxy.connection import Connection, EndedError
 from vsockproxy.dial.selection import Selection
-from vsockproxy.errors import DialError
+from vsockproxy.errors import DialError, dial_error
 from vsockproxy.pump.reset import reset_descriptor
 from vsockproxy.pump.transfer import ENDINGS, Bounds, Pump
 from vsockproxy.relay.failed_dial import FailedDials
 from vsockproxy.relay.preamble import (
     NoHeaderError,
     follow_header,
+    has_sent,
     header_of,
     read_header,
     send_header,
 )
 from vsockproxy.relay.proxy_protocol import build_header
 from vsockproxy.stats import RouteStats
+
+# How a load balancer's check ends: with a FIN, a reset, or before the target was dialled.
+_CLEAN: Final = frozenset({"finished", "client_reset", "dial_client_left"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,7 @@ class Relay:
     def _end(self, connection: Connection, reason: str) -> None:
         try:
             self.gate.leave(connection, reason)
-            if connection.route.policy.access_log:
+            if _is_logged(connection, reason):
                 self._log_end(connection, reason)
         except Exception:  # noqa: BLE001 - the catch-all: `_note_defect` logs it
             self._note_defect(connection)
@@ -104,6 +109,8 @@ class Relay:
                 raise EndedError("killed")
             if policy.accept_proxy:
                 await self._identify(client, connection)
+            if policy.dial_on_data:
+                await self._await_data(client, family, connection)
             started = monotonic()
             target = await self.selection.connect(client, connection)
             if policy.send_proxy != "off":
@@ -130,10 +137,22 @@ class Relay:
             follow_header(connection, header)
             rejection: RejectReason | None = self.gate.identify(connection)
         except NoHeaderError as error:
+            if error.left:
+                raise dial_error(connection.target, "client_left") from error
             rejection = "proxy_timeout" if error.slow else "proxy_malformed"
         if rejection is not None:
             self.gate.reject(connection, rejection)
             raise EndedError(f"rejected_{rejection}")
+
+    async def _await_data(self, client: int, family: int, connection: Connection) -> None:
+        """Wait for the client's first byte, for idle_timeout at most."""
+        longest = connection.route.policy.idle_timeout
+        with borrowed(client, family) as sock, connection.cancellable():
+            with trio.move_on_after(math.inf if longest is None else longest):
+                if not await has_sent(sock):
+                    raise dial_error(connection.target, "client_left")
+                return
+        raise EndedError("idle_timeout")
 
     async def _send_header(
         self, client: int, target: socket.socket, connection: Connection
@@ -173,6 +192,13 @@ class Relay:
             reason=reason,
             **words,
         )
+
+
+def _is_logged(connection: Connection, reason: str) -> bool:
+    """Return whether the end of a connection is an access line."""
+    policy = connection.route.policy
+    is_empty = reason in _CLEAN and not connection.upstream_bytes + connection.downstream_bytes
+    return policy.access_log and (policy.log_empty or not is_empty)
 
 
 def _is_killed(connection: Connection) -> bool:

@@ -1,4 +1,7 @@
-"""The daemon's own HTTP servers in the configuration, as values: `AdminSettings`, `TlsSettings`."""
+"""What concerns the process and no route, as values: the log, the control socket, certificates.
+
+Owns: the declaration of the keys of ``[log]``.  `settings` has the rest of the configuration.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vsockproxy.address.endpoint import UnixEndpoint
+from vsockproxy.config.key import key
+
+LogFormat = Literal["auto", "human", "logfmt", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """The keys of ``[log]``."""
+
+    level: LogLevel = key("info", "The least severe level that is logged")
+    format: LogFormat = key("auto", "`auto` is `human` on a terminal and `logfmt` elsewhere")
 
 
 @dataclass(frozen=True, slots=True)
