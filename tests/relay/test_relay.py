@@ -174,3 +174,28 @@ async def test_accept_backs_off_when_every_accept_fails() -> None:
         assert route.events("accept_failed")
         assert route.events("accept_recovered")
         assert route.stats.accept_errors == 100
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EMFILE, "LimitNOFILE="),
+        (errno.ENFILE, "fs.file-max"),
+        (errno.ENOMEM, "LimitAS="),
+        (errno.EINVAL, "until it works again"),
+    ],
+)
+async def test_a_failed_accept_names_the_remedy_of_its_error(number: int, remedy: str) -> None:
+    class Failing(PortablePump):
+        failures = 1
+
+        def accept(self, listener: int, room: int) -> list[Accepted]:
+            if self.failures:
+                self.failures -= 1
+                raise OSError(number, os.strerror(number))
+            return super().accept(listener, room)
+
+    async with serving(Policy(), pump=Failing("for this test")) as route:
+        assert await route.exchange(b"x") == b"x"
+        [line] = route.events("accept_failed")
+        assert remedy in str(line["remedy"])

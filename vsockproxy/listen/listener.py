@@ -55,6 +55,15 @@ _PEER_ERRORS: Final = frozenset(
     }
 )
 
+_MORE_FILES: Final = "clients stay queued; raise LimitNOFILE= (or ulimit -n)"
+_MORE_MEMORY: Final = "clients stay queued; the machine or LimitAS= is short of memory"
+_REMEDIES: Final = {
+    errno.EMFILE: _MORE_FILES,
+    errno.ENFILE: "clients stay queued; raise the machine's fs.file-max",
+    errno.ENOBUFS: _MORE_MEMORY,
+    errno.ENOMEM: _MORE_MEMORY,
+}
+
 
 def listen_for(route: Route) -> Listen:
     """Return how a route listens at its endpoint."""
@@ -303,7 +312,7 @@ class RouteListener:
                 "accept_failed",
                 route=self.route.name,
                 error=str(error),
-                remedy="clients stay queued; raise LimitNOFILE= (or ulimit -n)",
+                remedy=_REMEDIES.get(error.errno or 0, "clients stay queued until it works again"),
             )
         await trio.sleep(min(0.01 * 2 ** (failures - 1), 1.0))
 
