@@ -8,10 +8,12 @@ C_FILES := $(filter-out %/_pump.c,$(wildcard $(NATIVE)/*.c))
 C_ALL := $(C_FILES) $(wildcard $(NATIVE)/*.h)
 C_FLAGS := -std=gnu11 -Wall -Wextra -Werror -g -O1 -fno-omit-frame-pointer -I$(NATIVE)
 
+DRIVER_WRAPS := -Wl,--wrap=splice,--wrap=epoll_ctl
+
 LOAD_FILES := $(wildcard benchmarks/load/*.c)
 LOAD_FLAGS := -std=gnu11 -Wall -Wextra -Werror -O2 -g
 
-.PHONY: venv demo test check sanitize bare bench bench-quick bench-vsock guard pictures clean
+.PHONY: venv demo test check sanitize bare bench bench-quick bench-vsock guard soak pictures clean
 
 venv: $(VENV)/installed
 
@@ -42,21 +44,21 @@ pictures: venv
 man: venv
 	$(BIN)/python -m man.generate
 
-# The C driver under ASan, UBSan, LSan and TSan, then the conformance suite under ASan and UBSan.
+# The C driver under ASan, UBSan, LSan and TSan, then the pump's tests under ASan and UBSan.
 sanitize: venv build/driver-address build/driver-thread build/sanitized/compiled
 	build/driver-address
 	build/driver-thread
 	cd build/sanitized && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONMALLOC=malloc \
-		$(abspath $(BIN))/python -m pytest -q tests/pump/test_conformance_*.py -k native
+		VSOCKPROXY_SCHEDULES=300 $(abspath $(BIN))/python -m pytest -q tests/pump -k native
 
 build/driver-address: tests/pump/driver.c $(C_ALL)
 	mkdir -p build
-	gcc $(C_FLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $< $(C_FILES) -lpthread
+	gcc $(C_FLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $< $(C_FILES) -lpthread $(DRIVER_WRAPS)
 
 build/driver-thread: tests/pump/driver.c $(C_ALL)
 	mkdir -p build
-	gcc $(C_FLAGS) -fsanitize=thread -o $@ $< $(C_FILES) -lpthread
+	gcc $(C_FLAGS) -fsanitize=thread -o $@ $< $(C_FILES) -lpthread $(DRIVER_WRAPS)
 
 # A copy of the package whose compiled part is instrumented.  Leaks are the driver's to find:
 # an interpreter keeps too much to the end for LSan to say anything.
@@ -84,6 +86,13 @@ bench-vsock: venv build/load $(VENV)/plots
 # Fail if the data path costs more than before, relative to a plain relay; a part of .ci/run.
 guard: venv build/load
 	$(BIN)/python benchmarks/guard.py
+
+# Hours of what is a minute in `make test`: random schedules through the pumps, and the daemon
+# under adverse load.  First the proof that the schedules find the faults of earlier versions.
+soak: venv build/load
+	VSOCKPROXY_SOAK=1 $(BIN)/pytest -q tests/pump/test_old_faults.py
+	VSOCKPROXY_SCHEDULES=100000 $(BIN)/pytest -q tests/pump/test_differential.py
+	$(BIN)/python benchmarks/soak.py
 
 $(VENV)/plots: venv
 	$(BIN)/pip install --quiet --editable ".[bench]"

@@ -1,4 +1,4 @@
-"""Writes the man pages, and the tables that they are made from: `make man`.
+"""Writes the man pages, and the tables of the docs that are made from code: `make man`.
 
 Owns: what each page is made from.  vsockproxy(1) is the commands as typer has them, and the
 sections of docs/operations.md that belong to no single command; vsockproxy.toml(5) is
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import typer.main
 
-from man import keys, roff
+from man import endings, keys, roff
 from vsockproxy import __version__
 from vsockproxy.cli import app
 
@@ -142,6 +142,6 @@ def _listed(lines: list[str]) -> Iterator[str]:
 
 if __name__ == "__main__":
     # The page on the configuration is made first: a man page is made from it.
-    for make in (keys.made, pages):
+    for make in (keys.made, endings.made, pages):
         for file, text in make().items():
             file.write_text(text)

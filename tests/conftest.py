@@ -32,17 +32,22 @@ def nothing_stays_open() -> Iterator[None]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave tests that need AF_VSOCK to tests/kernel, which runs them in a kernel that it boots.
 
-    A test of the native pump gets the marker `native`, which deselects it where that pump was
-    not built.
+    Those that take long are left to `make soak`.  A test of the native pump gets the marker
+    `native`, which deselects it where that pump was not built.
     """
     for item in items:
         if isinstance(item, pytest.Function) and "native" in _parameters(item):
             item.add_marker("native")
-    if "VSOCKPROXY_TEST_KERNEL" in os.environ:
-        return
-    vsock = [item for item in items if item.get_closest_marker("vsock")]
-    items[:] = [item for item in items if not item.get_closest_marker("vsock")]
-    config.hook.pytest_deselected(items=vsock)
+    if "VSOCKPROXY_SOAK" not in os.environ:
+        _deselect(config, items, "soak")
+    if "VSOCKPROXY_TEST_KERNEL" not in os.environ:
+        _deselect(config, items, "vsock")
+
+
+def _deselect(config: pytest.Config, items: list[pytest.Item], marker: str) -> None:
+    marked = [item for item in items if item.get_closest_marker(marker)]
+    items[:] = [item for item in items if not item.get_closest_marker(marker)]
+    config.hook.pytest_deselected(items=marked)
 
 
 def _parameters(item: pytest.Function) -> list[object]:

@@ -7,7 +7,7 @@ import resource
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -35,10 +35,11 @@ HOST_PORT = 1 << 30
 
 
 async def echo(stream: trio.SocketStream) -> None:
-    """Send every byte back, and end at the client's FIN."""
-    async for piece in stream:
-        await stream.send_all(piece)
-    await stream.send_eof()
+    """Send every byte back, and end at the client's FIN, or at a reset."""
+    with suppress(trio.BrokenResourceError):
+        async for piece in stream:
+            await stream.send_all(piece)
+        await stream.send_eof()
 
 
 async def echo_or_nothing(client: trio.SocketStream) -> bytes:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import struct
+import sys
+import termios
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +19,7 @@ Pair = tuple[socket.socket, socket.socket]
 
 AF_VSOCK = 40
 CID_LOCAL = 1
+_SIOCOUTQNSD = 0x894B  # linux/sockios.h
 
 
 def tcp_pair() -> Pair:
@@ -86,9 +90,32 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
+def queued_bytes(sock: trio.socket.SocketType | socket.socket) -> int:
+    """Return how many bytes, a TCP FIN among them, the other side's kernel has not taken yet."""
+    answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(answer, sys.byteorder)
+
+
 async def read_to_end(source: trio.abc.ReceiveStream) -> bytes:
     """Return all bytes up to EOF."""
     return b"".join([chunk async for chunk in source])
+
+
+def unsent_bytes(sock: trio.socket.SocketType | socket.socket) -> int:
+    """Return how many bytes, a FIN among them, TCP has not sent; on the loopback sent is there."""
+    answer = fcntl.ioctl(sock.fileno(), _SIOCOUTQNSD, bytes(4))
+    return int.from_bytes(answer, sys.byteorder)
+
+
+async def read_to_reset(source: trio.SocketStream) -> bytes:
+    """Return all bytes up to a reset; fails at an EOF."""
+    received = bytearray()
+    try:
+        async for chunk in source:
+            received += chunk
+    except trio.BrokenResourceError:
+        return bytes(received)
+    raise AssertionError("EOF instead of a reset")
 
 
 async def ends_by_reset(source: trio.SocketStream) -> bool:

@@ -139,6 +139,12 @@ class Connection(Meter):
         elif self.running is not None:
             self.running.stop()
 
+    def end_now(self, reason: EndReason) -> None:
+        """End the connection as `end` does, without waiting for what is being delivered."""
+        self.end(reason)
+        if self.running is not None:
+            self.running.stop()
+
     @property
     def idle_seconds(self) -> float:
         """Return the seconds since a byte last moved, or since the accept."""

@@ -132,7 +132,7 @@ def test_a_guest_looked_up_at_each_dial_stays_a_name_in_the_target(
 ) -> None:
     config = yaml(f"{{forward: {{80: 'g:80'}}, guests: {{g: {table}}}}}")
     assert config.routes[0].target == GuestEndpoint("g", 80, over)
-    assert config.routes[0].holds_half_close == (over == "vsock-mux")
+    assert (config.routes[0].half_close_hold is not None) == (over == "vsock-mux")
     assert config.guests == (Guest("g", way),)
     again = toml(f'forward.80 = "g:80"\nguests.g = {{ {way} }}')
     assert again.guests == config.guests

@@ -24,9 +24,9 @@ from tests.daemon.running import (
     running,
     until_live,
 )
-from tests.fake_services import answers_nothing, echo, hold, mux_server, no_descriptors_left
+from tests.fake_services import answers_nothing, echo, hold, mux_server, no_descriptors_left, says
 from tests.sockets import ends_by_reset, no_descriptor_left_over, read_to_end, stream
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 from vsockproxy.address.endpoint import (
     FdEndpoint,
     MuxEndpoint,
@@ -294,6 +294,24 @@ async def test_a_second_stop_resets_live_connections_at_once(
             await daemon.ended.wait()
             assert daemon.drained is False
             assert daemon.stats("held").closed == {"shutdown": 1}
+
+
+async def test_a_second_stop_does_not_wait_for_a_client_that_takes_nothing(
+    tmp_path: Path, choice: PumpChoice
+) -> None:
+    async with mux_server(tmp_path / "vm", {1: says(bytes(200_000))}) as server:
+        target = MuxEndpoint(str(server.path), 1)
+        policy = Policy(drain_timeout=3600, linger_timeout=3600)
+        async with running(Route("slow", LOOPBACK, target, policy), choice=choice) as daemon:
+            client = await daemon.connect("slow")
+            await until(lambda: daemon.stats("slow").live)
+            [connection] = daemon.stats("slow").live
+            await until(lambda: connection.halves[1])  # its socket has the whole answer
+            daemon.daemon.stop()
+            daemon.daemon.stop()
+            with trio.fail_after(PATIENCE):
+                await daemon.ended.wait()
+            await client.aclose()
 
 
 def delayed(guest: MuxEndpoint, seconds: float) -> Running:

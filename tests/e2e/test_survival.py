@@ -127,7 +127,7 @@ async def test_a_killed_target_resets_its_client_and_is_logged(
             end = await running.wait_for(
                 "connection_closed", route="fd:sink", reason="target_reset"
             )
-            assert "the client was reset" in end["why"]
+            assert "reset the connection" in end["why"]
             assert await answers(ports["echo"])
 
 

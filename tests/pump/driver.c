@@ -11,6 +11,9 @@
 
 #include <arpa/inet.h>
 #include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
@@ -20,14 +23,50 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "pump.h"
 
+/* The linker gives these the pump's calls (--wrap), so that the kernel can fail. */
+static _Atomic int refuse_splice; /* out of a pipe, as a security module may: EPERM */
+static _Atomic int refuse_watch;  /* fs.epoll.max_user_watches is reached: ENOSPC */
+
+ssize_t __real_splice(int in, loff_t *in_offset, int out, loff_t *out_offset, size_t size,
+		      unsigned flags);
+ssize_t __wrap_splice(int in, loff_t *in_offset, int out, loff_t *out_offset, size_t size,
+		      unsigned flags);
+int __real_epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event);
+int __wrap_epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event);
+
+ssize_t __wrap_splice(int in, loff_t *in_offset, int out, loff_t *out_offset, size_t size,
+		      unsigned flags)
+{
+	int type;
+	socklen_t room = sizeof(type);
+
+	if (refuse_splice && getsockopt(out, SOL_SOCKET, SO_TYPE, &type, &room) == 0) {
+		refuse_splice++;
+		errno = EPERM;
+		return -1;
+	}
+	return __real_splice(in, in_offset, out, out_offset, size, flags);
+}
+
+int __wrap_epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event)
+{
+	if (refuse_watch && operation == EPOLL_CTL_ADD) {
+		errno = ENOSPC;
+		return -1;
+	}
+	return __real_epoll_ctl(epoll, operation, fd, event);
+}
+
 enum {
 	THREADS = 3,
-	AT_ONCE = 36,
+	AT_ONCE = 48,
 	ROUNDS = 12,
 	SIZE = 700 * 1000, /* bytes one way: more than the buffers of all sockets hold */
 	LONG_MS = 60 * 1000,
@@ -39,7 +78,9 @@ enum scenario {
 	CANCELLED,
 	CLIENT_RESETS,
 	IDLE,
+	TARGET_FINISHES_AND_RESETS,
 	TARGET_LEAVES,
+	TARGET_RESETS,
 	SCENARIOS,
 };
 
@@ -93,19 +134,16 @@ static char pattern(size_t place)
 	return (char)(place * 31 + (place >> 11));
 }
 
-/* Send SIZE bytes; return whether all were sent. */
+static char pattern_bytes[SIZE]; /* filled before any thread begins */
+
+/* Send SIZE bytes, as fast as they are taken; return whether all were sent. */
 static int send_pattern(int fd)
 {
-	char data[8192];
 	size_t sent = 0;
 
 	while (sent < SIZE) {
-		size_t size = SIZE - sent < sizeof(data) ? SIZE - sent : sizeof(data);
-		ssize_t count;
+		ssize_t count = send(fd, pattern_bytes + sent, SIZE - sent, MSG_NOSIGNAL);
 
-		for (size_t i = 0; i < size; i++)
-			data[i] = pattern(sent + i);
-		count = send(fd, data, size, MSG_NOSIGNAL);
 		if (count <= 0)
 			return 0;
 		sent += (size_t)count;
@@ -134,6 +172,17 @@ static void reset_and_close(int fd)
 	close(fd);
 }
 
+/* Wait until the other side's kernel has every byte that was sent, and the FIN. */
+static void delivered(int fd)
+{
+	int queued = 1;
+
+	while (queued > 0) {
+		CHECK(ioctl(fd, SIOCOUTQ, &queued) == 0);
+		sched_yield();
+	}
+}
+
 static void *client_main(void *argument)
 {
 	struct ends *ends = argument;
@@ -153,6 +202,11 @@ static void *client_main(void *argument)
 		CHECK(send_pattern(fd));
 		shutdown(fd, SHUT_WR);
 		read_pattern(fd);
+		break;
+	case TARGET_FINISHES_AND_RESETS:
+	case TARGET_RESETS:
+		CHECK(send(fd, "unread", 6, MSG_NOSIGNAL) == 6);
+		CHECK(read_pattern(fd) == SIZE);
 		break;
 	case CANCELLED:
 	case TARGET_LEAVES:
@@ -188,6 +242,16 @@ static void *target_main(void *argument)
 		CHECK((size_t)count == SIZE);
 		break;
 	}
+	case TARGET_FINISHES_AND_RESETS:
+		CHECK(send_pattern(fd));
+		shutdown(fd, SHUT_WR);
+		delivered(fd);
+		break; /* its close resets, if the client's bytes are here by now */
+	case TARGET_RESETS:
+		CHECK(send_pattern(fd));
+		delivered(fd);
+		reset_and_close(fd);
+		return NULL;
 	case TARGET_LEAVES: {
 		char some[1000];
 
@@ -210,6 +274,9 @@ static void ends_start(struct vsp_pump *pump, struct vsp_bandwidth *shared, stru
 		.rate = number % 5 == 0 ? (uint64_t)SIZE * 20 : 0,
 		.upstream_shared = number % 2 ? shared : NULL,
 		.downstream_shared = number % 3 ? shared : NULL,
+		.hold_ms = number % 4 == 0 ? 20 : 0,
+		.linger_ms = 1000,
+		.vmm = number % 2,
 	};
 	int client_side;
 	int target_side;
@@ -238,6 +305,10 @@ static void end_check(const struct vsp_end *end, const struct ends *ends)
 		break;
 	case IDLE:
 		CHECK(end->reason == VSP_IDLE_TIMEOUT);
+		break;
+	case TARGET_FINISHES_AND_RESETS:
+	case TARGET_RESETS:
+		CHECK(end->downstream_bytes == SIZE);
 		break;
 	default:
 		CHECK(end->reason == VSP_TARGET_RESET);
@@ -308,6 +379,76 @@ static void free_while_running(void)
 	close(target);
 }
 
+static void relay_reap(struct vsp_pump *pump, struct vsp_end *ret_end)
+{
+	struct pollfd done = {.fd = vsp_pump_fd(pump), .events = POLLIN};
+
+	CHECK(poll(&done, 1, LONG_MS) == 1);
+	CHECK(vsp_pump_reap(pump, ret_end, 1) == 1);
+}
+
+/* A stream whose pipe cannot be spliced into the target arrives whole, by copies. */
+static void stream_without_splice(struct vsp_pump *pump)
+{
+	const struct vsp_policy policy = {.idle_ms = LONG_MS, .linger_ms = 1000};
+	struct ends ends = {.scenario = ANSWER_AFTER_EOF};
+	struct vsp_end end;
+	int client_side;
+	int target_side;
+
+	tcp_pair(&ends.client, &client_side);
+	tcp_pair(&target_side, &ends.target);
+	CHECK(vsp_pump_add(pump, 0, client_side, target_side, &policy, &ends.relay) == 0);
+	CHECK(pthread_create(&ends.client_thread, NULL, client_main, &ends) == 0);
+	CHECK(pthread_create(&ends.target_thread, NULL, target_main, &ends) == 0);
+	relay_reap(pump, &end);
+	end_check(&end, &ends);
+	pthread_join(ends.client_thread, NULL);
+	pthread_join(ends.target_thread, NULL);
+}
+
+static void streams_without_splice(void)
+{
+	struct vsp_pump *pump;
+
+	CHECK(vsp_pump_new(1, &pump) == 0);
+	refuse_splice = 1;
+	/* Only a stream with long reads is spliced: most are, on a machine that is not too busy. */
+	for (int i = 0; i < 200 && refuse_splice < 10; i++)
+		stream_without_splice(pump);
+	CHECK(refuse_splice > 1);
+	refuse_splice = 0;
+	vsp_pump_free(pump);
+}
+
+/* A relay whose sockets cannot be watched ends for want of memory, and both ends by a reset. */
+static void relay_without_watch(void)
+{
+	const struct vsp_policy policy = {.idle_ms = LONG_MS, .linger_ms = 1000};
+	struct vsp_relay *relay;
+	struct vsp_pump *pump;
+	struct vsp_end end;
+	char byte;
+	int client;
+	int client_side;
+	int target;
+	int target_side;
+
+	CHECK(vsp_pump_new(1, &pump) == 0);
+	tcp_pair(&client, &client_side);
+	tcp_pair(&target_side, &target);
+	refuse_watch = 1;
+	CHECK(vsp_pump_add(pump, 0, client_side, target_side, &policy, &relay) == 0);
+	relay_reap(pump, &end);
+	refuse_watch = 0;
+	CHECK(end.reason == VSP_NO_MEMORY);
+	CHECK(recv(client, &byte, 1, 0) < 0 && errno == ECONNRESET);
+	CHECK(recv(target, &byte, 1, 0) < 0 && errno == ECONNRESET);
+	vsp_pump_free(pump);
+	close(client);
+	close(target);
+}
+
 static unsigned open_descriptors(void)
 {
 	DIR *folder = opendir("/proc/self/fd");
@@ -325,11 +466,15 @@ int main(void)
 	unsigned before = open_descriptors();
 	struct vsp_pump *pump;
 
+	for (size_t i = 0; i < SIZE; i++)
+		pattern_bytes[i] = pattern(i);
 	CHECK(vsp_pump_new(THREADS, &pump) == 0);
 	for (unsigned round = 0; round < ROUNDS; round++)
 		round_run(pump, round);
 	vsp_pump_free(pump);
 	free_while_running();
+	streams_without_splice();
+	relay_without_watch();
 	CHECK(open_descriptors() == before);
 	printf("%d relays ended as they should\n", ROUNDS * AT_ONCE);
 	return 0;

@@ -10,12 +10,15 @@ import pytest
 import trio
 
 from tests.sockets import PAIRS, stream, transports
+from tests.waiting import until
 from vsockproxy.pump.transfer import Bounds, Meter, Pump, Transfer
 
 Families = tuple[str, str]
 
 every_transport = pytest.mark.parametrize("families", transports())
 MEBIBYTE = 2**20
+FULL = 20
+"""Milliseconds without room for a byte; with fewer of them a test would only test less."""
 
 
 class Relayed:
@@ -44,6 +47,10 @@ class Relayed:
         finally:
             self.ended.set()
 
+    async def bytes_upstream(self) -> None:
+        """Wait until the target's socket has taken bytes."""
+        await until(lambda: self.meter.upstream_bytes)
+
     async def reason(self) -> str:
         """Wait for the end and return its reason; the meter must have the final numbers."""
         await self.ended.wait()
@@ -64,6 +71,20 @@ async def relayed(
         async with run.client, run.target:
             yield run
         nursery.cancel_scope.cancel()
+
+
+async def fill(sink: trio.SocketStream) -> int:
+    """Send until every buffer on the way is full; return the number of bytes."""
+    sent = 0
+    silent = 0
+    while silent < FULL:
+        try:
+            sent += sink.socket._sock.send(bytes(65536))  # type: ignore[attr-defined] # never waits
+            silent = 0
+        except BlockingIOError:
+            silent += 1
+            await trio.sleep(0.001)
+    return sent
 
 
 def both(*jobs: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[None]]:

@@ -55,6 +55,27 @@ async def test_stalled_long_streams_take_few_descriptors_from_connections() -> N
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.native
+async def test_pipes_of_a_burst_are_closed_while_their_thread_stays_busy() -> None:
+    async with open_pump(PumpSettings("native", threads=1)) as pump, trio.open_nursery() as nursery:
+        steady = Relayed(pump, ("tcp", "unix"), Bounds())
+        nursery.start_soon(steady.run)
+        nursery.start_soon(upload, steady, bytes(400 * MEBIBYTE))
+        await until(lambda: steady.meter.upstream_bytes)
+        before = len(open_descriptors())
+        runs = [Relayed(pump, ("tcp", "unix"), Bounds()) for _ in range(20)]
+        async with trio.open_nursery() as burst:
+            for run in runs:
+                burst.start_soon(run.run)
+                burst.start_soon(upload, run, bytes(4 * MEBIBYTE))
+        assert steady.meter.running, "the thread was to stay busy"
+        await until(lambda: len(open_descriptors()) <= before + 4)
+        assert steady.meter.running, "the thread was to stay busy"
+        nursery.cancel_scope.cancel()
+    await steady.client.aclose()
+    await steady.target.aclose()
+
+
 async def upload(run: Relayed, data: bytes) -> None:
     received = bytearray()
 
@@ -115,6 +136,19 @@ async def test_a_connections_bandwidth_limits_each_direction_and_loses_nothing(p
             nursery.start_soon(way, run.target, run.client)
         # A full bucket holds the bytes of a tenth of a second; load only makes it slower.
         assert trio.current_time() - started >= size / rate - 0.11
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+async def test_a_bandwidth_above_what_64_bits_count_in_a_second_limits_nothing(
+    pump: Pump, shared: bool
+) -> None:
+    rate = 2**64 // 100 + 1  # times the milliseconds of a burst: just above 2**64
+    bounds = Bounds(bandwidth=rate)
+    if shared:
+        bounds = Bounds(shared=(pump.share(rate), pump.share(rate)))
+    async with relayed(pump, ("tcp", "unix"), bounds) as run:
+        with trio.fail_after(30):
+            await upload(run, bytes(MEBIBYTE))
 
 
 async def test_connections_share_a_routes_bandwidth(pump: Pump) -> None:

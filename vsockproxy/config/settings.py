@@ -103,15 +103,28 @@ class Policy:
     )
     half_close: HalfClose = key(
         "auto",
-        "Whether a client's half-close (FIN) is passed on to the target. `hold` keeps it back while"
-        " the target owes an answer, that is, while the last byte went to the target: for VMMs that"
-        " answer a half-close by closing both directions. `auto` holds for a vsock-mux target and"
-        " forwards for all others",
+        "Whether a client's half-close (FIN) is passed on to the target at once. `hold` keeps it"
+        " back until `half_close_hold`: for VMMs that answer a half-close by closing both"
+        " directions. `auto` holds for a vsock-mux target and forwards for all others",
+        group="connections",
+    )
+    half_close_hold: float = key(
+        10.0,
+        "How long both directions must be silent before a held FIN is passed on. A client that"
+        " waits for the end of the connection waits this long; an answer that begins later is lost",
+        kinds.TIME,
+        group="connections",
+    )
+    linger_timeout: float = key(
+        10.0,
+        "How long the end of a connection waits, counted from its last progress, for a peer that"
+        " still has to take what was sent to it. Then the socket is closed",
+        kinds.TIME,
         group="connections",
     )
     max_lifetime: float | None = key(
         None,
-        "Ends a connection this long after it was accepted, whatever it does. The client is reset",
+        "Ends a connection this long after it was accepted, whatever it does",
         kinds.BOUND,
         group="connections",
     )
@@ -297,11 +310,17 @@ class Route:
         return (self.target, *self.others)
 
     @property
-    def holds_half_close(self) -> bool:
-        """Return whether a client's FIN is kept back instead of passed on to the target."""
-        if self.policy.half_close == "auto":
-            return any(is_behind_a_vmm(target) for target in self.targets)
-        return self.policy.half_close == "hold"
+    def has_vmm(self) -> bool:
+        """Return whether a target is behind a VMM's socket."""
+        return any(is_behind_a_vmm(target) for target in self.targets)
+
+    @property
+    def half_close_hold(self) -> float | None:
+        """Return the seconds of silence before a client's FIN is passed on; None: at once."""
+        holds = self.policy.half_close == "hold" or (
+            self.policy.half_close == "auto" and self.has_vmm
+        )
+        return self.policy.half_close_hold if holds else None
 
 
 def is_behind_a_vmm(target: Target) -> bool:

@@ -9,6 +9,7 @@ from typing import Final
 
 import trio
 
+from vsockproxy.config.settings import Policy
 from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.log.output import get_logger
 from vsockproxy.systemd import Notifier
@@ -33,7 +34,7 @@ class LifeSigns:
         if self._drained_by is None:
             # A route that a reload has removed may still drain.
             routes = [stats.route for stats in self._daemon.supervisor.stats()]
-            longest = max((route.policy.drain_timeout for route in routes), default=0.0)
+            longest = max((_drain_seconds(route.policy) for route in routes), default=0.0)
             delay = self._daemon.config.limits.drain_delay
             self._drained_by = trio.current_time() + delay + longest + _GRACE
         self._daemon.stop()
@@ -65,3 +66,7 @@ class LifeSigns:
             left = self._drained_by - trio.current_time()
             if left > 0:
                 self._notifier.extend_timeout(min(left, 3 * self._period))
+
+
+def _drain_seconds(policy: Policy) -> float:
+    return policy.drain_timeout + policy.linger_timeout

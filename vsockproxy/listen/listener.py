@@ -139,12 +139,14 @@ class RouteListener:
             self._pump.share(policy.bandwidth),
         )
         bounds = Bounds(
-            policy.idle_timeout,
-            policy.half_close_timeout,
-            route.holds_half_close,
-            policy.connection_bandwidth,
-            shared or None,
-            policy.max_lifetime,
+            idle_timeout=policy.idle_timeout,
+            half_close_timeout=policy.half_close_timeout,
+            half_close_hold=route.half_close_hold,
+            bandwidth=policy.connection_bandwidth,
+            shared=shared or None,
+            max_lifetime=policy.max_lifetime,
+            linger_timeout=policy.linger_timeout,
+            vmm=route.has_vmm,
         )
         return Relay(
             self.stats,
@@ -215,8 +217,10 @@ class RouteListener:
                 self._bound_drain()
 
     def end_connections(self) -> None:
-        """Accept no more and end every connection now."""
+        """Accept no more and end every connection now, without waiting for slow clients."""
         self._name_endings("shutdown")
+        for connection in list(self.stats.live):
+            connection.end_now(connection.ending)
         self._relaying.cancel()
 
     def _bound_drain(self) -> None:

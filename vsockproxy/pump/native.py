@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -17,6 +18,7 @@ import trio
 from outcome import Outcome, Value, capture
 
 from vsockproxy.pump._native._pump import ffi, lib
+from vsockproxy.pump.reset import reset
 from vsockproxy.pump.transfer import (
     Accepted,
     Bounds,
@@ -34,7 +36,7 @@ _REAP: Final = 256  # ends reaped by one call
 _ANSWER_POLL: Final = 0.002  # seconds; a thread that is well answers within a turn of its loop
 _AFTER_ERROR: Final = 1.0  # seconds until ends are reaped again
 _NO_SHARED: Final = (ffi.NULL, ffi.NULL)
-_REASONS: Final[dict[int, EndReason]] = {
+REASONS: Final[dict[int, EndReason]] = {
     lib.VSP_FINISHED: "finished",
     lib.VSP_HALF_CLOSE_TIMEOUT: "half_close_timeout",
     lib.VSP_IDLE_TIMEOUT: "idle_timeout",
@@ -42,6 +44,7 @@ _REASONS: Final[dict[int, EndReason]] = {
     lib.VSP_CLIENT_RESET: "client_reset",
     lib.VSP_TARGET_RESET: "target_reset",
     lib.VSP_CANCELLED: "killed",
+    lib.VSP_NO_MEMORY: "no_memory",
 }
 
 
@@ -102,8 +105,8 @@ class NativePump:
             )
         except Exception:
             self._free.append(tag)
-            os.close(client)
-            os.close(target)
+            reset(socket.socket(fileno=client))
+            reset(socket.socket(fileno=target))
             raise
         self._transfers[tag] = transfer
         transfer.begin(self._relay[0])
@@ -122,7 +125,9 @@ class NativePump:
         policy.idle_ms = _milliseconds(bounds.idle_timeout)
         policy.half_close_ms = _milliseconds(bounds.half_close_timeout)
         policy.lifetime_ms = _milliseconds(bounds.max_lifetime)
-        policy.hold = bounds.hold_half_close
+        policy.hold_ms = _milliseconds(bounds.half_close_hold)
+        policy.linger_ms = _milliseconds(bounds.linger_timeout)
+        policy.vmm = bounds.vmm
         policy.rate = bounds.bandwidth or 0
         policy.upstream_shared, policy.downstream_shared = bounds.shared or _NO_SHARED
         self._bounds = bounds
@@ -166,7 +171,7 @@ class NativePump:
         assert transfer is not None
         # Here and not when the task runs: the relay that the meter reads has been freed.
         transfer.meter.settle(end.upstream_bytes, end.downstream_bytes)
-        transfer.wake(Transfer(end.upstream_bytes, end.downstream_bytes, _REASONS[end.reason]))
+        transfer.wake(Transfer(end.upstream_bytes, end.downstream_bytes, REASONS[end.reason]))
         self._transfers[end.tag] = None
         self._free.append(end.tag)
 

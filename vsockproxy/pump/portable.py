@@ -1,8 +1,9 @@
 """The portable pump: the same transfer in trio alone, where the native pump cannot run.
 
 Owns: `PortablePump`.  It ends every connection as the native pump does; the conformance suite
-tests both.  One difference remains: while the target takes nothing, a client's reset is seen only
-with the next byte or time-out, because trio waits for readable and writable, not for an error.
+tests both.  One difference remains, because trio waits for readable and writable and not for an
+error: a reset that comes after its side's EOF, or a client's while the target takes nothing, is
+seen only with the next byte or time-out.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ import errno
 import select
 import socket
 from time import monotonic
-from typing import Final
+from typing import Final, Literal
 
 import trio
 
 from vsockproxy.address.sockaddr import borrowed
-from vsockproxy.pump.reset import reset
+from vsockproxy.pump.closing import close, closing_of
+from vsockproxy.pump.peer import is_exiting
 from vsockproxy.pump.transfer import Accepted, Bounds, EndReason, Meter, SharedBandwidth, Transfer
 
 _CHUNK: Final = 65536
 _BURST: Final = 0.1  # seconds whose bytes a full bucket holds
+_HELD_POLL: Final = 0.05  # seconds; trio waits for no hang-up
 _THROTTLED: Final = 0.02  # seconds until a direction without bandwidth tries again
 
 
@@ -53,8 +56,8 @@ class PortablePump:
         try:
             reason = await run.until_end()
         finally:
+            await run.close(reason)
             meter.settle(run.upstream.bytes, run.downstream.bytes)
-            run.close(reason)
         return Transfer(run.upstream.bytes, run.downstream.bytes, reason)
 
     def share(self, bandwidth: int) -> SharedBandwidth:
@@ -93,11 +96,13 @@ class _Bucket:
 class _Side:
     """One socket; ``error`` is the errno that ended it, or 0."""
 
-    __slots__ = ("error", "sock")
+    __slots__ = ("error", "sock", "vmm")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, vmm: bool = False) -> None:
         self.sock = sock
         self.error = 0
+        # One that listened, handed its socket on and has ended before says nothing by its end.
+        self.vmm = vmm and not is_exiting(sock)
 
     def is_gone(self) -> bool:
         """Return whether the peer has closed: it takes nothing more."""
@@ -106,25 +111,39 @@ class _Side:
     def is_unix(self) -> bool:
         return self.sock.family == getattr(socket, "AF_UNIX", None)
 
+    def is_tcp(self) -> bool:
+        return self.sock.family in (socket.AF_INET, socket.AF_INET6)
+
+
+Flow = Literal[
+    "flowing",
+    "whole",  # its source's EOF was read, and the receiving socket took every byte
+    "given_up",  # the receiver has closed; no byte is known to be lost, no EOF was read
+    "truncated",  # bytes were thrown away, or the source failed before its EOF
+]
+
 
 class _Half:
     """One direction.
 
     Attributes:
-      done: nothing more goes this way.
-      dropped: the stream is truncated: some of it was thrown away.
+      flow: how far it is.
       sending: it holds bytes that the receiving socket has not taken yet.
     """
 
-    __slots__ = ("buckets", "bytes", "done", "dropped", "scope", "sending")
+    __slots__ = ("buckets", "bytes", "flow", "scope", "sending")
 
     def __init__(self, buckets: list[_Bucket]) -> None:
         self.buckets = buckets
         self.bytes = 0
-        self.done = False
-        self.dropped = False
+        self.flow: Flow = "flowing"
         self.sending = False
         self.scope = trio.CancelScope()
+
+    @property
+    def done(self) -> bool:
+        """Whether it flows no more."""
+        return self.flow != "flowing"
 
 
 class _PortableTransfer:
@@ -132,7 +151,7 @@ class _PortableTransfer:
 
     def __init__(self, client: socket.socket, target: socket.socket, bounds: Bounds) -> None:
         self.client = _Side(client)
-        self.target = _Side(target)
+        self.target = _Side(target, vmm=bounds.vmm)
         upstream, downstream = bounds.shared or (None, None)
         self.upstream = _Half(_buckets(upstream, bounds.bandwidth))
         self.downstream = _Half(_buckets(downstream, bounds.bandwidth))
@@ -140,8 +159,10 @@ class _PortableTransfer:
         self._idle = trio.CancelScope()
         self._life = trio.CancelScope()
         self._killed = trio.CancelScope()
+        self._closing = trio.CancelScope(shield=True)
+        self._held = trio.CancelScope()
+        self._stops = 0
         self._active = 0.0
-        self._answered = True  # the last byte went downstream, or there was none yet
         for side in (self.client, self.target):
             side.sock.setblocking(False)
 
@@ -167,17 +188,27 @@ class _PortableTransfer:
         return (self.target if target else self.client).sock.dup().detach()
 
     def stop(self) -> None:
+        self._stops += 1
         self._killed.cancel()
+        if self._stops > 1:
+            self._closing.cancel()
 
     async def until_end(self) -> EndReason:
-        """Move both directions until both are done or a bound has passed; return why it ended."""
+        """Move both directions until both are done or a bound has passed; return why it ended.
+
+        Cancellation counts as the first `stop`.
+        """
         if self._bounds.max_lifetime is not None:
             self._life.deadline = trio.current_time() + self._bounds.max_lifetime
         self._touch()
-        with self._killed, self._life, self._idle:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._move, self.upstream, self.client, self.target)
-                nursery.start_soon(self._move, self.downstream, self.target, self.client)
+        try:
+            with self._killed, self._life, self._idle:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._move, self.upstream, self.client, self.target)
+                    nursery.start_soon(self._move, self.downstream, self.target, self.client)
+        except trio.Cancelled:
+            self._stops += 1
+            raise
         if self._killed.cancelled_caught:
             return "killed"
         if self._life.cancelled_caught:
@@ -186,17 +217,25 @@ class _PortableTransfer:
             return self._bound()[1]
         return self._reason()
 
-    def close(self, reason: EndReason) -> None:
-        """Close both sockets; reset a side that would take a truncated stream for a whole one."""
-        upstream_whole = self.upstream.done and not self.upstream.dropped
-        if reason in ("target_reset", "killed", "max_lifetime"):
-            reset(self.client.sock)
-        if reason == "client_reset" and not upstream_whole:
-            reset(self.target.sock)
-        self.client.sock.close()
-        self.target.sock.close()
+    async def close(self, reason: EndReason) -> None:
+        """Close both sockets, each as `closing_of` says; cancellation does not end the waiting."""
+        with self._closing:
+            async with trio.open_nursery() as nursery:
+                for side, sent, received in (
+                    (self.client, self.upstream, self.downstream),
+                    (self.target, self.downstream, self.upstream),
+                ):
+                    how = closing_of(
+                        reason,
+                        client=side is self.client,
+                        whole=received.flow == "whole",
+                        ended=bool(side.error) or sent.flow == "whole",
+                        tcp=side.is_tcp(),
+                    )
+                    nursery.start_soon(close, side.sock, how, self._bounds.linger_timeout)
 
     async def _move(self, half: _Half, source: _Side, sink: _Side) -> None:
+        flow: Flow | None = None
         with half.scope:
             try:
                 while data := await self._receive(half, source):
@@ -206,27 +245,54 @@ class _PortableTransfer:
                     await (
                         trio.lowlevel.checkpoint()
                     )  # other tasks get their turn beside a fast stream
+                flow = self._flow_at_eof(source)
             except _ReceiveError as error:
                 source.error = error.errno or errno.EIO
+                flow = self._flow_at_eof(source)
             except _SendError as error:
-                half.dropped = True
+                flow = "truncated"
                 if error.errno != errno.EPIPE:
                     sink.error = error.errno or errno.EIO
-        self._finish(half, source, sink)
-
-    def _finish(self, half: _Half, source: _Side, sink: _Side) -> None:
-        half.done = True
-        whole = not source.error or (source is self.client and source.is_unix())
-        half.dropped = half.dropped or not whole
-        held = half is self.upstream and self._bounds.hold_half_close and not self._answered
-        if not half.dropped and not held:
-            _send_eof(sink.sock)
+        if flow is None:  # TCP is gone by a reset, which may have thrown away what was sent
+            flow = "truncated" if half.bytes and sink.is_tcp() else "given_up"
+        half.flow = flow
         self._touch()
         back = self.downstream if half is self.upstream else self.upstream
         if source.error or source.is_gone():
             self._give_up(back, sink)
-        if source is self.client and not whole:
+        if half is self.upstream and flow == "truncated" and source.error:
             back.scope.cancel()
+        if half is self.downstream:
+            self._held.cancel()
+        if flow == "whole" and not back.done:
+            await self._pass_eof(half, sink)
+
+    def _flow_at_eof(self, source: _Side) -> Flow:
+        # A process that ends closes its sockets as one does that has finished.
+        if not source.error and source.vmm and is_exiting(source.sock):
+            source.error = errno.ECONNRESET
+        # A Unix client's reset only says that it left bytes unread.
+        lossless = source is self.client and source.is_unix()
+        return "truncated" if source.error and not lossless else "whole"
+
+    async def _pass_eof(self, half: _Half, sink: _Side) -> None:
+        """Pass the end of a whole direction on; a client's FIN may be held before."""
+        hold = self._bounds.half_close_hold
+        if half is self.upstream and hold is not None:
+            with self._held:
+                await self._hold(hold)
+            if self.downstream.done:  # the close sends the FIN
+                return
+        _send_eof(sink.sock)
+        self._touch()  # half_close_timeout counts from the FIN
+
+    async def _hold(self, seconds: float) -> None:
+        """Wait until both directions were silent for ``seconds``, or the client has closed."""
+        while not self.client.is_gone():
+            left = self._active + seconds - monotonic()
+            if left <= 0 and not self.downstream.sending:
+                return
+            await trio.sleep(min(max(left, _HELD_POLL / 10), _HELD_POLL))
 
     def _give_up(self, half: _Half, source: _Side) -> None:
         """End a direction that has nothing to send, as its sink is gone; else its send fails."""
@@ -262,14 +328,13 @@ class _PortableTransfer:
             else:
                 rest = rest[sent:]
                 half.bytes += sent
-                self._answered = half is self.downstream
                 self._touch()
 
     def _bound(self) -> tuple[float | None, EndReason]:
         """Return the time-out on silence that is in force, and its `EndReason`."""
         idle, half_close = self._bounds[:2]
         half_closed = self.upstream.done != self.downstream.done
-        if half_closed and half_close is not None and (idle is None or half_close < idle):
+        if half_closed and half_close is not None and (idle is None or half_close <= idle):
             return half_close, "half_close_timeout"
         return idle, "idle_timeout"
 
@@ -284,9 +349,9 @@ class _PortableTransfer:
             return "target_reset"
         if self.client.error:
             return "client_reset"
-        if self.upstream.dropped:
+        if self.upstream.flow == "truncated":
             return "target_reset"
-        if self.downstream.dropped:
+        if self.downstream.flow == "truncated":
             return "client_reset"
         return "finished"
 

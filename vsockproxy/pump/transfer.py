@@ -9,15 +9,16 @@ from collections.abc import Awaitable, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 EndReason = Literal[
-    "finished",  # both sides sent EOF, and all bytes were delivered
+    "finished",  # nothing was lost: both ended, or one closed with nothing under way
     "half_close_timeout",  # no byte for half_close_timeout after one side's EOF
     "idle_timeout",  # no byte either way for idle_timeout
     "max_lifetime",  # it was open for max_lifetime
-    "client_reset",  # the client closed before it had taken everything
+    "client_reset",  # the client closed before it had taken, or sent, everything
     "target_reset",  # the target closed before it had taken, or sent, everything
     "killed",  # an operator ended it
     "drained",  # the route stopped and drain_timeout had passed
     "shutdown",  # the daemon shut down without waiting for it
+    "no_memory",  # the system had no memory, or no epoll watch, for the connection
     "error",  # a defect of this program; the log has the traceback
 ]
 """How a connection ended; the label ``reason`` of connections_closed_total."""
@@ -25,13 +26,13 @@ EndReason = Literal[
 ENDINGS: Final[dict[str, str]] = {
     "half_close_timeout": "one side had sent EOF and the other sent nothing for half_close_timeout",
     "idle_timeout": "no byte either way for idle_timeout",
-    "max_lifetime": "the connection was open for max_lifetime; the client was reset",
+    "max_lifetime": "the connection was open for max_lifetime",
     "client_reset": "the client closed before it had received everything",
-    "target_reset": "the stream was truncated: the target's service reset the connection,"
-    " or the VM was stopped; the client was reset",
+    "target_reset": "the target's service reset the connection, or the VM was stopped",
     "killed": "ended by an operator",
     "drained": "the route stopped and drain_timeout had passed",
     "shutdown": "the daemon shut down without waiting for the connection",
+    "no_memory": "the system had no memory, or no epoll watch (fs.epoll.max_user_watches), for it",
 }
 """The sentence for an `EndReason` other than ``finished``, for the log."""
 
@@ -51,25 +52,33 @@ SharedBandwidth = Any
 """A bandwidth for one direction of any number of transfers; made by, and only for, one pump."""
 
 
+LINGER_TIMEOUT: Final = 10.0
+"""The default of `Bounds.linger_timeout`, in seconds."""
+
+
 class Bounds(NamedTuple):
     """The limits of a transfer; None is no limit.
 
     Attributes:
       idle_timeout: seconds without a byte either way.
       half_close_timeout: seconds without a byte after one side's EOF.
-      hold_half_close: keep a client's FIN back while the target owes an answer, which is while
-        the last byte went upstream.
+      half_close_hold: seconds of silence both ways before a client's FIN is passed on; None: at
+        once.
       bandwidth: bytes a second, each way.
       shared: the bandwidth upstream and downstream that it shares with others (`Pump.share`).
       max_lifetime: seconds in all.
+      linger_timeout: seconds without progress until a socket is closed that still delivers.
+      vmm: the target is a VMM's socket: its EOF, as its process ends, is a reset.
     """
 
     idle_timeout: float | None = None
     half_close_timeout: float | None = None
-    hold_half_close: bool = False
+    half_close_hold: float | None = None
     bandwidth: int | None = None
     shared: tuple[SharedBandwidth, SharedBandwidth] | None = None
     max_lifetime: float | None = None
+    linger_timeout: float = LINGER_TIMEOUT
+    vmm: bool = False
 
 
 class LiveTransfer(Protocol):
@@ -107,7 +116,10 @@ class LiveTransfer(Protocol):
         ...
 
     def stop(self) -> None:
-        """Ask for its end, as ``killed``; returns before it has ended."""
+        """Ask for its end, as ``killed``; returns before it has ended.
+
+        The second call ends it without waiting for what is being delivered.
+        """
         ...
 
 
@@ -192,13 +204,14 @@ class Pump(Protocol):
           meter: follows the transfer, and has the final numbers when it has ended.
 
         The transfer begins with the call, and the calling task must await the result immediately.
-        Both sockets are closed when that returns.  However the connection ends, it is a value
-        and not an exception.
+        Both sockets are closed when that returns, each as `closing.closing_of` says.  However
+        the connection ends, it is a value and not an exception.
 
-        Cancellation: the client is reset, both sockets are closed, ``meter`` is settled, and
-        `trio.Cancelled` is raised.
+        Cancellation: both sockets are closed as after `LiveTransfer.stop`, which may take
+        ``linger_timeout`` since the last progress, ``meter`` is settled, and `trio.Cancelled` is
+        raised.
 
         Raises:
-          OSError: the pump has no memory for it; both descriptors are closed.
+          OSError: the pump has no memory for it; both descriptors are closed, by RST.
         """
         ...

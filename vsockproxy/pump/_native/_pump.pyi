@@ -20,7 +20,15 @@ class Lib(Protocol):
     VSP_CLIENT_RESET: int
     VSP_TARGET_RESET: int
     VSP_CANCELLED: int
+    VSP_NO_MEMORY: int
+    VSP_CLOSE: int
+    VSP_LINGER: int
+    VSP_RESET: int
+    VSP_DELIVER: int
 
+    def vsp_close_of(
+        self, reason: int, client: bool, whole: bool, ended: bool, tcp: bool, /
+    ) -> int: ...
     def vsp_bandwidth_new(self, rate: int, /) -> Bandwidth: ...
     def vsp_bandwidth_unref(self, bandwidth: Bandwidth, /) -> None: ...
     def vsp_pump_new(self, threads: int, ret: Any, /) -> int: ...

@@ -12,6 +12,9 @@
 
 #include "bandwidth.h"
 
+/* Bytes a second that no machine moves: bounds the products below. */
+#define RATE_MAX UINT64_C(1000000000000)
+
 enum {
 	MILLI = 1000,
 	BURST_MS = 100, /* a full bucket holds the bytes of this time */
@@ -78,7 +81,7 @@ struct vsp_bandwidth *vsp_bandwidth_new(uint64_t rate)
 	if (!bucket)
 		return NULL;
 	pthread_mutex_init(&bucket->mutex, NULL);
-	bucket->rate = rate;
+	bucket->rate = rate < RATE_MAX ? rate : RATE_MAX;
 	atomic_init(&bucket->references, 1);
 	return bucket;
 }

@@ -11,10 +11,17 @@ from cffi import FFI
 _HERE = Path(__file__).parent
 
 LAYERS = (
-    ("bandwidth", "pipe", "side", "timer"),  # one object each; they know nothing of each other
+    (
+        "bandwidth",
+        "peer",
+        "pipe",
+        "side",
+        "timer",
+    ),  # one object each; they know nothing of each other
     ("loop",),  # what the relays of one thread share; a header only
     ("half",),  # one direction of a relay: how its bytes move
-    ("relay",),  # two sides, two directions: how they begin and end
+    ("relay",),  # two sides, two directions: how they begin and leave their thread
+    ("closing", "half_close"),  # how the sockets are closed; how a FIN is passed on, or held
     ("ends", "turn"),  # ended relays on their way to the caller; what a relay does when it is woken
     ("thread",),  # epoll, the inbox and the clock: what wakes relays
     ("pump",),  # the threads together, and the calls of pump.h

@@ -17,8 +17,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "half.h"
+#include "peer.h"
 
 enum {
 	LONG_READ = 32 * 1024, /* bytes: a read of this size belongs to a long stream, ... */
@@ -41,14 +43,26 @@ struct move {
 	unsigned did; /* enum vsp_moved */
 };
 
-void vsp_half_drop(struct vsp_half *half, struct vsp_pipes *pipes)
+bool vsp_half_is_done(const struct vsp_half *half)
+{
+	return half->flow != VSP_FLOWING;
+}
+
+bool vsp_half_is_pending(const struct vsp_half *half, const struct vsp_side *to)
+{
+	return half->kept || (half->pipe && half->pipe->level > 0) || !to->writable ||
+	       vsp_throttle_due(half->throttle);
+}
+
+void vsp_half_drop(struct vsp_half *half, struct vsp_pipes *pipes, enum vsp_flow flow)
 {
 	free(half->kept);
 	half->kept = NULL;
 	if (half->pipe)
 		vsp_pipe_return(pipes, half->pipe);
 	half->pipe = NULL;
-	half->done = true;
+	if (half->flow == VSP_FLOWING)
+		half->flow = (unsigned char)flow;
 }
 
 /* ---- sending ---- */
@@ -60,8 +74,7 @@ static void move_break(struct move *move)
 	/* EPIPE is not a reset: such a peer may still send. */
 	if (errno != EPIPE)
 		move->to->error = (short)errno;
-	vsp_half_drop(move->half, &move->loop->pipes);
-	move->half->dropped = true;
+	vsp_half_drop(move->half, &move->loop->pipes, VSP_TRUNCATED);
 	move->did |= VSP_ENDED;
 }
 
@@ -98,6 +111,59 @@ static size_t move_send(struct move *move, const char *data, size_t size)
 	return sent;
 }
 
+/* Keep bytes that the receiving side did not take; without memory for them drop the direction. */
+static void move_keep(struct move *move, const char *data, size_t size)
+{
+	struct vsp_kept *kept = malloc(sizeof(*kept) + size);
+
+	if (!kept) {
+		vsp_half_drop(move->half, &move->loop->pipes, VSP_TRUNCATED);
+		move->did |= VSP_STARVED;
+		return;
+	}
+	memcpy(kept->data, data, size);
+	kept->start = 0;
+	kept->end = size;
+	move->half->kept = kept;
+}
+
+/* Send bytes, and keep what the receiving side does not take. */
+static void move_send_or_keep(struct move *move, const char *data, size_t size)
+{
+	size_t sent = move_send(move, data, size);
+
+	if (!vsp_half_is_done(move->half) && sent < size)
+		move_keep(move, data + sent, size - sent);
+}
+
+/* Whether an errno of splice says that it is not allowed or not possible here. */
+static bool errno_is_splices(int error)
+{
+	return error == EINVAL || error == EPERM || error == EACCES || error == ENOSYS ||
+	       error == ENOMEM;
+}
+
+/*
+ * Send the bytes of a pipe that cannot be spliced into the side by a copy.  PIPE_SIZE bytes are no
+ * more than the scratch buffer has.
+ */
+static void move_unsplice(struct move *move)
+{
+	struct vsp_pipe *pipe = move->half->pipe;
+	ssize_t count = read(pipe->out, move->loop->scratch, pipe->level);
+
+	move->half->streak = 0;
+	if (count < 0 || (size_t)count != pipe->level) {
+		vsp_half_drop(move->half, &move->loop->pipes, VSP_TRUNCATED);
+		move->did |= VSP_STARVED;
+		return;
+	}
+	pipe->level = 0;
+	vsp_pipe_return(&move->loop->pipes, pipe);
+	move->half->pipe = NULL;
+	move_send_or_keep(move, move->loop->scratch, (size_t)count);
+}
+
 /* Send the bytes in the pipe.  Drops the direction if the side breaks. */
 static void move_drain(struct move *move)
 {
@@ -115,6 +181,9 @@ static void move_drain(struct move *move)
 			pipe->level -= (size_t)count;
 		} else if (count == 0 || errno == EAGAIN) {
 			vsp_side_block(to, move->loop->epoll);
+		} else if (errno_is_splices(errno)) {
+			move_unsplice(move);
+			break;
 		} else if (errno != EINTR) {
 			move_break(move);
 			break;
@@ -132,7 +201,7 @@ static bool move_flush(struct move *move)
 	if (kept) {
 		size_t sent = move_send(move, kept->data + kept->start, kept->end - kept->start);
 
-		if (half->done) /* dropped, and `kept` with it */
+		if (vsp_half_is_done(half)) /* dropped, and `kept` with it */
 			return false;
 		kept->start += sent;
 		if (kept->start < kept->end)
@@ -142,24 +211,7 @@ static bool move_flush(struct move *move)
 	}
 	if (half->pipe && half->pipe->level > 0)
 		move_drain(move);
-	return !half->done && !(half->pipe && half->pipe->level > 0);
-}
-
-/* Keep bytes that the receiving side did not take; without memory for them drop the direction. */
-static void move_keep(struct move *move, const char *data, size_t size)
-{
-	struct vsp_kept *kept = malloc(sizeof(*kept) + size);
-
-	if (!kept) {
-		vsp_half_drop(move->half, &move->loop->pipes);
-		move->half->dropped = true;
-		move->did |= VSP_NO_MEMORY;
-		return;
-	}
-	memcpy(kept->data, data, size);
-	kept->start = 0;
-	kept->end = size;
-	move->half->kept = kept;
+	return !vsp_half_is_done(half) && !half->kept && !(half->pipe && half->pipe->level > 0);
 }
 
 /* ---- reading ---- */
@@ -190,13 +242,6 @@ static bool move_splices(struct move *move)
 	fcntl(move->from->fd, F_SETFL, O_NONBLOCK);
 	fcntl(move->to->fd, F_SETFL, O_NONBLOCK);
 	return true;
-}
-
-/* Whether an errno of splice says that it is not allowed or not possible here. */
-static bool errno_is_splices(int error)
-{
-	return error == EINVAL || error == EPERM || error == EACCES || error == ENOSYS ||
-	       error == ENOMEM;
 }
 
 /*
@@ -231,13 +276,18 @@ static void move_finish(struct move *move, int error)
 {
 	struct vsp_side *from = move->from;
 
+	/* A process that ends closes its sockets as one does that has finished. */
+	if (!error && from->vmm && vsp_peer_is_exiting(from->fd)) {
+		error = ECONNRESET;
+		from->fin = false;
+	}
 	if (error) {
 		from->error = (short)error;
 		from->gone = true;
 	} else if (!from->error) {
 		from->fin = true;
 	}
-	move->half->done = true;
+	move->half->flow = vsp_side_is_truncated(from) ? VSP_TRUNCATED : VSP_WHOLE;
 	move->did |= VSP_ENDED;
 }
 
@@ -249,16 +299,13 @@ static size_t move_copy(struct move *move, size_t allowed, int error)
 {
 	char *scratch = move->loop->scratch;
 	ssize_t count;
-	size_t sent;
 
 	do
 		count = vsp_side_receive(move->from, scratch, allowed);
 	while (count < 0 && errno == EINTR);
 	if (count > 0) {
 		half_note_read(move->half, (size_t)count);
-		sent = move_send(move, scratch, (size_t)count);
-		if (!move->half->done && sent < (size_t)count)
-			move_keep(move, scratch + sent, (size_t)count - sent);
+		move_send_or_keep(move, scratch, (size_t)count);
 		return (size_t)count;
 	}
 	move->from->readable = false;
@@ -276,7 +323,7 @@ unsigned vsp_half_move(struct vsp_half *half, struct vsp_side *from, struct vsp_
 
 	if (half->throttle && half->throttle->due_ms <= loop->now_ms)
 		half->throttle->due_ms = 0;
-	while (!half->done && move_flush(&move) && from->readable && to->writable) {
+	while (!vsp_half_is_done(half) && move_flush(&move) && from->readable && to->writable) {
 		size_t allowed;
 		size_t count = 0;
 		int error = 0;

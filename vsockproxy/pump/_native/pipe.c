@@ -44,6 +44,9 @@ struct vsp_pipe *vsp_pipe_take(struct vsp_pipes *pipes)
 
 	if (pipe) {
 		pipes->spare = pipe->next;
+		pipes->spares--;
+		if (pipes->unused > pipes->spares)
+			pipes->unused = pipes->spares;
 		return pipe;
 	}
 	if (atomic_fetch_sub(pipes->left, 1) <= 0)
@@ -72,14 +75,27 @@ void vsp_pipe_return(struct vsp_pipes *pipes, struct vsp_pipe *pipe)
 	}
 	pipe->next = pipes->spare;
 	pipes->spare = pipe;
+	pipes->spares++;
+}
+
+static void pipes_close(struct vsp_pipes *pipes, unsigned count)
+{
+	for (; count > 0; count--) {
+		struct vsp_pipe *pipe = pipes->spare;
+
+		pipes->spare = pipe->next;
+		pipes->spares--;
+		pipe_free(pipes, pipe);
+	}
+}
+
+void vsp_pipes_trim(struct vsp_pipes *pipes)
+{
+	pipes_close(pipes, pipes->unused);
+	pipes->unused = pipes->spares;
 }
 
 void vsp_pipes_close(struct vsp_pipes *pipes)
 {
-	while (pipes->spare) {
-		struct vsp_pipe *pipe = pipes->spare;
-
-		pipes->spare = pipe->next;
-		pipe_free(pipes, pipe);
-	}
+	pipes_close(pipes, pipes->spares);
 }

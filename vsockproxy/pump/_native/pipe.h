@@ -21,6 +21,8 @@ struct vsp_pipe {
 /* The pipes of one thread. */
 struct vsp_pipes {
 	struct vsp_pipe *spare; /* open, empty and in no direction's use */
+	unsigned spares;        /* their number, */
+	unsigned unused;        /* and its lowest since the last vsp_pipes_trim */
 	_Atomic int *left;      /* how many more all threads together may open */
 };
 
@@ -36,7 +38,10 @@ struct vsp_pipe *vsp_pipe_take(struct vsp_pipes *pipes);
 /* Give a pipe back, empty or not. */
 void vsp_pipe_return(struct vsp_pipes *pipes, struct vsp_pipe *pipe);
 
-/* Close the spare pipes. */
+/* Close the spare pipes that were not needed since the last call. */
+void vsp_pipes_trim(struct vsp_pipes *pipes);
+
+/* Close all spare pipes. */
 void vsp_pipes_close(struct vsp_pipes *pipes);
 
 #endif

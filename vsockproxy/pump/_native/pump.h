@@ -23,14 +23,30 @@ struct vsp_bandwidth;
 
 /* How a relay ended. */
 enum vsp_reason {
-	VSP_FINISHED,           /* both sides sent EOF, and all bytes were delivered */
+	VSP_FINISHED,           /* nothing was lost: both ended, or one closed with nothing under way */
 	VSP_HALF_CLOSE_TIMEOUT, /* no byte for half_close_ms after one side's EOF */
 	VSP_IDLE_TIMEOUT,       /* no byte either way for idle_ms */
 	VSP_MAX_LIFETIME,       /* it was open for lifetime_ms */
-	VSP_CLIENT_RESET,       /* the client closed before it had taken everything */
-	VSP_TARGET_RESET,       /* the target closed before it had taken everything */
-	VSP_CANCELLED           /* by vsp_relay_cancel */
+	VSP_CLIENT_RESET,       /* the client closed before it had taken, or sent, everything */
+	VSP_TARGET_RESET,       /* the target closed before it had taken, or sent, everything */
+	VSP_CANCELLED,          /* by vsp_relay_cancel */
+	VSP_NO_MEMORY           /* the kernel, or malloc, had none for it */
 };
+
+/* How one socket of a relay is closed. */
+enum vsp_close {
+	VSP_CLOSE,   /* at once: the kernel delivers what it has */
+	VSP_LINGER,  /* a FIN, and what still comes in is dropped until the peer has closed */
+	VSP_RESET,   /* by RST, at once */
+	VSP_DELIVER  /* by RST, once the peer's kernel has taken what was sent before */
+};
+
+/*
+ * Return how a side is closed, the client's or the target's.  `whole` is whether the direction
+ * that it receives is: its source's EOF was read, and the side's kernel has taken every byte.
+ * `ended` is whether nothing more can come from the side, and `tcp` whether an RST can be sent.
+ */
+enum vsp_close vsp_close_of(enum vsp_reason reason, bool client, bool whole, bool ended, bool tcp);
 
 /* A relay that has ended: both its sockets are closed, and its handle is invalid. */
 struct vsp_end {
@@ -48,7 +64,9 @@ struct vsp_policy {
 	uint64_t rate;          /* bytes a second, each way */
 	struct vsp_bandwidth *upstream_shared;   /* with other relays; */
 	struct vsp_bandwidth *downstream_shared; /* the relay takes its own references */
-	int hold;               /* keep a client's FIN back while the target owes an answer */
+	uint64_t hold_ms;   /* of silence before a client's FIN is passed on; 0: at once */
+	uint64_t linger_ms; /* without progress until a closing socket is closed; 0: at once */
+	int vmm;            /* the target is a VMM's socket: ask whether its process has ended */
 };
 
 /*
@@ -93,7 +111,10 @@ int vsp_accept(int listener, struct vsp_client *ret_clients, int room);
 int vsp_pump_add(struct vsp_pump *pump, uint32_t tag, int client, int target,
 		 const struct vsp_policy *policy, struct vsp_relay **ret);
 
-/* Ask for a relay's end, for the client by RST.  The end is reaped like any other. */
+/*
+ * Ask for a relay's end, by vsp_close_of; at the second call without waiting for what is being
+ * delivered.  The end is reaped like any other.
+ */
 void vsp_relay_cancel(struct vsp_relay *relay);
 
 /* Return the bytes that the target's and the client's socket have taken so far; they only grow. */

@@ -1,13 +1,21 @@
-/* A relay: how it begins and ends, and what any thread may read of it meanwhile. */
+/* A relay: how it begins and leaves its thread, and what any thread may read of it meanwhile. */
 
 #define _GNU_SOURCE
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
+#include "peer.h"
 #include "relay.h"
+
+/* Return a bound of at most 49 days. */
+static uint32_t relay_bound(uint64_t bound_ms)
+{
+	return bound_ms < UINT32_MAX ? (uint32_t)bound_ms : UINT32_MAX;
+}
 
 struct vsp_relay *vsp_relay_new(uint32_t tag, int client, int target,
 				const struct vsp_policy *policy)
@@ -35,8 +43,9 @@ struct vsp_relay *vsp_relay_new(uint32_t tag, int client, int target,
 	relay->idle_ms = policy->idle_ms;
 	relay->half_close_ms = policy->half_close_ms;
 	relay->end_ms = policy->lifetime_ms ? policy->lifetime_ms : NEVER;
-	relay->hold = policy->hold;
-	relay->answered = true;
+	relay->hold_ms = relay_bound(policy->hold_ms);
+	relay->linger_ms = relay_bound(policy->linger_ms);
+	relay->vmm = policy->vmm;
 	relay->timer.place = NOT_SET;
 	return relay;
 }
@@ -62,14 +71,20 @@ int vsp_relay_enter(struct vsp_relay *relay, struct vsp_loop *loop)
 		loop->live->previous_live = relay;
 	loop->live = relay;
 	loop->live_count++;
+	for (int which = CLIENT; which <= TARGET; which++)
+		vsp_side_ask_domain(&relay->sides[which]);
+	relay->sides[CLIENT].lossless = relay->sides[CLIENT].domain == AF_UNIX;
 	error = vsp_timers_reserve(&loop->timers, loop->live_count);
 	for (int which = CLIENT; which <= TARGET && !error; which++)
 		error = vsp_side_watch(&relay->sides[which], loop->epoll);
+	/* One that listened, handed its socket on and has ended before says nothing by its end. */
+	relay->sides[TARGET].vmm = relay->vmm && !vsp_peer_is_exiting(relay->sides[TARGET].fd);
 	return error;
 }
 
-static void relay_leave(struct vsp_relay *relay, struct vsp_loop *loop)
+void vsp_relay_leave(struct vsp_relay *relay, struct vsp_loop *loop)
 {
+	relay->ended = true;
 	vsp_timer_remove(&loop->timers, &relay->timer);
 	if (relay->previous_live)
 		relay->previous_live->next_live = relay->next_live;
@@ -78,25 +93,6 @@ static void relay_leave(struct vsp_relay *relay, struct vsp_loop *loop)
 	if (relay->next_live)
 		relay->next_live->previous_live = relay->previous_live;
 	loop->live_count--;
-}
-
-void vsp_relay_end(struct vsp_relay *relay, struct vsp_loop *loop, enum vsp_reason reason)
-{
-	bool upstream_whole = relay->halves[UPSTREAM].done && !relay->halves[UPSTREAM].dropped;
-
-	if (relay->ended)
-		return;
-	relay->ended = true;
-	relay->reason = (unsigned char)reason;
-	if (reason == VSP_TARGET_RESET || reason == VSP_CANCELLED || reason == VSP_MAX_LIFETIME)
-		vsp_side_reset_at_close(&relay->sides[CLIENT]);
-	if (reason == VSP_CLIENT_RESET && !upstream_whole)
-		vsp_side_reset_at_close(&relay->sides[TARGET]);
-	for (int direction = UPSTREAM; direction <= DOWNSTREAM; direction++)
-		vsp_half_drop(&relay->halves[direction], &loop->pipes);
-	for (int which = CLIENT; which <= TARGET; which++)
-		vsp_side_close(&relay->sides[which], loop->epoll);
-	relay_leave(relay, loop);
 	/* Published when this turn is over: a later event of the same turn may be its own. */
 	relay->next_ended = loop->ended;
 	loop->ended = relay;
@@ -121,12 +117,12 @@ uint64_t vsp_relay_active(const struct vsp_relay *relay)
 
 bool vsp_relay_upstream_done(const struct vsp_relay *relay)
 {
-	return atomic_load_explicit(&relay->halves[UPSTREAM].done, memory_order_relaxed);
+	return vsp_half_is_done(&relay->halves[UPSTREAM]);
 }
 
 bool vsp_relay_downstream_done(const struct vsp_relay *relay)
 {
-	return atomic_load_explicit(&relay->halves[DOWNSTREAM].done, memory_order_relaxed);
+	return vsp_half_is_done(&relay->halves[DOWNSTREAM]);
 }
 
 int vsp_relay_descriptor(const struct vsp_relay *relay, bool target)

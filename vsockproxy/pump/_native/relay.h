@@ -37,18 +37,23 @@ struct vsp_relay {
 	uint64_t idle_ms;           /* 0 is no time-out */
 	uint64_t half_close_ms;     /* 0 is no time-out */
 	uint64_t end_ms;            /* of its life, or NEVER; a duration before it has started */
+	uint32_t hold_ms;           /* of silence before a client's FIN is passed on; 0: at once */
+	uint32_t linger_ms;         /* without progress until a closing socket is closed */
+	uint64_t progress_ms;       /* when a peer's kernel last took bytes; once `closing` */
 	_Atomic uint64_t active_ms; /* when a byte last moved, of CLOCK_MONOTONIC */
 	struct vsp_timer timer;
 	uint32_t tag;
 	_Atomic int references;
-	unsigned char reason; /* enum vsp_reason; once `ended` */
-	bool hold;      /* keep a client's FIN back while the target owes an answer */
-	bool answered;  /* the last byte went downstream, or there was none yet */
+	unsigned char reason; /* enum vsp_reason; once `closing` */
+	unsigned char pause_ms; /* until the send queues are looked at again; once `closing` */
+	bool vmm;       /* the target is a VMM's socket */
+	bool held;      /* a client's FIN is kept back */
 	bool started;
 	bool busy;      /* in the loop's list of relays whose budget ran out */
-	bool ended;
+	bool closing;   /* no byte moves any more: see closing.c */
+	bool ended;     /* both sockets are closed */
 	bool queued;    /* in the inbox; under its mutex */
-	bool cancelled; /* under the inbox's mutex */
+	unsigned char cancels; /* up to 2; under the inbox's mutex */
 	struct vsp_relay *next_inbox;
 	struct vsp_relay *next_busy;
 	struct vsp_relay *next_ended;
@@ -69,10 +74,7 @@ void vsp_relay_unref(struct vsp_relay *relay);
 /* Add it to the loop's live relays and watch its sockets.  0, or a negative errno. */
 int vsp_relay_enter(struct vsp_relay *relay, struct vsp_loop *loop);
 
-/*
- * Drop both directions, close both sockets and add it to the loop's ended relays; a reset tells
- * a TCP peer that its stream is truncated.  Idempotent.
- */
-void vsp_relay_end(struct vsp_relay *relay, struct vsp_loop *loop, enum vsp_reason reason);
+/* Take it off the loop's live relays and add it to the ended ones; its sockets are closed. */
+void vsp_relay_leave(struct vsp_relay *relay, struct vsp_loop *loop);
 
 #endif

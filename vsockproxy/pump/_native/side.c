@@ -3,21 +3,14 @@
 #define _GNU_SOURCE
 
 #include <errno.h>
+#include <linux/sockios.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #include "side.h"
-
-static unsigned char side_domain(const struct vsp_side *side)
-{
-	int domain = AF_UNSPEC;
-	socklen_t size = sizeof(domain);
-
-	getsockopt(side->fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
-	return (unsigned char)domain;
-}
 
 static int side_control(struct vsp_side *side, int epoll, int operation)
 {
@@ -38,23 +31,43 @@ static void side_ask_for_sendable(struct vsp_side *side, int epoll, bool sendabl
 	(void)side_control(side, epoll, EPOLL_CTL_MOD);
 }
 
+void vsp_side_ask_domain(struct vsp_side *side)
+{
+	int domain = AF_UNSPEC;
+	socklen_t size = sizeof(domain);
+
+	getsockopt(side->fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
+	side->domain = (unsigned char)domain;
+}
+
 int vsp_side_watch(struct vsp_side *side, int epoll)
 {
-	side->domain = side_domain(side);
 	return side_control(side, epoll, EPOLL_CTL_ADD);
 }
 
-void vsp_side_note(struct vsp_side *side, int epoll, uint32_t events)
+/*
+ * Learn of a reset before its stream is read to the end, as an upload that nobody takes has to end
+ * too.  Reading SO_ERROR clears it, and recv says a clean EOF afterwards: so it is remembered.  TCP
+ * says EPIPE where a FIN came before the reset, but only until our own FIN is out (tcp_reset in
+ * net/ipv4/tcp_input.c): then only recv tells the two apart, and SO_ERROR is left to it.
+ */
+static void side_note_error(struct vsp_side *side)
 {
 	int error = 0;
 	socklen_t size = sizeof(error);
 
-	/* Reading SO_ERROR clears it, after which recv would report a clean EOF. */
-	if ((events & EPOLLERR) && !side->error) {
-		getsockopt(side->fd, SOL_SOCKET, SO_ERROR, &error, &size);
+	getsockopt(side->fd, SOL_SOCKET, SO_ERROR, &error, &size);
+	if (error == EPIPE && vsp_side_is_tcp(side))
+		side->fin = true;
+	else
 		side->error = (short)error;
-	}
-	if ((events & (EPOLLRDHUP | EPOLLHUP)) && !side->error)
+}
+
+void vsp_side_note(struct vsp_side *side, int epoll, uint32_t events)
+{
+	if ((events & EPOLLERR) && !side->error && !(side->shut && vsp_side_is_tcp(side)))
+		side_note_error(side);
+	if ((events & (EPOLLRDHUP | EPOLLHUP)) && !(events & EPOLLERR) && !side->error)
 		side->fin = true;
 	if (events & (EPOLLHUP | EPOLLERR))
 		side->gone = true;
@@ -78,9 +91,9 @@ void vsp_side_block(struct vsp_side *side, int epoll)
 
 /*
  * A short read has emptied the socket, and later bytes are another edge (epoll(7)), which saves
- * the read that would say EAGAIN.  Except where an EOF is behind it, or where something ends a
- * read early: urgent data and a Unix peer's descriptors.  AF_VSOCK does not promise it: Hyper-V's
- * transport returns one packet at a time.
+ * the read that would say EAGAIN.  Except where an EOF or an error is behind it, or where something
+ * ends a read early: urgent data and a Unix peer's descriptors.  AF_VSOCK does not promise it:
+ * Hyper-V's transport returns one packet at a time.
  */
 ssize_t vsp_side_receive(struct vsp_side *side, char *data, size_t room)
 {
@@ -88,10 +101,32 @@ ssize_t vsp_side_receive(struct vsp_side *side, char *data, size_t room)
 	struct msghdr message = {.msg_iov = &place, .msg_iovlen = 1};
 	ssize_t count = recvmsg(side->fd, &message, MSG_DONTWAIT);
 
-	if (count > 0 && (size_t)count < room && !side->fin && !side->urgent && !side->error &&
+	if (count > 0 && (size_t)count < room && !side->fin && !side->urgent && !side->gone &&
 	    vsp_side_is_plain(side) && !(message.msg_flags & MSG_CTRUNC))
 		side->readable = false;
 	return count;
+}
+
+bool vsp_side_is_truncated(const struct vsp_side *side)
+{
+	return side->error && !side->fin && !side->lossless;
+}
+
+void vsp_side_shut(struct vsp_side *side)
+{
+	if (!side->shut)
+		shutdown(side->fd, SHUT_WR);
+	side->shut = true;
+}
+
+unsigned vsp_side_queued(const struct vsp_side *side)
+{
+	int bytes = 0;
+
+	/* tcp(7), unix(7): SIOCOUTQ; older kernels have none for AF_VSOCK. */
+	if (ioctl(side->fd, SIOCOUTQ, &bytes) < 0 || bytes < 0)
+		return 0;
+	return (unsigned)bytes;
 }
 
 bool vsp_side_is_tcp(const struct vsp_side *side)

@@ -26,7 +26,15 @@ struct vsp_side {
 	bool writable;  /* send may take something */
 	bool fin;       /* the peer's FIN is on its way, or read */
 	bool gone;      /* the peer has closed: it takes nothing more */
+	bool shut;      /* our FIN is out */
+	bool vmm;       /* its process, a VMM, was alive: vsp_peer_is_exiting says whether it is */
+	bool lossless;  /* ECONNRESET only says that it left bytes unread: a Unix client */
+	unsigned char close; /* enum vsp_close; once its relay closes */
+	unsigned queued;     /* bytes that its peer's kernel had not taken; once its relay closes */
 };
+
+/* Learn what kind of socket it is, on which its close depends as well. */
+void vsp_side_ask_domain(struct vsp_side *side);
 
 /* Watch the socket for edges in an epoll set.  0, or a negative errno. */
 int vsp_side_watch(struct vsp_side *side, int epoll);
@@ -42,6 +50,18 @@ void vsp_side_block(struct vsp_side *side, int epoll);
 
 /* recv(2) without waiting, which also clears `readable` where the read emptied the socket. */
 ssize_t vsp_side_receive(struct vsp_side *side, char *data, size_t room);
+
+/*
+ * Return whether a stream that has ended by `error` was truncated.  A FIN before a reset says that
+ * it was not.
+ */
+bool vsp_side_is_truncated(const struct vsp_side *side);
+
+/* Send a FIN, once. */
+void vsp_side_shut(struct vsp_side *side);
+
+/* Return how many bytes the peer's kernel has not taken yet; 0 where the kernel does not tell. */
+unsigned vsp_side_queued(const struct vsp_side *side);
 
 /* Return whether the socket is TCP. */
 bool vsp_side_is_tcp(const struct vsp_side *side);

@@ -11,12 +11,13 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "closing.h"
 #include "thread.h"
 #include "turn.h"
 
 enum {
 	EVENTS = 256,    /* taken by one epoll_wait */
-	SPARE_MS = 1000, /* without an event until spare pipes are closed */
+	SPARE_MS = 1000, /* until spare pipes that were not needed are closed */
 };
 
 static uint64_t clock_ms(void)
@@ -42,7 +43,8 @@ static void inbox_put(struct vsp_thread *thread, struct vsp_relay *relay, bool c
 	bool wake = false;
 
 	pthread_mutex_lock(&thread->mutex);
-	relay->cancelled |= cancel;
+	if (cancel && relay->cancels < 2)
+		relay->cancels++;
 	if (!relay->queued) {
 		relay->queued = true;
 		atomic_fetch_add(&relay->references, 1);
@@ -81,10 +83,9 @@ bool vsp_thread_is_silent(const struct vsp_thread *thread)
 
 /*
  * Take one relay out of the inbox, with the inbox's reference to it; NULL where it is empty.
- * *ret_cancelled is whether the relay is to be cancelled.
+ * *ret_cancels is how often the relay was cancelled.
  */
-static struct vsp_relay *inbox_take(struct vsp_thread *thread, bool *ret_cancelled,
-				    bool *ret_stopping)
+static struct vsp_relay *inbox_take(struct vsp_thread *thread, int *ret_cancels, bool *ret_stopping)
 {
 	struct vsp_relay *relay;
 
@@ -96,7 +97,7 @@ static struct vsp_relay *inbox_take(struct vsp_thread *thread, bool *ret_cancell
 		if (!thread->inbox)
 			thread->inbox_tail = &thread->inbox;
 		relay->queued = false;
-		*ret_cancelled = relay->cancelled;
+		*ret_cancels = relay->cancels;
 	}
 	pthread_mutex_unlock(&thread->mutex);
 	return relay;
@@ -108,15 +109,17 @@ static struct vsp_relay *inbox_take(struct vsp_thread *thread, bool *ret_cancell
 static bool inbox_serve(struct vsp_thread *thread)
 {
 	struct vsp_relay *relay;
-	bool cancelled;
+	int cancels;
 	bool stopping;
 
 	atomic_store(&thread->answered, atomic_load(&thread->asked));
-	while ((relay = inbox_take(thread, &cancelled, &stopping))) {
+	while ((relay = inbox_take(thread, &cancels, &stopping))) {
 		if (!relay->started)
 			vsp_turn_start(relay, &thread->loop);
-		if (cancelled)
-			vsp_relay_end(relay, &thread->loop, VSP_CANCELLED);
+		if (cancels > 0 && !relay->ended)
+			vsp_closing_begin(relay, &thread->loop, VSP_CANCELLED);
+		if (cancels > 1)
+			vsp_closing_hurry(relay, &thread->loop);
 		vsp_relay_unref(relay);
 	}
 	return !stopping;
@@ -131,7 +134,7 @@ static void busy_serve(struct vsp_loop *loop)
 		struct vsp_relay *next = relay->next_busy;
 
 		relay->busy = false;
-		if (!relay->ended)
+		if (!relay->closing)
 			vsp_turn_move(relay, loop);
 		vsp_relay_unref(relay);
 		relay = next;
@@ -146,7 +149,7 @@ static void ends_serve(struct vsp_thread *thread)
 /* Return how long epoll_wait may sleep, in milliseconds; -1 is until an event. */
 static int sleep_ms(const struct vsp_loop *loop)
 {
-	/* Spare pipes stay open for a quiet second. */
+	/* Spare pipes stay open for a second or two. */
 	uint64_t longest_ms = loop->pipes.spare ? SPARE_MS : INT_MAX;
 	uint64_t due_ms = vsp_timers_earliest_ms(&loop->timers);
 
@@ -170,10 +173,10 @@ static void *thread_main(void *argument)
 		int count = epoll_wait(loop->epoll, events, EVENTS, sleep_ms(loop));
 
 		loop->now_ms = clock_ms();
-		if (count > 0)
-			thread->woken_ms = loop->now_ms;
-		else if (loop->now_ms - thread->woken_ms >= SPARE_MS)
-			vsp_pipes_close(&loop->pipes);
+		if (loop->now_ms - thread->trimmed_ms >= SPARE_MS) {
+			vsp_pipes_trim(&loop->pipes);
+			thread->trimmed_ms = loop->now_ms;
+		}
 		busy_serve(loop);
 		for (int i = 0; i < count; i++) {
 			if (events[i].data.ptr)
@@ -184,8 +187,11 @@ static void *thread_main(void *argument)
 		vsp_turn_timers(loop);
 		ends_serve(thread);
 	}
-	while (loop->live)
-		vsp_relay_end(loop->live, loop, VSP_CANCELLED);
+	while (loop->live) {
+		vsp_closing_begin(loop->live, loop, VSP_CANCELLED);
+		if (loop->live && loop->live->closing)
+			vsp_closing_hurry(loop->live, loop);
+	}
 	busy_serve(loop); /* for the list's references */
 	ends_serve(thread);
 	return NULL;

@@ -15,7 +15,7 @@
 struct vsp_thread {
 	struct vsp_loop loop;      /* touched by the thread alone */
 	struct vsp_ends *ends;     /* the pump's; where its ended relays go */
-	uint64_t woken_ms;         /* when an event last came */
+	uint64_t trimmed_ms; /* when spare pipes were last closed */
 	pthread_t id;
 	int wake; /* an eventfd: the inbox has something */
 	_Atomic size_t load;       /* relays that were given to it and have not ended */

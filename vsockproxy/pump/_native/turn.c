@@ -8,8 +8,9 @@
 #define _GNU_SOURCE
 
 #include <stddef.h>
-#include <sys/socket.h>
 
+#include "closing.h"
+#include "half_close.h"
 #include "turn.h"
 
 /* The time-outs on silence count from now on. */
@@ -31,16 +32,20 @@ static void relay_be_busy(struct vsp_relay *relay, struct vsp_loop *loop)
 
 /* ---- deadlines ---- */
 
+/* Whether the time-out on silence that is in force is the one after an EOF. */
+static bool relay_is_half_close_bound(const struct vsp_relay *relay)
+{
+	bool half_closed = vsp_half_is_done(&relay->halves[UPSTREAM]) !=
+			   vsp_half_is_done(&relay->halves[DOWNSTREAM]);
+
+	return half_closed && relay->half_close_ms &&
+	       (relay->idle_ms == 0 || relay->half_close_ms <= relay->idle_ms);
+}
+
 /* Return the time-out on silence that is in force, in milliseconds, or 0. */
 static uint64_t relay_timeout_ms(const struct vsp_relay *relay)
 {
-	bool half_closed = relay->halves[UPSTREAM].done != relay->halves[DOWNSTREAM].done;
-
-	if (!half_closed || relay->half_close_ms == 0)
-		return relay->idle_ms;
-	if (relay->idle_ms == 0 || relay->half_close_ms < relay->idle_ms)
-		return relay->half_close_ms;
-	return relay->idle_ms;
+	return relay_is_half_close_bound(relay) ? relay->half_close_ms : relay->idle_ms;
 }
 
 /* Return when silence ends the relay, or NEVER. */
@@ -56,12 +61,15 @@ static uint64_t relay_deadline_ms(const struct vsp_relay *relay)
 {
 	uint64_t silent_ms = relay_silent_ms(relay);
 	uint64_t deadline_ms = silent_ms < relay->end_ms ? silent_ms : relay->end_ms;
+	uint64_t held_ms = vsp_held_fin_due(relay);
 
+	if (held_ms < deadline_ms)
+		deadline_ms = held_ms;
 	for (int direction = UPSTREAM; direction <= DOWNSTREAM; direction++) {
 		const struct vsp_half *half = &relay->halves[direction];
 		uint64_t due_ms = vsp_throttle_due(half->throttle);
 
-		if (!half->done && due_ms && due_ms < deadline_ms)
+		if (!vsp_half_is_done(half) && due_ms && due_ms < deadline_ms)
 			deadline_ms = due_ms;
 	}
 	return deadline_ms;
@@ -83,39 +91,6 @@ static void relay_set_timer(struct vsp_relay *relay, struct vsp_loop *loop)
 
 /* ---- moving ---- */
 
-/*
- * Whether a side's stream is complete although it ended with an error.  A FIN before a reset
- * says so.  A Unix peer's close loses nothing that it wrote: ECONNRESET only says that it left
- * something unread, which does not make a client's upload incomplete.
- */
-static bool relay_is_whole(const struct vsp_relay *relay, int which)
-{
-	const struct vsp_side *side = &relay->sides[which];
-
-	return side->fin || (which == CLIENT && side->domain == AF_UNIX);
-}
-
-/* Pass the end of one direction on as a FIN, or note that its stream was truncated. */
-static void relay_finish(struct vsp_relay *relay, int direction)
-{
-	struct vsp_half *half = &relay->halves[direction];
-
-	if (half->dropped) /* the receiver is broken */
-		return;
-	if (relay->sides[direction].error && !relay_is_whole(relay, direction)) {
-		half->dropped = true;
-		return;
-	}
-	if (relay->halves[!direction].done)
-		return; /* both directions are: the close sends the FIN */
-	/*
-	 * Held only while an answer is owed: a client that has had its answer is just leaving, and
-	 * the target, which may wait for its next request, has to see the FIN.
-	 */
-	if (direction == DOWNSTREAM || !relay->hold || relay->answered)
-		shutdown(relay->sides[!direction].fd, SHUT_WR);
-}
-
 /* Move one direction, and act on what that did. */
 static void relay_move(struct vsp_relay *relay, struct vsp_loop *loop, int direction)
 {
@@ -125,14 +100,21 @@ static void relay_move(struct vsp_relay *relay, struct vsp_loop *loop, int direc
 	/* The half-close time-out counts from the end of a direction, not from its last byte. */
 	if (did & (VSP_SENT | VSP_ENDED))
 		relay_touch(relay, loop);
-	if (did & VSP_SENT)
-		relay->answered = direction == DOWNSTREAM;
 	if (did & VSP_ENDED)
-		relay_finish(relay, direction);
+		vsp_half_close(relay, direction);
 	if (did & VSP_MORE)
 		relay_be_busy(relay, loop);
-	if (did & VSP_NO_MEMORY)
-		vsp_relay_end(relay, loop, VSP_TARGET_RESET);
+	if (did & VSP_STARVED)
+		vsp_closing_begin(relay, loop, VSP_NO_MEMORY);
+}
+
+/* Whether a receiver that is gone may have lost bytes of the direction: TCP is gone by a reset. */
+static bool relay_has_lost(const struct vsp_relay *relay, int direction)
+{
+	const struct vsp_half *half = &relay->halves[direction];
+
+	return half->kept || half->pipe ||
+	       (half->bytes > 0 && vsp_side_is_tcp(&relay->sides[!direction]));
 }
 
 /*
@@ -143,12 +125,13 @@ static void relay_give_up(struct vsp_relay *relay, struct vsp_loop *loop, int di
 {
 	struct vsp_half *half = &relay->halves[direction];
 
-	if (!relay->sides[!direction].gone || half->done)
+	if (relay->closing || !relay->sides[!direction].gone || vsp_half_is_done(half))
 		return;
 	relay->sides[!direction].writable = true;
 	relay_move(relay, loop, direction);
-	if (!relay->busy && vsp_throttle_due(half->throttle) == 0 && !half->done) {
-		vsp_half_drop(half, &loop->pipes);
+	if (!relay->busy && vsp_throttle_due(half->throttle) == 0 && !vsp_half_is_done(half)) {
+		vsp_half_drop(half, &loop->pipes,
+			      relay_has_lost(relay, direction) ? VSP_TRUNCATED : VSP_GIVEN_UP);
 		relay_touch(relay, loop);
 	}
 }
@@ -160,9 +143,9 @@ static enum vsp_reason relay_reason(const struct vsp_relay *relay)
 		return VSP_TARGET_RESET;
 	if (relay->sides[CLIENT].error)
 		return VSP_CLIENT_RESET;
-	if (relay->halves[UPSTREAM].dropped)
+	if (relay->halves[UPSTREAM].flow == VSP_TRUNCATED)
 		return VSP_TARGET_RESET;
-	if (relay->halves[DOWNSTREAM].dropped)
+	if (relay->halves[DOWNSTREAM].flow == VSP_TRUNCATED)
 		return VSP_CLIENT_RESET;
 	return VSP_FINISHED;
 }
@@ -173,15 +156,19 @@ void vsp_turn_move(struct vsp_relay *relay, struct vsp_loop *loop)
 	relay_move(relay, loop, DOWNSTREAM);
 	relay_give_up(relay, loop, UPSTREAM);
 	relay_give_up(relay, loop, DOWNSTREAM);
-	if (relay->ended)
+	if (relay->closing)
 		return;
-	if (relay->halves[UPSTREAM].done && relay->halves[DOWNSTREAM].done)
-		vsp_relay_end(relay, loop, relay_reason(relay));
-	else if (relay->sides[CLIENT].error && !relay_is_whole(relay, CLIENT))
+	if (vsp_half_is_done(&relay->halves[UPSTREAM]) &&
+	    vsp_half_is_done(&relay->halves[DOWNSTREAM])) {
+		vsp_closing_begin(relay, loop, relay_reason(relay));
+	} else if (vsp_side_is_truncated(&relay->sides[CLIENT])) {
 		/* Immediately, whatever the target still owes: no client is left to take it. */
-		vsp_relay_end(relay, loop, VSP_CLIENT_RESET);
-	else
+		vsp_closing_begin(relay, loop, VSP_CLIENT_RESET);
+	} else {
+		if (vsp_held_fin_serve(relay, loop))
+			relay_touch(relay, loop); /* half_close_ms counts from the FIN */
 		relay_set_timer(relay, loop);
+	}
 }
 
 /* ---- what begins a turn ---- */
@@ -192,7 +179,7 @@ void vsp_turn_start(struct vsp_relay *relay, struct vsp_loop *loop)
 	if (relay->end_ms != NEVER)
 		relay->end_ms += loop->now_ms;
 	if (vsp_relay_enter(relay, loop) < 0) {
-		vsp_relay_end(relay, loop, VSP_TARGET_RESET);
+		vsp_closing_begin(relay, loop, VSP_NO_MEMORY);
 		return;
 	}
 	/* The request is often here already: moving now saves the wait for its edge. */
@@ -201,10 +188,13 @@ void vsp_turn_start(struct vsp_relay *relay, struct vsp_loop *loop)
 
 void vsp_turn_event(struct vsp_side *side, struct vsp_loop *loop, uint32_t events)
 {
-	if (side->relay->ended)
+	if (side->fd < 0)
 		return;
 	vsp_side_note(side, loop->epoll, events);
-	vsp_turn_move(side->relay, loop);
+	if (side->relay->closing)
+		vsp_closing_move(side->relay, loop);
+	else
+		vsp_turn_move(side->relay, loop);
 }
 
 /* A relay's deadline has come: end it, move it, or see that bytes have put the deadline off. */
@@ -212,19 +202,23 @@ static void relay_due(struct vsp_relay *relay, struct vsp_loop *loop)
 {
 	uint64_t deadline_ms;
 
+	if (relay->closing) {
+		vsp_closing_due(relay, loop);
+		return;
+	}
 	if (relay->end_ms <= loop->now_ms) {
-		vsp_relay_end(relay, loop, VSP_MAX_LIFETIME);
+		vsp_closing_begin(relay, loop, VSP_MAX_LIFETIME);
 		return;
 	}
 	if (relay_silent_ms(relay) <= loop->now_ms) {
-		bool idle = relay_timeout_ms(relay) == relay->idle_ms;
-
-		vsp_relay_end(relay, loop, idle ? VSP_IDLE_TIMEOUT : VSP_HALF_CLOSE_TIMEOUT);
+		vsp_closing_begin(relay, loop,
+				  relay_is_half_close_bound(relay) ? VSP_HALF_CLOSE_TIMEOUT
+								   : VSP_IDLE_TIMEOUT);
 		return;
 	}
-	if (relay_deadline_ms(relay) <= loop->now_ms) /* a throttled direction */
+	if (relay_deadline_ms(relay) <= loop->now_ms) /* a throttled direction, or a held FIN */
 		vsp_turn_move(relay, loop);
-	if (relay->ended)
+	if (relay->closing)
 		return;
 	deadline_ms = relay_deadline_ms(relay);
 	if (deadline_ms == NEVER)

@@ -1,0 +1,15 @@
+/* The process at the other end of a Unix socket. */
+
+#ifndef VSP_PEER_H
+#define VSP_PEER_H
+
+#include <stdbool.h>
+
+/*
+ * Return whether the process that listened at a Unix socket's other end (SO_PEERCRED, unix(7)) has
+ * ended or is about to: the kernel closes its sockets before it counts as dead.  False where the
+ * kernel does not tell: before Linux 5.3, and a process that /proc hides is seen only once dead.
+ */
+bool vsp_peer_is_exiting(int fd);
+
+#endif
