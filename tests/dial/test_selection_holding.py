@@ -18,6 +18,7 @@ from tests.dial.selecting import (
     guest_at,
     question,
     state_of,
+    with_targets,
 )
 from tests.fake_services import (
     Service,
@@ -33,7 +34,7 @@ from tests.fake_services import (
 )
 from tests.listen.running_route import Served, serving, unix_at
 from tests.sockets import ends_by_reset, read_to_end, reset, stream
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 from vsockproxy.address.endpoint import (
     CID_ANY,
     CID_LOCAL,
@@ -44,6 +45,7 @@ from vsockproxy.address.endpoint import (
     VsockEndpoint,
 )
 from vsockproxy.config.guest import Guest, MuxGlob
+from vsockproxy.config.settings import Balance
 from vsockproxy.dial.dial import dial
 from vsockproxy.guests.directory import Guests
 
@@ -236,6 +238,49 @@ async def test_a_bug_in_a_background_dial_is_logged_and_ends_no_route(
         assert await route.exchange(b"hello") == b"hello"
         [defect] = route.events("dial_error")
         assert defect["route"] == "route"
+
+
+class Steps(trio.abc.Instrument):
+    """Count the steps of tasks that run one function."""
+
+    def __init__(self, function: str) -> None:
+        self.number = 0
+        self._function = function
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.number += task.name.endswith(f".{self._function}")
+
+
+@pytest.mark.parametrize("balance", ["first", "round_robin"])
+async def test_held_clients_are_served_by_the_target_that_is_up_while_the_first_is_silent(
+    tmp_path: Path, balance: Balance
+) -> None:
+    silent, up = guest_at(tmp_path, "silent"), guest_at(tmp_path, "up")
+    policy = replace(
+        WAIT, balance=balance, handshake_timeout=None, connect_timeout=60.0, wait_for_guest=60.0
+    )
+    steps = Steps("_dial_for_held")
+    services: dict[int, Service] = {}
+    async with (
+        mux_server(Path(silent.path), {80: echo}, answers_nothing) as first,
+        mux_server(Path(up.path), services) as second,
+        serving(PLAIN, listen_at=unix_at(tmp_path)) as route,
+    ):
+        with_targets(route, silent, up, policy=policy)
+        clients = [route.connect() for _ in range(6)]
+        await until(lambda: route.stats.held == 6)
+        before = len(second.requests)
+        trio.lowlevel.add_instrument(steps)
+        services[80] = says(b"up")
+        with trio.fail_after(PATIENCE):
+            for client in clients:
+                async with client:
+                    assert await read_to_end(client) == b"up"
+        trio.lowlevel.remove_instrument(steps)
+        assert len(first.requests) == 1
+        assert len(second.requests) <= before + 6 + 6  # each task may dial once more
+        assert steps.number < 100
+        assert state_of(route) == "unknown"
 
 
 # --- clients that leave -------------------------------------------------------------------

@@ -300,8 +300,8 @@ class Selection:
     async def _dial_for_held(self, diallers: trio.Nursery) -> None:
         """Dial for one held client after the other while a target is up."""
         while len(self._held) >= len(diallers.child_tasks):
-            target = self._in_order()[0]
-            if not target.is_up:
+            target = next((one for one in self._in_order() if one.is_up), None)
+            if target is None:
                 break
             if not await self._dial_for_next(target):
                 await trio.sleep(_jittered(_FIRST_PAUSE))
