@@ -256,6 +256,11 @@ _TABLE: Final[dict[tuple[str, str, Cause], Explanation]] = {
     ("dial", "", "name"): Explanation(
         "name", "{detail}", "correct the name, or look it up with `getent hosts`"
     ),
+    ("dial", "tcp", "no_thread"): Explanation(
+        "no_resources",
+        "no thread looks the name {0.host!r} up: {detail}",
+        "raise TasksMax= (or ulimit -u)",
+    ),
     ("dial", "tcp", "slow_resolver"): Explanation(
         "timeout",
         "the resolver gave no answer in time about {0.host!r}",

@@ -127,17 +127,17 @@ async def test_cancelling_a_tcp_dial_leaks_nothing() -> None:
 async def test_an_address_that_drops_packets_leaves_time_for_the_next(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
-    with full_tcp_listener() as silent, socket.create_server(("127.0.0.1", 0)) as server:
-        resolves_to(monkeypatch, [silent, server.getsockname()])
-        with await dial(TcpEndpoint("two.example", 80), 5) as sock:
+    with full_tcp_listener() as silent, socket.create_server(("127.0.0.2", silent[1])) as server:
+        resolves_to(monkeypatch, "127.0.0.1", "127.0.0.2")
+        with await dial(TcpEndpoint("two.example", silent[1]), 5) as sock:
             assert sock.getpeername() == server.getsockname()
     assert trio.current_time() == pytest.approx(2.5)
 
 
 async def test_the_last_address_gives_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     with full_tcp_listener() as silent:
-        resolves_to(monkeypatch, [silent, ("127.0.0.1", unused_tcp_port())])
-        assert (await fails(TcpEndpoint("two.example", 80), SHORT)).reason == "refused"
+        resolves_to(monkeypatch, "127.0.0.1", "127.0.0.2")
+        assert (await fails(TcpEndpoint("two.example", silent[1]), SHORT)).reason == "refused"
 
 
 @pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
@@ -381,10 +381,10 @@ async def sleeps_forever(*_arguments: object, **_keywords: object) -> None:
     await trio.sleep_forever()
 
 
-def resolves_to(monkeypatch: pytest.MonkeyPatch, addresses: list[tuple[str, int]]) -> None:
-    """Let every name resolve to these addresses."""
+def resolves_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Let every name resolve to these IPv4 addresses."""
 
-    async def answer(*_arguments: object, **_keywords: object) -> list[tuple[object, ...]]:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+    async def answer(_host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, port)) for one in addresses]
 
     monkeypatch.setattr(trio.socket, "getaddrinfo", answer)

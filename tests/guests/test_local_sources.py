@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from tests.fake_services import as_ordinary_user, dead_unix_socket, open_folder
 from tests.guests.look_ups import UNREACHABLE, find, look_up_error
@@ -167,3 +170,26 @@ async def test_a_command_that_hangs_is_killed_with_its_descendants(
             )  # readable: the last writer has closed the FIFO
     finally:
         os.close(reader)
+
+
+async def test_programs_whose_start_hangs_leave_threads_to_the_rest_of_the_daemon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    goes_on = threading.Event()
+
+    def hangs(*_: object, **__: object) -> None:
+        """A fake of an exec from a network file system whose server is gone."""
+        assert goes_on.wait(10)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("subprocess.Popen", hangs)
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(60):  # more than trio has threads
+                nursery.start_soon(look_up_error, Command(("/dead/program",)))
+            await trio.testing.wait_all_tasks_blocked()
+            limiter = trio.to_thread.current_default_thread_limiter()
+            assert 0 < limiter.borrowed_tokens < limiter.total_tokens
+            await trio.to_thread.run_sync(goes_on.set)
+    finally:
+        goes_on.set()

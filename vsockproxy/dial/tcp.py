@@ -12,16 +12,10 @@ from typing import Any
 import trio
 
 from vsockproxy.address.endpoint import TcpEndpoint
-from vsockproxy.address.sockaddr import (
-    NO_IPV6,
-    Address,
-    distinct_addresses,
-    errno_of,
-    literal_addresses,
-    unresolved,
-)
+from vsockproxy.address.sockaddr import NO_IPV6, Address, errno_of, literal_addresses
 from vsockproxy.config.destination import Destinations
 from vsockproxy.dial.connecting import connected, open_socket
+from vsockproxy.dial.resolver import resolver
 from vsockproxy.dial.sockopt import Options
 from vsockproxy.errors import DialError, dial_error
 
@@ -50,22 +44,10 @@ async def _addresses(
     """Return the addresses to connect to, in their order; raise `DialError`."""
     addresses = literal_addresses(endpoint)
     if addresses is None:
-        addresses = await _resolve(endpoint, deadline)
+        addresses = await resolver().addresses(endpoint, deadline)
         if passed is not None:
             passed()
     return _admitted(endpoint, addresses, destinations) if destinations else addresses
-
-
-async def _resolve(endpoint: TcpEndpoint, deadline: float) -> list[Address]:
-    with trio.CancelScope(deadline=deadline):
-        try:
-            found = await trio.socket.getaddrinfo(
-                endpoint.host, endpoint.port, type=socket.SOCK_STREAM
-            )
-        except (socket.gaierror, UnicodeError) as error:
-            raise dial_error(endpoint, "name", unresolved(endpoint, error)) from error
-        return distinct_addresses(found)
-    raise dial_error(endpoint, "slow_resolver", errno=errno.ETIMEDOUT)
 
 
 def _admitted(

@@ -16,6 +16,10 @@ from vsockproxy.guests.answer import GuestError, checked_cid
 TIMEOUT: Final = 5.0
 """Seconds after which the program and its descendants are killed."""
 
+_STARTING: Final = trio.CapacityLimiter(32)
+"""Programs that are started at the same time: each in one of trio's 40 threads, which an exec from
+a dead network file system keeps; the metrics and a reload need the others."""
+
 _KILLED_WITHIN: Final = 1.0  # seconds
 _LARGEST: Final = 4096  # bytes of output
 _PIPE: Final = 1 << 16  # bytes that a pipe holds, see pipe(7)
@@ -38,7 +42,8 @@ async def find_cid(argv: Sequence[str]) -> int:
     """
     name = argv[0]
     try:
-        process = await children.start(argv, _ENVIRONMENT)
+        async with _STARTING:
+            process = await children.start(argv, _ENVIRONMENT)
     except OSError as error:
         raise GuestError(f"{name} cannot be run: {error.strerror}") from error
     try:

@@ -1,0 +1,112 @@
+"""Look up host names: one look-up for each name at a time, in threads of their own.
+
+Owns: `Resolver`, one for each run of trio, with the look-ups under way. A name server that is
+silent keeps a thread for as long as the system's resolver waits (resolv.conf(5)), whether its
+clients are still there or not. That is one thread for a name, whatever the number of its clients,
+and no thread of trio's, which formats the metrics and loads a configuration.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Any, Final
+
+import trio
+
+from vsockproxy.address.endpoint import TcpEndpoint
+from vsockproxy.address.sockaddr import Address, distinct_addresses, errno_of, unresolved
+from vsockproxy.errors import DialError, dial_error
+
+_AT_ONCE: Final = 256
+"""Names that are looked up at the same time, each in a thread; more than a file usually has.
+
+Beyond it, a name waits until another look-up has ended, within its client's time limit."""
+
+
+class _LookUp:
+    """One look-up; once ``done``, either ``found`` or ``failure`` is its result."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.found: list[Address] = []
+        self.failure: Exception | None = None
+
+
+class Resolver:
+    """The look-ups of host names of one run of trio."""
+
+    def __init__(self) -> None:
+        """Look up every name of this run in own threads, those of other libraries included."""
+        self._under_way: dict[str, _LookUp] = {}
+        trio.socket.set_custom_hostname_resolver(_Threads())
+
+    async def addresses(self, endpoint: TcpEndpoint, deadline: float) -> list[Address]:
+        """Return the addresses of an endpoint's host, in the resolver's order.
+
+        ``deadline`` is in trio's time. Cancelled or late, it leaves the look-up to the next
+        client of the name. Raises `DialError`.
+        """
+        assert endpoint.host is not None
+        look_up = self._under_way.get(endpoint.host) or self._begin(endpoint.host)
+        with trio.CancelScope(deadline=deadline):
+            await look_up.done.wait()
+        if not look_up.done.is_set():
+            raise dial_error(endpoint, "slow_resolver", errno=errno.ETIMEDOUT)
+        if look_up.failure is not None:
+            raise _failed(endpoint, look_up.failure) from look_up.failure
+        port = endpoint.port
+        return [(family, (host, port, *more)) for family, (host, _, *more) in look_up.found]
+
+    def _begin(self, host: str) -> _LookUp:
+        look_up = self._under_way[host] = _LookUp()
+        # No task of a client: another one may need the result after it has left.
+        trio.lowlevel.spawn_system_task(self._run, host, look_up, name="look-up of a host name")
+        return look_up
+
+    async def _run(self, host: str, look_up: _LookUp) -> None:
+        try:
+            found = await trio.socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+            look_up.found = distinct_addresses(found)
+        except Exception as error:  # noqa: BLE001 - it would end the daemon; clients are told
+            look_up.failure = error
+        finally:
+            del self._under_way[host]
+            look_up.done.set()
+
+
+def _failed(endpoint: TcpEndpoint, error: Exception) -> DialError:
+    if isinstance(error, socket.gaierror | UnicodeError):
+        return dial_error(endpoint, "name", unresolved(endpoint, error))
+    if isinstance(error, OSError):  # EAI_SYSTEM, such as a full table of descriptors
+        return dial_error(endpoint, errno_of(error))
+    return dial_error(endpoint, "no_thread", error)
+
+
+class _Threads(trio.abc.HostnameResolver):
+    """The system's resolver, in threads that nothing else uses."""
+
+    def __init__(self) -> None:
+        self._limiter = trio.CapacityLimiter(_AT_ONCE)
+
+    async def getaddrinfo(self, *question: Any) -> Any:
+        return await trio.to_thread.run_sync(
+            socket.getaddrinfo, *question, abandon_on_cancel=True, limiter=self._limiter
+        )
+
+    async def getnameinfo(self, *question: Any) -> Any:
+        return await trio.to_thread.run_sync(
+            socket.getnameinfo, *question, abandon_on_cancel=True, limiter=self._limiter
+        )
+
+
+_RESOLVER: Final[trio.lowlevel.RunVar[Resolver]] = trio.lowlevel.RunVar("resolver")
+
+
+def resolver() -> Resolver:
+    """Return the resolver of this run of trio."""
+    try:
+        return _RESOLVER.get()
+    except LookupError:
+        _RESOLVER.set(Resolver())
+        return _RESOLVER.get()
