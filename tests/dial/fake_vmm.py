@@ -90,6 +90,32 @@ class Vmm:
             await serve(host, self._services[port])
 
 
+class AnswersLate:
+    """A fake of a guest that answers CONNECT long after it: call it as an `Answer`.
+
+    Attributes:
+      asked: how many hosts have asked.
+      answer: set it to have the guest answer.
+      received: for each answered host, whether its socket was open, and then ended in order.
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.answer = trio.Event()
+        self.received: list[bool] = []
+
+    async def __call__(self, host: trio.SocketStream, port: int) -> bool:
+        """Send OK once the guest answers, and wait for the host's end; no service follows."""
+        self.asked += 1
+        await self.answer.wait()
+        try:
+            await host.send_all(mux_line.ok_reply(port))
+            self.received.append(await host.receive_some(1) == b"")
+        except trio.BrokenResourceError:  # EPIPE: vhost-device-vsock 0.3.0 panics here
+            self.received.append(False)
+        return False
+
+
 async def never_answers(host: trio.SocketStream, port: int) -> bool:
     """Answer as a VMM whose guest has no driver: nothing, until the host closes."""
     await host.receive_some(1)

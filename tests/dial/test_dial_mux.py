@@ -13,7 +13,6 @@ from tests.fake_services import (
     HOST_PORT,
     answers,
     answers_nothing,
-    cancelled_while_waiting,
     echo,
     full_unix_listener,
     hold,
@@ -150,8 +149,3 @@ async def test_half_an_answer_times_out_like_none(tmp_path: Path) -> None:
 async def test_a_full_vmm_is_busy(tmp_path: Path) -> None:
     with full_unix_listener(tmp_path / "v"):
         assert (await fails(tmp_path / "v", 80, SHORT)).reason == "busy"
-
-
-async def test_cancelling_a_handshake_leaks_nothing(tmp_path: Path) -> None:
-    with unix_listener(tmp_path / "v"):
-        await cancelled_while_waiting(MuxEndpoint(str(tmp_path / "v"), 80))

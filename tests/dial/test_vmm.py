@@ -18,6 +18,7 @@ from tests.sockets import ends_by_reset, no_descriptor_left_over, read_to_end
 from tests.waiting import PATIENCE, until
 from vsockproxy.address.endpoint import MuxEndpoint
 from vsockproxy.config.settings import Policy, PumpChoice
+from vsockproxy.dial import unanswered
 from vsockproxy.dial.dial import dial
 from vsockproxy.errors import DialError
 
@@ -96,13 +97,16 @@ async def test_a_vmm_that_closes_before_ok_resets_the_client(tmp_path: Path) -> 
     assert "nothing listens on the guest's port 80" in str(line["error"])
 
 
-async def test_a_guest_without_its_driver_is_no_answer(tmp_path: Path) -> None:
+async def test_a_guest_without_its_driver_is_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unanswered, "_LONGEST", 0.05)
     policy = Policy(connect_timeout=PATIENCE * 10, handshake_timeout=0.05)
     async with behind(tmp_path, {PORT: echo}, policy, answer=never_answers) as (vmm, route):
         with trio.fail_after(PATIENCE):
             assert await ends_by_reset(route.connect())
         await route.closed("dial_no_answer")
-        await until(lambda: not vmm.live)  # nothing of it stays at the VMM
+        await until(lambda: not vmm.live)  # nothing of it stays at the VMM for longer
     assert route.stats.dial_failures["no_answer"] == 1
 
 

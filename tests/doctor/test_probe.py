@@ -2,15 +2,18 @@
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from tests.daemon_process import command
+from tests.dial.fake_vmm import AnswersLate
+from tests.doctor.canned_machine import routes
 from tests.fake_services import (
     HOST_PORT,
     answers,
@@ -23,6 +26,7 @@ from tests.fake_services import (
     unix_listener,
     unused_tcp_port,
 )
+from tests.waiting import until
 from vsockproxy.address.endpoint import (
     Dialable,
     GuestEndpoint,
@@ -30,8 +34,11 @@ from vsockproxy.address.endpoint import (
     TcpEndpoint,
     UnixEndpoint,
 )
+from vsockproxy.cli.diagnose import probe_target
 from vsockproxy.config.guest import Guest, MuxGlob
+from vsockproxy.dial.unanswered import UNANSWERED
 from vsockproxy.doctor.probe import Probe, describe, probe, wait_for
+from vsockproxy.doctor.targets import judge_targets
 from vsockproxy.guests.directory import Guests
 
 pytestmark = pytest.mark.usefixtures("nothing_stays_open")
@@ -89,6 +96,39 @@ async def test_a_silent_guest_is_no_answer_after_the_timeout(tmp_path: Path) -> 
     assert result.failure.reason == "no_answer"
     assert result.seconds >= SHORT
     assert "console" in result.remedy
+
+
+async def by_probe(path: Path) -> None:
+    endpoint = MuxEndpoint(str(path), 80)
+    assert not (await probe_target(endpoint, (), 0.05, None, b"")).reached
+
+
+async def by_doctor(path: Path) -> None:
+    config = routes("8080", f"vsock-mux:{path}:80", defaults={"connect_timeout": 0.05})
+    [finding] = await judge_targets(config)
+    assert finding.level == "problem"
+
+
+@pytest.mark.parametrize("dials", [by_probe, by_doctor])
+async def test_a_late_ok_to_a_command_is_received_before_it_ends(
+    tmp_path: Path, dials: Callable[[Path], Awaitable[None]]
+) -> None:
+    late = AnswersLate()
+    kept_at_end: list[int] = []
+
+    async def command_runs() -> None:
+        await dials(tmp_path / "v")
+        kept_at_end.append(len(UNANSWERED.get()))
+
+    async with (
+        mux_server(tmp_path / "v", {80: echo}, late),
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(command_runs)
+        await until(lambda: len(UNANSWERED.get()))
+        await trio.testing.wait_all_tasks_blocked()
+        late.answer.set()
+    assert (late.received, kept_at_end) == ([True], [0])
 
 
 async def test_an_answer_other_than_ok_suggests_a_unix_target(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def probe(
     limit = seconds("--timeout", timeout, parse_timeout)
     retry_time = seconds("--wait", wait, parse_timeout) if wait else None
     text = read(lambda: _unescaped(send), VsockproxyError)
-    result = trio.run(_probe, endpoint, guests, limit, retry_time, text)
+    result = trio.run(probe_target, endpoint, guests, limit, retry_time, text)
     if as_json:
         typer.echo(json.dumps(result.as_json()))
     else:
@@ -86,17 +86,24 @@ def probe(
     raise typer.Exit(0 if result.reached else FAILED)
 
 
-async def _probe(
+async def probe_target(
     target: Target, guests: Sequence[Guest], timeout: float, retry_time: float | None, send: bytes
 ) -> Probe:
+    """Return the result of a dial, or of the last one within ``retry_time`` seconds.
+
+    A VMM whose dial was given up may still answer, for a bounded time, before it returns.
+    """
     from vsockproxy.doctor import probe as dialling  # noqa: PLC0415 - at its use
     from vsockproxy.guests.directory import Guests  # noqa: PLC0415 - at its use
 
     attempt = partial(dialling.probe, target, timeout, guests=Guests(guests), send=send)
     if retry_time is None:
-        return await attempt()
-    with _progress() as show:
-        return await dialling.wait_for(attempt, retry_time, show)
+        result = await attempt()
+    else:
+        with _progress() as show:
+            result = await dialling.wait_for(attempt, retry_time, show)
+    await dialling.await_late_answers()
+    return result
 
 
 @contextmanager

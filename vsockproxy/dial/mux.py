@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import trio
 
 from vsockproxy.address.endpoint import MuxEndpoint
 from vsockproxy.dial import unix
-from vsockproxy.dial.connecting import wait
 from vsockproxy.dial.mux_line import (
     LineReader,
     MalformedLineError,
     connect_request,
     parse_reply,
 )
+from vsockproxy.dial.unanswered import UNANSWERED
 from vsockproxy.errors import dial_error
 
 
@@ -41,7 +44,7 @@ async def connect(
         sock.send(connect_request(endpoint.port))  # whole: the buffer is empty
         if endpoint.handshake == "none":
             return
-        number = await _read_ok(sock, endpoint, min(deadline, trio.current_time() + patience))
+        number = await _answer(sock, endpoint, min(deadline, trio.current_time() + patience))
     except (BrokenPipeError, ConnectionResetError) as error:
         raise dial_error(endpoint, "closed_before_ok", errno=error.errno) from error
     except MalformedLineError as error:
@@ -50,15 +53,28 @@ async def connect(
         assigned(number)
 
 
-async def _read_ok(sock: socket.socket, endpoint: MuxEndpoint, deadline: float) -> int:
+async def _answer(sock: socket.socket, endpoint: MuxEndpoint, deadline: float) -> int:
+    """Return the number in the VMM's OK; given up before it, leave the socket to `Unanswered`."""
     reply = LineReader()
+    with trio.CancelScope(deadline=deadline) as scope:
+        try:
+            await _read_line(sock, reply)
+        except trio.Cancelled:
+            UNANSWERED.get().keep(sock, partial(_read_line, reply=reply))
+            raise
+    if scope.cancelled_caught:
+        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+    if not reply.line:
+        raise dial_error(endpoint, "closed_before_ok")
+    return parse_reply(reply.line)
+
+
+async def _read_line(sock: socket.socket, reply: LineReader) -> None:
+    """Read a VMM's answer up to its newline or its end; raise OSError and `MalformedLineError`."""
     while not reply.done:
-        await wait(trio.lowlevel.wait_readable, sock, deadline)
+        await trio.lowlevel.wait_readable(sock)
         with suppress(BlockingIOError):
             data = sock.recv(reply.room, socket.MSG_PEEK)
-            if not data and not reply.line:
-                raise dial_error(endpoint, "closed_before_ok")
             if not data:
-                raise MalformedLineError(reply.line)
+                return
             sock.recv(reply.feed(data))
-    return parse_reply(reply.line)

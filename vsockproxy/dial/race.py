@@ -18,6 +18,7 @@ from typing import Final
 import trio
 
 from vsockproxy.address.sockaddr import NO_IPV6, Address
+from vsockproxy.dial.per_run import PerRun
 
 STAGGER: Final = 0.25
 """Seconds before the next address is tried too: RFC 8305, section 8."""
@@ -52,7 +53,7 @@ class _Silent:
             del self._until[next(iter(self._until))]
 
 
-_SILENT: Final[trio.lowlevel.RunVar[_Silent]] = trio.lowlevel.RunVar("silent addresses")
+_SILENT: Final = PerRun(_Silent)
 
 
 async def connect_first(
@@ -63,7 +64,7 @@ async def connect_first(
     ``attempt`` ends at ``deadline``, in trio's time. Raises OSError if no address answers: the
     most useful of the errors. Cancelled, it leaves no socket.
     """
-    silent = _silent()
+    silent = _SILENT.get()
     race = _Race(silent.last(addresses), attempt)
     try:
         await race.run(deadline)
@@ -123,11 +124,3 @@ def _usefulness(failure: tuple[Address, OSError]) -> int:
     if family == socket.AF_INET6 and error.errno in NO_IPV6:
         return 0
     return 1 if error.errno == errno.ETIMEDOUT else 2
-
-
-def _silent() -> _Silent:
-    try:
-        return _SILENT.get()
-    except LookupError:
-        _SILENT.set(_Silent())
-        return _SILENT.get()

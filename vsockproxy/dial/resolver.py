@@ -16,6 +16,7 @@ import trio
 
 from vsockproxy.address.endpoint import TcpEndpoint
 from vsockproxy.address.sockaddr import Address, distinct_addresses, errno_of, unresolved
+from vsockproxy.dial.per_run import PerRun
 from vsockproxy.errors import DialError, dial_error
 
 _AT_ONCE: Final = 256
@@ -100,13 +101,5 @@ class _Threads(trio.abc.HostnameResolver):
         )
 
 
-_RESOLVER: Final[trio.lowlevel.RunVar[Resolver]] = trio.lowlevel.RunVar("resolver")
-
-
-def resolver() -> Resolver:
-    """Return the resolver of this run of trio."""
-    try:
-        return _RESOLVER.get()
-    except LookupError:
-        _RESOLVER.set(Resolver())
-        return _RESOLVER.get()
+RESOLVER: Final = PerRun(Resolver)
+"""The resolver of this run of trio."""

@@ -15,7 +15,7 @@ from vsockproxy.address.sockaddr import Address, errno_of, literal_addresses
 from vsockproxy.config.destination import Destinations
 from vsockproxy.dial.connecting import connected, open_socket
 from vsockproxy.dial.race import connect_first
-from vsockproxy.dial.resolver import resolver
+from vsockproxy.dial.resolver import RESOLVER
 from vsockproxy.dial.sockopt import Options
 from vsockproxy.errors import DialError, dial_error
 
@@ -44,7 +44,7 @@ async def _addresses(
     """Return the addresses to connect to, in their order; raise `DialError`."""
     addresses = literal_addresses(endpoint)
     if addresses is None:
-        addresses = await resolver().addresses(endpoint, deadline)
+        addresses = await RESOLVER.get().addresses(endpoint, deadline)
         if passed is not None:
             passed()
     return _admitted(endpoint, addresses, destinations) if destinations else addresses

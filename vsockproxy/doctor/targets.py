@@ -14,7 +14,7 @@ from vsockproxy.address.endpoint import Target
 from vsockproxy.config.guest import Cid, Mux
 from vsockproxy.config.settings import Config, Policy
 from vsockproxy.doctor.finding import Finding, note, ok, problem
-from vsockproxy.doctor.probe import Probe, probe
+from vsockproxy.doctor.probe import Probe, await_late_answers, probe
 from vsockproxy.guests.directory import GuestRecord, Guests
 
 _MOST: Final = 64  # targets; a range of ports may have thousands
@@ -44,6 +44,7 @@ async def judge_targets(config: Config) -> list[Finding]:
     async with trio.open_nursery() as nursery:
         for target, policy in chosen:
             nursery.start_soon(ask, target, policy)
+    await await_late_answers()
     findings = [_judge(results[one], names[one]) for one in chosen]
     # The guests that no route uses are looked up too.
     findings += [_judge_guest(record) for record in await guests.locate_all(_LONGEST)]
