@@ -38,6 +38,7 @@ from vsockproxy.address.endpoint import (
 )
 from vsockproxy.address.sockaddr import new_socket, peer_name
 from vsockproxy.dial import connecting
+from vsockproxy.dial.connecting import failed
 from vsockproxy.dial.dial import dial
 from vsockproxy.dial.unix import connect_now
 from vsockproxy.errors import DialError
@@ -289,6 +290,32 @@ async def test_a_dead_socket_file_is_refused(tmp_path: Path, kind: str) -> None:
     dead_unix_socket(tmp_path / "dead")
     error = await fails(target(kind, tmp_path / "dead"))
     assert (error.reason, error.errno) == ("refused", errno.ECONNREFUSED)
+
+
+async def test_a_refused_abstract_socket_is_refused_whatever_the_working_directory_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "@nothing-there").touch()
+    error = await fails(UnixEndpoint("@nothing-there"))
+    assert (error.reason, "is not a socket" in str(error)) == ("refused", False)
+
+
+async def test_a_refused_socket_whose_path_cannot_be_read_any_more_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fake: the folder's permissions change between connect(2) and stat(2)."""
+    dead_unix_socket(tmp_path / "dead")
+
+    def denied(*_: object, **__: object) -> os.stat_result:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", denied)
+        error = failed(
+            UnixEndpoint(str(tmp_path / "dead")), ConnectionRefusedError(errno.ECONNREFUSED, "")
+        )
+    assert error.reason == "refused"
 
 
 @pytest.mark.parametrize("kind", ["unix", "vsock-mux"])

@@ -7,16 +7,18 @@ from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
+from time import monotonic
 
 import pytest
 import trio
 import trio.testing
 
-from tests.fake_services import hold, says
+from tests.fake_services import answers_ok, hold, mux_server, says
 from tests.listen.running_route import Served, serving, unix_at
-from tests.sockets import ends_by_reset, read_to_end
+from tests.pump.relayed import take_socket
+from tests.sockets import ends_by_reset, read_to_end, reset
 from tests.waiting import PATIENCE, until
-from vsockproxy.address.endpoint import TcpEndpoint
+from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint
 from vsockproxy.config.access import parse_rule
 from vsockproxy.config.settings import Policy, PumpChoice
 from vsockproxy.errors import DialError
@@ -69,6 +71,52 @@ async def test_a_target_that_speaks_first_has_received_the_header() -> None:
         route.connect() as client,
     ):
         assert (await read_to_end(client)).startswith(b"220 ready PROXY TCP4 127.0.0.1 ")
+
+
+async def test_a_header_to_a_target_has_the_time_that_its_dial_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[float] = []
+    passed = 0.0
+
+    async def takes_no_time(
+        _sock: socket.socket, _endpoint: object, _header: bytes, deadline: float
+    ) -> None:
+        """A fake of `send_header` that sends nothing."""
+        left.append(deadline - trio.current_time())
+
+    async def answers_after_a_second(host: trio.SocketStream, port: int) -> bool:
+        nonlocal passed
+        passed = 1.0
+        return await answers_ok(host, port)
+
+    monkeypatch.setattr("vsockproxy.relay.relay.send_header", takes_no_time)
+    monkeypatch.setattr("vsockproxy.relay.relay.monotonic", lambda: monotonic() + passed)
+    policy = Policy(send_proxy="v1", connect_timeout=PATIENCE)
+    target = MuxEndpoint(str(tmp_path / "v"), 80)
+    async with (
+        mux_server(tmp_path / "v", {80: says(b"up")}, answers_after_a_second),
+        serving(policy, dial_to=target) as route,
+    ):
+        assert await route.exchange(b"") == b"up"
+    assert 0 < left[0] <= PATIENCE - 1
+
+
+async def test_a_client_that_resets_while_its_target_is_dialled_ends_as_its_own_reset(
+    tmp_path: Path, choice: PumpChoice
+) -> None:
+    async def resets_before_ok(host: trio.SocketStream, port: int) -> bool:
+        reset(take_socket(client))
+        return await answers_ok(host, port)
+
+    target = MuxEndpoint(str(tmp_path / "v"), 80)
+    async with (
+        mux_server(tmp_path / "v", {80: hold}, resets_before_ok),
+        serving(Policy(send_proxy="v1"), dial_to=target, choice=choice) as route,
+    ):
+        client = route.connect()
+        await route.closed("client_reset")
+        assert not route.events("connection_error")
 
 
 async def test_send_proxy_sends_a_unix_client_as_unix(tmp_path: Path) -> None:

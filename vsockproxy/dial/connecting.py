@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import trio
 
@@ -60,8 +60,18 @@ async def wait(
 def failed(endpoint: Target, error: OSError) -> DialError:
     """Return the error of a dial for what the kernel, or a resolver, said."""
     # connect(2) gives ECONNREFUSED both for a dead socket and for a file that is not a socket.
-    if isinstance(endpoint, UnixEndpoint | MuxEndpoint) and error.errno == errno.ECONNREFUSED:
-        path = Path(endpoint.path)
-        if path.exists() and not path.is_socket():
-            return dial_error(endpoint, "not_a_socket", errno=error.errno)
+    if (
+        isinstance(endpoint, UnixEndpoint | MuxEndpoint)
+        and error.errno == errno.ECONNREFUSED
+        and _is_another_file(endpoint.path)
+    ):
+        return dial_error(endpoint, "not_a_socket", errno=error.errno)
     return dial_error(endpoint, errno_of(error))
+
+
+def _is_another_file(path: str) -> bool:
+    """Return whether a path, which is no abstract name, is a file but not a socket."""
+    try:
+        return not path.startswith("@") and not stat.S_ISSOCK(os.stat(path).st_mode)  # noqa: PTH116 - Path raises as well
+    except OSError:  # it has gone, or may not be read any more
+        return False

@@ -114,7 +114,9 @@ class Relay:
             started = monotonic()
             target = await self.selection.connect(client, connection)
             if policy.send_proxy != "off":
-                await self._send_header(client, target, connection)
+                dialled = monotonic() - started - connection.held_seconds
+                left = max(0.0, policy.connect_timeout - dialled)
+                await self._send_header(client, target, connection, left)
             connection.dial_seconds = monotonic() - started - connection.held_seconds
             if not connection.held_seconds:  # a held client's target was dialled beforehand
                 self.stats.dial_seconds.observe(connection.dial_seconds)
@@ -155,12 +157,16 @@ class Relay:
         raise EndedError("idle_timeout")
 
     async def _send_header(
-        self, client: int, target: socket.socket, connection: Connection
+        self, client: int, target: socket.socket, connection: Connection, seconds: float
     ) -> None:
-        """Send the client's addresses to a connected target, which is closed on failure."""
+        """Send the client's addresses to a connected target, which is closed on failure.
+
+        It has the ``seconds`` that the dial has left of connect_timeout; with none, what the
+        socket's buffer takes at once is still sent.
+        """
         policy = connection.route.policy
         assert policy.send_proxy != "off"
-        deadline = trio.current_time() + policy.connect_timeout
+        deadline = trio.current_time() + seconds
         try:
             with borrowed(client) as sock:  # not of `family`, which an accepted header may name
                 header = build_header(policy.send_proxy, header_of(connection, sock))
