@@ -20,10 +20,10 @@ from tests.fake_services import echo
 from tests.sockets import no_descriptor_left_over
 from tests.waiting import until
 from vsockproxy.address.endpoint import ListenEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint
+from vsockproxy.address.sockaddr import socket_file
 from vsockproxy.config.settings import Config, Policy, Route
 from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.errors import ListenError, sentences
-from vsockproxy.listen.bind import socket_file
 from vsockproxy.listen.sockets import ListeningSockets
 
 DEFAULTS = Policy()

@@ -12,9 +12,17 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
-from vsockproxy.address.endpoint import AF_VSOCK, TcpEndpoint, VsockEndpoint
+from vsockproxy.address.endpoint import (
+    AF_VSOCK,
+    ListenEndpoint,
+    MuxEndpoint,
+    TcpEndpoint,
+    UnixEndpoint,
+    VsockEndpoint,
+)
 
 Address = tuple[int, tuple[Any, ...]]
 """A family, and the address as the socket module has it for that family."""
@@ -84,6 +92,15 @@ def unresolved(endpoint: TcpEndpoint, error: Exception) -> str:
     """Return the sentence for a name that getaddrinfo, or IDNA before it, has rejected."""
     cause = error.strerror if isinstance(error, OSError) else error
     return f"the host name {endpoint.host!r} does not resolve: {cause}"
+
+
+def socket_file(endpoint: ListenEndpoint) -> Path | None:
+    """Return the file that clients of an endpoint connect to; None where it has none."""
+    if isinstance(endpoint, MuxEndpoint):
+        return Path(endpoint.listen_path)
+    if isinstance(endpoint, UnixEndpoint) and not endpoint.path.startswith("@"):
+        return Path(endpoint.path)
+    return None
 
 
 def unix_address(path: str) -> str:

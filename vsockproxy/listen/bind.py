@@ -1,19 +1,16 @@
-"""Bind listeners: a socket for each address of an endpoint, and the files of Unix sockets.
+"""Bind listeners: a socket for each address of an endpoint.
 
-Owns: `listen`, `ListeningSocket`, and the rule by which a stale socket file is replaced. Knows
-no route, and accepts nothing.
+Owns: `listen` and `ListeningSocket`. Knows no route, and accepts nothing. The files of Unix
+sockets are `socket_file`'s.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import socket
-import stat
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 import trio
@@ -36,12 +33,14 @@ from vsockproxy.address.sockaddr import (
     literal_addresses,
     new_socket,
     peer_name,
+    socket_file,
     unix_address,
     unresolved,
 )
 from vsockproxy.config.settings import Policy
 from vsockproxy.dial.sockopt import apply, listener_options
 from vsockproxy.errors import ListenError, listen_error
+from vsockproxy.listen.socket_file import SocketFile, bind_file
 
 _PORT_TRIES: Final = 16  # for one free port on two addresses; the second try nearly always has it
 
@@ -56,15 +55,15 @@ class ListeningSocket:
 
     sock: socket.socket
     endpoint: ListenEndpoint
-    _file: tuple[Path, int, int] | None = None  # path, device and inode of a file we made
+    _file: SocketFile | None = None
 
     @classmethod
     def restored(cls, sock: socket.socket, endpoint: ListenEndpoint) -> ListeningSocket:
         """Return a listener that another process opened at ``endpoint`` and left to this one."""
-        file = socket_file(endpoint)
-        if file is not None:
+        path = socket_file(endpoint)
+        if path is not None:
             with suppress(OSError):  # the file was removed
-                return cls(sock, endpoint, (file, *_identity(file)))
+                return cls(sock, endpoint, SocketFile.found(path))
         return cls(sock, endpoint)
 
     def configure(self, policy: Policy) -> None:
@@ -74,29 +73,22 @@ class ListeningSocket:
         """
         try:
             apply(self.sock, self.sock.family, listener_options(policy))
-            if self._file is not None:
-                _give(self.endpoint, self._file[0], policy)
         except OSError as error:
             raise listen_error(self.endpoint, errno_of(error)) from error
+        if self._file is not None:
+            self._file.give(self.endpoint, policy)
 
     def close(self) -> None:
         """Close the socket, and remove its file unless another process has replaced it."""
         if self._file is not None and self.sock.fileno() >= 0:
-            path, *identity = self._file
-            # While the socket is open its inode's number cannot be another file's.
-            with suppress(OSError):
-                if _identity(path) == tuple(identity):
-                    path.unlink()
+            self._file.remove()
+        self.leave()
+
+    def leave(self) -> None:
+        """Close the socket and keep its file, at which the next process goes on to listen."""
+        if self._file is not None and self.sock.fileno() >= 0:
+            self._file.close()
         self.sock.close()
-
-
-def socket_file(endpoint: ListenEndpoint) -> Path | None:
-    """Return the file that clients of an endpoint connect to; None where it has none."""
-    if isinstance(endpoint, MuxEndpoint):
-        return Path(endpoint.listen_path)
-    if isinstance(endpoint, UnixEndpoint) and not endpoint.path.startswith("@"):
-        return Path(endpoint.path)
-    return None
 
 
 def listen(
@@ -116,7 +108,8 @@ def listen(
       leaving: the caller's own listeners at a TCP endpoint's port. They may overlap the new
         addresses (Linux).
 
-    A Unix socket's file is replaced if it belongs to this user and no process listens there.
+    A Unix socket's file is replaced if it belongs to this user, or to the policy's owner, and no
+    process listens there.
 
     Raises:
       ListenError: nothing stays open.
@@ -127,10 +120,8 @@ def listen(
                 return _configured(_listen_tcp(endpoint, backlog, leaving), policy)
             case VsockEndpoint():
                 return _configured([_listen_vsock(endpoint, backlog)], policy)
-            case UnixEndpoint():
-                return [_listen_unix(endpoint, endpoint.path, backlog, policy)]
-            case MuxEndpoint():
-                return [_listen_unix(endpoint, endpoint.listen_path, backlog, policy)]
+            case UnixEndpoint() | MuxEndpoint():
+                return [_listen_unix(endpoint, backlog, policy)]
             case FdEndpoint():
                 return _configured(_listen_inherited(endpoint, inherited), policy)
     except OSError as error:
@@ -251,66 +242,21 @@ def _listen_vsock(endpoint: VsockEndpoint, backlog: int) -> ListeningSocket:
 
 
 def _listen_unix(
-    endpoint: UnixEndpoint | MuxEndpoint, path: str, backlog: int, policy: Policy
+    endpoint: UnixEndpoint | MuxEndpoint, backlog: int, policy: Policy
 ) -> ListeningSocket:
-    listening = _bind_unix(endpoint, path)
+    path = socket_file(endpoint)
+    sock = new_socket(socket.AF_UNIX)
     try:
-        listening.configure(policy)  # no client can connect before listen(2)
-        listening.sock.listen(backlog)
+        apply(sock, sock.family, listener_options(policy))
+        if path is not None:
+            return ListeningSocket(sock, endpoint, bind_file(sock, endpoint, path, backlog, policy))
+        assert isinstance(endpoint, UnixEndpoint)
+        sock.bind(unix_address(endpoint.path))
+        sock.listen(backlog)
     except BaseException:
-        listening.close()
-        raise
-    return listening
-
-
-def _bind_unix(endpoint: UnixEndpoint | MuxEndpoint, path: str) -> ListeningSocket:
-    address = unix_address(path)
-    if path.startswith("@"):
-        return ListeningSocket(_bound(socket.AF_UNIX, address), endpoint)
-    file = Path(path)
-    try:
-        sock = _bound(socket.AF_UNIX, address)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        with suppress(FileNotFoundError):  # removed meanwhile
-            _remove_stale(endpoint, file)
-        sock = _bound(socket.AF_UNIX, address)
-    try:
-        return ListeningSocket(sock, endpoint, (file, *_identity(file)))
-    except OSError:
         sock.close()
         raise
-
-
-def _give(endpoint: ListenEndpoint, file: Path, policy: Policy) -> None:
-    """Set the owner, group and mode of a socket's file, where the policy has them."""
-    if policy.owner is not None or policy.group is not None:
-        owner, group = (-1 if number is None else number for number in (policy.owner, policy.group))
-        try:
-            os.chown(file, owner, group)
-        except PermissionError as error:
-            sentence = "only root can give a file to another user, or to a group it is not in"
-            raise ListenError(endpoint, "denied", sentence, error.errno) from error
-    if policy.mode is not None:
-        file.chmod(policy.mode)
-
-
-def _remove_stale(endpoint: UnixEndpoint | MuxEndpoint, file: Path) -> None:
-    """Remove a socket's file whose process has ended; raise `ListenError` for another file."""
-    found = file.lstat()
-    if not stat.S_ISSOCK(found.st_mode):
-        sentence = "a file that is not a socket exists there: remove it, or choose another path"
-        raise ListenError(endpoint, "in_use", sentence, errno.EADDRINUSE)
-    if found.st_uid != os.geteuid():
-        sentence = f"a socket of another user (uid {found.st_uid}) exists there"
-        raise ListenError(endpoint, "in_use", sentence, errno.EADDRINUSE)
-    with new_socket(socket.AF_UNIX) as probe:
-        if probe.connect_ex(str(file)) not in (errno.ECONNREFUSED, errno.ENOENT):
-            raise listen_error(endpoint, errno.EADDRINUSE)
-    # Another daemon may have replaced the file meanwhile: its new socket must stay.
-    if _identity(file) == (found.st_dev, found.st_ino):
-        file.unlink()
+    return ListeningSocket(sock, endpoint)
 
 
 def _listen_inherited(
@@ -339,11 +285,6 @@ def _is_listener(sock: socket.socket) -> bool:
     return sock.type == socket.SOCK_STREAM and bool(
         sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     )
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.lstat()
-    return found.st_dev, found.st_ino
 
 
 async def open_vsock_listeners(

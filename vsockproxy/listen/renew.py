@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import trio
 
+from vsockproxy.address.sockaddr import socket_file
 from vsockproxy.errors import ListenError
-from vsockproxy.listen.bind import socket_file
 from vsockproxy.listen.sockets import Lease
 
 _WHILE_ABSENT: Final = 0.1  # seconds; a VMM needs longer from its folder to its guest's connect

@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import trio
 
 from vsockproxy.address.endpoint import FdEndpoint, ListenEndpoint, MuxEndpoint, TcpEndpoint
-from vsockproxy.address.sockaddr import errno_of
+from vsockproxy.address.sockaddr import errno_of, socket_file
 from vsockproxy.config.settings import Policy
 from vsockproxy.errors import ListenError, listen_error
-from vsockproxy.listen.bind import ListeningSocket, listen, socket_file
+from vsockproxy.listen.bind import ListeningSocket, listen
 from vsockproxy.systemd import is_store_name, store_name
 
 Accept = Callable[[Sequence[ListeningSocket]], Awaitable[object]]
@@ -185,7 +185,7 @@ class ListeningSockets:
         entry.lease = None
         if self._is_leaving and self._store is not None:
             for listening in self._open.pop(endpoint).sockets:
-                listening.sock.close()  # not its file, at which the next process listens
+                listening.leave()
         elif self._is_leaving or not entry.is_wanted:
             self._close([endpoint])
 
@@ -261,7 +261,7 @@ class ListeningSockets:
                 copy = sockets[0].dup()
             except OSError as error:  # no descriptor is left
                 for listening in restored:
-                    listening.sock.close()
+                    listening.leave()
                 raise listen_error(endpoint, errno_of(error)) from error
             copy.setblocking(False)
             restored.append(ListeningSocket.restored(copy, endpoint))

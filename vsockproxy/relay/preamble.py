@@ -15,7 +15,7 @@ from typing import Any, Final
 import trio
 
 from vsockproxy.address.endpoint import AF_VSOCK, Target
-from vsockproxy.address.sockaddr import errno_of
+from vsockproxy.address.sockaddr import errno_of, socket_file
 from vsockproxy.config.access import ip_of
 from vsockproxy.connection import Connection
 from vsockproxy.errors import VsockproxyError, dial_error
@@ -115,10 +115,14 @@ def _send_some(sock: socket.socket, data: bytes) -> int:
 
 def header_of(connection: Connection, client: socket.socket) -> Header:
     """Return the header for a target: the addresses in the client's header, else its socket's."""
-    destination = connection.destination
-    if destination is None:
-        destination = (client.family, client.getsockname())
+    destination = connection.destination or _destination(connection, client)
     return Header(_to_header(connection.family, connection.address), _to_header(*destination))
+
+
+def _destination(connection: Connection, client: socket.socket) -> tuple[int, Any]:
+    # The kernel has a Unix listener's address as it was bound, under /proc/self/fd.
+    path = None if client.family != _AF_UNIX else socket_file(connection.route.listen)
+    return client.family, client.getsockname() if path is None else str(path)
 
 
 def follow_header(connection: Connection, header: Header) -> None:
