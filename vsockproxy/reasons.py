@@ -261,7 +261,7 @@ _TABLE: Final[dict[tuple[str, str, Cause], Explanation]] = {
         "no thread looks the name {0.host!r} up: {detail}",
         "raise TasksMax= (or ulimit -u)",
     ),
-    ("dial", "tcp", "slow_resolver"): Explanation(
+    ("", "tcp", "slow_resolver"): Explanation(
         "timeout",
         "the resolver gave no answer in time about {0.host!r}",
         "see /etc/resolv.conf, or write the address",

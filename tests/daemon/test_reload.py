@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,8 @@ from vsockproxy.address.endpoint import (
     TcpEndpoint,
     UnixEndpoint,
 )
-from vsockproxy.config.settings import Config, Policy, PumpChoice, Route
+from vsockproxy.config.settings import Config, Policy, PumpChoice, Route, TlsSettings
+from vsockproxy.daemon.http import HttpServers
 from vsockproxy.errors import ConfigError, ListenError, Problem
 
 
@@ -259,6 +261,24 @@ async def test_metrics_that_fail_while_they_are_served_end_no_route(
         monkeypatch.undo()
         await daemon.reload(route, metrics=metrics)
         assert "vsockproxy_build_info" in await scrape(metrics)
+
+
+async def test_certificates_are_read_beside_the_event_loop(
+    guest: MuxEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers: list[int] = []
+
+    def read(_: HttpServers, __: Config) -> None:
+        readers.append(threading.get_ident())
+
+    monkeypatch.setattr(HttpServers, "certificates", read)
+    async with running(Route("echo", LOOPBACK, guest)) as daemon:
+        metrics = UnixEndpoint(str(tmp_path / "metrics"))
+        tls = TlsSettings(str(tmp_path / "certificate"))
+        config = replace(daemon.daemon.config, metrics=metrics, metrics_tls=tls)
+        await daemon.daemon.replace(lambda: config)
+    assert len(readers) == 1
+    assert readers != [threading.get_ident()]
 
 
 async def test_alive_returns_once_the_pump_threads_answer(

@@ -101,7 +101,7 @@ class Daemon:
         async with open_pump(self.config.pump) as self._pump:
             self._log.info("pump_started", pump=self._pump.name, why=self._pump.why)
             try:
-                self._certificates = self.open(self.config)
+                self._certificates = await self.open(self.config)
                 async with trio.open_nursery() as self._tasks:
                     async with trio.open_nursery() as routes:
                         await routes.start(self.supervisor.run, self._pump)
@@ -137,15 +137,17 @@ class Daemon:
         """Run the configuration that ``load`` gives; see `Reloading.replace`."""
         await self._reloading.replace(load)
 
-    def open(self, config: Config) -> ssl.SSLContext | None:
+    async def open(self, config: Config) -> ssl.SSLContext | None:
         """Read the certificates of a configuration and open its endpoints, for `apply`.
 
         Raises:
           VsockproxyError: that cannot be done, and nothing has changed.
         """
-        certificates = self._http.certificates(config)
+        certificates = await self._read_certificates(config)
+        wanted = self._wanted(config)
+        resolved = await self._sockets.resolve(wanted)
         try:
-            self._sockets.open(self._wanted(config))
+            self._sockets.open(wanted, resolved)
         except VsockproxyError:
             raise
         except Exception:
@@ -177,7 +179,8 @@ class Daemon:
     async def _put_back(self, config: Config, certificates: ssl.SSLContext | None) -> None:
         """Run a configuration again that another one has replaced in part."""
         try:
-            self._sockets.open(self._wanted(config))
+            wanted = self._wanted(config)
+            self._sockets.open(wanted, await self._sockets.resolve(wanted))
             await self._apply(config, certificates)
             self._sockets.close_unleased()
         except Exception:  # noqa: BLE001 - the routes that work go on
@@ -191,6 +194,12 @@ class Daemon:
         await self.supervisor.reconfigure(config)
         if not self._stops:
             await self._http.start(config, self._tasks)
+
+    async def _read_certificates(self, config: Config) -> ssl.SSLContext | None:
+        """Read the certificates in a thread: their file system may be slow; no thread for none."""
+        if config.metrics_tls is None:
+            return None
+        return await trio.to_thread.run_sync(self._http.certificates, config)
 
     def _wanted(self, config: Config) -> dict[ListenEndpoint, Listen]:
         return self.supervisor.wanted(config) | http_endpoints(config)
@@ -218,9 +227,10 @@ class Daemon:
     async def resume(self, name: str) -> None:
         """Have a route accept again; raises `ListenError`, and a drained route stays drained."""
         async with self.changing:
+            wanted = self._wanted(self.config) | self.supervisor.drained_endpoint(name)
+            resolved = await self._sockets.resolve(wanted)
             if not self._stops:
-                wanted = self._wanted(self.config) | self.supervisor.drained_endpoint(name)
-                self._sockets.open(wanted)
+                self._sockets.open(wanted, resolved)
                 self.supervisor.resume(name)
 
     def stop(self) -> None:

@@ -85,7 +85,7 @@ class Reloading:
             before = daemon.config
             try:
                 config = await trio.to_thread.run_sync(load)
-                is_applied = await daemon.apply(config, daemon.open(config))
+                is_applied = await daemon.apply(config, await daemon.open(config))
             except Exception:
                 daemon.reloads.failed()
                 raise

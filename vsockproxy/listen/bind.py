@@ -28,14 +28,12 @@ from vsockproxy.address.endpoint import (
 from vsockproxy.address.sockaddr import (
     NO_IPV6,
     Address,
-    distinct_addresses,
     errno_of,
     literal_addresses,
     new_socket,
     peer_name,
     socket_file,
     unix_address,
-    unresolved,
 )
 from vsockproxy.config.settings import Policy
 from vsockproxy.dial.sockopt import apply, listener_options
@@ -96,7 +94,9 @@ def listen(
     backlog: int,
     inherited: Mapping[str, Sequence[socket.socket]],
     policy: Policy = Policy(),  # noqa: B008 - it is frozen
+    *,
     leaving: Sequence[socket.socket] = (),
+    resolved: Sequence[Address] = (),
 ) -> list[ListeningSocket]:
     """Listen at an endpoint: return a socket for each address of its host, owned by the caller.
 
@@ -107,6 +107,7 @@ def listen(
         a client can connect.
       leaving: the caller's own listeners at a TCP endpoint's port. They may overlap the new
         addresses (Linux).
+      resolved: the addresses of a TCP endpoint's host name: `names` looks them up.
 
     A Unix socket's file is replaced if it belongs to this user, or to the policy's owner, and no
     process listens there.
@@ -117,7 +118,8 @@ def listen(
     try:
         match endpoint:
             case TcpEndpoint():
-                return _configured(_listen_tcp(endpoint, backlog, leaving), policy)
+                addresses = literal_addresses(endpoint) or resolved
+                return _configured(_listen_tcp(endpoint, addresses, backlog, leaving), policy)
             case VsockEndpoint():
                 return _configured([_listen_vsock(endpoint, backlog)], policy)
             case UnixEndpoint() | MuxEndpoint():
@@ -139,16 +141,11 @@ def _configured(listeners: list[ListeningSocket], policy: Policy) -> list[Listen
 
 
 def _listen_tcp(
-    endpoint: TcpEndpoint, backlog: int, leaving: Sequence[socket.socket]
+    endpoint: TcpEndpoint,
+    addresses: Sequence[Address],
+    backlog: int,
+    leaving: Sequence[socket.socket],
 ) -> list[ListeningSocket]:
-    addresses = literal_addresses(endpoint)
-    if addresses is None:
-        try:
-            addresses = distinct_addresses(
-                socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
-            )
-        except (socket.gaierror, UnicodeError) as error:
-            raise ListenError(endpoint, "name", unresolved(endpoint, error)) from error
     for _ in range(_PORT_TRIES - 1):
         with suppress(_PortTakenError):
             return _bind_all(endpoint, addresses, backlog, leaving)

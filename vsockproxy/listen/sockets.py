@@ -13,15 +13,17 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import trio
 
 from vsockproxy.address.endpoint import FdEndpoint, ListenEndpoint, MuxEndpoint, TcpEndpoint
-from vsockproxy.address.sockaddr import errno_of, socket_file
+from vsockproxy.address.sockaddr import Address, errno_of, socket_file
 from vsockproxy.config.settings import Policy
 from vsockproxy.errors import ListenError, listen_error
 from vsockproxy.listen.bind import ListeningSocket, listen
+from vsockproxy.listen.names import Names, Resolved
 from vsockproxy.systemd import is_store_name, store_name
 
 Accept = Callable[[Sequence[ListeningSocket]], Awaitable[object]]
@@ -68,14 +70,32 @@ class ListeningSockets:
         self._log = log
         self._open: dict[ListenEndpoint, _Open] = {}
         self._is_leaving = False
+        self._names = Names()
 
     def __contains__(self, endpoint: object) -> bool:
         return endpoint in self._open
 
     # ---- open and close ----
 
-    def open(self, wanted: Mapping[ListenEndpoint, Listen]) -> list[ListenEndpoint]:
+    async def resolve(self, wanted: Mapping[ListenEndpoint, Listen]) -> Resolved:
+        """Return the addresses of the host names in ``wanted`` that are not open, for `open`.
+
+        Raises `ListenError` with a note that names the owner, after 15 seconds at the latest.
+        """
+        try:
+            return await self._names.resolve(end for end in wanted if end not in self._open)
+        except ListenError as error:
+            error.add_note(next(how.owner for end, how in wanted.items() if end == error.endpoint))
+            raise
+
+    def open(
+        self,
+        wanted: Mapping[ListenEndpoint, Listen],
+        resolved: Resolved = MappingProxyType({}),
+    ) -> list[ListenEndpoint]:
         """Listen at every endpoint of ``wanted``, and return those that were not open before.
+
+        It waits for nothing: ``resolved`` has the addresses of host names.
 
         Endpoints outside ``wanted`` are closed once their lease is released; the addresses of new
         ones may overlap theirs (TCP, Linux). An endpoint whose folder does not exist yet is open
@@ -88,7 +108,8 @@ class ListeningSockets:
         try:
             for endpoint, how in wanted.items():
                 if endpoint not in self._open:
-                    self._open[endpoint] = self._opened(endpoint, how, wanted)
+                    addresses = resolved.get(endpoint, ())
+                    self._open[endpoint] = self._opened(endpoint, how, wanted, addresses)
                     opened.append(endpoint)
                     self._log.debug("listening", owner=how.owner, listen=str(endpoint))
         except ListenError:
@@ -214,13 +235,18 @@ class ListeningSockets:
     # ---- binding ----
 
     def _opened(
-        self, endpoint: ListenEndpoint, how: Listen, wanted: Mapping[ListenEndpoint, Listen]
+        self,
+        endpoint: ListenEndpoint,
+        how: Listen,
+        wanted: Mapping[ListenEndpoint, Listen],
+        addresses: Sequence[Address],
     ) -> _Open:
         restored = self._restored(endpoint)
         if restored:  # the store keeps them already; their options are set by the first lease
             return _Open(restored, how, configured=None)
         try:
-            sockets = self._listen(endpoint, how, self._leaving_at(endpoint, wanted))
+            leaving = self._leaving_at(endpoint, wanted)
+            sockets = self._listen(endpoint, how, leaving, addresses)
         except ListenError as error:
             if error.errno != errno.ENOENT or not isinstance(endpoint, MuxEndpoint):
                 raise
@@ -229,10 +255,22 @@ class ListeningSockets:
         return _Open(sockets, how, configured=how.policy)
 
     def _listen(
-        self, endpoint: ListenEndpoint, how: Listen, leaving: Sequence[socket.socket] = ()
+        self,
+        endpoint: ListenEndpoint,
+        how: Listen,
+        leaving: Sequence[socket.socket] = (),
+        addresses: Sequence[Address] = (),
     ) -> list[ListeningSocket]:
+        policy = how.policy
         try:
-            return listen(endpoint, how.policy.backlog, self._inherited, how.policy, leaving)
+            return listen(
+                endpoint,
+                policy.backlog,
+                self._inherited,
+                policy,
+                leaving=leaving,
+                resolved=addresses,
+            )
         except ListenError as error:
             error.add_note(how.owner)
             raise
