@@ -96,6 +96,10 @@ class Admission:
         """Return how many descriptors new connections may take, counted now."""
         return max(0, self.recount() - _EACH * self.live)
 
+    def connections_free(self) -> int:
+        """Return how many new connections have descriptors, counted now."""
+        return self.descriptors_free() // _EACH
+
     @property
     def is_open(self) -> bool:
         """Whether one more connection has room; the readiness check asks this."""

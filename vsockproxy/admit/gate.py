@@ -164,6 +164,10 @@ class Gate:
         """Count the descriptors again, after the kernel has refused one."""
         self._shared.recount()
 
+    def connections_free(self) -> int:
+        """Return how many new connections have descriptors, counted now."""
+        return self._shared.connections_free()
+
     # ---- admitting a client ----
 
     def room(self, most: int) -> int:

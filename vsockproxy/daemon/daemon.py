@@ -21,7 +21,8 @@ from vsockproxy.daemon.http import HttpServers, http_endpoints
 from vsockproxy.daemon.reload import Load, Reloading
 from vsockproxy.daemon.supervisor import Supervisor
 from vsockproxy.errors import VsockproxyError
-from vsockproxy.listen.sockets import FdStore, Listen, ListeningSockets
+from vsockproxy.listen.sockets import Listen, ListeningSockets
+from vsockproxy.listen.store import FdStore
 from vsockproxy.log.output import get_logger
 from vsockproxy.log.recent import RecentEvents, Recorder
 from vsockproxy.pump.choice import open_pump

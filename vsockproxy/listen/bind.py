@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -38,8 +38,10 @@ from vsockproxy.address.sockaddr import (
 from vsockproxy.config.settings import Policy
 from vsockproxy.dial.sockopt import apply, listener_options
 from vsockproxy.errors import ListenError, listen_error
+from vsockproxy.listen.intake import stop_intake
 from vsockproxy.listen.socket_file import SocketFile, bind_file
 
+_WILDCARDS: Final = ("0.0.0.0", "::")  # noqa: S104 - compared with
 _PORT_TRIES: Final = 16  # for one free port on two addresses; the second try nearly always has it
 
 
@@ -62,7 +64,20 @@ class ListeningSocket:
         if path is not None:
             with suppress(OSError):  # the file was removed
                 return cls(sock, endpoint, SocketFile.found(path))
+        if isinstance(endpoint, TcpEndpoint):
+            return cls(sock, TcpEndpoint(*sock.getsockname()[:2]))
         return cls(sock, endpoint)
+
+    def is_at(self, endpoint: ListenEndpoint) -> bool:
+        """Return whether the socket has an endpoint's file, or its vsock or TCP port."""
+        match self.endpoint, endpoint:
+            case TcpEndpoint(port=port), TcpEndpoint():
+                return port == endpoint.port
+            case VsockEndpoint(cid=cid, port=port), VsockEndpoint():
+                return (cid, port) == (endpoint.cid, endpoint.port)
+            case ((UnixEndpoint() | MuxEndpoint()), (UnixEndpoint() | MuxEndpoint())):
+                return socket_file(self.endpoint) == socket_file(endpoint) is not None
+        return False
 
     def configure(self, policy: Policy) -> None:
         """Set a policy's socket options, and the owner, group and mode of the socket's file.
@@ -82,6 +97,18 @@ class ListeningSocket:
             self._file.remove()
         self.leave()
 
+    def end(self, accept: Callable[[socket.socket], object]) -> None:
+        """Close the socket once ``accept``, called twice, has accepted the clients in its backlog.
+
+        The file is removed first, and no client can come after the last accept, except on vsock.
+        """
+        if self._file is not None:
+            self._file.remove()
+        accept(self.sock)
+        stop_intake(self.sock)
+        accept(self.sock)
+        self.close()
+
     def leave(self) -> None:
         """Close the socket and keep its file, at which the next process goes on to listen."""
         if self._file is not None and self.sock.fileno() >= 0:
@@ -95,7 +122,7 @@ def listen(
     inherited: Mapping[str, Sequence[socket.socket]],
     policy: Policy = Policy(),  # noqa: B008 - it is frozen
     *,
-    leaving: Sequence[socket.socket] = (),
+    spare: Sequence[ListeningSocket] = (),
     resolved: Sequence[Address] = (),
 ) -> list[ListeningSocket]:
     """Listen at an endpoint: return a socket for each address of its host, owned by the caller.
@@ -105,21 +132,27 @@ def listen(
       inherited: systemd's sockets by name; ``fd:NAME`` gets duplicates, these stay the caller's.
       policy: the socket options, and a socket file's owner, group and mode, which are set before
         a client can connect.
-      leaving: the caller's own listeners at a TCP endpoint's port. They may overlap the new
-        addresses (Linux).
+      spare: the caller's own sockets at the endpoint's port or file (`ListeningSocket.is_at`) that
+        no other endpoint needs. Those at the endpoint's addresses are among the returned ones,
+        with the clients in their backlogs, and unchanged. TCP addresses may overlap the others
+        (Linux).
       resolved: the addresses of a TCP endpoint's host name: `names` looks them up.
 
     A Unix socket's file is replaced if it belongs to this user, or to the policy's owner, and no
     process listens there.
 
     Raises:
-      ListenError: nothing stays open.
+      ListenError: nothing stays open, but ``spare`` as it was.
     """
+    if spare and not isinstance(endpoint, TcpEndpoint):
+        return [replace(one, endpoint=endpoint) for one in spare]
     try:
         match endpoint:
             case TcpEndpoint():
                 addresses = literal_addresses(endpoint) or resolved
-                return _configured(_listen_tcp(endpoint, addresses, backlog, leaving), policy)
+                kept = _within(addresses, spare)
+                bound = _listen_tcp(endpoint, _without(addresses, kept), backlog, spare)
+                return [*_configured(bound, policy), *kept]
             case VsockEndpoint():
                 return _configured([_listen_vsock(endpoint, backlog)], policy)
             case UnixEndpoint() | MuxEndpoint():
@@ -140,11 +173,30 @@ def _configured(listeners: list[ListeningSocket], policy: Policy) -> list[Listen
     return listeners
 
 
+def _within(
+    addresses: Sequence[Address], spare: Sequence[ListeningSocket]
+) -> list[ListeningSocket]:
+    """Return the sockets that are bound to one of the addresses, or to a part of a wildcard."""
+    hosts = {(family, address[0]) for family, address in addresses}
+    wild = {family for family, host in hosts if host in _WILDCARDS}
+    return [one for one in spare if one.sock.family in wild or _host(one) in hosts]
+
+
+def _without(addresses: Sequence[Address], kept: Sequence[ListeningSocket]) -> list[Address]:
+    """Return the addresses to which none of the sockets is bound."""
+    taken = {_host(one) for one in kept}
+    return [(family, address) for family, address in addresses if (family, address[0]) not in taken]
+
+
+def _host(listening: ListeningSocket) -> tuple[int, str]:
+    return listening.sock.family, listening.sock.getsockname()[0]
+
+
 def _listen_tcp(
     endpoint: TcpEndpoint,
     addresses: Sequence[Address],
     backlog: int,
-    leaving: Sequence[socket.socket],
+    leaving: Sequence[ListeningSocket],
 ) -> list[ListeningSocket]:
     for _ in range(_PORT_TRIES - 1):
         with suppress(_PortTakenError):
@@ -160,7 +212,7 @@ def _bind_all(
     endpoint: TcpEndpoint,
     addresses: Sequence[Address],
     backlog: int,
-    leaving: Sequence[socket.socket],
+    leaving: Sequence[ListeningSocket],
 ) -> list[ListeningSocket]:
     port = endpoint.port
     with ExitStack() as undo:
@@ -169,7 +221,7 @@ def _bind_all(
             try:
                 sock = _listening(family, (host, port, *rest), backlog, leaving)
             except OSError as error:
-                if bound and host == "::1" and error.errno in NO_IPV6:
+                if endpoint.host != host == "::1" and error.errno in NO_IPV6:
                     continue
                 if error.errno == errno.EADDRINUSE and endpoint.port == 0:
                     raise _PortTakenError(error.errno, error.strerror) from error
@@ -191,15 +243,15 @@ def _listen_error_at(endpoint: TcpEndpoint, address: Address, error: OSError) ->
 
 
 def _listening(
-    family: int, address: Any, backlog: int, leaving: Sequence[socket.socket] = ()
+    family: int, address: Any, backlog: int, leaving: Sequence[ListeningSocket] = ()
 ) -> socket.socket:
     # Linux lets listeners of one user overlap if all have SO_REUSEPORT while the last one is bound
     # (socket(7)). It is reset afterwards, so that a second daemon of this user still gets
     # EADDRINUSE.
     with ExitStack() as undo:
-        for sock in leaving:
-            undo.callback(_share_port, sock, False)
-            _share_port(sock, True)
+        for one in leaving:
+            undo.callback(_share_port, one.sock, False)
+            _share_port(one.sock, True)
         sock = _bound(family, address, share=bool(leaving))
         try:
             sock.listen(backlog)

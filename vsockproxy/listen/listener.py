@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import math
 import socket
+from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -26,7 +28,7 @@ from vsockproxy.listen.renew import keep_file
 from vsockproxy.listen.sockets import Lease, Listen
 from vsockproxy.log.output import Throttle
 from vsockproxy.pump.reset import reset_descriptor
-from vsockproxy.pump.transfer import Bounds, EndReason, Pump
+from vsockproxy.pump.transfer import Accepted, Bounds, EndReason, Pump
 from vsockproxy.relay.failed_dial import FailedDials
 from vsockproxy.relay.relay import Relay
 from vsockproxy.stats import RouteStats
@@ -167,6 +169,7 @@ class RouteListener:
         """
         with self._relaying:
             async with self._selection.tended(), trio.open_nursery() as relays:
+                self._lease.accept_queued = partial(self._accept_queued, relays=relays)
                 try:
                     with self._accepting:
                         await self._accept_despite_defects(relays)
@@ -307,6 +310,42 @@ class RouteListener:
             relays.start_soon(self._relay.serve, client, connection, name="relay")
         else:
             reset_descriptor(client, connection.family)
+
+    def _accept_queued(self, sock: socket.socket, *, relays: trio.Nursery) -> None:
+        """Accept every client in the backlog of a socket that is about to be closed.
+
+        Those for whom no descriptor is left stay in it, and are reset.
+        """
+        room = self._gate.connections_free()
+        clients: list[Accepted] = []
+        failures = 0
+        while len(clients) < room and failures < _BATCH:
+            try:
+                clients += self._pump.accept(sock.fileno(), min(_BATCH, room - len(clients)))
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # a Unix socket that is shut down, and empty
+                    break
+                failures += 1 if error.errno in _PEER_ERRORS else _BATCH
+        if clients:
+            relays.start_soon(self._serve_queued, clients, sock.family, relays)
+
+    async def _serve_queued(
+        self, clients: Sequence[Accepted], family: int, relays: trio.Nursery
+    ) -> None:
+        """Admit clients, the first one first, as the limits allow: they bound the target's load."""
+        left = deque(clients)
+        try:
+            while left:
+                await self._gate.wait_for_room()
+                client, address = left.popleft()
+                connection = Connection(next(self._numbers), self.route, family, address)
+                connection.ending = "drained" if self._drains else connection.ending
+                self._admit(client, connection, relays)
+        finally:
+            for client, _ in left:
+                reset_descriptor(client, family)
 
     async def _back_off(self, error: OSError, failures: int) -> None:
         """Wait for the descriptor table or memory to have room again: 10 ms to 1 s."""

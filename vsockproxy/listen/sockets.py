@@ -13,33 +13,22 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
-from vsockproxy.address.endpoint import FdEndpoint, ListenEndpoint, MuxEndpoint, TcpEndpoint
-from vsockproxy.address.sockaddr import Address, errno_of, socket_file
+from vsockproxy.address.endpoint import FdEndpoint, ListenEndpoint, MuxEndpoint
+from vsockproxy.address.sockaddr import Address, socket_file
 from vsockproxy.config.settings import Policy
-from vsockproxy.errors import ListenError, listen_error
+from vsockproxy.errors import ListenError
 from vsockproxy.listen.bind import ListeningSocket, listen
 from vsockproxy.listen.names import Names, Resolved
-from vsockproxy.systemd import is_store_name, store_name
+from vsockproxy.listen.store import FdStore, Inherited
 
 Accept = Callable[[Sequence[ListeningSocket]], Awaitable[object]]
 """Accepts at some sockets until cancelled."""
-
-
-class FdStore(Protocol):
-    """A service manager's store of file descriptors; `systemd.Notifier` is one."""
-
-    def fd_store(self, name: str, sock: socket.socket) -> object:
-        """Keep a duplicate of a socket under a name."""
-        ...
-
-    def fd_remove(self, name: str) -> object:
-        """Close the sockets that are kept under a name."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +54,7 @@ class ListeningSockets:
 
         With ``store`` the sockets outlive this process; without it a restart opens them again.
         """
-        self._inherited = {name: list(sockets) for name, sockets in (inherited or {}).items()}
-        self._store = store
+        self._inherited = Inherited(inherited or {}, store)
         self._log = log
         self._open: dict[ListenEndpoint, _Open] = {}
         self._is_leaving = False
@@ -104,30 +92,59 @@ class ListeningSockets:
         Raises:
           ListenError: an endpoint cannot be bound. A note names its owner, and nothing changes.
         """
-        opened: list[ListenEndpoint] = []
+        opened: dict[ListenEndpoint, _Open] = {}
+        spare = self._spare(wanted)
         try:
             for endpoint, how in wanted.items():
                 if endpoint not in self._open:
-                    addresses = resolved.get(endpoint, ())
-                    self._open[endpoint] = self._opened(endpoint, how, wanted, addresses)
-                    opened.append(endpoint)
-                    self._log.debug("listening", owner=how.owner, listen=str(endpoint))
+                    here = [one for one in spare if one.is_at(endpoint)]
+                    entry = self._opened(endpoint, how, here, resolved.get(endpoint, ()))
+                    taken = {one.sock for one in entry.sockets}
+                    spare = [one for one in spare if one.sock not in taken]
+                    entry.sockets = self._inherited.owned(entry.sockets)
+                    opened[endpoint] = entry
         except ListenError:
-            self._close(opened)
+            for entry in opened.values():
+                self._undo(entry)
             raise
+        self._open |= opened
+        for endpoint, entry in opened.items():
+            if not entry.is_restored:
+                self._inherited.keep(endpoint, entry.sockets)
+            self._log.debug("listening", owner=entry.how.owner, listen=str(endpoint))
         for endpoint, entry in self._open.items():
             entry.is_wanted = endpoint in wanted
-        return opened
+        return list(opened)
+
+    def _undo(self, entry: _Open) -> None:
+        """Close the sockets of an endpoint that was not open before."""
+        if entry.is_restored:
+            for listening in entry.sockets:
+                listening.leave()
+        else:
+            self._end(entry.sockets)
 
     def close_unleased(self) -> None:
         """Close the endpoints without a lease: their clients are refused, not queued."""
-        self._close([endpoint for endpoint, entry in self._open.items() if entry.lease is None])
+        for endpoint in [endpoint for endpoint, entry in self._open.items() if not entry.lease]:
+            self._close(endpoint)
 
-    def _close(self, endpoints: Sequence[ListenEndpoint]) -> None:
-        for endpoint in endpoints:
-            self._discard(endpoint)
-            for listening in self._open.pop(endpoint).sockets:
+    def _close(self, endpoint: ListenEndpoint, lease: Lease | None = None) -> None:
+        """Close an endpoint; the last holder of its lease accepts the queued clients first."""
+        sockets = self._open.pop(endpoint).sockets
+        self._inherited.discard(endpoint, len(sockets))
+        self._end(sockets, lease)
+
+    def _end(self, sockets: Sequence[ListeningSocket], lease: Lease | None = None) -> None:
+        """Close those sockets that no open endpoint has, for good."""
+        used = {one.sock for entry in self._open.values() for one in entry.sockets}
+        for listening in sockets:
+            if listening.sock in used:
+                continue
+            if lease is None or isinstance(listening.endpoint, FdEndpoint):  # which stays queued
                 listening.close()
+            else:
+                listening.end(lease.accept_queued)
 
     def close_when_released(self, endpoint: ListenEndpoint) -> None:
         """Close an endpoint once its lease is released, although the configuration has it."""
@@ -145,26 +162,16 @@ class ListeningSockets:
         self._is_leaving = True
         for endpoint in list(self._open):
             self.released(endpoint)
-        for sock in (sock for sockets in self._inherited.values() for sock in sockets):
-            sock.close()
+        self._inherited.close()
 
     def close_unclaimed(self) -> None:
         """Close the sockets restored from the fd store for which there is no endpoint any more."""
-        claimed = {
-            store_name(endpoint, index)
-            for endpoint, entry in self._open.items()
-            for index in range(len(entry.sockets))
-        }
-        for name in filter(is_store_name, list(self._inherited)):
-            if name not in claimed and self._store is not None:
-                self._store.fd_remove(name)
-            for sock in self._inherited.pop(name):  # an endpoint has duplicates
-                sock.close()
+        numbers = {endpoint: len(entry.sockets) for endpoint, entry in self._open.items()}
+        self._inherited.close_unclaimed(numbers)
 
     def unused(self) -> list[str]:
         """Return the names of the sockets from systemd's socket units that no endpoint uses."""
-        used = {end.name for end in self._open if isinstance(end, FdEndpoint)}
-        return [name for name in self._inherited if name not in used and not is_store_name(name)]
+        return self._inherited.unused(self._open)
 
     # ---- leases ----
 
@@ -203,12 +210,12 @@ class ListeningSockets:
     def released(self, endpoint: ListenEndpoint) -> None:
         """Close an endpoint whose lease is over, unless another lease will follow."""
         entry = self._open[endpoint]
-        entry.lease = None
-        if self._is_leaving and self._store is not None:
+        lease, entry.lease = entry.lease, None
+        if self._is_leaving and self._inherited.has_store:
             for listening in self._open.pop(endpoint).sockets:
                 listening.leave()
         elif self._is_leaving or not entry.is_wanted:
-            self._close([endpoint])
+            self._close(endpoint, lease)
 
     # ---- sockets whose files come and go ----
 
@@ -224,13 +231,13 @@ class ListeningSockets:
         """
         entry = self._open[endpoint]
         sockets = self._listen(endpoint, entry.how)
-        self._discard(endpoint)
+        self._inherited.discard(endpoint, len(entry.sockets))
         before, entry.sockets = entry.sockets, sockets
-        self._keep(endpoint, sockets)
-        if entry.lease is not None:
-            await entry.lease.switch()
-        for listening in before:
-            listening.close()
+        self._inherited.keep(endpoint, sockets)
+        lease = entry.lease
+        if lease is not None:
+            await lease.switch()
+        self._end(before, lease)
 
     # ---- binding ----
 
@@ -238,82 +245,40 @@ class ListeningSockets:
         self,
         endpoint: ListenEndpoint,
         how: Listen,
-        wanted: Mapping[ListenEndpoint, Listen],
+        spare: Sequence[ListeningSocket],
         addresses: Sequence[Address],
     ) -> _Open:
-        restored = self._restored(endpoint)
-        if restored:  # the store keeps them already; their options are set by the first lease
-            return _Open(restored, how, configured=None)
+        restored = self._inherited.restored(endpoint)
+        if restored:  # the store keeps them already
+            return _Open(restored, how, is_restored=True)
         try:
-            leaving = self._leaving_at(endpoint, wanted)
-            sockets = self._listen(endpoint, how, leaving, addresses)
+            sockets = self._listen(endpoint, how, spare, addresses)
         except ListenError as error:
             if error.errno != errno.ENOENT or not isinstance(endpoint, MuxEndpoint):
                 raise
             sockets = []
-        self._keep(endpoint, sockets)
-        return _Open(sockets, how, configured=how.policy)
+        return _Open(sockets, how, configured=None if spare else how.policy)
 
     def _listen(
         self,
         endpoint: ListenEndpoint,
         how: Listen,
-        leaving: Sequence[socket.socket] = (),
+        spare: Sequence[ListeningSocket] = (),
         addresses: Sequence[Address] = (),
     ) -> list[ListeningSocket]:
-        policy = how.policy
+        inherited, policy = self._inherited.sockets, how.policy
         try:
             return listen(
-                endpoint,
-                policy.backlog,
-                self._inherited,
-                policy,
-                leaving=leaving,
-                resolved=addresses,
+                endpoint, policy.backlog, inherited, policy, spare=spare, resolved=addresses
             )
         except ListenError as error:
             error.add_note(how.owner)
             raise
 
-    def _leaving_at(
-        self, endpoint: ListenEndpoint, wanted: Mapping[ListenEndpoint, Listen]
-    ) -> list[socket.socket]:
-        """Return the open sockets at a TCP endpoint's port that will be closed."""
-        return [
-            listening.sock
-            for other, entry in self._open.items()
-            if isinstance(endpoint, TcpEndpoint)
-            and isinstance(other, TcpEndpoint)
-            and other.port == endpoint.port
-            and other not in wanted
-            for listening in entry.sockets
-        ]
-
-    # ---- the fd store ----
-
-    def _restored(self, endpoint: ListenEndpoint) -> list[ListeningSocket]:
-        """Return duplicates of the sockets that the fd store kept for an endpoint."""
-        restored: list[ListeningSocket] = []
-        while sockets := self._inherited.get(store_name(endpoint, len(restored))):
-            try:
-                copy = sockets[0].dup()
-            except OSError as error:  # no descriptor is left
-                for listening in restored:
-                    listening.leave()
-                raise listen_error(endpoint, errno_of(error)) from error
-            copy.setblocking(False)
-            restored.append(ListeningSocket.restored(copy, endpoint))
-        return restored
-
-    def _keep(self, endpoint: ListenEndpoint, sockets: Sequence[ListeningSocket]) -> None:
-        if self._store is not None and not isinstance(endpoint, FdEndpoint):
-            for index, listening in enumerate(sockets):
-                self._store.fd_store(store_name(endpoint, index), listening.sock)
-
-    def _discard(self, endpoint: ListenEndpoint) -> None:
-        if self._store is not None and not isinstance(endpoint, FdEndpoint):
-            for index in range(len(self._open[endpoint].sockets)):
-                self._store.fd_remove(store_name(endpoint, index))
+    def _spare(self, wanted: Mapping[ListenEndpoint, Listen]) -> list[ListeningSocket]:
+        """Return the sockets that will be closed unless a new endpoint goes on with them."""
+        leaving = [entry.sockets for end, entry in self._open.items() if end not in wanted]
+        return [*chain.from_iterable(leaving), *self._inherited.left_over(wanted)]
 
 
 class Lease:
@@ -321,10 +286,13 @@ class Lease:
 
     Attributes:
       released: set once the holder has given it back.
+      accept_queued: accepts every client in the backlog of a socket without waiting. The holder
+        sets it; it is called before a socket is closed for good.
     """
 
     def __init__(self, owner: ListeningSockets, endpoint: ListenEndpoint) -> None:
         self.endpoint = endpoint
+        self.accept_queued: Callable[[socket.socket], object] = _accept_nothing
         self.released = trio.Event()
         self._owner = owner
         self._turn = _Turn()
@@ -377,17 +345,26 @@ class Lease:
             self._owner.released(self.endpoint)
 
 
-class _Open:
-    """An open endpoint: its sockets, the policy whose options they have, and its lease."""
+def _accept_nothing(_: socket.socket) -> None:
+    """Leave the clients in the backlog; they are reset."""
 
-    def __init__(
-        self, sockets: list[ListeningSocket], how: Listen, configured: Policy | None
-    ) -> None:
-        self.sockets = sockets
-        self.how = how
-        self.configured = configured
-        self.lease: Lease | None = None
-        self.is_wanted = True
+
+@dataclass(slots=True)
+class _Open:
+    """An open endpoint.
+
+    Attributes:
+      how: for whom it is open.
+      configured: the policy whose options the sockets have; None: the first lease sets them.
+      is_restored: whether the fd store had the sockets.
+    """
+
+    sockets: list[ListeningSocket]
+    how: Listen
+    configured: Policy | None = None
+    is_restored: bool = False
+    lease: Lease | None = None
+    is_wanted: bool = True
 
 
 class _Turn:
