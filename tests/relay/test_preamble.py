@@ -24,13 +24,13 @@ from vsockproxy.config.settings import Policy, PumpChoice
 from vsockproxy.errors import DialError
 from vsockproxy.relay.preamble import send_header
 from vsockproxy.relay.proxy_protocol import (
+    SIGNATURE,
     Header,
     InetAddress,
     UnixAddress,
     Version,
     VsockAddress,
     build_header,
-    parse_header,
 )
 
 LOOPBACK = (parse_rule("127.0.0.1"),)
@@ -39,6 +39,9 @@ CLIENT = Header(
     InetAddress(ip_address("192.0.2.7"), 4711), InetAddress(ip_address("192.0.2.1"), 443)
 )
 GUEST = Header(VsockAddress(7, 1025))
+UNIX = Header(UnixAddress(b"/run/\xff.sock"), UnixAddress(b"/run/server.sock"))
+ABSTRACT = Header(UnixAddress(b"\0client"), UnixAddress(b"/run/server.sock"))
+UNNAMED = Header(UnixAddress(b""), UnixAddress(b"/run/server.sock"))
 
 
 # ---- sent to the target ----
@@ -119,13 +122,16 @@ async def test_a_client_that_resets_while_its_target_is_dialled_ends_as_its_own_
         assert not route.events("connection_error")
 
 
-async def test_send_proxy_sends_a_unix_client_as_unix(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "header"), [("v1", b"PROXY UNKNOWN\r\n"), ("v2", SIGNATURE + b"\x20\x00\x00\x00")]
+)
+async def test_send_proxy_names_no_address_for_a_unix_client(
+    tmp_path: Path, version: Version, header: bytes, choice: PumpChoice
+) -> None:
     endpoint = unix_at(tmp_path)
-    async with serving(Policy(send_proxy="v2"), listen_at=endpoint) as route:
-        answer = await route.exchange(b"x")
-    assert parse_header(answer[:-1]) == Header(
-        UnixAddress(b""), UnixAddress(endpoint.path.encode())
-    )
+    policy = Policy(send_proxy=version)
+    async with serving(policy, listen_at=endpoint, choice=choice) as route:
+        assert await route.exchange(b"x") == header + b"x"
 
 
 async def test_a_target_that_reads_no_header_is_a_dial_timeout() -> None:
@@ -179,12 +185,11 @@ async def test_no_target_is_dialled_before_the_header_is_complete() -> None:
         assert await read_to_end(client) == b"first"
 
 
-@pytest.mark.parametrize("header", [CLIENT, GUEST])
-async def test_a_received_header_is_sent_to_the_target(header: Header) -> None:
-    async with serving(replace(TRUSTING, send_proxy="v2")) as route:
-        answer = await route.exchange(build_header("v2", header) + b"x")
-    assert answer[-1:] == b"x"
-    assert parse_header(answer[:-1]).source == header.source
+@pytest.mark.parametrize("header", [CLIENT, GUEST, UNIX, ABSTRACT, UNNAMED])
+async def test_a_received_header_is_sent_to_the_target(header: Header, choice: PumpChoice) -> None:
+    sent = build_header("v2", header) + b"x"
+    async with serving(replace(TRUSTING, send_proxy="v2"), choice=choice) as route:
+        assert await route.exchange(sent) == sent
 
 
 async def test_a_header_without_addresses_keeps_the_sender_as_the_client() -> None:

@@ -72,11 +72,21 @@ def test_the_block_of_a_tcp4_client_is_laid_out_as_specified() -> None:
     )
 
 
-def test_a_guest_is_unspec_with_its_cid_and_port_in_a_tlv() -> None:
+def test_a_guest_is_local_with_its_cid_and_port_in_a_tlv() -> None:
     header = build_header("v2", Header(VsockAddress(7, 1025)))
-    assert header == block(0x21, 0x00, bytes([TLV_VSOCK]) + struct.pack("!HII", 8, 7, 1025))
+    assert header == block(0x20, 0x00, bytes([TLV_VSOCK]) + struct.pack("!HII", 8, 7, 1025))
     assert 0xE0 <= TLV_VSOCK <= 0xEF
     assert build_header("v1", Header(VsockAddress(7, 1025))) == b"PROXY UNKNOWN\r\n"
+
+
+def test_a_client_without_an_address_is_local() -> None:
+    assert build_header("v2", Header()) == block(0x20, 0x00, b"")
+
+
+def test_a_guest_under_the_command_proxy_is_read() -> None:
+    """Another sender's, and that of a version before."""
+    tlv = bytes([TLV_VSOCK]) + struct.pack("!HII", 8, 7, 1025)
+    assert parse_header(block(0x21, 0x00, tlv)) == Header(VsockAddress(7, 1025))
 
 
 def test_a_unix_client_has_two_paths_of_108_bytes() -> None:
@@ -100,6 +110,30 @@ def test_mixed_ip_versions_are_written_as_ipv6() -> None:
     mapped = InetAddress(IPv6Address("::ffff:192.0.2.1"), 1)
     for version in VERSIONS:
         assert parse_header(build_header(version, Header(four, six))) == Header(mapped, six)
+
+
+# ---- headers that receivers take ----
+
+BEGIN = "0d0a0d0a000d0a515549540a"
+
+# Each was sent to HAProxy 2.6.12, nginx 1.22.1 and go-proxyproto 0.8.0, and the connection served.
+# They close, or some of them: 21 00 (PROXY and UNSPEC), and 21 31 (PROXY and AF_UNIX).
+TAKEN = {
+    "TCP4": (CLIENT, f"{BEGIN} 21 11 000c c0a80001 c0a8000b dc04 01bb"),
+    "TCP6": (
+        Header(InetAddress(IPv6Address("::1"), 1), InetAddress(IPv6Address("2001:db8::2"), 80)),
+        f"{BEGIN} 21 21 0024 00000000000000000000000000000001 20010db8000000000000000000000002"
+        " 0001 0050",
+    ),
+    "vsock": (Header(VsockAddress(7, 1025)), f"{BEGIN} 20 00 000b e5 0008 00000007 00000401"),
+    "unix": (Header(), f"{BEGIN} 20 00 0000"),
+}
+
+
+@pytest.mark.parametrize(("header", "taken"), TAKEN.values(), ids=TAKEN)
+def test_a_header_is_one_that_receivers_take(header: Header, taken: str) -> None:
+    assert build_header("v2", header) == bytes.fromhex(taken)
+    assert parse_header(bytes.fromhex(taken)) == header
 
 
 # ---- properties ----
@@ -167,6 +201,9 @@ def test_a_changed_byte_never_crashes(header: Header, at: int, change: int) -> N
         block(0x20, 0x00, b""),
         block(0x20, 0x11, bytes(12)),  # LOCAL: the rest is to be left aside
         block(0x20, 0xFF, b"anything"),
+        block(0x20, 0x00, b"anything"),
+        block(0x20, 0x00, b"\xe5\x00\x03abc"),
+        block(0x20, 0x31, bytes(216)),
         block(0x21, 0x00, b""),
         block(0x21, 0x00, b"\x04\x00\x02ab"),
         block(0x21, 0x12, bytes(12)),  # a datagram's

@@ -15,7 +15,7 @@ from typing import Any, Final
 import trio
 
 from vsockproxy.address.endpoint import AF_VSOCK, Target
-from vsockproxy.address.sockaddr import errno_of, socket_file
+from vsockproxy.address.sockaddr import errno_of
 from vsockproxy.config.access import ip_of
 from vsockproxy.connection import Connection
 from vsockproxy.errors import VsockproxyError, dial_error
@@ -114,15 +114,16 @@ def _send_some(sock: socket.socket, data: bytes) -> int:
 
 
 def header_of(connection: Connection, client: socket.socket) -> Header:
-    """Return the header for a target: the addresses in the client's header, else its socket's."""
-    destination = connection.destination or _destination(connection, client)
+    """Return the header for a target: the addresses in the client's header, else its socket's.
+
+    A Unix client without a header has none: receivers close a connection with AF_UNIX addresses.
+    """
+    destination = connection.destination
+    if destination is None:
+        if connection.family == _AF_UNIX:
+            return Header()
+        destination = client.family, client.getsockname()
     return Header(_to_header(connection.family, connection.address), _to_header(*destination))
-
-
-def _destination(connection: Connection, client: socket.socket) -> tuple[int, Any]:
-    # The kernel has a Unix listener's address as it was bound, under /proc/self/fd.
-    path = None if client.family != _AF_UNIX else socket_file(connection.route.listen)
-    return client.family, client.getsockname() if path is None else str(path)
 
 
 def follow_header(connection: Connection, header: Header) -> None:
@@ -149,4 +150,4 @@ def _from_header(source: Source) -> tuple[int, Any]:
         return family, (str(source.ip), source.port)
     if isinstance(source, VsockAddress):
         return AF_VSOCK, tuple(source)
-    return _AF_UNIX, source.path
+    return _AF_UNIX, os.fsdecode(source.path)  # bytes would be a sockaddr of the kernel's

@@ -3,11 +3,13 @@ r"""The PROXY protocol, versions 1 and 2, without I/O: building a header, and re
 Owns: the bytes of a header, their bounds, and `HeaderReader`, which takes one header out of
 a stream and not a byte more.  Knows nothing of sockets or time: `preamble` does.
 
-The specification is HAProxy's doc/proxy-protocol.txt.  What it has no family for:
+The specification is HAProxy's doc/proxy-protocol.txt.  A header without an address that it has a
+family for is UNKNOWN in version 1, and the command LOCAL in version 2: the specification has every
+receiver accept that, while HAProxy 2.6 and others close a connection with PROXY and UNSPEC.
 
-* a vsock client is UNSPEC (version 1: UNKNOWN), and version 2 adds a TLV of type `TLV_VSOCK`
-  whose value is the client's CID and port, 32 bits each in network byte order;
-* a Unix client is AF_UNIX in version 2 and UNKNOWN in version 1.
+* A vsock client is such a one.  Version 2 adds a TLV of type `TLV_VSOCK` whose value is the
+  client's CID and port, 32 bits each in network byte order.
+* Two Unix sockets' paths are AF_UNIX in version 2 and UNKNOWN in version 1.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from __future__ import annotations
 import ipaddress
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, Literal, NamedTuple
 
@@ -31,6 +34,7 @@ LINE_MAX: Final = 107
 SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 _WORD: Final = b"PROXY "
 _FIXED: Final = struct.Struct("!12sBBH")
+_TRANSPORT: Final = 13  # the offset of the byte with the family and the protocol
 _TLV: Final = struct.Struct("!BH")
 _VSOCK: Final = struct.Struct("!II")
 _UNIX_PATH: Final = 108
@@ -95,8 +99,8 @@ def build_header(version: Version, header: Header) -> bytes:
     source, destination = _alike(header)
     if version == "v1":
         return _build_line(source, destination)
-    family, body = _build_block(source, destination)
-    return _FIXED.pack(SIGNATURE, _PROXY, family, len(body)) + body
+    command, transport, body = _build_block(source, destination)
+    return _FIXED.pack(SIGNATURE, command, transport, len(body)) + body
 
 
 def _alike(header: Header) -> tuple[Source | None, Source | None]:
@@ -125,17 +129,18 @@ def _build_line(source: Source | None, destination: Source | None) -> bytes:
     return f"PROXY TCP{version} {ends}\r\n".encode("ascii")
 
 
-def _build_block(source: Source | None, destination: Source | None) -> tuple[int, bytes]:
-    """Return the byte of family and protocol, and the bytes after the fixed part."""
+def _build_block(source: Source | None, destination: Source | None) -> tuple[int, int, bytes]:
+    """Return the bytes of the command and the transport, and those after the fixed part."""
     if isinstance(source, InetAddress) and isinstance(destination, InetAddress):
         ips = source.ip.packed + destination.ip.packed
-        return _STREAMS[source.ip.version], ips + struct.pack("!HH", source.port, destination.port)
+        ports = struct.pack("!HH", source.port, destination.port)
+        return _PROXY, _STREAMS[source.ip.version], ips + ports
     if isinstance(source, UnixAddress):
         path = destination.path if isinstance(destination, UnixAddress) else b""
-        return _UNIX_STREAM, _unix_path(source.path) + _unix_path(path)
+        return _PROXY, _UNIX_STREAM, _unix_path(source.path) + _unix_path(path)
     if isinstance(source, VsockAddress):
-        return _UNSPEC, _TLV.pack(TLV_VSOCK, _VSOCK.size) + _VSOCK.pack(*source)
-    return _UNSPEC, b""
+        return _LOCAL, _UNSPEC, _TLV.pack(TLV_VSOCK, _VSOCK.size) + _VSOCK.pack(*source)
+    return _LOCAL, _UNSPEC, b""
 
 
 def _unix_path(path: bytes) -> bytes:
@@ -237,13 +242,25 @@ def _parse_block(data: bytes) -> Header:
     if command not in (_LOCAL, _PROXY) or len(body) != size:
         raise MalformedHeaderError(data)
     if command == _LOCAL:
-        return Header()  # the specification: ignore its other fields
+        return _parse_local(data)
     if family > _FAMILIES or protocol > _PROTOCOLS or size < _ADDRESSES.get(family, 0):
         raise MalformedHeaderError(data)
     tlvs = dict(_tlvs(data, body[_ADDRESSES.get(family, 0) :]))
-    if transport == _UNSPEC and len(guest := tlvs.get(TLV_VSOCK, b"")) == _VSOCK.size:
-        return Header(VsockAddress(*_VSOCK.unpack(guest)))
-    return _addresses(transport, body)
+    return _guest(tlvs) if transport == _UNSPEC else _addresses(transport, body)
+
+
+def _parse_local(data: bytes) -> Header:
+    """Return the guest in a LOCAL header; its other fields must be ignored, valid or not."""
+    if data[_TRANSPORT] != _UNSPEC:
+        return Header()
+    with suppress(MalformedHeaderError):
+        return _guest(dict(_tlvs(data, data[_FIXED.size :])))
+    return Header()
+
+
+def _guest(tlvs: Mapping[int, bytes]) -> Header:
+    value = tlvs.get(TLV_VSOCK, b"")
+    return Header(VsockAddress(*_VSOCK.unpack(value))) if len(value) == _VSOCK.size else Header()
 
 
 def _addresses(transport: int, body: bytes) -> Header:
