@@ -1,4 +1,7 @@
-"""The map of the modules in docs/design.md, and the tree: both name the same files."""
+"""The map of the modules in docs/design.md, and the tree: both name the same files.
+
+So do the threat model in docs/security.md and the tests.
+"""
 
 import re
 from pathlib import Path
@@ -9,6 +12,7 @@ from tests.daemon_process import REPOSITORY
 
 PACKAGE: Final = Path(vsockproxy.__file__).parent  # installed elsewhere by `make bare`
 PAGE: Final = REPOSITORY / "docs" / "design.md"
+SECURITY: Final = REPOSITORY / "docs" / "security.md"
 
 
 def modules() -> set[str]:
@@ -40,6 +44,13 @@ def test_the_layers_on_the_page_are_those_of_the_contract() -> None:
     page = PAGE.read_text().partition("## What a module may import")[2]
     block = re.findall(r"^    (\S.*)$", page.partition("\nBesides")[0], re.MULTILINE)
     assert block == layers
+
+
+def test_the_tests_that_the_threat_model_names_exist() -> None:
+    section = SECURITY.read_text().partition("## Threat model")[2].partition("\n## ")[0]
+    named = re.findall(r"`([\w/]+\.py)`", section)
+    assert named
+    assert [name for name in named if not (REPOSITORY / "tests" / name).is_file()] == []
 
 
 def test_no_file_of_the_package_has_more_than_400_lines() -> None:
