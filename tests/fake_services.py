@@ -16,7 +16,12 @@ import trio.testing
 
 from tests.sockets import no_descriptor_left_over, read_to_end
 from vsockproxy.address.endpoint import Dialable, FdEndpoint, MuxEndpoint, TcpEndpoint, UnixEndpoint
-from vsockproxy.address.sockaddr import new_socket
+from vsockproxy.address.sockaddr import (
+    Address,
+    distinct_addresses,
+    literal_addresses,
+    new_socket,
+)
 from vsockproxy.dial import mux_line
 from vsockproxy.dial.dial import dial
 from vsockproxy.listen.bind import ListeningSocket, listen
@@ -261,9 +266,13 @@ def listening(
     endpoint: TcpEndpoint | UnixEndpoint | MuxEndpoint | FdEndpoint,
     inherited: dict[str, list[socket.socket]] | None = None,
 ) -> Iterator[list[ListeningSocket]]:
-    """Open listeners, and close them at the end of the block."""
+    """Open listeners, also by host name, and close them at the end of the block."""
+    resolved: list[Address] = []
+    if isinstance(endpoint, TcpEndpoint) and literal_addresses(endpoint) is None:
+        found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+        resolved = distinct_addresses(found)
     with no_descriptor_left_over():
-        listeners = listen(endpoint, 16, inherited or {})
+        listeners = listen(endpoint, 16, inherited or {}, resolved=resolved)
         try:
             yield listeners
         finally:

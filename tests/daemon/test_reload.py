@@ -29,7 +29,8 @@ from vsockproxy.address.endpoint import (
     TcpEndpoint,
     UnixEndpoint,
 )
-from vsockproxy.config.settings import Config, Policy, PumpChoice, Route, TlsSettings
+from vsockproxy.config.process import TlsSettings
+from vsockproxy.config.settings import Config, Policy, PumpChoice, Route
 from vsockproxy.daemon.http import HttpServers
 from vsockproxy.errors import ConfigError, ListenError, Problem
 

@@ -121,6 +121,12 @@ def test_every_ipv6_address_does_not_take_the_ipv4_port() -> None:
 
 
 @needs_ipv6
+def test_a_host_name_without_an_address_is_an_error() -> None:
+    with pytest.raises(ListenError) as caught:
+        listen(TcpEndpoint("host.example", 80), 16, {}, resolved=[])
+    assert caught.value.reason == "name"
+
+
 def test_a_taken_port_is_in_use_and_says_on_which_address() -> None:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
         port = taken.getsockname()[1]

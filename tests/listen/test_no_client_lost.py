@@ -41,7 +41,7 @@ async def route(tmp_path: Path) -> AsyncIterator[Route]:
     """A route to a guest that echoes."""
     async with mux_server(tmp_path / "guest.sock", {80: echo}) as server:
         target = MuxEndpoint(str(server.path), 80)
-        yield Route("echo", LOOPBACK_2, target, Policy(access_log=False))
+        yield Route("echo", LOOPBACK_2, target, Policy(access_log=False, half_close="forward"))
 
 
 def at(route: Route, listen: ListenEndpoint) -> Route:

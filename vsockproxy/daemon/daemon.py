@@ -20,7 +20,6 @@ from vsockproxy.config.settings import Config
 from vsockproxy.daemon.http import HttpServers, http_endpoints
 from vsockproxy.daemon.reload import Load, Reloading
 from vsockproxy.daemon.supervisor import Supervisor
-from vsockproxy.errors import VsockproxyError
 from vsockproxy.listen.sockets import Listen, ListeningSockets
 from vsockproxy.listen.store import FdStore
 from vsockproxy.log.output import get_logger
@@ -147,13 +146,7 @@ class Daemon:
         certificates = await self._read_certificates(config)
         wanted = self._wanted(config)
         resolved = await self._sockets.resolve(wanted)
-        try:
-            self._sockets.open(wanted, resolved)
-        except VsockproxyError:
-            raise
-        except Exception:
-            self._sockets.close_unleased()
-            raise
+        self._sockets.open(wanted, resolved)
         return certificates
 
     async def apply(self, config: Config, certificates: ssl.SSLContext | None) -> bool:

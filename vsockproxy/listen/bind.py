@@ -150,6 +150,8 @@ def listen(
         match endpoint:
             case TcpEndpoint():
                 addresses = literal_addresses(endpoint) or resolved
+                if not addresses:
+                    raise ListenError(endpoint, "name", f"{endpoint.host!r} has no address")
                 kept = _within(addresses, spare)
                 bound = _listen_tcp(endpoint, _without(addresses, kept), backlog, spare)
                 return [*_configured(bound, policy), *kept]

@@ -103,7 +103,7 @@ class ListeningSockets:
                     spare = [one for one in spare if one.sock not in taken]
                     entry.sockets = self._inherited.owned(entry.sockets)
                     opened[endpoint] = entry
-        except ListenError:
+        except Exception:  # a defect also leaves nothing open
             for entry in opened.values():
                 self._undo(entry)
             raise
