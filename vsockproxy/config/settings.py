@@ -109,7 +109,7 @@ class Policy:
         group="connections",
     )
     half_close_hold: float = key(
-        10.0,
+        5.0,
         "How long both directions must be silent before a held FIN is passed on. A client that"
         " waits for the end of the connection waits this long; an answer that begins later is lost",
         kinds.TIME,
