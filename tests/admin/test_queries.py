@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from tests.admin.running_daemon import ControlledDaemon, controlled_daemon
 from tests.fake_services import HOST_PORT, echo, hold, mux_server
 from tests.sockets import read_to_end
 from tests.waiting import PATIENCE
-from vsockproxy.address.endpoint import MuxEndpoint
+from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint
 from vsockproxy.config.access import parse_rule
-from vsockproxy.config.settings import Policy, PumpChoice
+from vsockproxy.config.guest import Cid, Guest, Libvirt
+from vsockproxy.config.settings import Config, Policy, PumpChoice
 from vsockproxy.errors import dial_error
 
 
@@ -196,6 +197,23 @@ async def test_the_running_configuration_has_every_setting_of_each_route(tmp_pat
     assert route["policy"]["idle_timeout"] == 7.5
     assert route["policy"]["allow"] == ["uid:0", "gid:7"]
     assert shown["admin"]["socket"] == f"unix:{daemon.socket}"
+
+
+async def test_the_running_configuration_has_every_target_and_guest(tmp_path: Path) -> None:
+    guests = (Guest("db", Cid(3, to_host=True)), Guest("web", Libvirt("vm1"), to_host=True))
+    async with controlled_daemon(tmp_path, "web") as daemon:
+        [route] = daemon.daemon.config.routes
+        spare = TcpEndpoint("127.0.0.1", 9)
+        await daemon.reload(routes=(replace(route, others=(spare,)),), guests=guests)
+        shown = await daemon.get("/v1/config")
+    [settings] = shown["routes"]
+    assert settings["targets"] == [str(route.target), "tcp:127.0.0.1:9"]
+    assert settings["target"] == str(route.target)
+    assert shown["guests"] == [
+        {"name": "db", "way": "cid = 3, to_host = true", "to_host": True},
+        {"name": "web", "way": 'libvirt = "vm1"', "to_host": True},
+    ]
+    assert {field.name for field in fields(Config)} <= set(shown)
 
 
 async def test_events_include_state_changes_and_exclude_closed_connections(tmp_path: Path) -> None:

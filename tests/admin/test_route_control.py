@@ -8,7 +8,39 @@ import pytest
 
 from tests.admin.running_daemon import controlled_daemon
 from tests.fake_services import unix_listener
+from vsockproxy.admin.operations import OPERATIONS
 from vsockproxy.config.settings import Limits, Policy
+
+VERBS = [one.name for one in OPERATIONS if one.path.startswith("/v1/routes/{") and one.body is None]
+VERBS.remove("route")  # it only reads
+
+
+@pytest.mark.parametrize("before", [[], ["pause"], ["drain"], ["pause", "drain"]])
+@pytest.mark.parametrize("verb", VERBS)
+async def test_a_repeated_order_to_a_route_succeeds_and_changes_nothing(
+    tmp_path: Path, before: list[str], verb: str
+) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
+        for order in before:
+            await daemon.post(f"/v1/routes/web/{order}")
+        once = await daemon.post(f"/v1/routes/web/{verb}")
+        twice = await daemon.post(f"/v1/routes/web/{verb}")
+    assert once["state"] == twice["state"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/connections/end", {"all": True}), ("/v1/reload", None)]
+)
+async def test_a_repeated_order_to_the_daemon_succeeds(
+    tmp_path: Path, path: str, body: object
+) -> None:
+    async with controlled_daemon(tmp_path, "web", load=lambda: daemon.daemon.config) as daemon:
+        assert await daemon.post(path, body) == await daemon.post(path, body)
+
+
+def test_every_order_is_repeated_in_a_test() -> None:
+    orders = {one.name for one in OPERATIONS if one.method == "POST"}
+    assert orders == {*VERBS, "end_some", "reload"}
 
 
 async def test_pause_queues_clients_until_resume_and_survives_a_reload(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -31,6 +31,8 @@ _REMEDY: Final = (
     f"name the control socket with --socket or ${ADMIN}; a daemon outside systemd has one"
     ' only if its configuration sets it: [admin] socket = "PATH"'
 )
+
+_SEE_LOG: Final = "its log has the error: http_request_failed (journalctl -u vsockproxy)"
 
 
 class DaemonUnreachableError(VsockproxyError):
@@ -102,7 +104,7 @@ class Client:
             with suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, path, body)
             response = connection.getresponse()
-            answer = json.loads(response.read(_MAX_ANSWER))
+            answer = _read(response)
         except TimeoutError as error:
             raise DaemonHangsError(
                 f"no answer from {self.path} within {self._timeout:g}s: the daemon hangs"
@@ -116,10 +118,33 @@ class Client:
         finally:
             connection.close()
         if response.status != 200:
-            raise RequestError(
-                response.status, str(answer.get("error", answer)), str(answer.get("remedy", ""))
-            )
-        return dict(answer)
+            raise _refusal(response.status, answer)
+        return answer
+
+
+def _read(response: HTTPResponse) -> Answer:
+    """Return the JSON object of an answer; an empty one of a daemon that failed without JSON.
+
+    Raises ValueError for any other answer.
+    """
+    content = response.read(_MAX_ANSWER)
+    try:
+        answer = json.loads(content)
+    except ValueError:
+        if response.status < 500:
+            raise
+        answer = {}
+    if not isinstance(answer, dict):
+        raise ValueError("the answer is not an object")
+    return answer
+
+
+def _refusal(status: int, answer: Answer) -> RequestError:
+    """Return the error of an answer whose status is not 200."""
+    if status >= 500:
+        error = f"the daemon failed to answer (HTTP {status})"
+        return RequestError(status, str(answer.get("error", error)), _SEE_LOG)
+    return RequestError(status, str(answer.get("error", answer)), str(answer.get("remedy", "")))
 
 
 def route_path(name: str, action: str = "") -> str:

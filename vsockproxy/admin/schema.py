@@ -204,8 +204,17 @@ class RouteSettings(BaseModel):
 
     name: str
     listen: str
-    target: str
+    target: Annotated[str, _described("The first of targets.")]
+    targets: Annotated[list[str], _described("All targets, in the order written.")]
     policy: dict[str, Any]
+
+
+class GuestSettings(BaseModel):
+    """One guest of the configuration."""
+
+    name: str
+    way: Annotated[str, _described("Keys that say how it is reached, as in cid = 3.")]
+    to_host: Annotated[bool, _described("Whether to_host is set.")]
 
 
 class Configuration(BaseModel):
@@ -214,7 +223,9 @@ class Configuration(BaseModel):
     source: str
     fingerprint: str
     routes: list[RouteSettings]
+    guests: list[GuestSettings]
     metrics: Any
+    metrics_tls: Any
     admin: Any
     limits: Any
     log: Any

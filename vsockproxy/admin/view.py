@@ -22,6 +22,7 @@ from vsockproxy.address.endpoint import (
 from vsockproxy.admin import schema
 from vsockproxy.admin.daemon import Daemon
 from vsockproxy.admin.rates import Rates
+from vsockproxy.config.guest import Guest
 from vsockproxy.config.settings import Route
 from vsockproxy.connection import Connection
 from vsockproxy.stats import RouteStats, TargetState
@@ -117,7 +118,9 @@ def configuration(daemon: Daemon) -> schema.Configuration:
         source=config.source,
         fingerprint=config.fingerprint,
         routes=[_route_settings(route) for route in config.routes],
+        guests=[_guest_settings(guest) for guest in config.guests],
         metrics=plain(config.metrics),
+        metrics_tls=plain(config.metrics_tls),
         admin=plain(config.admin),
         limits=plain(config.limits),
         log=plain(config.log),
@@ -145,8 +148,14 @@ def _route_settings(settings: Route) -> schema.RouteSettings:
         name=settings.name,
         listen=str(settings.listen),
         target=str(settings.target),
+        targets=[str(target) for target in settings.targets],
         policy=plain(settings.policy),
     )
+
+
+def _guest_settings(guest: Guest) -> schema.GuestSettings:
+    to_host = guest.to_host or getattr(guest.way, "to_host", False)
+    return schema.GuestSettings(name=guest.name, way=str(guest.way), to_host=to_host)
 
 
 def plain(value: object) -> Any:
