@@ -13,6 +13,7 @@ The folders, along the way that a configuration and then a client's bytes take:
       -> metrics, admin           read the counters, show them, run operators' commands
     doctor, top                   look at a machine and at a running daemon
     guests                        find a guest's address at each dial
+    http                          the server under metrics and admin
     address, errors, log          the vocabulary under all of it
 
 As a library it is trio's missing vsock layer:

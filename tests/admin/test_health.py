@@ -20,7 +20,7 @@ from tests.daemon_process import command, daemon, environment
 from tests.fake_services import dead_unix_socket, says, unix_listener, unused_tcp_port
 from vsockproxy.admin.client import DaemonUnreachableError, find_socket
 from vsockproxy.admin.health import UnhealthyError, ask, ask_url, find_address
-from vsockproxy.admin.observe import serve_metrics
+from vsockproxy.admin.observe import metrics_server
 from vsockproxy.errors import ConfigError
 
 SOON: Final = 5.0
@@ -30,11 +30,9 @@ SOON: Final = 5.0
 @asynccontextmanager
 async def serving(sock: socket.socket, not_ready: list[str] | None = None) -> AsyncIterator[None]:
     """Serve the metrics listener of a fake daemon with these reasons not to be ready."""
-    serve = partial(
-        serve_metrics, [sock], CollectorRegistry(), FakeDaemon(not_ready=not_ready or [])
-    )
+    server = metrics_server(CollectorRegistry(), FakeDaemon(not_ready=not_ready or []))
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve)
+        await nursery.start(server.serve, [sock])
         yield
         nursery.cancel_scope.cancel()
 
@@ -66,7 +64,7 @@ async def test_ready_is_200_and_unready_503_with_every_reason(tcp: socket.socket
 
 async def test_a_server_without_problems_is_ready(tcp: socket.socket) -> None:
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve_metrics, [tcp], CollectorRegistry(), FakeDaemon())
+        await nursery.start(metrics_server(CollectorRegistry(), FakeDaemon()).serve, [tcp])
         assert await asked(lambda: ask_url(url(tcp), SOON)) == "ready"
         nursery.cancel_scope.cancel()
 
@@ -235,7 +233,7 @@ def test_every_failure_is_status_1_and_one_line(tmp_path: Path) -> None:
         assert len(done.stderr.splitlines()) == 1
 
 
-HEAVY: Final = {"trio", "pydantic", "structlog", "prometheus_client", "hypercorn", "ruamel"}
+HEAVY: Final = {"trio", "pydantic", "structlog", "prometheus_client", "h11", "ruamel"}
 
 
 def test_the_health_module_imports_no_heavy_library() -> None:

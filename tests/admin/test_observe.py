@@ -23,11 +23,11 @@ from tests.admin.fake_daemon import FakeDaemon
 from tests.daemon_process import environment
 from tests.sockets import connected, read_to_end
 from tests.waiting import until
-from vsockproxy.admin.observe import serve_metrics
-from vsockproxy.admin.server import MAX_CLIENTS, Tls, without_tls
+from vsockproxy.admin.observe import metrics_server
 from vsockproxy.admin.tls import tls_context
 from vsockproxy.config.process import TlsSettings
 from vsockproxy.errors import ConfigError
+from vsockproxy.http.server import MAX_CLIENTS, Tls, without_tls
 from vsockproxy.pump.reset import reset
 
 REQUEST: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -54,9 +54,7 @@ async def serving(
 ) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
         await nursery.start(
-            lambda task_status: serve_metrics(
-                [sock], registry, observed, tls=tls, lifetime=lifetime, task_status=task_status
-            )
+            metrics_server(registry, observed, tls=tls, lifetime=lifetime).serve, [sock]
         )
         yield
         nursery.cancel_scope.cancel()
@@ -183,16 +181,15 @@ async def test_garbage_closes_only_its_own_connection(tcp: socket.socket, garbag
         assert (await client.get(url(tcp, "/metrics"))).status_code == 200
 
 
-async def test_an_unsupported_upgrade_is_logged_in_one_line(
-    tcp: socket.socket,
-) -> None:
+async def test_an_upgrade_to_http2_is_ignored_and_the_request_answered(tcp: socket.socket) -> None:
     with structlog.testing.capture_logs() as logs:
         async with serving(tcp, registry_with()):
             stream = await connected(tcp)
             await stream.send_all(AS_HTTP_2)
-            await wait_for_the_end(stream)
+            answer = await read_to_end(stream)
             await stream.aclose()
-    assert [entry["event"] for entry in logs] == ["http_request_failed"]
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert logs == []
 
 
 async def test_a_reset_in_the_middle_of_an_answer_does_not_stop_the_server(
@@ -208,7 +205,7 @@ async def test_a_reset_in_the_middle_of_an_answer_does_not_stop_the_server(
 
 
 def test_the_http_module_imports_no_web_server_and_no_prometheus() -> None:
-    heavy = {"hypercorn", "starlette", "prometheus_client"}
+    heavy = {"h11", "vsockproxy.http", "prometheus_client"}
     code = f"import sys, vsockproxy.daemon.http; print({heavy} & set(sys.modules))"
     process = [sys.executable, "-c", code]
     assert subprocess.check_output(process, env=environment(), text=True) == "set()\n"

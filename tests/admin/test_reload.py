@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import structlog
 import trio
 import trio.testing
 
 from tests.admin.running_daemon import controlled_daemon
+from tests.waiting import until
 from vsockproxy.address.endpoint import UnixEndpoint
 from vsockproxy.config.process import AdminSettings
 from vsockproxy.config.settings import Config
@@ -52,3 +55,36 @@ async def test_reload_changes_the_path_and_the_mode_of_the_control_socket(tmp_pa
             assert (await client.get("http://daemon/v1/status")).status_code == 200
         await daemon.reload(admin=AdminSettings(None))
         assert not await trio.Path(moved.path).exists()
+
+
+async def test_a_reload_that_moves_the_control_socket_is_answered(tmp_path: Path) -> None:
+    moved = AdminSettings(UnixEndpoint(str(tmp_path / "moved.sock")))
+
+    def load() -> Config:
+        return replace(daemon.daemon.config, admin=moved)
+
+    async with controlled_daemon(tmp_path, "web", load=load) as daemon:
+        reloaded = await daemon.post("/v1/reload")
+        assert not daemon.socket.exists()
+    assert reloaded["fingerprint"] == daemon.daemon.config.fingerprint
+
+
+async def test_a_removed_control_socket_is_bound_again_with_its_mode_and_serves(
+    tmp_path: Path,
+) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with controlled_daemon(tmp_path, "web") as daemon:
+            daemon.socket.unlink()
+            await until(daemon.socket.exists)
+            assert (await daemon.get("/v1/status"))["ready"]
+            assert stat.S_IMODE(daemon.socket.stat().st_mode) == 0o600
+    [bound] = [entry for entry in logs if entry["event"] == "listener_bound"]
+    assert bound["server"] == "admin"
+
+
+async def test_a_control_socket_removed_before_a_reload_is_bound_again(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
+        daemon.socket.unlink()
+        await daemon.reload()
+        await until(daemon.socket.exists)
+        assert (await daemon.get("/v1/status"))["ready"]

@@ -23,7 +23,7 @@ from tests.daemon.running import (
 )
 from tests.fake_services import mux_server, says
 from tests.sockets import no_descriptor_left_over, read_to_end
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 from vsockproxy.address.endpoint import (
     MuxEndpoint,
     TcpEndpoint,
@@ -241,18 +241,16 @@ async def test_a_removed_metrics_socket_is_bound_again_and_serves(
     assert files_of([metrics]) == []
 
 
-async def test_metrics_that_fail_while_they_are_served_end_no_route(
+async def test_metrics_that_fail_while_they_are_served_end_no_route_and_are_served_again(
     guest: MuxEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails = trio.Event()
 
-    async def serve(*_: object, task_status: trio.TaskStatus[None], **__: object) -> None:
-        async with trio.open_nursery():
-            task_status.started()
-            await fails.wait()
-            raise OSError(errno.EMFILE, "Too many open files")
+    async def serve(*_: object) -> None:
+        await fails.wait()
+        raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("vsockproxy.admin.observe.serve_metrics", serve)
+    monkeypatch.setattr("vsockproxy.http.server.HttpServer.serve", serve)
     route = Route("echo", LOOPBACK, guest, Policy(half_close="forward"))
     metrics = UnixEndpoint(str(tmp_path / "metrics"))
     async with running(route, metrics=metrics) as daemon:
@@ -260,6 +258,8 @@ async def test_metrics_that_fail_while_they_are_served_end_no_route(
         await trio.testing.wait_all_tasks_blocked()
         assert await exchange(await daemon.connect(), b"on") == b"on"
         monkeypatch.undo()
+        with trio.fail_after(PATIENCE):
+            assert "vsockproxy_build_info" in await scrape(metrics)
         await daemon.reload(route, metrics=metrics)
         assert "vsockproxy_build_info" in await scrape(metrics)
 

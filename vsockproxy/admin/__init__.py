@@ -2,7 +2,6 @@
 
 | module | owns |
 |---|---|
-| `server` | HTTP on listening sockets, and the bounds on slow and idle clients |
 | `observe` | ``/metrics``, ``/healthz``, ``/readyz``: read-only, for the metrics listener |
 | `tls` | the certificates of the metrics listener |
 | `control` | the control API, for the control socket alone |
@@ -14,7 +13,7 @@
 | `socket_path` | the path of the control socket, for the daemon and for its clients |
 | `client`, `health` | clients of the API and of ``/readyz``, without trio and pydantic |
 
-`server`, `observe` and `control` import hypercorn, starlette and pydantic.  Only
-`daemon.http` imports them, when it starts a server: a daemon without one saves the
+`observe` and `control` import h11, prometheus_client and pydantic.  Only `daemon.http`
+imports them, when it starts a server: a daemon without one saves the
 memory.
 """

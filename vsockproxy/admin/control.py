@@ -6,72 +6,55 @@ daemon's state is read by `view`.
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NoReturn
 
-import trio
 from pydantic import BaseModel, ValidationError
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from vsockproxy.admin import schema, view
 from vsockproxy.admin.daemon import Daemon
 from vsockproxy.admin.operations import OPERATIONS, Operation, openapi
 from vsockproxy.admin.rates import Rates
 from vsockproxy.admin.selection import find_connection, find_route, page, select
-from vsockproxy.admin.server import serve_http
 from vsockproxy.connection import Connection
 from vsockproxy.errors import VsockproxyError
+from vsockproxy.http.message import JSON, HttpError, Request, Response
+from vsockproxy.http.router import Route, Router
+from vsockproxy.http.server import HttpServer
+from vsockproxy.log.output import Throttle, get_logger
 from vsockproxy.stats import RouteStats
 
-_MAX_BODY: Final = 65536  # bytes
 _SEE_SCHEMA: Final = "GET /v1/schema lists the operations and their parameters"
-_SEND_OBJECT: Final = "send one JSON object, as in GET /v1/schema"
+_REMEDIES: Final = {
+    413: "send one JSON object, as in GET /v1/schema",
+    500: "report it with the log's line http_request_failed",
+}
 
 
-class ApiError(Exception):
+class ApiError(HttpError):
     """An answer with a status other than 200: what failed, and what to do."""
 
     def __init__(self, status: int, error: str, remedy: str) -> None:
-        self.status = status
-        self.error = error
+        super().__init__(status, error)
         self.remedy = remedy
-        super().__init__(error)
 
 
-async def serve_control(
-    sockets: Sequence[socket.socket],
-    daemon: Daemon,
-    further: Sequence[Route] = (),
-    *,
-    task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Serve the API, and ``further`` paths, on listening sockets, as `serve_http` does."""
-    await serve_http(sockets, _application(daemon, further), task_status=task_status)
-
-
-def _application(daemon: Daemon, further: Sequence[Route]) -> ASGIApp:
+def control_server(daemon: Daemon, further: Sequence[Route] = ()) -> HttpServer:
+    """Return the server of the API and of ``further`` paths."""
+    log = Throttle(get_logger())
     api = _Api(daemon)
     routes = [
         Route(
             operation.path,
             partial(_answer, operation, getattr(api, operation.name)),
-            methods=[operation.method],
+            operation.method,
         )
         for operation in OPERATIONS
     ]
-    return Starlette(
-        routes=[*routes, *further],
-        exception_handlers={ApiError: _error_response, HTTPException: _http_error_response},
-    )
+    return HttpServer("admin", Router([*routes, *further], _refusal, log), log)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +66,7 @@ class _Call:
       query, body: the operation's model of either; None if it has none.
     """
 
-    path: dict[str, Any]
+    path: Mapping[str, Any]
     query: Any = None
     body: Any = None
 
@@ -94,26 +77,14 @@ _Perform = Callable[[_Call], Awaitable["BaseModel | dict[str, Any]"]]
 async def _answer(operation: Operation, perform: _Perform, request: Request) -> Response:
     query = body = None
     if operation.query is not None:
-        query = _validated(operation.query.model_validate, dict(request.query_params))
-    else:
-        # Read it in any case: a client that is still sending would see a reset, not the answer.
-        content = await _content(request)
-        if operation.body is not None:
-            body = _validated(operation.body.model_validate_json, content)
-    answer = await perform(_Call(request.path_params, query, body))
+        last = {name: values[-1] for name, values in request.query.items()}
+        query = _validated(operation.query.model_validate, last)
+    if operation.body is not None:
+        body = _validated(operation.body.model_validate_json, request.body)
+    answer = await perform(_Call(request.parameters, query, body))
     if isinstance(answer, dict):
-        return JSONResponse(answer)
-    return Response(answer.model_dump_json(), media_type="application/json")
-
-
-async def _content(request: Request) -> bytes:
-    content = b""
-    async with aclosing(request.stream()) as pieces:
-        async for piece in pieces:
-            content += piece
-            if len(content) > _MAX_BODY:
-                raise ApiError(413, f"the body is longer than {_MAX_BODY} bytes", _SEND_OBJECT)
-    return content
+        return Response(json.dumps(answer).encode(), media_type=JSON)
+    return Response(answer.model_dump_json().encode(), media_type=JSON)
 
 
 def _validated(validate: Callable[[Any], BaseModel], data: object) -> BaseModel:
@@ -130,16 +101,14 @@ def _sentence(error: ValidationError) -> str:
     )
 
 
-def _error_response(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return JSONResponse({"error": error.error, "remedy": error.remedy}, error.status)
-
-
-def _http_error_response(request: Request, error: Exception) -> Response:
-    """Return the answer to a path or a method that starlette has no route for."""
-    status: int = getattr(error, "status_code", 500)
-    sentence = f"{request.method} {request.url.path}: {getattr(error, 'detail', error)}"
-    return _error_response(request, ApiError(status, sentence, _SEE_SCHEMA))
+def _refusal(request: Request | None, error: HttpError) -> Response:
+    sentence, remedy = error.sentence, _REMEDIES.get(error.status, _SEE_SCHEMA)
+    if isinstance(error, ApiError):
+        remedy = error.remedy
+    elif request is not None:
+        sentence = f"{request.method} {request.path}: {sentence}"
+    content = json.dumps({"error": sentence, "remedy": remedy}).encode()
+    return Response(content, error.status, JSON, error.headers)
 
 
 class _Api:

@@ -24,7 +24,7 @@ class Operation:
 
     Attributes:
       name: the method of `control._Api` that performs it.
-      path: as starlette writes it, with the types of its parameters.
+      path: as `router.Route` has it, with the types of its parameters.
     """
 
     name: str

@@ -107,6 +107,7 @@ class Daemon:
                         await routes.start(self.supervisor.run, self._pump)
                         await self._start()
                         task_status.started()
+                    await self._http.finish()
                     self._tasks.cancel_scope.cancel()
             finally:
                 self._sockets.close_all()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -19,27 +19,35 @@ from vsockproxy.errors import sentences
 from vsockproxy.listen.bind import ListeningSocket
 from vsockproxy.listen.renew import keep_file
 from vsockproxy.listen.sockets import Lease, Listen, ListeningSockets
+from vsockproxy.log.output import Throttle
 
 if TYPE_CHECKING:
     import ssl
 
-    from prometheus_client import CollectorRegistry
-
     from vsockproxy.admin.daemon import Daemon
+    from vsockproxy.http.server import HttpServer
 
 _BACKLOG: Final = 128  # scrapers and operators are few
-_REMEDY: Final = "raise LimitNOFILE= (or ulimit -n); a reload tries again"
+_METRICS: Final = "metrics"
+_ADMIN: Final = "admin"
+_MODULES: Final = {
+    _METRICS: ("vsockproxy.metrics", "vsockproxy.admin.observe"),
+    _ADMIN: ("vsockproxy.metrics", "vsockproxy.admin.observe", "vsockproxy.admin.control"),
+}
+_PAUSE: Final = 1.0  # seconds until a server that failed is tried again
+_GRACE: Final = 0.5  # seconds that answers have at the end of the daemon
+_REMEDY: Final = "it is tried again each second; raise LimitNOFILE= (or ulimit -n)"
 
 
 def http_endpoints(config: Config) -> dict[ListenEndpoint, Listen]:
     """Return where a configuration has the HTTP servers listen."""
     endpoints: dict[ListenEndpoint, Listen] = {}
     if config.metrics is not None:
-        endpoints[config.metrics] = Listen("metrics", Policy(backlog=_BACKLOG))
+        endpoints[config.metrics] = Listen(_METRICS, Policy(backlog=_BACKLOG))
     admin = config.admin
     if admin.listen is not None:
         policy = Policy(backlog=_BACKLOG, mode=admin.mode, group=admin.group)
-        endpoints[admin.listen] = Listen("admin", policy)
+        endpoints[admin.listen] = Listen(_ADMIN, policy)
     return endpoints
 
 
@@ -52,7 +60,9 @@ class HttpServers:
         self._sockets = sockets
         self._log = log
         self._tls: ssl.SSLContext | None = None
-        self._running: dict[ListenEndpoint, _Server] = {}
+        self._failures = Throttle(log)
+        self._servers: dict[str, HttpServer] = {}
+        self._running: dict[ListenEndpoint, _Running] = {}
 
     def certificates(self, config: Config) -> ssl.SSLContext | None:
         """Return what is in the files that ``config`` names, for `use`; raises `ConfigError`."""
@@ -72,65 +82,95 @@ class HttpServers:
             await self._running[endpoint].stop()
 
     async def start(self, config: Config, nursery: trio.Nursery) -> None:
-        """Run every server that ``config`` has; their endpoints are open."""
+        """Run every server that ``config`` has; their endpoints are open.
+
+        Clients run in the nursery: one whose request stops its server gets its answer.
+        """
         for endpoint, how in http_endpoints(config).items():
             if endpoint in self._running:
                 self._running[endpoint].lease.configure(how)
-            else:
-                server = _Server(how.owner, self._sockets.lease(endpoint, how))
-                self._running[endpoint] = server
-                await nursery.start(self._serve, server)
+                continue
+            await self._server(how.owner)  # now: imports after READY would be in the relays' way
+            running = _Running(how.owner, self._sockets.lease(endpoint, how))
+            self._running[endpoint] = running
+            nursery.start_soon(self._serve, running, nursery)
 
-    async def _serve(self, server: _Server, *, task_status: trio.TaskStatus[None]) -> None:
-        serve = self._serve_metrics if server.name == "metrics" else self._serve_control
-        started_once = _StartedOnce(task_status)
+    async def finish(self) -> None:
+        """Let the answers under way reach their clients, within a bound."""
+        with trio.move_on_after(_GRACE):
+            for server in self._servers.values():
+                await server.finish()
+
+    async def _serve(self, running: _Running, clients: trio.Nursery) -> None:
+        lease = running.lease
 
         async def serve_at(sockets: Sequence[ListeningSocket]) -> None:
-            await serve([one.sock for one in sockets], task_status=started_once)
+            await self._serve_at([one.sock for one in sockets], running.name, clients)
 
         try:
-            with server.scope:
+            with running.scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(keep_file, server.lease, self._log)
-                    nursery.start_soon(server.lease.serve, serve_at)
-        except* OSError as errors:  # no descriptor is left: the routes go on without
-            error = sentences(errors)[0]
-            self._log.error("http_server_failed", server=server.name, error=error, remedy=_REMEDY)
-            started_once.started()
+                    nursery.start_soon(keep_file, lease, self._log)
+                    nursery.start_soon(lease.serve, serve_at)
         except* Exception:  # noqa: BLE001 - a defect there ends no route
-            self._log.exception("http_server_failed", server=server.name, remedy="reload")
-            started_once.started()
+            self._log.exception("http_server_failed", server=running.name, remedy="reload")
         finally:
-            del self._running[server.lease.endpoint]
-            server.lease.release()
+            del self._running[lease.endpoint]
+            lease.release()
 
-    async def _serve_metrics(
-        self, sockets: list[socket.socket], *, task_status: trio.TaskStatus[None]
+    async def _serve_at(
+        self, sockets: Sequence[socket.socket], name: str, clients: trio.Nursery
     ) -> None:
-        # Imported here: a daemon without such a server does not pay for it.
-        from vsockproxy.admin.observe import serve_metrics  # noqa: PLC0415 - see above
+        """Serve at listening sockets until cancelled.
 
-        await serve_metrics(
-            sockets, self._registry(), self._daemon, tls=lambda: self._tls, task_status=task_status
+        A failure is tried again: an open socket that no task serves would keep its clients
+        waiting.
+        """
+        while True:
+            try:
+                if server := await self._server(name):
+                    await server.serve(sockets, clients)
+            except Exception as error:  # noqa: BLE001 - the routes go on
+                self._log_failure(name, error)
+            await trio.sleep(_PAUSE)
+
+    async def _server(self, name: str) -> HttpServer | None:
+        """Return the server of a name, made at its first use; None if that fails, which is logged.
+
+        Its modules are imported here: a daemon without it does not pay for them.
+        """
+        if name not in self._servers:
+            try:
+                await _imported(_MODULES[name])
+                self._servers[name] = self._made(name)
+            except Exception as error:  # noqa: BLE001 - no descriptor or no memory is left
+                self._log_failure(name, error)
+        return self._servers.get(name)
+
+    def _made(self, name: str) -> HttpServer:
+        from vsockproxy.admin.observe import metrics_server, read_only_routes  # noqa: PLC0415
+        from vsockproxy.metrics import make_registry  # noqa: PLC0415
+
+        registry = make_registry(self._daemon)
+        if name == _METRICS:
+            return metrics_server(registry, self._daemon, tls=lambda: self._tls)
+        from vsockproxy.admin.control import control_server  # noqa: PLC0415
+
+        return control_server(self._daemon, read_only_routes(registry, self._daemon))
+
+    def _log_failure(self, name: str, error: BaseException) -> None:
+        reason = type(error).__name__
+        self._failures.warning(
+            "http_server_failed",
+            lambda: {"server": name},
+            reason=reason,
+            error=sentences(error)[0],
+            remedy=_REMEDY,
         )
 
-    async def _serve_control(
-        self, sockets: list[socket.socket], *, task_status: trio.TaskStatus[None]
-    ) -> None:
-        from vsockproxy.admin.control import serve_control  # noqa: PLC0415 - see above
-        from vsockproxy.admin.observe import read_only_routes  # noqa: PLC0415 - see above
 
-        further = read_only_routes(self._registry(), self._daemon)
-        await serve_control(sockets, self._daemon, further, task_status=task_status)
-
-    def _registry(self) -> CollectorRegistry:
-        from vsockproxy.metrics import make_registry  # noqa: PLC0415 - see above
-
-        return make_registry(self._daemon)
-
-
-class _Server:
-    """A server that runs, and how to stop it."""
+class _Running:
+    """A server at one endpoint, and how to stop it."""
 
     def __init__(self, name: str, lease: Lease) -> None:
         self.name = name
@@ -142,12 +182,10 @@ class _Server:
         await self.lease.released.wait()
 
 
-class _StartedOnce:
-    """A task status that may be started again: a server starts anew at each renewed socket."""
-
-    def __init__(self, task_status: trio.TaskStatus[None]) -> None:
-        self._task_status = task_status
-
-    def started(self, _value: object = None) -> None:
-        with suppress(RuntimeError):
-            self._task_status.started()
+async def _imported(modules: Sequence[str]) -> None:
+    """Import modules in a thread, or here if none can be started."""
+    for module in modules:
+        try:
+            await trio.to_thread.run_sync(import_module, module)
+        except RuntimeError:
+            import_module(module)

@@ -39,7 +39,7 @@ async def keep_file(lease: Lease, log: Any) -> None:
 
 async def _renew(lease: Lease, log: Any, logged: str) -> str:
     """Bind again; return why that failed, in words, or an empty text."""
-    names = {"route": lease.how.route, "listen": str(lease.endpoint)}
+    names = lease.how.names | {"listen": str(lease.endpoint)}
     try:
         await lease.renew()
     except ListenError as error:

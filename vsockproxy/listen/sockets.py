@@ -39,6 +39,11 @@ class Listen:
     policy: Policy
     route: str | None = None
 
+    @property
+    def names(self) -> dict[str, str]:
+        """Return the key of a log line that names the owner: ``route``, or ``server``."""
+        return {"server": self.owner} if self.route is None else {"route": self.route}
+
 
 class ListeningSockets:
     """The listening sockets that are open now; `close_all` ends them."""
@@ -205,7 +210,7 @@ class ListeningSockets:
             try:
                 listening.configure(how.policy)
             except ListenError as error:
-                self._log.error("listener_options_failed", route=how.route, error=str(error))
+                self._log.error("listener_options_failed", **how.names, error=str(error))
 
     def released(self, endpoint: ListenEndpoint) -> None:
         """Close an endpoint whose lease is over, unless another lease will follow."""

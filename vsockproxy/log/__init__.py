@@ -15,9 +15,10 @@ warnings suppressed since the last one (`output.Throttle`).
 |---|---|---|---|
 | `pump_started` | info | this pump moves the bytes | pump, why |
 | `listening` | debug | a listener is open | owner, listen |
-| `listener_retrying` | warning | a route cannot listen yet; it retries | route, listen, error |
-| `listener_bound` | info | such a route listens now | route, listen |
-| `listener_options_failed` | error | a reload's socket options failed | route, error |
+| `listener_retrying` | warning | a route or server cannot listen yet; it retries | listen, \
+error; route or server |
+| `listener_bound` | info | it listens now | listen; route or server |
+| `listener_options_failed` | error | a reload's socket options failed | error; route or server |
 | `ready` | info | every listener is open | routes, config |
 | `reloaded` | info | a new configuration is in use | routes, config |
 | `reload_failed` | error | the old configuration stays in use | problem; after a bug exception |
@@ -46,10 +47,10 @@ reason, error, remedy |
 | `route_paused` | info | an operator stopped a route's accepting | route |
 | `route_resumed` | info | an operator started it again | route |
 | `route_draining` | info | an operator closed a route's listener | route, connections |
-| `http_server_failed` | error | the metrics or API server failed | server, error or exception, \
-remedy |
-| `http_request_failed` | warning | requests failed in the HTTP library | reason, error, \
-*left_out* |
+| `http_server_failed` | warning | the metrics or API server cannot accept; it retries | server, \
+reason, error, remedy, *left_out*; after a bug exception |
+| `http_request_failed` | warning | a bug failed HTTP requests | request, reason, error, \
+exception, *left_out* |
 | `pump_hung` | error | a pump thread does not answer the watchdog | remedy |
 | `signal_ignored` | info | SIGUSR1 or SIGUSR2, which mean nothing here | signal |
 | `drain_delayed` | info | a first signal: clients are still accepted | seconds, connections |
