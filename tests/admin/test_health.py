@@ -170,12 +170,15 @@ def test_a_listener_without_an_address_cannot_be_asked(text: str) -> None:
 def test_the_listener_is_read_from_the_file_or_the_environment(tmp_path: Path) -> None:
     toml, yaml = tmp_path / "c.toml", tmp_path / "c.yaml"
     toml.write_text("metrics.listen = 9490")
-    yaml.write_text("metrics: {listen: 'unix:/m'}")
+    yaml.write_text("metrics: {listen: ['fd:metrics', 'unix:/m', '[::]:9490']}")
     environ = {"VSOCKPROXY_METRICS_LISTEN": " 9491 "}
     assert find_address(toml, {}) == "9490"
     assert find_address(yaml, {}) == "unix:/m"
     assert find_address(None, {}, [tmp_path / "missing.toml", yaml, toml]) == "unix:/m"
     assert find_address(None, environ, []) == "9491"
+    several = {"VSOCKPROXY_METRICS_LISTEN": "fd:metrics, [::]:9492"}
+    assert find_address(None, several, []) == "[::]:9492"
+    assert find_address(None, {"VSOCKPROXY_METRICS_LISTEN": "fd:metrics"}, []) == "fd:metrics"
     for named, places in ((toml, []), (None, [toml])):
         with pytest.raises(ConfigError, match="settings too"):
             find_address(named, environ, places)

@@ -15,7 +15,7 @@ from tests.admin.running_daemon import ControlledDaemon, controlled_daemon
 from tests.fake_services import HOST_PORT, echo, hold, mux_server
 from tests.sockets import read_to_end
 from tests.waiting import PATIENCE
-from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint
+from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint, UnixEndpoint
 from vsockproxy.config.access import parse_rule
 from vsockproxy.config.guest import Cid, Guest, Libvirt
 from vsockproxy.config.settings import Config, Policy, PumpChoice
@@ -214,6 +214,18 @@ async def test_the_running_configuration_has_every_target_and_guest(tmp_path: Pa
         {"name": "web", "way": 'libvirt = "vm1"', "to_host": True},
     ]
     assert {field.name for field in fields(Config)} <= set(shown)
+    assert shown["metrics"] is None
+
+
+async def test_the_running_configuration_has_the_address_of_the_metrics_or_a_list(
+    tmp_path: Path,
+) -> None:
+    one, two = (UnixEndpoint(f"{tmp_path}/{name}") for name in ("one", "two"))
+    async with controlled_daemon(tmp_path, "web") as daemon:
+        await daemon.reload(metrics=(one,))
+        assert (await daemon.get("/v1/config"))["metrics"] == str(one)
+        await daemon.reload(metrics=(one, two))
+        assert (await daemon.get("/v1/config"))["metrics"] == [str(one), str(two)]
 
 
 async def test_events_include_state_changes_and_exclude_closed_connections(tmp_path: Path) -> None:

@@ -74,6 +74,11 @@ def test_a_to_host_option_belongs_to_the_address_before_the_comma() -> None:
     assert second.target == VsockEndpoint(3, 81)
 
 
+def test_metrics_at_several_addresses_are_read_as_in_a_file() -> None:
+    file = 'forward.8080 = "3:80"\nmetrics.listen = ["0.0.0.0:9490", "[::]:9490"]'
+    assert same(file, FORWARD="8080=3:80", METRICS_LISTEN="0.0.0.0:9490, [::]:9490")
+
+
 def test_every_kind_of_value_is_read_as_in_a_file() -> None:
     file = """
         forward.8080 = "web:80"

@@ -256,7 +256,7 @@ def test_the_settings_of_the_daemon_are_read() -> None:
         '[log]\nlevel = "debug"\nformat = "json"\n'
         '[pump]\nchoice = "portable"\nthreads = 2'
     )
-    assert config.metrics == TcpEndpoint(None, 9490)
+    assert config.metrics == (TcpEndpoint(None, 9490),)
     assert config.log == LogSettings("debug", "json")
     assert config.pump == PumpSettings("portable", 2)
 
@@ -267,8 +267,22 @@ def test_a_command_line_makes_the_same_routes() -> None:
         {"guests": {"g": {"cid": 4}}, "metrics": {"listen": "unix:/m"}},
     )
     assert [str(route.target) for route in config.routes] == ["vsock:3:80", "vsock:4:81"]
-    assert config.metrics == UnixEndpoint("/m")
+    assert config.metrics == (UnixEndpoint("/m"),)
     assert config.source == "command line"
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("9490", [TcpEndpoint(None, 9490)]),
+        ('"unix:/m"', [UnixEndpoint("/m")]),
+        ('["0.0.0.0:1", "[::]:1"]', [TcpEndpoint("0.0.0.0", 1), TcpEndpoint("::", 1)]),
+        ('[9490, "unix:/m"]', [TcpEndpoint(None, 9490), UnixEndpoint("/m")]),
+    ],
+)
+def test_metrics_listen_at_one_address_or_several(written: str, expected: list[object]) -> None:
+    config = toml(f'forward.80 = "3:80"\nmetrics.listen = {written}\n')
+    assert list(config.metrics) == expected
 
 
 def test_a_wrong_command_line_has_no_key_paths() -> None:

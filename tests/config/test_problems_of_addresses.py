@@ -81,6 +81,24 @@ WRONG = {
             "metrics.listen: '0' would listen on any free port: write a fixed port",
         ],
     ),
+    "metrics twice at one address": (
+        'forward.80 = "3:80"\nmetrics.listen = ["0.0.0.0:9490", "127.0.0.1:9490"]',
+        ["metrics.listen: '127.0.0.1:9490' is already in use by metrics.listen: remove one"],
+    ),
+    "metrics at no address": (
+        'forward.80 = "3:80"\nmetrics.listen = []',
+        [
+            "metrics.listen: an empty list has no address: expected one, as in"
+            ' ["0.0.0.0:9490", "[::]:9490"]'
+        ],
+    ),
+    "metrics at a value that is not an address": (
+        'forward.80 = "3:80"\nmetrics.listen = [9490, true]',
+        [
+            "metrics.listen: true is not an address: expected a text such as"
+            ' "tcp:127.0.0.1:8080"'
+        ],
+    ),
     "metrics over vsock": (
         'forward.80 = "3:80"\nmetrics.listen = "vsock::9490"',
         ["metrics.listen: 'vsock::9490' cannot serve metrics: expected tcp:, unix: or fd:"],

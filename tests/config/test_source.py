@@ -58,11 +58,11 @@ def test_without_any_configuration_the_error_names_the_unknown_variables() -> No
 def test_a_table_is_the_same_unchecked_from_a_file_and_from_the_environment(
     place: Path,
 ) -> None:
-    place.write_text('forward = 3\n[metrics]\nlisten = "unix:/m"\nno_key = 1\n')
-    assert Source(place, {}).table("metrics") == {"listen": "unix:/m", "no_key": 1}
+    place.write_text('forward = 3\n[metrics]\nlisten = ["unix:/m"]\nno_key = 1\n')
+    assert Source(place, {}).table("metrics") == {"listen": ["unix:/m"], "no_key": 1}
     assert Source(place, {}).table("forward") == Source(place, {}).table("admin") == {}
     environ = {"VSOCKPROXY_METRICS_LISTEN": " unix:/m ", "VSOCKPROXY_GUESTS_MY_VM_CID": "3"}
-    assert Source(None, environ).table("metrics") == {"listen": "unix:/m"}
+    assert Source(None, environ).table("metrics") == {"listen": ["unix:/m"]}
     assert Source(None, environ).table("guests") == {"my_vm": {"cid": 3}}
 
 

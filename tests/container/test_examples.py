@@ -38,8 +38,9 @@ def service() -> dict[str, Any]:
 
 
 def port_of(config: Config) -> object:
-    assert isinstance(config.metrics, TcpEndpoint)
-    return config.metrics.port
+    [metrics] = config.metrics
+    assert isinstance(metrics, TcpEndpoint)
+    return metrics.port
 
 
 @pytest.mark.parametrize("file", PODS, ids=lambda file: file.name)

@@ -60,7 +60,7 @@ class Running:
         return await trio.open_tcp_stream(address.host, address.port)
 
     async def reload(self, *routes: Route, metrics: UnixEndpoint | None = None) -> None:
-        config = replace(self.daemon.config, routes=routes, metrics=metrics)
+        config = replace(self.daemon.config, routes=routes, metrics=_listed(metrics))
         await self.daemon.replace(lambda: config)
 
     async def closed(self, name: str, reason: str, number: int = 1) -> None:
@@ -75,12 +75,16 @@ async def running(
     metrics: UnixEndpoint | None = None,
     **inherited: socket.socket,
 ) -> AsyncIterator[Running]:
-    config = Config(routes, metrics, pump=PumpSettings(choice))
+    config = Config(routes, _listed(metrics), pump=PumpSettings(choice))
     daemon = Running(Daemon(config, inherited={k: [v] for k, v in inherited.items()}))
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)
         yield daemon
         nursery.cancel_scope.cancel()
+
+
+def _listed(metrics: UnixEndpoint | None) -> tuple[UnixEndpoint, ...]:
+    return () if metrics is None else (metrics,)
 
 
 async def scrape(endpoint: UnixEndpoint) -> str:

@@ -228,6 +228,19 @@ async def test_a_changed_metrics_listener_moves(guest: MuxEndpoint, tmp_path: Pa
         assert not (tmp_path / "one").exists()
 
 
+async def test_metrics_at_several_addresses_are_served_and_move_one_by_one(
+    guest: MuxEndpoint, tmp_path: Path
+) -> None:
+    route = Route("echo", LOOPBACK, guest)
+    one, two, three = (UnixEndpoint(str(tmp_path / name)) for name in ("one", "two", "three"))
+    async with running(route, metrics=one) as daemon:
+        for metrics in ((one, two), (two, three)):
+            await daemon.daemon.replace(partial(Config, (route,), metrics))
+            for endpoint in metrics:
+                assert "vsockproxy_build_info" in await scrape(endpoint)
+        assert files_of([one, two, three]) == [two.path, three.path]
+
+
 async def test_a_removed_metrics_socket_is_bound_again_and_serves(
     guest: MuxEndpoint, tmp_path: Path
 ) -> None:
@@ -276,7 +289,7 @@ async def test_certificates_are_read_beside_the_event_loop(
     async with running(Route("echo", LOOPBACK, guest)) as daemon:
         metrics = UnixEndpoint(str(tmp_path / "metrics"))
         tls = TlsSettings(str(tmp_path / "certificate"))
-        config = replace(daemon.daemon.config, metrics=metrics, metrics_tls=tls)
+        config = replace(daemon.daemon.config, metrics=(metrics,), metrics_tls=tls)
         await daemon.daemon.replace(lambda: config)
     assert len(readers) == 1
     assert readers != [threading.get_ident()]

@@ -57,15 +57,22 @@ def find_address(
     metrics: Mapping[str, Plain] = {}
     with suppress(NoSourceError):
         metrics = find_source(file, environ, places).table("metrics")
-    listen, has_tls = metrics.get("listen"), metrics.get("certificate")
+    listen, has_tls = _first(metrics.get("listen")), metrics.get("certificate")
     if listen and not has_tls and not environ.get(ADMIN):
-        return str(listen)
+        return listen
     try:
         return f"unix:{find_socket(None, file, environ, places)}"
     except SeveralDaemonsError:
         raise
     except DaemonUnreachableError as error:
         raise UnhealthyError(_NO_PLAIN_HTTP if listen else _NO_LISTENER) from error
+
+
+def _first(listen: object) -> str:
+    """Return the first address of one or several that can be asked; empty if there is none."""
+    addresses = listen if isinstance(listen, list) else [listen]
+    texts = [str(address) for address in addresses if address]
+    return next((text for text in texts if not text.startswith("fd:")), "".join(texts[:1]))
 
 
 def ask(listen: str, timeout: float) -> str:

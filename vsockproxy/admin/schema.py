@@ -224,7 +224,7 @@ class Configuration(BaseModel):
     fingerprint: str
     routes: list[RouteSettings]
     guests: list[GuestSettings]
-    metrics: Any
+    metrics: Annotated[Any, _described("The listener's address, or a list of several.")]
     metrics_tls: Any
     admin: Any
     limits: Any

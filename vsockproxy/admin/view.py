@@ -119,7 +119,7 @@ def configuration(daemon: Daemon) -> schema.Configuration:
         fingerprint=config.fingerprint,
         routes=[_route_settings(route) for route in config.routes],
         guests=[_guest_settings(guest) for guest in config.guests],
-        metrics=plain(config.metrics),
+        metrics=_one_or_list(plain(config.metrics)),
         metrics_tls=plain(config.metrics_tls),
         admin=plain(config.admin),
         limits=plain(config.limits),
@@ -156,6 +156,11 @@ def _route_settings(settings: Route) -> schema.RouteSettings:
 def _guest_settings(guest: Guest) -> schema.GuestSettings:
     to_host = guest.to_host or getattr(guest.way, "to_host", False)
     return schema.GuestSettings(name=guest.name, way=str(guest.way), to_host=to_host)
+
+
+def _one_or_list(addresses: list[str]) -> str | list[str] | None:
+    """Return addresses as a file can have them: one as a text, and none as None."""
+    return addresses if len(addresses) > 1 else next(iter(addresses), None)
 
 
 def plain(value: object) -> Any:

@@ -261,8 +261,7 @@ def greeting(config: Config, environ: Mapping[str, str], boot_delay: float = 0.0
         boots = f"The guest starts in {boot_delay:g} s; wait_for_guest holds clients until then."
         lines.insert(0, boots)
     lines += [f"    curl {_url(route.listen)}/" for route in config.routes]
-    if config.metrics is not None:
-        lines.append(f"    curl {_url(config.metrics)}/metrics")
+    lines += [f"    curl {_url(listen)}/metrics" for listen in config.metrics[:1]]
     if config.admin.listen is not None:
         place = config.admin.listen.path
         usual = place == str(of_user(environ, os.getuid()))

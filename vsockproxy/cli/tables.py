@@ -167,7 +167,8 @@ def _settings(policy: Policy) -> str:
 
 
 def _configuration_summary(config: Config) -> str:
-    return f"{count(len(config.routes), 'route')}; metrics: {config.metrics or 'not served'}"
+    metrics = ", ".join(map(str, config.metrics)) or "not served"
+    return f"{count(len(config.routes), 'route')}; metrics: {metrics}"
 
 
 # ---- tables ----

@@ -41,7 +41,14 @@ from vsockproxy.config.serving import (
     read_tls,
     tls_problems,
 )
-from vsockproxy.config.settings import Config, Limits, Policy, PumpSettings, Route
+from vsockproxy.config.settings import (
+    Config,
+    Limits,
+    MetricsListen,
+    Policy,
+    PumpSettings,
+    Route,
+)
 from vsockproxy.config.tables import nearest, read_tables
 from vsockproxy.errors import AddressError, ConfigError
 from vsockproxy.readable import count
@@ -105,7 +112,8 @@ class _Builder:
         self._guests: dict[str, Guest] = {}
 
     def config(self) -> Config:
-        metrics, admin = None, AdminSettings()
+        metrics: tuple[MetricsListen, ...] = ()
+        admin = AdminSettings()
         with self._problems.collecting(METRICS_LISTEN):
             metrics = read_metrics(self._tables.metrics, self._claims)
         self._problems.found.extend(tls_problems(self._tables.metrics))

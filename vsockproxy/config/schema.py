@@ -29,6 +29,7 @@ from vsockproxy.config.value import AUTO, parse_list, shown
 
 _ADMIN: Final = AdminSettings()
 _TARGETS_EXAMPLE: Final = '["3:80", "4:80"]'
+_LISTEN_EXAMPLE: Final = '["0.0.0.0:9490", "[::]:9490"]'
 _CID_MAX: Final = 0xFFFFFFFE  # the next number is VMADDR_CID_ANY, which cannot be dialled
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -54,6 +55,16 @@ def _parse_targets(value: object) -> tuple[str, ...]:
     if not targets:
         raise ValueError(f"an empty list has no target: expected one, as in {_TARGETS_EXAMPLE}")
     return targets
+
+
+def _parse_addresses(value: object) -> tuple[str, ...]:
+    """Return one address, or those of a list."""
+    if not isinstance(value, list):
+        return (_parse_address(value),)
+    addresses = parse_list(value, _parse_address, _LISTEN_EXAMPLE)
+    if not addresses:
+        raise ValueError(f"an empty list has no address: expected one, as in {_LISTEN_EXAMPLE}")
+    return addresses
 
 
 def _parse_command(value: object) -> tuple[str, ...]:
@@ -238,13 +249,15 @@ class MetricsTable(_Table):
     """``[metrics]``."""
 
     listen: Annotated[
-        Address | None,
+        tuple[str, ...],
         Key(
-            "Serves Prometheus metrics at `/metrics` on this address; without it, there are none",
-            words="address (`tcp`, `unix`, `fd`)",
+            "Serves Prometheus metrics at `/metrics` on this address, or on each of a list, as in"
+            ' `["0.0.0.0:9490", "[::]:9490"]`; without it, there are none',
+            words="address (`tcp`, `unix`, `fd`) or list",
             default="none",
         ),
-    ] = None
+        PlainValidator(_parse_addresses),
+    ] = ()
     certificate: Annotated[
         str | None,
         Key(

@@ -45,18 +45,21 @@ def read_listen(text: str) -> ListenEndpoint:
     return endpoint
 
 
-def read_metrics(table: MetricsTable, claims: Claims) -> MetricsListen | None:
-    """Return the address of the metrics, now claimed; None if they are not served.
+def read_metrics(table: MetricsTable, claims: Claims) -> tuple[MetricsListen, ...]:
+    """Return the addresses of the metrics, now claimed; none if they are not served.
 
     Raises:
-      AddressError: ``listen`` cannot serve metrics.
+      AddressError: an address cannot serve metrics, or overlaps another one.
     """
-    if table.listen is None:
-        return None
-    endpoint = read_listen(table.listen)
+    return tuple(_metrics_listen(text, claims) for text in table.listen)
+
+
+def _metrics_listen(text: str, claims: Claims) -> MetricsListen:
+    endpoint = read_listen(text)
     if isinstance(endpoint, VsockEndpoint | MuxEndpoint):
-        raise AddressError(f"{table.listen!r} cannot serve metrics: expected tcp:, unix: or fd:")
-    claims.take(endpoint, write_path(METRICS_LISTEN))
+        raise AddressError(f"{text!r} cannot serve metrics: expected tcp:, unix: or fd:")
+    if owner := claims.take(endpoint, write_path(METRICS_LISTEN)):
+        raise AddressError(f"{text!r} is already in use by {owner}: remove one")
     return endpoint
 
 

@@ -373,12 +373,13 @@ class Config:
     """The daemon's whole configuration.
 
     Attributes:
+      metrics: where the metrics are served; empty: nowhere.
       guests: all of ``[guests]``, with or without a route to them.
       source: the file's name, ``environment`` or ``command line``.
     """
 
     routes: tuple[Route, ...]
-    metrics: MetricsListen | None = None
+    metrics: tuple[MetricsListen, ...] = ()
     log: LogSettings = LogSettings()  # noqa: RUF009 - it is frozen
     pump: PumpSettings = PumpSettings()
     limits: Limits = Limits()

@@ -41,9 +41,9 @@ _REMEDY: Final = "it is tried again each second; raise LimitNOFILE= (or ulimit -
 
 def http_endpoints(config: Config) -> dict[ListenEndpoint, Listen]:
     """Return where a configuration has the HTTP servers listen."""
-    endpoints: dict[ListenEndpoint, Listen] = {}
-    if config.metrics is not None:
-        endpoints[config.metrics] = Listen(_METRICS, Policy(backlog=_BACKLOG))
+    endpoints: dict[ListenEndpoint, Listen] = {
+        endpoint: Listen(_METRICS, Policy(backlog=_BACKLOG)) for endpoint in config.metrics
+    }
     admin = config.admin
     if admin.listen is not None:
         policy = Policy(backlog=_BACKLOG, mode=admin.mode, group=admin.group)
@@ -66,7 +66,7 @@ class HttpServers:
 
     def certificates(self, config: Config) -> ssl.SSLContext | None:
         """Return what is in the files that ``config`` names, for `use`; raises `ConfigError`."""
-        if config.metrics is None or config.metrics_tls is None:
+        if not config.metrics or config.metrics_tls is None:
             return None
         from vsockproxy.admin.tls import tls_context  # noqa: PLC0415 - only where TLS is configured
 
