@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 import trio
 
-from tests.daemon.running import LOOPBACK, LOOPBACK_2, Running, accepts, exchange, running
-from tests.waiting import until
-from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint
+from tests.daemon.running import (
+    LOOPBACK,
+    LOOPBACK_2,
+    Running,
+    accepts,
+    exchange,
+    running,
+    scrape,
+)
+from tests.waiting import PATIENCE, until
+from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint, UnixEndpoint
 from vsockproxy.config.settings import Config, Policy, Route
 from vsockproxy.connection import Connection
+from vsockproxy.daemon import http
 from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.listen import listener as listener_module
 from vsockproxy.listen.listener import RouteListener
+from vsockproxy.listen.renew import keep_file
 from vsockproxy.pump.transfer import Accepted
 from vsockproxy.stats import RouteStats
 
@@ -125,6 +136,25 @@ async def test_an_acceptor_with_a_defect_is_started_again_and_connections_go_on(
         assert await exchange(client, b"on") == b"on"
         [message] = recorded(daemon.daemon, "listener_error")
         assert daemon.daemon.not_ready() == [f"route echo: {message.split('(')[1][:-1]}"]
+
+
+async def test_a_metrics_listener_with_a_defect_serves_again(
+    guest: MuxEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "_PAUSE", 0.0)
+    metrics = UnixEndpoint(str(tmp_path / "metrics"))
+
+    async def fail_once(*_: object) -> None:
+        monkeypatch.setattr(http, "keep_file", keep_file)
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(http, "keep_file", fail_once)
+    async with running(route("echo", guest), metrics=metrics) as daemon:
+        await until(lambda: recorded(daemon.daemon, "http_server_failed"))
+        with trio.fail_after(PATIENCE):
+            assert "vsockproxy_build_info" in await scrape(metrics)
+        await trio.Path(metrics.path).unlink()
+        await until(Path(metrics.path).exists)
 
 
 async def test_an_error_while_an_acceptor_waits_for_clients_ends_nothing(

@@ -6,7 +6,6 @@ What they serve is the admin folder's.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
@@ -90,7 +89,7 @@ class HttpServers:
             if endpoint in self._running:
                 self._running[endpoint].lease.configure(how)
                 continue
-            await self._server(how.owner)  # now: imports after READY would be in the relays' way
+            await self._prepare(how.owner)
             running = _Running(how.owner, self._sockets.lease(endpoint, how))
             self._running[endpoint] = running
             nursery.start_soon(self._serve, running, nursery)
@@ -102,50 +101,47 @@ class HttpServers:
                 await server.finish()
 
     async def _serve(self, running: _Running, clients: trio.Nursery) -> None:
-        lease = running.lease
-
-        async def serve_at(sockets: Sequence[ListeningSocket]) -> None:
-            await self._serve_at([one.sock for one in sockets], running.name, clients)
-
-        try:
-            with running.scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(keep_file, lease, self._log)
-                    nursery.start_soon(lease.serve, serve_at)
-        except* Exception:  # noqa: BLE001 - a defect there ends no route
-            self._log.exception("http_server_failed", server=running.name, remedy="reload")
-        finally:
-            del self._running[lease.endpoint]
-            lease.release()
-
-    async def _serve_at(
-        self, sockets: Sequence[socket.socket], name: str, clients: trio.Nursery
-    ) -> None:
-        """Serve at listening sockets until cancelled.
+        """Serve at a lease until stopped.
 
         A failure is tried again: an open socket that no task serves would keep its clients
         waiting.
         """
-        while True:
-            try:
-                if server := await self._server(name):
-                    await server.serve(sockets, clients)
-            except Exception as error:  # noqa: BLE001 - the routes go on
-                self._log_failure(name, error)
-            await trio.sleep(_PAUSE)
+        lease = running.lease
 
-    async def _server(self, name: str) -> HttpServer | None:
-        """Return the server of a name, made at its first use; None if that fails, which is logged.
+        async def serve_at(sockets: Sequence[ListeningSocket]) -> None:
+            server = await self._server(running.name)
+            await server.serve([one.sock for one in sockets], clients)
+
+        try:
+            with running.scope:
+                while True:
+                    try:
+                        async with trio.open_nursery() as nursery:
+                            nursery.start_soon(keep_file, lease, self._log)
+                            nursery.start_soon(lease.serve, serve_at)
+                    except* Exception as errors:  # noqa: BLE001 - the routes go on
+                        self._log_failure(running.name, errors)
+                    await trio.sleep(_PAUSE)
+        finally:
+            del self._running[lease.endpoint]
+            lease.release()
+
+    async def _prepare(self, name: str) -> None:
+        """Make a server before READY: imports after it would keep the relays waiting."""
+        try:
+            await self._server(name)
+        except Exception as error:  # noqa: BLE001 - no descriptor or no memory is left
+            self._log_failure(name, error)
+
+    async def _server(self, name: str) -> HttpServer:
+        """Return the server of a name, made at its first use.
 
         Its modules are imported here: a daemon without it does not pay for them.
         """
         if name not in self._servers:
-            try:
-                await _imported(_MODULES[name])
-                self._servers[name] = self._made(name)
-            except Exception as error:  # noqa: BLE001 - no descriptor or no memory is left
-                self._log_failure(name, error)
-        return self._servers.get(name)
+            await _imported(_MODULES[name])
+            self._servers[name] = self._made(name)
+        return self._servers[name]
 
     def _made(self, name: str) -> HttpServer:
         from vsockproxy.admin.observe import metrics_server, read_only_routes  # noqa: PLC0415
@@ -159,13 +155,16 @@ class HttpServers:
         return control_server(self._daemon, read_only_routes(registry, self._daemon))
 
     def _log_failure(self, name: str, error: BaseException) -> None:
-        reason = type(error).__name__
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        defect = {} if isinstance(error, OSError | MemoryError) else {"exc_info": error}
         self._failures.warning(
             "http_server_failed",
             lambda: {"server": name},
-            reason=reason,
+            reason=type(error).__name__,
             error=sentences(error)[0],
             remedy=_REMEDY,
+            **defect,
         )
 
 
