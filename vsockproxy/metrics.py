@@ -86,13 +86,22 @@ class MetricsCollector(Collector):
         return [row.family() for row in _ROWS]
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics with their present values."""
+        """Yield the metrics with their present values, one with many samples in parts.
+
+        Parts of one metric follow each other and have its name.  Other tasks may run, and routes
+        may come and go, between two parts.
+        """
         for row in _ROWS:
             family: Any = row.family()
             for labels, value in row.samples(self._source):
                 _add(family, labels, value)
+                if len(family.samples) >= _PART:
+                    yield family
+                    family = row.family()
             yield family
 
+
+_PART: Final = 100  # samples; reading and formatting them takes a millisecond
 
 Labels = Sequence[str]
 Value = float | Mapping[str, str] | Histogram
@@ -157,7 +166,7 @@ def _each(
 
     def samples(source: MetricsSource) -> Samples:
         for stats in source.supervisor.stats():
-            for key, value in read(stats).items():
+            for key, value in list(read(stats).items()):  # it may change between two parts
                 labels = key if isinstance(key, tuple) else (key,)
                 yield (stats.route.name, *labels), value
 
@@ -187,7 +196,7 @@ def _reloads(source: MetricsSource) -> Samples:
 
 def _resolutions(source: MetricsSource) -> Samples:
     for record in source.supervisor.guests.records():
-        for result, number in record.results.items():
+        for result, number in list(record.results.items()):  # as above
             yield (record.guest.name, result), number
 
 

@@ -1,4 +1,4 @@
-"""A fake daemon for the metrics and the health paths."""
+"""A fake daemon for the metrics, the health paths and the API's lists."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import trio
 from vsockproxy.admit.admission import Admission
 from vsockproxy.config.settings import Config
 from vsockproxy.guests.directory import Guests
-from vsockproxy.stats import Reloads, RouteStats
+from vsockproxy.stats import Reloads, RouteState, RouteStats
 
 
 class FakeRoutes:
@@ -24,6 +24,10 @@ class FakeRoutes:
     def stats(self) -> Sequence[RouteStats]:
         """Return the counters of the routes."""
         return self._stats
+
+    def state_of(self, _stats: RouteStats) -> RouteState:
+        """Return that a route listens."""
+        return "listening"
 
 
 class FakeDaemon:
@@ -53,7 +57,8 @@ class FakeDaemon:
     ) -> None:
         self.pump_name = "native"
         self.supervisor = FakeRoutes(stats, admission or Admission(), guests or Guests())
-        self.reloads = Reloads(Config(tuple(one.route for one in stats)))
+        self.config = Config(tuple(one.route for one in stats))
+        self.reloads = Reloads(self.config)
         self._not_ready = not_ready
         self._unreachable = unreachable
         self._hung = hung

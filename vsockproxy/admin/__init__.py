@@ -3,6 +3,7 @@
 | module | owns |
 |---|---|
 | `observe` | ``/metrics``, ``/healthz``, ``/readyz``: read-only, for the metrics listener |
+| `scrape` | the text of ``/metrics``, in pieces |
 | `tls` | the certificates of the metrics listener |
 | `control` | the control API, for the control socket alone |
 | `operations`, `schema` | the operations and JSON of the API, and its OpenAPI document |

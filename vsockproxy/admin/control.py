@@ -7,23 +7,31 @@ daemon's state is read by `view`.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NoReturn
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 
 from vsockproxy.admin import schema, view
 from vsockproxy.admin.daemon import Daemon
 from vsockproxy.admin.operations import OPERATIONS, Operation, openapi
 from vsockproxy.admin.rates import Rates
-from vsockproxy.admin.selection import find_connection, find_route, page, select
+from vsockproxy.admin.selection import (
+    find_connection,
+    find_route,
+    live_connections,
+    page,
+    select,
+)
 from vsockproxy.connection import Connection
 from vsockproxy.errors import VsockproxyError
 from vsockproxy.http.message import JSON, HttpError, Request, Response
 from vsockproxy.http.router import Route, Router
 from vsockproxy.http.server import HttpServer
+from vsockproxy.http.turn import body_of, every
 from vsockproxy.log.output import Throttle, get_logger
 from vsockproxy.stats import RouteStats
 
@@ -32,6 +40,9 @@ _REMEDIES: Final = {
     413: "send one JSON object, as in GET /v1/schema",
     500: "report it with the log's line http_request_failed",
 }
+
+
+_dumped: Final = partial(to_json, inf_nan_mode="null")
 
 
 class ApiError(HttpError):
@@ -82,9 +93,29 @@ async def _answer(operation: Operation, perform: _Perform, request: Request) -> 
     if operation.body is not None:
         body = _validated(operation.body.model_validate_json, request.body)
     answer = await perform(_Call(request.parameters, query, body))
-    if isinstance(answer, dict):
-        return Response(json.dumps(answer).encode(), media_type=JSON)
-    return Response(answer.model_dump_json().encode(), media_type=JSON)
+    pieces = iter([_dumped(answer)]) if isinstance(answer, dict) else _json(answer)
+    return Response(await body_of(pieces), media_type=JSON)
+
+
+def _json(answer: BaseModel) -> Iterator[bytes]:
+    """Yield an answer as JSON, each item of its lists by itself: there can be thousands."""
+    before = b"{"
+    for name, value in answer:
+        yield before + _dumped(name) + b":"
+        if isinstance(value, Iterator):
+            yield from _json_list(value)
+        else:
+            yield _dumped(value)
+        before = b","
+    yield b"}"
+
+
+def _json_list(items: Iterator[object]) -> Iterator[bytes]:
+    before = b"["
+    for item in items:
+        yield before + _dumped(item)
+        before = b","
+    yield b"[]" if before == b"[" else b"]"
 
 
 def _validated(validate: Callable[[Any], BaseModel], data: object) -> BaseModel:
@@ -126,7 +157,7 @@ class _Api:
     async def routes(self, _call: _Call) -> schema.Routes:
         daemon = self._daemon
         return schema.Routes(
-            routes=[view.route(daemon, stats) for stats in daemon.supervisor.stats()]
+            routes=(view.route(daemon, stats) for stats in daemon.supervisor.stats())
         )
 
     async def route(self, call: _Call) -> schema.Route:
@@ -134,22 +165,22 @@ class _Api:
 
     async def connections(self, call: _Call) -> schema.Connections:
         query: schema.ConnectionQuery = call.query
-        await self._rates.look(select(self._daemon))
-        selected = list(select(self._daemon, query.route, query.client))
+        await self._rates.look(live_connections(self._daemon))
+        selected = await select(self._daemon, query.route, query.client)
         try:
-            shown, following = page(selected, query, self._rates)
+            shown, following = await page(selected, query, self._rates)
         except VsockproxyError as error:
             raise ApiError(400, str(error), "get the first page: leave after out") from error
         return schema.Connections(
             total=len(selected),
-            connections=[view.connection(live, self._rates) for live in shown],
+            connections=(view.connection(live, self._rates) for live in shown),
             next=following,
         )
 
     async def connection(self, call: _Call) -> schema.Connection:
         number: int = call.path["id"]
         self._connection(number)
-        await self._rates.look(select(self._daemon))
+        await self._rates.look(live_connections(self._daemon))
         return view.connection(self._connection(number), self._rates)
 
     async def config(self, _call: _Call) -> schema.Configuration:
@@ -165,7 +196,7 @@ class _Api:
     # ---- changing ----
 
     async def end(self, call: _Call) -> schema.Ended:
-        return _end([self._connection(call.path["id"])])
+        return await _end_all([self._connection(call.path["id"])])
 
     async def end_some(self, call: _Call) -> schema.Ended:
         request: schema.EndRequest = call.body
@@ -178,7 +209,7 @@ class _Api:
             )
         if request.route is not None:
             self._route(request.route)
-        return _end(list(select(self._daemon, request.route, request.client)))
+        return await _end_all(await select(self._daemon, request.route, request.client))
 
     async def pause(self, call: _Call) -> schema.Route:
         stats = self._configured_route(call.path["name"])
@@ -204,8 +235,9 @@ class _Api:
         if problems:
             remedy = "nothing has changed: correct the configuration, then reload again"
             raise ApiError(409, "\n".join(problems), remedy)
-        config = self._daemon.config
-        return schema.Reloaded(fingerprint=config.fingerprint, source=config.source)
+        return schema.Reloaded(
+            fingerprint=self._daemon.reloads.fingerprint, source=self._daemon.config.source
+        )
 
     # ---- lookup ----
 
@@ -231,10 +263,13 @@ class _Api:
         return stats
 
 
-def _end(connections: list[Connection]) -> schema.Ended:
-    for live in connections:
-        live.end("killed")
-    return schema.Ended(ended=sorted(live.number for live in connections))
+async def _end_all(connections: list[Connection]) -> schema.Ended:
+    return schema.Ended(ended=sorted(await every(map(_end, connections))))
+
+
+def _end(live: Connection) -> int:
+    live.end("killed")
+    return live.number
 
 
 def _not_found(error: str, remedy: str) -> NoReturn:

@@ -8,17 +8,17 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 import trio
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import Metric
-from prometheus_client.exposition import choose_encoder
 
 from vsockproxy.admin.daemon import Health
+from vsockproxy.admin.scrape import scrape
 from vsockproxy.http.message import HttpError, Request, Response, text
 from vsockproxy.http.router import Route, Router
 from vsockproxy.http.server import LIFETIME, HttpServer, Tls, without_tls
+from vsockproxy.http.turn import body_of
 from vsockproxy.log.output import Throttle, get_logger
 
 _INDEX: Final = """\
@@ -57,29 +57,10 @@ def read_only_routes(registry: CollectorRegistry, health: Health) -> list[Route]
 
 
 async def _metrics(registry: CollectorRegistry, request: Request) -> Response:
-    """Answer a scrape: collect in the event loop, and format in a thread."""
+    """Answer a scrape, whose text is made in turns."""
     names = request.query.get("name[]", [])
-    source = registry.restricted_registry(names) if names else registry
-    collected = _Collected(list(source.collect()))
-    accept = request.headers.get("accept", "")
-    formatted, media_type = await trio.to_thread.run_sync(_formatted, collected, accept)
-    return Response(formatted, media_type=media_type)
-
-
-class _Collected:
-    """Collected metrics, with the one method of a registry that an encoder calls."""
-
-    def __init__(self, metrics: list[Metric]) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> list[Metric]:
-        return self._metrics
-
-
-def _formatted(collected: _Collected, accept: str) -> tuple[bytes, str]:
-    encode, media_type = choose_encoder(accept)
-    registry: Any = collected
-    return encode(registry), media_type
+    text = scrape(registry.collect(), request.headers.get("accept", ""), frozenset(names))
+    return Response(await body_of(text.pieces), media_type=text.media_type)
 
 
 async def _healthz(health: Health, _request: Request) -> Response:

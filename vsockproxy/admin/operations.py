@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel
@@ -115,6 +116,7 @@ OPERATIONS: Final = (
 )
 
 
+@cache
 def openapi() -> dict[str, Any]:
     """Return the API as an OpenAPI 3.1 document."""
     models: set[type[BaseModel]] = {schema.Failure}

@@ -3,10 +3,13 @@
 Owns: the requests and answers of version 1; `operations` has their paths.  Fields may be
 added: a field keeps its name and meaning.  Times are in seconds, sizes in bytes;
 ``upstream`` is client to target, ``downstream`` target to client.
+
+An Iterable is a list of any length, whose items are made while they are sent.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -116,7 +119,7 @@ class Route(BaseModel):
 class Routes(BaseModel):
     """All routes, draining ones included."""
 
-    routes: list[Route]
+    routes: Iterable[Route]
 
 
 class Halves(BaseModel):
@@ -155,7 +158,7 @@ class Connections(BaseModel):
     """One page of live connections."""
 
     total: Annotated[int, _described("Connections on all pages.")]
-    connections: list[Connection]
+    connections: Iterable[Connection]
     next: Annotated[str | None, _described("Value of after for the next page; null on the last.")]
 
 
@@ -222,8 +225,8 @@ class Configuration(BaseModel):
 
     source: str
     fingerprint: str
-    routes: list[RouteSettings]
-    guests: list[GuestSettings]
+    routes: Iterable[RouteSettings]
+    guests: Iterable[GuestSettings]
     metrics: Annotated[Any, _described("The listener's address, or a list of several.")]
     metrics_tls: Any
     admin: Any

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from heapq import nlargest, nsmallest
+from heapq import merge
+from itertools import islice
+from operator import itemgetter
 from typing import Any, Final
 
 from vsockproxy.admin.daemon import Daemon
@@ -17,6 +19,7 @@ from vsockproxy.admit.peer import peer_at
 from vsockproxy.config.access import CidRule, NetworkRule, parse_rule
 from vsockproxy.connection import Connection
 from vsockproxy.errors import AddressError
+from vsockproxy.http.turn import every
 from vsockproxy.stats import RouteStats
 
 _Position = tuple[Any, int]
@@ -24,6 +27,7 @@ _Position = tuple[Any, int]
 
 _TEXTS: Final = frozenset({"route", "client", "target"})
 _ASCENDING: Final = _TEXTS | {"id"}
+_RUN: Final = 1000  # connections sorted in one turn
 
 
 def find_route(daemon: Daemon, name: str) -> RouteStats | None:
@@ -33,22 +37,29 @@ def find_route(daemon: Daemon, name: str) -> RouteStats | None:
 
 def find_connection(daemon: Daemon, number: int) -> Connection | None:
     """Return the live connection with a number; None if there is none, or it has ended."""
-    return next((live for live in select(daemon) if live.number == number), None)
+    return next((live for live in live_connections(daemon) if live.number == number), None)
 
 
-def select(
-    daemon: Daemon, route: str | None = None, client: str | None = None
-) -> Iterator[Connection]:
-    """Yield the live connections of a route and of a client; None is all of them.
+def live_connections(daemon: Daemon, route: str | None = None) -> Iterator[Connection]:
+    """Yield the live connections of a route; None is all of them.
 
     A connection may end, and leave the daemon's table, while the caller iterates.
     """
-    matches = None if client is None else _client_filter(client)
     for stats in daemon.supervisor.stats():
         if route in (None, stats.route.name):
-            for live in list(stats.live):
-                if matches is None or matches(live):
-                    yield live
+            yield from list(stats.live)
+
+
+async def select(
+    daemon: Daemon, route: str | None = None, client: str | None = None
+) -> list[Connection]:
+    """Return the live connections of a route and of a client; None is all of them."""
+    live = await every(live_connections(daemon, route))
+    if client is None:
+        return live
+    matches = _client_filter(client)
+    judged = await every((matches(connection), connection) for connection in live)
+    return [connection for is_meant, connection in judged if is_meant]
 
 
 def _client_filter(text: str) -> Callable[[Connection], bool]:
@@ -63,7 +74,7 @@ def _client_filter(text: str) -> Callable[[Connection], bool]:
     return lambda live: live.client == text
 
 
-def page(
+async def page(
     connections: Iterable[Connection], query: ConnectionQuery, rates: Rates
 ) -> tuple[list[Connection], str | None]:
     """Return one page of connections in the query's order, and the cursor of the next one.
@@ -76,12 +87,17 @@ def page(
     position = _position_by(query.sort, rates)
     order = query.order or ("asc" if query.sort in _ASCENDING else "desc")
     descending = order == "desc"
-    placed: Iterable[tuple[_Position, Connection]] = ((position(c), c) for c in connections)
+    placed = await every((position(connection), connection) for connection in connections)
     if query.after is not None:
         last = _read_cursor(query.after, query.sort)
         placed = [pair for pair in placed if (pair[0] < last if descending else pair[0] > last)]
-    first = nlargest if descending else nsmallest
-    best = first(query.limit + 1, placed, key=lambda pair: pair[0])
+    # One sort of ten thousand would keep the loop: the rest of a merge costs only what is shown.
+    runs = await every(
+        sorted(placed[start : start + _RUN], key=itemgetter(0), reverse=descending)
+        for start in range(0, len(placed), _RUN)
+    )
+    merged = merge(*runs, key=itemgetter(0), reverse=descending)
+    best = await every(islice(merged, query.limit + 1))
     shown = best[: query.limit]
     more = len(best) > query.limit
     return [live for _, live in shown], _write_cursor(shown[-1][0]) if more else None

@@ -112,13 +112,13 @@ def connection(live: Connection, rates: Rates) -> schema.Connection:
 
 
 def configuration(daemon: Daemon) -> schema.Configuration:
-    """Return the running configuration."""
+    """Return the running configuration, with routes and guests that are made as they are read."""
     config = daemon.config
     return schema.Configuration(
         source=config.source,
-        fingerprint=config.fingerprint,
-        routes=[_route_settings(route) for route in config.routes],
-        guests=[_guest_settings(guest) for guest in config.guests],
+        fingerprint=daemon.reloads.fingerprint,
+        routes=map(_route_settings, config.routes),
+        guests=map(_guest_settings, config.guests),
         metrics=_one_or_list(plain(config.metrics)),
         metrics_tls=plain(config.metrics_tls),
         admin=plain(config.admin),

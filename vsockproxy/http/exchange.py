@@ -7,7 +7,7 @@ client's: nothing is left to bound between two of them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from email.utils import formatdate
 from http import HTTPStatus
@@ -16,7 +16,8 @@ from typing import Final
 import h11
 import trio
 
-from vsockproxy.http.message import Body, HttpError, Request, Response, split_target
+from vsockproxy.http.encoding import encoded, pieces_of
+from vsockproxy.http.message import HttpError, Request, Response, split_target
 from vsockproxy.http.router import Router
 from vsockproxy.http.turn import turn
 
@@ -25,7 +26,7 @@ MAX_BODY: Final = 65536  # bytes
 REQUEST_TIMEOUT: Final = 10.0  # seconds for a TLS handshake and a request
 
 _READ: Final = 4096  # bytes; h11 does not bound the head of one read
-_PIECE: Final = 65536  # bytes sent at once; TLS encrypts them at once
+_DROPPED: Final = 65536  # bytes read at once, and dropped
 _LINGER: Final = 1.0  # seconds for the client to close first
 _MAX_UNREAD: Final = 1 << 20  # bytes dropped meanwhile
 _VERSIONS: Final = (b"1.0", b"1.1")
@@ -63,7 +64,9 @@ class _Exchange:
             if request is None:
                 return
             with self._answering():
-                await self._send(await self._router.answer(request))
+                response = await self._router.answer(request)
+                accept = request.headers.get("accept-encoding", "")
+                await self._send(encoded(response, accept))
         await self._linger()
 
     # ---- the request ----
@@ -109,7 +112,7 @@ class _Exchange:
     # ---- the response ----
 
     async def _send(self, response: Response) -> None:
-        pieces = _pieces(response.body)
+        pieces = pieces_of(response.body)
         async with aclosing(pieces):
             unsent = self._http.send(_head(response)) or b""
             if not self._is_head:
@@ -133,7 +136,7 @@ class _Exchange:
         with trio.move_on_after(_LINGER):
             await self._stream.send_eof()
             unread = _MAX_UNREAD
-            while unread > 0 and (piece := await self._stream.receive_some(_PIECE)):
+            while unread > 0 and (piece := await self._stream.receive_some(_DROPPED)):
                 unread -= len(piece)
 
 
@@ -170,14 +173,3 @@ def _head(response: Response) -> h11.Response:
         headers.append(("content-length", str(len(response.body))))
     reason = HTTPStatus(response.status).phrase
     return h11.Response(status_code=response.status, headers=headers, reason=reason)
-
-
-async def _pieces(body: Body) -> AsyncGenerator[bytes, None]:
-    """Yield a body in pieces."""
-    if isinstance(body, bytes):
-        for start in range(0, len(body), _PIECE):
-            yield body[start : start + _PIECE]
-    else:
-        async with aclosing(body):
-            async for piece in body:
-                yield piece

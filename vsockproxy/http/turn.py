@@ -1,17 +1,19 @@
 """The share of the event loop that all HTTP clients have together: one short turn each time round.
 
 Whatever many clients ask for, or one client for many things, the relays' tasks run between two
-turns.  Work that takes longer is cut into pieces, by `some` and `every`: a thread would not do,
-because Python code in it keeps the loop from the interpreter's lock for longer than a turn.
+turns.  Work that takes longer is cut into pieces, by `some`, `every` and `body_of`: a thread would
+not do, because Python code in it keeps the loop from the interpreter's lock for longer than a turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from time import perf_counter
 from typing import Final, TypeVar
 
 import trio
+
+from vsockproxy.http.message import Body
 
 _LONGEST: Final = 0.002  # seconds of a turn, and the time of one item
 
@@ -52,3 +54,21 @@ async def every(work: Iterable[_Item]) -> list[_Item]:
     while found := await some(iterator):
         items += found
     return items
+
+
+async def body_of(work: Iterator[bytes]) -> Body:
+    """Return a body of pieces: all bytes if two turns make them, else made while they are sent.
+
+    An exception of the first two turns is the caller's; a later one truncates the body.
+    """
+    first = await some(work)
+    second = await some(work)
+    if not second:
+        return b"".join(first)
+    return _joined(b"".join(first + second), work)
+
+
+async def _joined(first: bytes, work: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
+    yield first
+    while pieces := await some(work):
+        yield b"".join(pieces)
