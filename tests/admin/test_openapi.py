@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.admin.running_daemon import controlled_daemon
 from tests.daemon_process import REPOSITORY
-from vsockproxy.admin.operations import OPERATIONS, openapi
+from vsockproxy.admin.openapi import OPERATIONS, openapi
 
 DOCUMENT = REPOSITORY / "docs" / "admin-api.json"
 

@@ -6,7 +6,7 @@
 | `scrape` | the text of ``/metrics``, in pieces |
 | `tls` | the certificates of the metrics listener |
 | `control` | the control API, for the control socket alone |
-| `operations`, `schema` | the operations and JSON of the API, and its OpenAPI document |
+| `openapi`, `schema` | the operations and JSON of the API, and its OpenAPI document |
 | `view` | the daemon's state in that JSON |
 | `selection` | which connections and routes a request means |
 | `rates` | bytes per second of the live connections |

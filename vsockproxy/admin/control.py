@@ -1,6 +1,6 @@
 """The control API, served only on the control socket: its clients can change the daemon.
 
-Owns: the HTTP of the API, and what each of `operations` does.  The JSON is `schema`'s, the
+Owns: the HTTP of the API, and what each of `openapi.OPERATIONS` does.  The JSON is `schema`'s, the
 daemon's state is read by `view`.
 """
 
@@ -17,7 +17,7 @@ from pydantic_core import to_json
 
 from vsockproxy.admin import schema, view
 from vsockproxy.admin.daemon import Daemon
-from vsockproxy.admin.operations import OPERATIONS, Operation, openapi
+from vsockproxy.admin.openapi import OPERATIONS, Operation, openapi
 from vsockproxy.admin.rates import Rates
 from vsockproxy.admin.selection import (
     find_connection,
@@ -143,7 +143,7 @@ def _refusal(request: Request | None, error: HttpError) -> Response:
 
 
 class _Api:
-    """The operations: each is the method of its name in `operations.OPERATIONS`."""
+    """The operations: each is the method of its name in `openapi.OPERATIONS`."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon

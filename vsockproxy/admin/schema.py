@@ -1,6 +1,6 @@
 """The JSON of the control API, as models.
 
-Owns: the requests and answers of version 1; `operations` has their paths.  Fields may be
+Owns: the requests and answers of version 1; `openapi` has their paths.  Fields may be
 added: a field keeps its name and meaning.  Times are in seconds, sizes in bytes;
 ``upstream`` is client to target, ``downstream`` target to client.
 
