@@ -1,6 +1,7 @@
 """Shared by all tests: the guard around the machine's own vsock, and fixtures."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,13 @@ from vsockproxy.config.settings import PumpChoice
 # Importing it guards this process; by PYTHONPATH it guards those that tests start.
 _GUARD = str(Path(sitecustomize.__file__).parent)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_GUARD, os.environ.get("PYTHONPATH")]))
+
+
+# Ignored signals are inherited: nohup ignores SIGHUP, and a shell's `&` the other two.
+for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        _default = signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(_number, _default)
 
 
 @pytest.fixture(params=["native", "portable"])

@@ -134,7 +134,7 @@ async def test_a_guest_that_never_answers_delays_no_other_client(
     async with mux_server(tmp_path / "silent", {1: echo}, answers_nothing) as silent:
         target = MuxEndpoint(str(silent.path), 1)
         routes = [
-            Route("silent", LOOPBACK_2, target, Policy(connect_timeout=0.2)),
+            Route("silent", LOOPBACK_2, target, Policy(connect_timeout=2.0)),
             Route("echo", LOOPBACK, guest, Policy(half_close="forward")),
         ]
         async with running(*routes) as daemon:
