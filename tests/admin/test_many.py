@@ -20,7 +20,7 @@ from vsockproxy import metrics
 from vsockproxy.address.endpoint import TcpEndpoint
 from vsockproxy.admin.control import control_server
 from vsockproxy.admin.daemon import Daemon
-from vsockproxy.admin.observe import read_only_routes
+from vsockproxy.admin.probes import read_only_routes
 from vsockproxy.admin.scrape import scrape
 from vsockproxy.config.settings import Route
 from vsockproxy.connection import Connection

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.admin.fake_daemon import FakeDaemon
 from tests.admin.running_daemon import controlled_daemon
-from vsockproxy.admin.observe import read_only_routes
+from vsockproxy.admin.probes import read_only_routes
 
 
 @pytest.mark.parametrize(

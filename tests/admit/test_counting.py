@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from tests.waiting import until
-from vsockproxy.admit import admission as admission_module
 from vsockproxy.admit import descriptors
-from vsockproxy.admit.admission import Admission
+from vsockproxy.admit import shared_limits as admission_module
+from vsockproxy.admit.shared_limits import Admission
 
 
 @pytest.fixture

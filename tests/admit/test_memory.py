@@ -7,9 +7,9 @@ import trio
 
 from tests.listen.running_route import serving
 from tests.waiting import PATIENCE
-from vsockproxy.admit import gate as gate_module
 from vsockproxy.admit import memory
-from vsockproxy.admit.admission import Admission
+from vsockproxy.admit import route_limits as gate_module
+from vsockproxy.admit.shared_limits import Admission
 from vsockproxy.config.settings import Policy
 
 

@@ -145,7 +145,7 @@ def test_lines_lost_on_a_full_disk_are_counted_in_a_metric() -> None:
 def test_the_number_of_lost_lines_is_logged_when_the_reader_resumes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vsockproxy.log.lines.MOST", 100_000)
+    monkeypatch.setattr("vsockproxy.log.writer.MOST", 100_000)
     reader, writer = os.pipe()
     with (
         os.fdopen(writer, "w", encoding="utf-8") as pipe,

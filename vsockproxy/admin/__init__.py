@@ -2,7 +2,7 @@
 
 | module | owns |
 |---|---|
-| `observe` | ``/metrics``, ``/healthz``, ``/readyz``: read-only, for the metrics listener |
+| `probes` | ``/metrics``, ``/healthz``, ``/readyz``: read-only, for the metrics listener |
 | `scrape` | the text of ``/metrics``, in pieces |
 | `tls` | the certificates of the metrics listener |
 | `control` | the control API, for the control socket alone |
@@ -12,9 +12,9 @@
 | `rates` | bytes per second of the live connections |
 | `daemon` | the interface of the daemon that all of these use |
 | `socket_path` | the path of the control socket, for the daemon and for its clients |
-| `client`, `health` | clients of the API and of ``/readyz``, without trio and pydantic |
+| `client`, `health_client` | clients of the API and of ``/readyz``, without trio and pydantic |
 
-`observe` and `control` import h11, prometheus_client and pydantic.  Only `daemon.http`
+`probes` and `control` import h11, prometheus_client and pydantic.  Only `daemon.http`
 imports them, when it starts a server: a daemon without one saves the
 memory.
 """

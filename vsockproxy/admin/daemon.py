@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from vsockproxy.admit.gate import QueueReason
+from vsockproxy.admit.route_limits import QueueReason
 from vsockproxy.config.settings import Config
 from vsockproxy.log.recent import RecentEvents
 from vsockproxy.metrics import MetricsSource, RoutesSource

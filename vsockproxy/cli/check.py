@@ -77,7 +77,7 @@ def health(
     finds. The exit status is 0 if every route listens, and 1 if not or if
     nothing answers, as a container's HEALTHCHECK expects.
     """
-    from vsockproxy.admin import health as probe  # noqa: PLC0415 - at its use
+    from vsockproxy.admin import health_client as probe  # noqa: PLC0415 - at its use
 
     try:
         if url:

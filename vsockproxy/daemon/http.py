@@ -30,8 +30,8 @@ _BACKLOG: Final = 128  # scrapers and operators are few
 _METRICS: Final = "metrics"
 _ADMIN: Final = "admin"
 _MODULES: Final = {
-    _METRICS: ("vsockproxy.metrics", "vsockproxy.admin.observe"),
-    _ADMIN: ("vsockproxy.metrics", "vsockproxy.admin.observe", "vsockproxy.admin.control"),
+    _METRICS: ("vsockproxy.metrics", "vsockproxy.admin.probes"),
+    _ADMIN: ("vsockproxy.metrics", "vsockproxy.admin.probes", "vsockproxy.admin.control"),
 }
 _PAUSE: Final = 1.0  # seconds until a server that failed is tried again
 _GRACE: Final = 0.5  # seconds that answers have at the end of the daemon
@@ -144,7 +144,7 @@ class HttpServers:
         return self._servers[name]
 
     def _made(self, name: str) -> HttpServer:
-        from vsockproxy.admin.observe import metrics_server, read_only_routes  # noqa: PLC0415
+        from vsockproxy.admin.probes import metrics_server, read_only_routes  # noqa: PLC0415
         from vsockproxy.metrics import make_registry  # noqa: PLC0415
 
         registry = make_registry(self._daemon)

@@ -4,7 +4,7 @@
 |---|---|
 | `output` | the set-up of structlog, throttled warnings, the libraries' own records |
 | `format` | the text of a line: for people, logfmt or JSON |
-| `lines` | the thread that writes the lines |
+| `writer` | the thread that writes the lines |
 | `recent` | the last events, for the operator's API |
 
 The events, which other modules log.  A test holds this table true against the source.  The

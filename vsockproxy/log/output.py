@@ -19,7 +19,7 @@ from structlog.typing import FilteringBoundLogger
 
 from vsockproxy.config.process import LogSettings
 from vsockproxy.log import format as rendering
-from vsockproxy.log.lines import LineWriter
+from vsockproxy.log.writer import LineWriter
 from vsockproxy.systemd import is_journal
 
 _PAUSE: Final = 10.0  # seconds between two equal warnings of a `Throttle`

@@ -11,17 +11,18 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Final
+from typing import Any
 
 import trio
 
 from vsockproxy.address.sockaddr import borrowed
-from vsockproxy.admit.gate import Gate, RejectReason
+from vsockproxy.admit.route_limits import Gate, RejectReason
 from vsockproxy.connection import Connection, EndedError
 from vsockproxy.dial.selection import Selection
 from vsockproxy.errors import DialError, dial_error
 from vsockproxy.pump.reset import reset_descriptor
-from vsockproxy.pump.transfer import ENDINGS, Bounds, Pump
+from vsockproxy.pump.transfer import Bounds, Pump
+from vsockproxy.relay.access_log import log_end
 from vsockproxy.relay.failed_dial import FailedDials
 from vsockproxy.relay.preamble import (
     NoHeaderError,
@@ -35,7 +36,6 @@ from vsockproxy.relay.proxy_protocol import build_header
 from vsockproxy.stats import RouteStats
 
 # How a load balancer's check ends: with a FIN, a reset, or before the target was dialled.
-_CLEAN: Final = frozenset({"finished", "client_reset", "dial_client_left"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,7 @@ class Relay:
     def _end(self, connection: Connection, reason: str) -> None:
         try:
             self.gate.leave(connection, reason)
-            if _is_logged(connection, reason):
-                self._log_end(connection, reason)
+            log_end(connection, reason, self.log)
         except Exception:  # noqa: BLE001 - the catch-all: `_note_defect` logs it
             self._note_defect(connection)
 
@@ -177,34 +176,6 @@ class Relay:
             if isinstance(error, DialError):
                 self.stats.keep_error(connection.target, error)
             raise
-
-    # ---- after the end ----
-
-    def _log_end(self, connection: Connection, reason: str) -> None:
-        """Write the access line of a connection."""
-        words: dict[str, object] = {"why": ENDINGS[reason]} if reason in ENDINGS else {}
-        if connection.dial_seconds is not None:
-            words["dial_seconds"] = round(connection.dial_seconds, 6)
-        if connection.vmm_port is not None:
-            words["vmm_port"] = connection.vmm_port
-        if connection.held_seconds:
-            words["held_seconds"] = round(connection.held_seconds, 6)
-        self.log.info(
-            "connection_closed",
-            **connection.names(),
-            upstream_bytes=connection.upstream_bytes,
-            downstream_bytes=connection.downstream_bytes,
-            seconds=round(monotonic() - connection.opened, 6),
-            reason=reason,
-            **words,
-        )
-
-
-def _is_logged(connection: Connection, reason: str) -> bool:
-    """Return whether the end of a connection is an access line."""
-    policy = connection.route.policy
-    is_empty = reason in _CLEAN and not connection.upstream_bytes + connection.downstream_bytes
-    return policy.access_log and (policy.log_empty or not is_empty)
 
 
 def _is_killed(connection: Connection) -> bool:

@@ -19,7 +19,7 @@ LAYERS = (
         "timer",
     ),  # one object each; they know nothing of each other
     ("loop",),  # what the relays of one thread share; a header only
-    ("half",),  # one direction of a relay: how its bytes move
+    ("move",),  # one direction of a relay: how its bytes move
     ("relay",),  # two sides, two directions: how they begin and leave their thread
     ("closing", "half_close"),  # how the sockets are closed; how a FIN is passed on, or held
     ("ends", "turn"),  # ended relays on their way to the caller; what a relay does when it is woken

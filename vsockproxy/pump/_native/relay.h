@@ -7,7 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "half.h"
+#include "move.h"
 #include "loop.h"
 #include "pump.h"
 #include "side.h"

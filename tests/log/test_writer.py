@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vsockproxy.log import lines
-from vsockproxy.log.lines import LineWriter
+from vsockproxy.log import writer as lines
+from vsockproxy.log.writer import LineWriter
 
 PIPE_SIZE = 4096  # the smallest that Linux allows
 

@@ -23,7 +23,7 @@ from tests.admin.fake_daemon import FakeDaemon
 from tests.daemon_process import environment
 from tests.sockets import connected, read_to_end
 from tests.waiting import until
-from vsockproxy.admin.observe import metrics_server
+from vsockproxy.admin.probes import metrics_server
 from vsockproxy.admin.tls import tls_context
 from vsockproxy.config.process import TlsSettings
 from vsockproxy.errors import ConfigError

@@ -1,7 +1,7 @@
 /* One direction of a relay: how its bytes move from one side to the other. */
 
-#ifndef VSP_HALF_H
-#define VSP_HALF_H
+#ifndef VSP_MOVE_H
+#define VSP_MOVE_H
 
 #include <stdatomic.h>
 #include <stdbool.h>

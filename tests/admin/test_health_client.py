@@ -19,8 +19,8 @@ from tests.admin.fake_daemon import FakeDaemon
 from tests.daemon_process import command, daemon, environment
 from tests.fake_services import dead_unix_socket, says, unix_listener, unused_tcp_port
 from vsockproxy.admin.client import DaemonUnreachableError, find_socket
-from vsockproxy.admin.health import UnhealthyError, ask, ask_url, find_address
-from vsockproxy.admin.observe import metrics_server
+from vsockproxy.admin.health_client import UnhealthyError, ask, ask_url, find_address
+from vsockproxy.admin.probes import metrics_server
 from vsockproxy.errors import ConfigError
 
 SOON: Final = 5.0
@@ -240,7 +240,7 @@ HEAVY: Final = {"trio", "pydantic", "structlog", "prometheus_client", "h11", "ru
 
 
 def test_the_health_module_imports_no_heavy_library() -> None:
-    code = "import sys, vsockproxy.admin.health; print(*sys.modules)"
+    code = "import sys, vsockproxy.admin.health_client; print(*sys.modules)"
     done = subprocess.check_output([sys.executable, "-c", code], env=environment(), text=True)
     assert "http.client" in done.split()
     assert not HEAVY & set(done.split())

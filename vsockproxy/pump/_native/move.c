@@ -19,7 +19,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "half.h"
+#include "move.h"
 #include "peer.h"
 
 enum {

@@ -14,8 +14,8 @@ from typing import Any, Final, Literal
 
 import trio
 
-from vsockproxy.admit.admission import Admission
 from vsockproxy.admit.peer import peer_at, peer_of
+from vsockproxy.admit.shared_limits import Admission
 from vsockproxy.admit.token_bucket import TokenBucket
 from vsockproxy.config.access import Peer, matches_any
 from vsockproxy.config.settings import Policy, Route
