@@ -206,7 +206,7 @@ async def test_a_reset_in_the_middle_of_an_answer_does_not_stop_the_server(
 
 def test_the_http_module_imports_no_web_server_and_no_prometheus() -> None:
     heavy = {"h11", "vsockproxy.http", "prometheus_client"}
-    code = f"import sys, vsockproxy.daemon.http; print({heavy} & set(sys.modules))"
+    code = f"import sys, vsockproxy.daemon.http_servers; print({heavy} & set(sys.modules))"
     process = [sys.executable, "-c", code]
     assert subprocess.check_output(process, env=environment(), text=True) == "set()\n"
 

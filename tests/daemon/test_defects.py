@@ -21,7 +21,7 @@ from tests.waiting import PATIENCE, until
 from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint, UnixEndpoint
 from vsockproxy.config.settings import Config, Policy, Route
 from vsockproxy.connection import Connection
-from vsockproxy.daemon import http
+from vsockproxy.daemon import http_servers
 from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.listen import listener as listener_module
 from vsockproxy.listen.listener import RouteListener
@@ -141,14 +141,14 @@ async def test_an_acceptor_with_a_defect_is_started_again_and_connections_go_on(
 async def test_a_metrics_listener_with_a_defect_serves_again(
     guest: MuxEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "_PAUSE", 0.0)
+    monkeypatch.setattr(http_servers, "_PAUSE", 0.0)
     metrics = UnixEndpoint(str(tmp_path / "metrics"))
 
     async def fail_once(*_: object) -> None:
-        monkeypatch.setattr(http, "keep_file", keep_file)
+        monkeypatch.setattr(http_servers, "keep_file", keep_file)
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(http, "keep_file", fail_once)
+    monkeypatch.setattr(http_servers, "keep_file", fail_once)
     async with running(route("echo", guest), metrics=metrics) as daemon:
         await until(lambda: recorded(daemon.daemon, "http_server_failed"))
         with trio.fail_after(PATIENCE):

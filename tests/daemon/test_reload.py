@@ -31,7 +31,7 @@ from vsockproxy.address.endpoint import (
 )
 from vsockproxy.config.process import TlsSettings
 from vsockproxy.config.settings import Config, Policy, PumpChoice, Route
-from vsockproxy.daemon.http import HttpServers
+from vsockproxy.daemon.http_servers import HttpServers
 from vsockproxy.errors import ConfigError, ListenError, Problem
 
 

@@ -22,7 +22,7 @@ from tests.fake_systemd import FakeSystemd, fake_systemd
 from tests.sockets import stream
 from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint
 from vsockproxy.config.settings import Config, Policy, Route
-from vsockproxy.daemon.http import HttpServers
+from vsockproxy.daemon.http_servers import HttpServers
 from vsockproxy.daemon.signals import supervise
 from vsockproxy.errors import ConfigError, Problem
 from vsockproxy.systemd import store_name

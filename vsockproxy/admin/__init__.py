@@ -14,7 +14,7 @@
 | `socket_path` | the path of the control socket, for the daemon and for its clients |
 | `client`, `health_client` | clients of the API and of ``/readyz``, without trio and pydantic |
 
-`probes` and `control` import h11, prometheus_client and pydantic.  Only `daemon.http`
+`probes` and `control` import h11, prometheus_client and pydantic.  Only `daemon.http_servers`
 imports them, when it starts a server: a daemon without one saves the
 memory.
 """

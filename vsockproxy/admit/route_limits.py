@@ -1,4 +1,4 @@
-"""A route's gate: limits and access rules between its backlog and its relays.
+"""A route's gate: its limits between its backlog and its relays.
 
 Owns: `Gate`: whether clients stay queued in the kernel's backlog, where they cost nothing, and
 whether an accepted client is admitted or rejected. Accepts and dials nothing.
@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 import trio
 
+from vsockproxy.admit.access import AccessReason, AccessRules
 from vsockproxy.admit.peer import peer_at, peer_of
 from vsockproxy.admit.shared_limits import Admission
 from vsockproxy.admit.token_bucket import TokenBucket
@@ -29,14 +30,7 @@ QueueReason = LimitName | Literal["descriptors", "memory"]
 """Why clients are queued; the label ``reason`` of accept_pauses_total."""
 
 RejectReason = (
-    LimitName
-    | Literal[
-        "max_connections_per_source",
-        "denied",
-        "proxy_untrusted",
-        "proxy_malformed",
-        "proxy_timeout",
-    ]
+    LimitName | AccessReason | Literal["proxy_untrusted", "proxy_malformed", "proxy_timeout"]
 )
 """Why a client was rejected; the label ``reason`` of clients_rejected_total."""
 
@@ -73,13 +67,12 @@ class Gate:
     def reconfigure(self, route: Route) -> None:
         """Follow a new policy, for new clients."""
         policy = self._policy = route.policy
-        self._access = policy.access
-        self._judges = bool(self._access) or policy.max_connections_per_source is not None
-        self._is_strict = self._judges or policy.accept_proxy or policy.over_limit == "reject"
+        self._access = AccessRules(policy, self._stats)
+        self._is_strict = (
+            self._access.has_any or policy.accept_proxy or policy.over_limit == "reject"
+        )
         self._most = math.inf if policy.max_connections is None else policy.max_connections
         self._follow_rate(policy)
-        if policy.max_connections_per_source is not None:
-            self._count_sources()
         self._queue.unpark_all()
 
     def _follow_rate(self, policy: Policy) -> None:
@@ -87,13 +80,6 @@ class Gate:
         if rate != self._rate:  # an unchanged rate keeps its bucket: a reload must not fill it
             self._rate = rate
             self._bucket = None if rate is None else TokenBucket(rate, math.ceil(rate))
-
-    def _count_sources(self) -> None:
-        """Count open connections whose source is not known yet; Unix clients' never is."""
-        for connection in self._stats.live:
-            if connection.source is None:
-                source = peer_at(connection.family, connection.address).source
-                self._stats.count_source(connection, source)
 
     # ---- keeping clients in the backlog ----
 
@@ -205,9 +191,9 @@ class Gate:
 
         A rejected connection is not counted here: call `reject`, and `leave` at its end.
         """
-        if not self._judges:
+        if not self._access.has_any:
             return None
-        return self._judge(peer_at(connection.family, connection.address), connection)
+        return self._access.judge(peer_at(connection.family, connection.address), connection)
 
     def reject(self, connection: Connection, reason: RejectReason) -> None:
         """Count a rejected client, and log it unless the log has such a line already."""
@@ -222,20 +208,12 @@ class Gate:
             # The client that the header names is judged once the header has come.
             trusted = matches_any(policy.proxy_trusted, self._peer(client, connection))
             return None if trusted else "proxy_untrusted"
-        return self._judge(self._peer(client, connection), connection) if self._judges else None
+        if not self._access.has_any:
+            return None
+        return self._access.judge(self._peer(client, connection), connection)
 
     def _peer(self, client: int, connection: Connection) -> Peer:
         return peer_of(client, connection.family, connection.address)
-
-    def _judge(self, peer: Peer, connection: Connection) -> RejectReason | None:
-        if not self._access.admits(peer):
-            return "denied"
-        most = self._policy.max_connections_per_source
-        if most is not None and (source := peer.source) is not None:
-            if self._stats.sources.get(source, 0) >= most:
-                return "max_connections_per_source"
-            self._stats.count_source(connection, source)
-        return None
 
     def _write(
         self,

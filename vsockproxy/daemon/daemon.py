@@ -17,7 +17,7 @@ import trio
 
 from vsockproxy.address.endpoint import ListenEndpoint
 from vsockproxy.config.settings import Config
-from vsockproxy.daemon.http import HttpServers, http_endpoints
+from vsockproxy.daemon.http_servers import HttpServers, http_endpoints
 from vsockproxy.daemon.reload import Load, Reloading
 from vsockproxy.daemon.supervisor import Supervisor
 from vsockproxy.listen.sockets import Listen, ListeningSockets
