@@ -50,7 +50,7 @@ def test_a_pods_probes_use_paths_that_the_metrics_listener_serves(file: Path) ->
     assert ports["metrics"] == port_of(config_of(file))
     probes = {kind: container[f"{kind}Probe"]["httpGet"] for kind in PATHS}
     assert probes == {kind: {"path": path, "port": "metrics"} for kind, path in PATHS.items()}
-    admin = (REPOSITORY / "vsockproxy" / "admin" / "observe.py").read_text()
+    admin = (REPOSITORY / "vsockproxy" / "admin" / "probes.py").read_text()
     assert all(f'Route("{path}"' in admin for path in PATHS.values())
 
 

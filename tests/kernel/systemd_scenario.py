@@ -301,9 +301,14 @@ def activation() -> Facts:
     systemctl("start", "vsockproxy.socket", "vsockproxy-guests.socket")
     facts: Facts = {"before": show("ActiveState")}
     for name, first, then in (("tcp", FRONT, GUESTS), ("vsock", GUESTS, FRONT)):
-        facts[name] = [exchange(first), show("ActiveState"), exchange(then)]
+        facts[name] = [exchange(first), _state_once_started(), exchange(then)]
         systemctl("stop", "vsockproxy")
     return facts
+
+
+def _state_once_started() -> str:
+    systemctl("start", "vsockproxy")  # waits for the start that the client caused
+    return show("ActiveState")
 
 
 def private_network() -> Facts:
