@@ -190,9 +190,10 @@ def test_a_configuration_without_metrics_is_an_error_with_a_remedy(
 ) -> None:
     file = tmp_path / "c.toml"
     file.write_text(text)
+    no_daemon = {"XDG_RUNTIME_DIR": str(tmp_path)}
     for named in (file, None):
         with pytest.raises(UnhealthyError, match=r"set \[metrics\] listen"):
-            find_address(named, {}, [])
+            find_address(named, no_daemon, [])
 
 
 # --- the command --------------------------------------------------------------------------
@@ -263,7 +264,7 @@ def test_the_control_socket_is_asked_if_the_metrics_cannot_be(tmp_path: Path) ->
     assert find_address(None, {"VSOCKPROXY_ADMIN_SOCKET": "/run/a"}, []) == "unix:/run/a"
     file.write_text(tls)
     with pytest.raises(UnhealthyError, match=r"over TLS; set \[admin\] socket"):
-        find_address(file, {})
+        find_address(file, {"XDG_RUNTIME_DIR": str(tmp_path)})
 
 
 PLAIN: Final = 'forward.80 = "3:80"\n'
