@@ -23,20 +23,23 @@ def is_exiting(sock: socket.socket) -> bool:
     The kernel closes a process's sockets before the process counts as dead. False where the system
     does not tell: a process that /proc hides is seen only once it is dead.
     """
+    return has_ended(sock) or _is_marked(sock)
+
+
+def has_ended(sock: socket.socket) -> bool:
+    """Return whether the process that listened at the socket's other end is dead."""
     if not hasattr(socket, "SO_PEERCRED"):
         return False
     try:
-        pid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
-        pidfd = _open(sock, pid)
+        pidfd = _open(sock, _pid(sock))
     except OSError as error:
         return error.errno in (errno.ESRCH, errno.EINVAL)
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        ended = bool(poll.poll(0))
+        return bool(poll.poll(0))
     finally:
         os.close(pidfd)
-    return ended or (pid > 0 and _is_marked(pid))
 
 
 def _open(sock: socket.socket, pid: int) -> int:
@@ -51,8 +54,15 @@ def _open(sock: socket.socket, pid: int) -> int:
     return os.pidfd_open(pid)
 
 
-def _is_marked(pid: int) -> bool:
-    with suppress(OSError, ValueError, IndexError):
-        behind_name = Path(f"/proc/{pid}/stat").read_text("latin-1").rpartition(")")[2]
+def _pid(sock: socket.socket) -> int:
+    """Return the process that listened; 0 where this process does not see it."""
+    peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid: int = _UCRED.unpack(peer)[0]
+    return pid
+
+
+def _is_marked(sock: socket.socket) -> bool:
+    with suppress(AttributeError, OSError, ValueError, IndexError):
+        behind_name = Path(f"/proc/{_pid(sock)}/stat").read_text("latin-1").rpartition(")")[2]
         return bool(int(behind_name.split()[_FLAGS]) & _EXITING)
     return False

@@ -63,19 +63,34 @@ static bool process_is_exiting(pid_t pid)
 	return field && (strtoul(field, NULL, 10) & EXITING);
 }
 
-bool vsp_peer_is_exiting(int fd)
+/* Return the peer's process; 0 if it has none that this process sees, -1 if there is no peer. */
+static pid_t peer_pid(int fd)
 {
 	struct ucred peer = {.pid = 0};
 	socklen_t size = sizeof(peer);
-	struct pollfd ended = {.events = POLLIN};
-	bool exiting;
 
-	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
+	return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 ? -1 : peer.pid;
+}
+
+bool vsp_peer_has_ended(int fd)
+{
+	struct pollfd end = {.events = POLLIN};
+	pid_t pid = peer_pid(fd);
+	bool ended;
+
+	if (pid < 0)
 		return false;
-	ended.fd = peer_open(fd, peer.pid);
-	if (ended.fd < 0)
-		return ended.fd == -ESRCH;
-	exiting = poll(&ended, 1, 0) > 0;
-	close(ended.fd);
-	return exiting || (peer.pid > 0 && process_is_exiting(peer.pid));
+	end.fd = peer_open(fd, pid);
+	if (end.fd < 0)
+		return end.fd == -ESRCH;
+	ended = poll(&end, 1, 0) > 0;
+	close(end.fd);
+	return ended;
+}
+
+bool vsp_peer_is_exiting(int fd)
+{
+	pid_t pid = peer_pid(fd);
+
+	return vsp_peer_has_ended(fd) || (pid > 0 && process_is_exiting(pid));
 }

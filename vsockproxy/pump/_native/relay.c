@@ -78,7 +78,7 @@ int vsp_relay_enter(struct vsp_relay *relay, struct vsp_loop *loop)
 	for (int which = CLIENT; which <= TARGET && !error; which++)
 		error = vsp_side_watch(&relay->sides[which], loop->epoll);
 	/* One that listened, handed its socket on and has ended before says nothing by its end. */
-	relay->sides[TARGET].vmm = relay->vmm && !vsp_peer_is_exiting(relay->sides[TARGET].fd);
+	relay->sides[TARGET].vmm = relay->vmm && !vsp_peer_has_ended(relay->sides[TARGET].fd);
 	return error;
 }
 
