@@ -92,8 +92,7 @@ def reset(sock: socket.socket) -> None:
 
 def queued_bytes(sock: trio.socket.SocketType | socket.socket) -> int:
     """Return how many bytes, a TCP FIN among them, the other side's kernel has not taken yet."""
-    answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
-    return int.from_bytes(answer, sys.byteorder)
+    return _asked(sock, termios.TIOCOUTQ)
 
 
 async def read_to_end(source: trio.abc.ReceiveStream) -> bytes:
@@ -103,7 +102,11 @@ async def read_to_end(source: trio.abc.ReceiveStream) -> bytes:
 
 def unsent_bytes(sock: trio.socket.SocketType | socket.socket) -> int:
     """Return how many bytes, a FIN among them, TCP has not sent; on the loopback sent is there."""
-    answer = fcntl.ioctl(sock.fileno(), _SIOCOUTQNSD, bytes(4))
+    return _asked(sock, _SIOCOUTQNSD)
+
+
+def _asked(sock: trio.socket.SocketType | socket.socket, request: int) -> int:
+    answer = fcntl.ioctl(sock.fileno(), request, bytes(4))
     return int.from_bytes(answer, sys.byteorder)
 
 
