@@ -33,7 +33,7 @@ def raised_limit(monkeypatch: pytest.MonkeyPatch) -> int:
 def ordinary_signals() -> Iterator[None]:
     """Have this process ignore what an interpreter ignores, and block nothing.
 
-    Whoever started the tests, and a test before, may have left it with more.
+    The program that started the tests, and a test before, may have left it with more.
     """
     interpreters = {signal.SIGPIPE, signal.SIGXFSZ}
     ignored = [

@@ -47,7 +47,7 @@ class Schedule:
       last: what the ends do at the end, before those that are left read to the end.
       settled: the last step comes once everything sent has been delivered, where that is possible.
       brisk: an EOF comes right before the last step.
-      late: nobody reads for a while after it.
+      late: no end reads for a while after it.
       first: the end that reads first, at the end.
     """
 
