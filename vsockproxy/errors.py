@@ -137,6 +137,13 @@ def _number(cause: Cause) -> int | None:
     return cause if isinstance(cause, int) else None
 
 
+def first_of(error: BaseException) -> BaseException:
+    """Return an error, or the first one in a group of any depth."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def sentences(error: BaseException) -> list[str]:
     """Return the message of an error, or of each error of a group of any depth.
 

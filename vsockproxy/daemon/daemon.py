@@ -3,7 +3,7 @@
 Owns: `Daemon`, which opens every endpoint before anything changes, and is what the API asks and
 commands. So a daemon that is ready has all of its ports, and one that cannot have them leaves
 nothing behind. Reloads are `reload`'s, the routes are the supervisor's, the HTTP servers are
-`http`'s, signals are `signals`'s.
+`http_servers`'s, signals are `signals`'s.
 """
 
 from __future__ import annotations
@@ -145,10 +145,12 @@ class Daemon:
           VsockproxyError: that cannot be done, and nothing has changed.
         """
         certificates = await self._read_certificates(config)
-        wanted = self._wanted(config)
-        resolved = await self._sockets.resolve(wanted)
-        self._sockets.open(wanted, resolved)
+        await self._open_endpoints(config)
         return certificates
+
+    async def _open_endpoints(self, config: Config) -> None:
+        wanted = self._wanted(config)
+        self._sockets.open(wanted, await self._sockets.resolve(wanted))
 
     async def apply(self, config: Config, certificates: ssl.SSLContext | None) -> bool:
         """Make what runs what ``config`` says; its endpoints are open.
@@ -174,8 +176,7 @@ class Daemon:
     async def _put_back(self, config: Config, certificates: ssl.SSLContext | None) -> None:
         """Run a configuration again that another one has replaced in part."""
         try:
-            wanted = self._wanted(config)
-            self._sockets.open(wanted, await self._sockets.resolve(wanted))
+            await self._open_endpoints(config)
             await self._apply(config, certificates)
             self._sockets.close_unleased()
         except Exception:  # noqa: BLE001 - the routes that work go on

@@ -14,7 +14,7 @@ import trio
 
 from vsockproxy.address.endpoint import ListenEndpoint
 from vsockproxy.config.settings import Config, Policy
-from vsockproxy.errors import sentences
+from vsockproxy.errors import first_of, sentences
 from vsockproxy.listen.bind import ListeningSocket
 from vsockproxy.listen.renew import keep_file
 from vsockproxy.listen.sockets import Lease, Listen, ListeningSockets
@@ -155,8 +155,7 @@ class HttpServers:
         return control_server(self._daemon, read_only_routes(registry, self._daemon))
 
     def _log_failure(self, name: str, error: BaseException) -> None:
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = first_of(error)
         defect = {} if isinstance(error, OSError | MemoryError) else {"exc_info": error}
         self._failures.warning(
             "http_server_failed",

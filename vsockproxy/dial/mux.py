@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +11,7 @@ import trio
 
 from vsockproxy.address.endpoint import MuxEndpoint
 from vsockproxy.dial import unix
+from vsockproxy.dial.connecting import wait
 from vsockproxy.dial.mux_line import (
     LineReader,
     MalformedLineError,
@@ -56,14 +55,15 @@ async def connect(
 async def _answer(sock: socket.socket, endpoint: MuxEndpoint, deadline: float) -> int:
     """Return the number in the VMM's OK; given up before it, leave the socket to `Unanswered`."""
     reply = LineReader()
-    with trio.CancelScope(deadline=deadline) as scope:
+
+    async def read_line(sock: socket.socket) -> None:
         try:
             await _read_line(sock, reply)
         except trio.Cancelled:
             UNANSWERED.get().keep(sock, partial(_read_line, reply=reply))
             raise
-    if scope.cancelled_caught:
-        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+    await wait(read_line, sock, deadline)
     if not reply.line:
         raise dial_error(endpoint, "closed_before_ok")
     return parse_reply(reply.line)

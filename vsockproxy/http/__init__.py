@@ -1,10 +1,11 @@
-"""HTTP/1.1 for few clients that nobody vouches for: one request for each connection.
+"""HTTP/1.1 for few clients, none of them trusted: one request for each connection.
 
 | module | owns |
 |---|---|
 | `message` | a request, a response, and an error that is a response |
 | `router` | which function answers a request |
-| `server` | accepting, the bounds on a client, h11 over TCP, TLS and Unix sockets |
+| `exchange` | one request and its response, by h11, within their bounds |
+| `server` | accepting over TCP, TLS and Unix sockets; the number of clients and the time of each |
 | `turn` | the share of the event loop that all clients have together |
 | `encoding` | gzip, where a client accepts it |
 

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from vsockproxy.errors import first_of
 from vsockproxy.http.message import HttpError, Request, Response
 
 Answer = Callable[[Request], Awaitable[Response]]
@@ -63,8 +64,7 @@ class Router:
 
     def log_failure(self, error: BaseException, request: Request | None = None) -> None:
         """Log an exception that is no error of the client; equal ones are throttled."""
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = first_of(error)
         names = {} if request is None else {"request": f"{request.method} {request.path}"}
         self._log.warning(
             "http_request_failed",

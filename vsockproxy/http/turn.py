@@ -14,12 +14,13 @@ from typing import Final, TypeVar
 import trio
 
 from vsockproxy.http.message import Body
+from vsockproxy.per_run import PerRun
 
 _LONGEST: Final = 0.002  # seconds of a turn, and the time of one item
 
 _Item = TypeVar("_Item")
 
-_lock: trio.lowlevel.RunVar[trio.Lock] = trio.lowlevel.RunVar("http turn")
+_LOCK: Final = PerRun(trio.Lock)
 
 
 def turn() -> trio.Lock:
@@ -27,12 +28,7 @@ def turn() -> trio.Lock:
 
     trio's locks are fair, and are handed on in the next round of the loop.
     """
-    try:
-        return _lock.get()
-    except LookupError:
-        lock = trio.Lock()
-        _lock.set(lock)
-        return lock
+    return _LOCK.get()
 
 
 async def some(work: Iterator[_Item]) -> list[_Item]:

@@ -52,10 +52,6 @@ SharedBandwidth = Any
 """A bandwidth for one direction of any number of transfers; made by, and only for, one pump."""
 
 
-LINGER_TIMEOUT: Final = 10.0
-"""The default of `Bounds.linger_timeout`, in seconds."""
-
-
 class Bounds(NamedTuple):
     """The limits of a transfer; None is no limit.
 
@@ -77,7 +73,7 @@ class Bounds(NamedTuple):
     bandwidth: int | None = None
     shared: tuple[SharedBandwidth, SharedBandwidth] | None = None
     max_lifetime: float | None = None
-    linger_timeout: float = LINGER_TIMEOUT
+    linger_timeout: float = 10.0
     vmm: bool = False
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from vsockproxy.connection import Connection
 from vsockproxy.pump.transfer import ENDINGS
 
+# How a load balancer's check ends: with a FIN, a reset, or before the target was dialled.
 _CLEAN: Final = frozenset({"finished", "client_reset", "dial_client_left"})
 
 

@@ -35,8 +35,6 @@ from vsockproxy.relay.preamble import (
 from vsockproxy.relay.proxy_protocol import build_header
 from vsockproxy.stats import RouteStats
 
-# How a load balancer's check ends: with a FIN, a reset, or before the target was dialled.
-
 
 @dataclass(frozen=True, slots=True)
 class Relay:
