@@ -9,6 +9,7 @@ seen only with the next byte or time-out.
 from __future__ import annotations
 
 import errno
+import math
 import select
 import socket
 from time import monotonic
@@ -17,14 +18,13 @@ from typing import Final, Literal
 import trio
 
 from vsockproxy.address.sockaddr import borrowed
+from vsockproxy.pump.bandwidth import Bucket, allowance, buckets_of
 from vsockproxy.pump.closing import close, closing_of
 from vsockproxy.pump.peer import has_ended, is_exiting
 from vsockproxy.pump.transfer import Accepted, Bounds, EndReason, Meter, SharedBandwidth, Transfer
 
 _CHUNK: Final = 65536
-_BURST: Final = 0.1  # seconds whose bytes a full bucket holds
 _HELD_POLL: Final = 0.05  # seconds; trio waits for no hang-up
-_THROTTLED: Final = 0.02  # seconds until a direction without bandwidth tries again
 
 
 class PortablePump:
@@ -62,35 +62,11 @@ class PortablePump:
 
     def share(self, bandwidth: int) -> SharedBandwidth:
         """See `transfer.Pump.share`."""
-        return _Bucket(bandwidth)
+        return Bucket(bandwidth)
 
     async def alive(self) -> None:
         """See `transfer.Pump.alive`; this pump runs in the loop that asks."""
         await trio.lowlevel.checkpoint()
-
-
-class _Bucket:
-    """A token bucket: full, it holds the bytes of `_BURST`."""
-
-    __slots__ = ("_filled", "_level", "_rate")
-
-    def __init__(self, rate: int) -> None:
-        self._rate = rate
-        self._level = 0.0
-        self._filled = trio.current_time()
-
-    def take(self, most: int) -> int:
-        """Take up to ``most`` bytes of bandwidth; return how many, possibly 0."""
-        now = trio.current_time()
-        burst = max(1.0, self._rate * _BURST)
-        self._level = min(burst, self._level + self._rate * (now - self._filled))
-        self._filled = now
-        taken = min(most, int(self._level))
-        self._level -= taken
-        return taken
-
-    def put_back(self, unused: int) -> None:
-        self._level += unused
 
 
 class _Side:
@@ -133,7 +109,7 @@ class _Half:
 
     __slots__ = ("buckets", "bytes", "flow", "scope", "sending")
 
-    def __init__(self, buckets: list[_Bucket]) -> None:
+    def __init__(self, buckets: list[Bucket]) -> None:
         self.buckets = buckets
         self.bytes = 0
         self.flow: Flow = "flowing"
@@ -153,10 +129,12 @@ class _PortableTransfer:
         self.client = _Side(client)
         self.target = _Side(target, vmm=bounds.vmm)
         upstream, downstream = bounds.shared or (None, None)
-        self.upstream = _Half(_buckets(upstream, bounds.bandwidth))
-        self.downstream = _Half(_buckets(downstream, bounds.bandwidth))
+        self.upstream = _Half(buckets_of(upstream, bounds.bandwidth))
+        self.downstream = _Half(buckets_of(downstream, bounds.bandwidth))
         self._bounds = bounds
-        self._idle = trio.CancelScope()
+        self._silence = trio.CancelScope()
+        self._silent_at = math.inf
+        self._is_silent = False
         self._life = trio.CancelScope()
         self._killed = trio.CancelScope()
         self._closing = trio.CancelScope(shield=True)
@@ -202,10 +180,13 @@ class _PortableTransfer:
             self._life.deadline = trio.current_time() + self._bounds.max_lifetime
         self._touch()
         try:
-            with self._killed, self._life, self._idle:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._move, self.upstream, self.client, self.target)
-                    nursery.start_soon(self._move, self.downstream, self.target, self.client)
+            with self._killed, self._life:
+                async with trio.open_nursery() as moving:
+                    moving.start_soon(self._end_on_silence, moving.cancel_scope)
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._move, self.upstream, self.client, self.target)
+                        nursery.start_soon(self._move, self.downstream, self.target, self.client)
+                    moving.cancel_scope.cancel()
         except trio.Cancelled:
             self._stops += 1
             raise
@@ -213,7 +194,7 @@ class _PortableTransfer:
             return "killed"
         if self._life.cancelled_caught:
             return "max_lifetime"
-        if self._idle.cancelled_caught:
+        if self._is_silent:
             return self._bound()[1]
         return self._reason()
 
@@ -233,6 +214,18 @@ class _PortableTransfer:
                         tcp=side.is_tcp(),
                     )
                     nursery.start_soon(close, side.sock, how, self._bounds.linger_timeout)
+
+    async def _end_on_silence(self, moving: trio.CancelScope) -> None:
+        while True:
+            with self._silence:
+                await trio.sleep_forever()
+            # Bytes that came while the loop was busy elsewhere are no silence: they move first.
+            await trio.lowlevel.checkpoint()
+            if self._silent_at <= trio.current_time():
+                self._is_silent = True
+                moving.cancel()
+                return
+            self._silence = trio.CancelScope(deadline=self._silent_at)
 
     async def _move(self, half: _Half, source: _Side, sink: _Side) -> None:
         flow: Flow | None = None
@@ -301,7 +294,7 @@ class _PortableTransfer:
 
     async def _receive(self, half: _Half, source: _Side) -> bytes:
         while True:
-            size = await _allowance(half.buckets)
+            size = await allowance(half.buckets, _CHUNK)
             data = b""
             try:
                 data = source.sock.recv(size)
@@ -342,7 +335,7 @@ class _PortableTransfer:
         self._active = monotonic()
         seconds, _ = self._bound()
         if seconds is not None:
-            self._idle.deadline = trio.current_time() + seconds
+            self._silence.deadline = self._silent_at = trio.current_time() + seconds
 
     def _reason(self) -> EndReason:
         if self.target.error:
@@ -362,25 +355,6 @@ class _ReceiveError(OSError):
 
 class _SendError(OSError):
     """The sink takes nothing more."""
-
-
-def _buckets(shared: _Bucket | None, bandwidth: int | None) -> list[_Bucket]:
-    own = _Bucket(bandwidth) if bandwidth else None
-    return [bucket for bucket in (own, shared) if bucket is not None]
-
-
-async def _allowance(buckets: list[_Bucket]) -> int:
-    """Wait until there is bandwidth; return how many bytes may be read."""
-    while True:
-        size = _CHUNK
-        for index, bucket in enumerate(buckets):
-            less = bucket.take(size)
-            for before in buckets[:index]:
-                before.put_back(size - less)
-            size = less
-        if size:
-            return size
-        await trio.sleep(_THROTTLED)
 
 
 def _polls(sock: socket.socket, events: int) -> bool:
