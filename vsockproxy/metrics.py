@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from vsockproxy import __version__
-from vsockproxy.admit.shared_limits import Admission
+from vsockproxy.admit.process_limits import Admission
 from vsockproxy.config.guest import Cid
 from vsockproxy.guests.directory import Guests
 from vsockproxy.log.output import lines_lost

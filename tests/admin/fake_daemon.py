@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import trio
 
-from vsockproxy.admit.shared_limits import Admission
+from vsockproxy.admit.process_limits import Admission
 from vsockproxy.config.settings import Config
 from vsockproxy.guests.directory import Guests
 from vsockproxy.stats import Reloads, RouteState, RouteStats

@@ -19,7 +19,7 @@ from tests.rounds import BOUND, rounds
 from vsockproxy import metrics
 from vsockproxy.address.endpoint import TcpEndpoint
 from vsockproxy.admin.control import control_server
-from vsockproxy.admin.daemon import Daemon
+from vsockproxy.admin.daemon_interface import Daemon
 from vsockproxy.admin.probes import read_only_routes
 from vsockproxy.admin.scrape import scrape
 from vsockproxy.config.settings import Route

@@ -11,7 +11,7 @@ import trio
 from tests.listen.running_route import Served, serving, unix_at
 from tests.sockets import ends_by_reset
 from tests.waiting import PATIENCE
-from vsockproxy.admit.shared_limits import Admission
+from vsockproxy.admit.process_limits import Admission
 from vsockproxy.config.settings import Limits, Policy
 
 # ---- max_connections ----

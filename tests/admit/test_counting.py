@@ -10,8 +10,8 @@ import trio
 
 from tests.waiting import until
 from vsockproxy.admit import descriptors
-from vsockproxy.admit import shared_limits as admission_module
-from vsockproxy.admit.shared_limits import Admission
+from vsockproxy.admit import process_limits as admission_module
+from vsockproxy.admit.process_limits import Admission
 
 
 @pytest.fixture

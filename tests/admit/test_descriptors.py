@@ -16,7 +16,7 @@ from tests.listen.running_route import serving
 from tests.waiting import PATIENCE
 from vsockproxy.admit import descriptors
 from vsockproxy.admit import route_limits as gate_module
-from vsockproxy.admit.shared_limits import Admission
+from vsockproxy.admit.process_limits import Admission
 from vsockproxy.config.settings import Policy
 
 

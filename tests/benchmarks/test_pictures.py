@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from tests.admin.fake_daemon import FakeDaemon
 from tests.kernel.boot import require
 from tests.test_metrics import PAGE, ROUTE, busy
-from vsockproxy.admit.shared_limits import Admission
+from vsockproxy.admit.process_limits import Admission
 from vsockproxy.config.settings import Limits
 from vsockproxy.metrics import make_registry
 from vsockproxy.stats import RouteStats

@@ -14,10 +14,10 @@ import trio.testing
 from tests.http.serving import GET, HOST, answer_to, server, serving
 from tests.rounds import BOUND, rounds
 from tests.sockets import connected, read_to_end
+from vsockproxy.http.loop_share import every
 from vsockproxy.http.message import Request, Response, text
 from vsockproxy.http.router import Route
 from vsockproxy.http.server import MAX_CLIENTS
-from vsockproxy.http.turn import every
 
 FLOODS = {
     "http2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0" * 50_000,

@@ -17,7 +17,7 @@ from tests.fake_services import Service, echo
 from tests.sockets import read_to_end
 from tests.waiting import until
 from vsockproxy.address.endpoint import ListenEndpoint, Target, TcpEndpoint, UnixEndpoint
-from vsockproxy.admit.shared_limits import Admission
+from vsockproxy.admit.process_limits import Admission
 from vsockproxy.config.settings import Limits, Policy, PumpChoice, PumpSettings, Route
 from vsockproxy.guests.directory import Guests
 from vsockproxy.listen.listener import RouteListener, listen_for

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
 from vsockproxy.admin import schema, view
-from vsockproxy.admin.daemon import Daemon
+from vsockproxy.admin.daemon_interface import Daemon
 from vsockproxy.admin.openapi import OPERATIONS, Operation, openapi
 from vsockproxy.admin.rates import Rates
 from vsockproxy.admin.selection import (
@@ -28,10 +28,10 @@ from vsockproxy.admin.selection import (
 )
 from vsockproxy.connection import Connection
 from vsockproxy.errors import VsockproxyError
+from vsockproxy.http.loop_share import body_of, every
 from vsockproxy.http.message import JSON, HttpError, Request, Response
 from vsockproxy.http.router import Route, Router
 from vsockproxy.http.server import HttpServer
-from vsockproxy.http.turn import body_of, every
 from vsockproxy.log.output import Throttle, get_logger
 from vsockproxy.stats import RouteStats
 

@@ -13,12 +13,12 @@ from typing import Final
 import trio
 from prometheus_client import CollectorRegistry
 
-from vsockproxy.admin.daemon import Health
+from vsockproxy.admin.daemon_interface import Health
 from vsockproxy.admin.scrape import scrape
+from vsockproxy.http.loop_share import body_of
 from vsockproxy.http.message import HttpError, Request, Response, text
 from vsockproxy.http.router import Route, Router
 from vsockproxy.http.server import LIFETIME, HttpServer, Tls, without_tls
-from vsockproxy.http.turn import body_of
 from vsockproxy.log.output import Throttle, get_logger
 
 _INDEX: Final = """\

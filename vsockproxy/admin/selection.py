@@ -12,14 +12,14 @@ from itertools import islice
 from operator import itemgetter
 from typing import Any, Final
 
-from vsockproxy.admin.daemon import Daemon
+from vsockproxy.admin.daemon_interface import Daemon
 from vsockproxy.admin.rates import Rates
 from vsockproxy.admin.schema import ConnectionQuery, SortKey
 from vsockproxy.admit.peer import peer_at
 from vsockproxy.config.access import CidRule, NetworkRule, parse_rule
 from vsockproxy.connection import Connection
 from vsockproxy.errors import AddressError
-from vsockproxy.http.turn import every
+from vsockproxy.http.loop_share import every
 from vsockproxy.stats import RouteStats
 
 _Position = tuple[Any, int]

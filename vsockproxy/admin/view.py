@@ -20,7 +20,7 @@ from vsockproxy.address.endpoint import (
     VsockEndpoint,
 )
 from vsockproxy.admin import schema
-from vsockproxy.admin.daemon import Daemon
+from vsockproxy.admin.daemon_interface import Daemon
 from vsockproxy.admin.rates import Rates
 from vsockproxy.config.guest import Guest
 from vsockproxy.config.settings import Route

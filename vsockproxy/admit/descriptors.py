@@ -1,6 +1,6 @@
 """The process's table of file descriptors: its limit, and the number of open ones.
 
-Owns: RLIMIT_NOFILE and counting what is open.  Decides nothing: `shared_limits` does.
+Owns: RLIMIT_NOFILE and counting what is open.  Decides nothing: `process_limits` does.
 """
 
 from __future__ import annotations

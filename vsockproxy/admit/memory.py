@@ -1,6 +1,6 @@
 """Whether the process may have more memory: its own limits, and those of an accounting kernel.
 
-Owns: the question to the kernel. Decides nothing: `shared_limits` does. A control group's limit
+Owns: the question to the kernel. Decides nothing: `process_limits` does. A control group's limit
 does not refuse memory, it ends processes: nothing here sees it come.
 """
 

@@ -16,7 +16,7 @@ import trio
 
 from vsockproxy.admit.access import AccessReason, AccessRules
 from vsockproxy.admit.peer import peer_at, peer_of
-from vsockproxy.admit.shared_limits import Admission
+from vsockproxy.admit.process_limits import Admission
 from vsockproxy.admit.token_bucket import TokenBucket
 from vsockproxy.config.access import Peer, matches_any
 from vsockproxy.config.settings import Policy, Route

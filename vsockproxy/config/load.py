@@ -22,12 +22,12 @@ from vsockproxy.address.endpoint import (
     check_path,
 )
 from vsockproxy.address.grammar import expand_ports, parse_target
-from vsockproxy.config.claims import Claims, is_loop
 from vsockproxy.config.document import Document, KeyPath, Plain, write_path
 from vsockproxy.config.entry import Entry
 from vsockproxy.config.file import read_document
 from vsockproxy.config.guest import Cid, Guest, Mux, MuxGlob, StaticWay, UnixSockets
 from vsockproxy.config.guest_table import read_guest
+from vsockproxy.config.listen_conflicts import Claims, is_loop
 from vsockproxy.config.policy import fit_policy
 from vsockproxy.config.problems import KeyProblemError, NotedError, Problems
 from vsockproxy.config.process import AdminSettings, LogSettings

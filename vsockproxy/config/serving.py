@@ -19,8 +19,8 @@ from vsockproxy.address.endpoint import (
     check_path,
 )
 from vsockproxy.address.grammar import parse_listen
-from vsockproxy.config.claims import Claims
 from vsockproxy.config.document import KeyPath, KeyProblem, write_path
+from vsockproxy.config.listen_conflicts import Claims
 from vsockproxy.config.process import AdminSettings, TlsSettings
 from vsockproxy.config.schema import AdminTable, MetricsTable
 from vsockproxy.config.settings import MetricsListen

@@ -1,7 +1,7 @@
 """Users, groups and file modes as an operator writes them, as the kernel's numbers.
 
-Owns: look-ups in this machine's user database (`pwd`, `grp`).  Changes nothing: `listen.bind`
-applies the numbers to the socket's file.
+Owns: look-ups in this machine's user database (`pwd`, `grp`).  Changes nothing:
+`listen.socket_file` applies the numbers to the socket's file.
 """
 
 from __future__ import annotations

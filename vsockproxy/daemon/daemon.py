@@ -20,8 +20,8 @@ from vsockproxy.config.settings import Config
 from vsockproxy.daemon.http_servers import HttpServers, http_endpoints
 from vsockproxy.daemon.reload import Load, Reloading
 from vsockproxy.daemon.supervisor import Supervisor
+from vsockproxy.listen.fd_store import FdStore
 from vsockproxy.listen.sockets import Listen, ListeningSockets
-from vsockproxy.listen.store import FdStore
 from vsockproxy.log.output import get_logger
 from vsockproxy.log.recent import RecentEvents, Recorder
 from vsockproxy.pump.choice import open_pump

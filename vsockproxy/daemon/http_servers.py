@@ -23,7 +23,7 @@ from vsockproxy.log.output import Throttle
 if TYPE_CHECKING:
     import ssl
 
-    from vsockproxy.admin.daemon import Daemon
+    from vsockproxy.admin.daemon_interface import Daemon
     from vsockproxy.http.server import HttpServer
 
 _BACKLOG: Final = 128  # scrapers and operators are few

@@ -13,8 +13,8 @@ from typing import Any
 import trio
 
 from vsockproxy.address.endpoint import ListenEndpoint
+from vsockproxy.admit.process_limits import Admission
 from vsockproxy.admit.route_limits import QueueReason
-from vsockproxy.admit.shared_limits import Admission
 from vsockproxy.config.settings import Config, Route
 from vsockproxy.guests.directory import Guests
 from vsockproxy.listen.listener import RouteListener, listen_for

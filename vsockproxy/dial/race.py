@@ -18,7 +18,7 @@ from typing import Final
 import trio
 
 from vsockproxy.address.sockaddr import NO_IPV6, Address
-from vsockproxy.per_run import PerRun
+from vsockproxy.per_trio_run import PerRun
 
 STAGGER: Final = 0.25
 """Seconds before the next address is tried too: RFC 8305, section 8."""

@@ -17,7 +17,7 @@ import trio
 from vsockproxy.address.endpoint import TcpEndpoint
 from vsockproxy.address.sockaddr import Address, distinct_addresses, errno_of, unresolved
 from vsockproxy.errors import DialError, dial_error
-from vsockproxy.per_run import PerRun
+from vsockproxy.per_trio_run import PerRun
 
 _AT_ONCE: Final = 256
 """Names that are looked up at the same time, each in a thread; more than a file usually has.

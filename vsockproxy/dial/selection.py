@@ -21,7 +21,7 @@ import trio
 
 from vsockproxy.config.settings import Route
 from vsockproxy.connection import Connection
-from vsockproxy.dial.hold import HeldClients, Outcome, Reached
+from vsockproxy.dial.held_clients import HeldClients, Outcome, Reached
 from vsockproxy.dial.target import OURS, Dialer
 from vsockproxy.errors import DialError, dial_error
 from vsockproxy.guests.directory import Guests

@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from vsockproxy.per_run import PerRun
+from vsockproxy.per_trio_run import PerRun
 
 _MOST: Final = 256  # sockets; a quarter of the connections that a VMM may have (1023)
 _LONGEST: Final = 60.0  # seconds; a guest that boots has loaded its vsock driver by then

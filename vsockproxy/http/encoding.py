@@ -11,8 +11,8 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Final
 
+from vsockproxy.http.loop_share import turn
 from vsockproxy.http.message import Body, Response
-from vsockproxy.http.turn import turn
 
 _GZIP_FORMAT: Final = 31  # zlib's wbits: the largest window, and gzip's header
 _LEVEL: Final = 1  # metrics shrink to a twentieth at the lowest cost

@@ -17,9 +17,9 @@ import h11
 import trio
 
 from vsockproxy.http.encoding import encoded, pieces_of
+from vsockproxy.http.loop_share import turn
 from vsockproxy.http.message import HttpError, Request, Response, split_target
 from vsockproxy.http.router import Router
-from vsockproxy.http.turn import turn
 
 MAX_HEAD: Final = 8192  # bytes of a request line and its headers; parsing them takes 1.5 ms
 MAX_BODY: Final = 65536  # bytes

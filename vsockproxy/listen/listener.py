@@ -17,8 +17,8 @@ from typing import Any, Final
 
 import trio
 
+from vsockproxy.admit.process_limits import Admission
 from vsockproxy.admit.route_limits import Gate, QueueReason
-from vsockproxy.admit.shared_limits import Admission
 from vsockproxy.config.settings import Route
 from vsockproxy.connection import Connection
 from vsockproxy.dial.selection import Selection

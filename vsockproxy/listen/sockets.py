@@ -24,8 +24,8 @@ from vsockproxy.address.sockaddr import Address, socket_file
 from vsockproxy.config.settings import Policy
 from vsockproxy.errors import ListenError
 from vsockproxy.listen.bind import ListeningSocket, listen
+from vsockproxy.listen.fd_store import FdStore, Inherited
 from vsockproxy.listen.names import Names, Resolved
-from vsockproxy.listen.store import FdStore, Inherited
 
 Accept = Callable[[Sequence[ListeningSocket]], Awaitable[object]]
 """Accepts at some sockets until cancelled."""

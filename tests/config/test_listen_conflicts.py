@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from vsockproxy.address.endpoint import GuestEndpoint
 from vsockproxy.address.grammar import parse_listen, parse_target
-from vsockproxy.config.claims import Claims, is_loop
+from vsockproxy.config.listen_conflicts import Claims, is_loop
 
 # The first of each pair cannot be had beside the second.
 CLASHES = [

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 import trio
 
 from vsockproxy.http.message import Body
-from vsockproxy.per_run import PerRun
+from vsockproxy.per_trio_run import PerRun
 
 _LONGEST: Final = 0.002  # seconds of a turn, and the time of one item
 

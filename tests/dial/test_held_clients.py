@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.sockets import PAIRS, no_descriptor_left_over, reset
 from vsockproxy.address.endpoint import UnixEndpoint
 from vsockproxy.config.settings import Policy
-from vsockproxy.dial.hold import HeldClients, Outcome, Reached, has_left
+from vsockproxy.dial.held_clients import HeldClients, Outcome, Reached, has_left
 from vsockproxy.dial.target import Dialer
 from vsockproxy.errors import DialError
 from vsockproxy.guests.directory import Guests
