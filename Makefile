@@ -91,7 +91,7 @@ guard: venv build/load
 # under adverse load.  First the proof that the schedules find the faults of earlier versions.
 soak: venv build/load
 	VSOCKPROXY_SOAK=1 $(BIN)/pytest -q tests/pump/test_old_faults.py
-	VSOCKPROXY_SCHEDULES=100000 $(BIN)/pytest -q tests/pump/test_differential.py
+	VSOCKPROXY_SCHEDULES=100000 $(BIN)/pytest -q -o faulthandler_timeout=0 tests/pump/test_differential.py
 	$(BIN)/python benchmarks/soak.py
 
 $(VENV)/plots: venv

@@ -95,6 +95,11 @@ def queued_bytes(sock: trio.socket.SocketType | socket.socket) -> int:
     return _asked(sock, termios.TIOCOUTQ)
 
 
+def unread_bytes(sock: trio.socket.SocketType | socket.socket) -> int:
+    """Return how many bytes have come and were not read yet."""
+    return _asked(sock, termios.FIONREAD)
+
+
 async def read_to_end(source: trio.abc.ReceiveStream) -> bytes:
     """Return all bytes up to EOF."""
     return b"".join([chunk async for chunk in source])
