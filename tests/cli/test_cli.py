@@ -18,7 +18,7 @@ from vsockproxy.cli import app
 from vsockproxy.config.source import default_file
 
 COMMANDS: Final = (
-    *("run", "forward", "demo", "check", "health", "version"),
+    *("run", "forward", "demo", "connect", "ssh-config", "check", "health", "version"),
     *("doctor", "probe", "cid", "guests"),
     *("status", "connections", "kill", "pause", "drain", "resume", "reload"),
 )
