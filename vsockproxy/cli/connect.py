@@ -125,15 +125,19 @@ def _of_domain(text: str, domain: str, file: Path | None) -> str:
 
 async def _relay(route: Route, guests: Sequence[Guest], wait: float, pass_fd: bool) -> EndReason:
     from vsockproxy.config.settings import PumpSettings  # noqa: PLC0415 - at its use
+    from vsockproxy.dial.unanswered import await_late_answers  # noqa: PLC0415 - at its use
     from vsockproxy.pump.choice import open_pump  # noqa: PLC0415 - at its use
     from vsockproxy.relay.standard_streams import join, pass_socket, reach  # noqa: PLC0415 - at its use
 
-    target = await reach(route, guests, wait)
-    if pass_fd:
-        pass_socket(target)
-        return "finished"
-    async with open_pump(PumpSettings(threads=1)) as pump:
-        return await join(target, route, pump)
+    try:
+        target = await reach(route, guests, wait)
+        if pass_fd:
+            pass_socket(target)
+            return "finished"
+        async with open_pump(PumpSettings(threads=1)) as pump:
+            return await join(target, route, pump)
+    finally:
+        await await_late_answers()
 
 
 def _run(work: Callable[[], Awaitable[EndReason]], target: Target) -> NoReturn:

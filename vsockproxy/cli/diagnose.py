@@ -94,6 +94,7 @@ async def probe_target(
 
     A VMM whose dial was given up may still answer, for a bounded time, before it returns.
     """
+    from vsockproxy.dial.unanswered import await_late_answers  # noqa: PLC0415 - at its use
     from vsockproxy.doctor import probe as dialling  # noqa: PLC0415 - at its use
     from vsockproxy.guests.directory import Guests  # noqa: PLC0415 - at its use
 
@@ -103,7 +104,7 @@ async def probe_target(
     else:
         with _progress() as show:
             result = await dialling.wait_for(attempt, retry_time, show)
-    await dialling.await_late_answers()
+    await await_late_answers()
     return result
 
 

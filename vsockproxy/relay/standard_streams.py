@@ -24,7 +24,6 @@ from vsockproxy.address.sockaddr import borrowed
 from vsockproxy.config.guest import Guest
 from vsockproxy.config.settings import Route
 from vsockproxy.dial.target import Dialer
-from vsockproxy.dial.unanswered import UNANSWERED
 from vsockproxy.errors import DialError, VsockproxyError
 from vsockproxy.guests.directory import Guests
 from vsockproxy.pump.transfer import Bounds, EndReason, Meter, Pump
@@ -36,7 +35,6 @@ _Result = TypeVar("_Result")
 _CHUNK: Final = 1 << 18
 _FIRST_PAUSE: Final = 0.05  # seconds between two dials of an absent target; doubled each time
 _LONGEST_PAUSE: Final = 1.0
-_LATE: Final = 2.0  # seconds for the late answer of a VMM; arbitrary
 
 
 class StreamError(VsockproxyError):
@@ -50,8 +48,7 @@ class ReaderGoneError(VsockproxyError):
 async def reach(route: Route, guests: Sequence[Guest], wait: float) -> socket.socket:
     """Return a socket connected to the route's target, which the caller owns.
 
-    A target that is down is dialled again for ``wait`` seconds.  A VMM whose dial was given up may
-    still answer, for a bounded time, before this ends.
+    A target that is down is dialled again for ``wait`` seconds.
 
     Raises:
       DialError: of the last dial.
@@ -60,19 +57,15 @@ async def reach(route: Route, guests: Sequence[Guest], wait: float) -> socket.so
     dialer = Dialer(state, route.policy, Guests(guests), names={}, log=None)
     end = trio.current_time() + wait
     pause = _FIRST_PAUSE
-    try:
-        while True:
-            try:
-                return await dialer.dial(_ignore)
-            except DialError as error:
-                left = end - trio.current_time()
-                if error.reason not in ABSENT or left <= 0:
-                    raise
-            await trio.sleep(min(pause, left))
-            pause = min(2 * pause, _LONGEST_PAUSE)
-    finally:
-        with trio.CancelScope(shield=True):
-            await UNANSWERED.get().settle(_LATE)
+    while True:
+        try:
+            return await dialer.dial(_ignore)
+        except DialError as error:
+            left = end - trio.current_time()
+            if error.reason not in ABSENT or left <= 0:
+                raise
+        await trio.sleep(min(pause, left))
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def pass_socket(target: socket.socket, stdout: int = 1) -> None:
@@ -131,7 +124,7 @@ def _ignore(_vmm_port: int) -> None:
 
 
 def _is_one_socket(stdin: int, stdout: int) -> bool:
-    """Return whether both are one stream socket, as inetd(8) and StandardInput=socket have it."""
+    """Return whether both are one socket, as inetd(8) and StandardInput=socket have it."""
     status = os.fstat(stdin)
     return stat.S_ISSOCK(status.st_mode) and os.path.samestat(status, os.fstat(stdout))
 
