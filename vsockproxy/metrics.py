@@ -29,7 +29,7 @@ from vsockproxy.admit.process_limits import Admission
 from vsockproxy.config.guest import Cid
 from vsockproxy.guests.directory import Guests
 from vsockproxy.log.output import lines_lost
-from vsockproxy.stats import TARGET_STATES, Histogram, Reloads, RouteStats
+from vsockproxy.stats import ROUTE_STATES, TARGET_STATES, Histogram, Reloads, RouteState, RouteStats
 
 
 class RoutesSource(Protocol):
@@ -47,6 +47,10 @@ class RoutesSource(Protocol):
 
     def stats(self) -> Iterable[RouteStats]:
         """Return the counters of every route, draining ones included."""
+        ...
+
+    def state_of(self, stats: RouteStats) -> RouteState:
+        """Return the state of a route."""
         ...
 
 
@@ -178,6 +182,13 @@ def _route_info(stats: RouteStats) -> Mapping[str, str]:
     return {"listen": str(route.listen), "target": ", ".join(map(str, route.targets))}
 
 
+def _route_states(source: MetricsSource) -> Samples:
+    for stats in source.supervisor.stats():
+        current = source.supervisor.state_of(stats)
+        for state in ROUTE_STATES:
+            yield (stats.route.name, state), float(state == current)
+
+
 def _target_states(stats: RouteStats) -> Mapping[tuple[str, str], float]:
     return {
         (str(target.address), state): float(target.name == state)
@@ -249,6 +260,13 @@ _ROWS: Final = (
         "Duration of successful dials, including the vsock-mux handshake.",
         ["route"],
         _routes(lambda stats: stats.dial_seconds),
+    ),
+    _Row(
+        "vsockproxy_route_state",
+        GaugeMetricFamily,
+        "State of a route: 1 for the current state, 0 for the others.",
+        ["route", "state"],
+        _route_states,
     ),
     _Row(
         "vsockproxy_target_state",

@@ -54,8 +54,18 @@ class Histogram:
         self.sum += value
 
 
-RouteState = Literal["listening", "queued", "paused", "draining", "drained"]
-"""The state of a route; ``queued``: a limit keeps clients in its backlog."""
+RouteState = Literal[
+    "listening",  # clients are accepted
+    "queued",  # a limit keeps clients in the backlog
+    "paused",  # an operator keeps clients in the backlog
+    "retrying",  # its listener cannot be opened yet, and is tried again
+    "draining",  # its listener is closed, and connections are left
+    "drained",  # its listener is closed, and no connection is left
+    "off",  # a defect ended it
+]
+"""The state of a route."""
+
+ROUTE_STATES: Final[tuple[RouteState, ...]] = get_args(RouteState)
 
 
 class LastError(NamedTuple):

@@ -23,6 +23,7 @@ from tests.fake_services import (
 from vsockproxy.admin.client import DaemonUnreachableError, find_socket
 from vsockproxy.errors import ConfigError
 
+ORDERS = [("pause", "paused"), ("drain", "drained"), ("resume", "listening")]
 Done = subprocess.CompletedProcess[str]
 
 
@@ -136,6 +137,20 @@ async def test_pause_drain_and_resume_print_the_new_state(installation: Installa
     await (await installation.live()).aclose()
     done = await installation.run("drain", "missing", status=1)
     assert "there is no route 'missing'" in done.stderr
+
+
+@pytest.mark.parametrize(("verb", "state"), ORDERS)
+async def test_an_order_to_several_routes_or_to_all_reaches_each_in_spite_of_a_failure(
+    installation: Installation, verb: str, state: str
+) -> None:
+    line = f"web: {state}, 0 live connections\n"
+    assert (await installation.run(verb, "--all")).stdout == line
+    done = await installation.run(verb, "missing", "web", status=1)
+    assert done.stdout == line
+    assert "there is no route 'missing'" in done.stderr
+    for arguments in ([], ["web", "--all"]):
+        done = await installation.run(verb, *arguments, status=2)
+        assert "either names of routes, or --all" in done.stderr
 
 
 async def test_reload_prints_the_fingerprint_or_the_errors_of_the_file(

@@ -201,7 +201,9 @@ async def test_a_route_that_ends_by_a_defect_is_off_until_a_reload_and_others_go
         assert isinstance(address, TcpEndpoint)
         breaks.set()
         await until(daemon.daemon.not_ready)
-        assert daemon.daemon.not_ready() == ["route off: off after a defect, reload"]
+        assert daemon.daemon.not_ready() == [
+            "route off: a defect ended it, see route_error in the log; vsockproxy reload"
+        ]
         assert not await accepts(address.port, "127.0.0.2")
         assert await exchange(client, b"on") == b"on"
         monkeypatch.undo()

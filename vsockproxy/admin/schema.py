@@ -55,6 +55,10 @@ class Status(BaseModel):
     pump: Annotated[str, _described("Pump in use: native or portable.")]
     ready: bool
     not_ready: Annotated[list[str], _described("Why the daemon is not ready, a sentence each.")]
+    closed_routes: Annotated[
+        list[str],
+        _described("Routes that an operator or a missing folder keeps closed, a sentence each."),
+    ]
     live: Annotated[int, _described("Live connections of all routes.")]
     descriptors_free: Annotated[int, _described("File descriptors available to connections.")]
     reloads: Annotated[dict[str, int], _described("Reloads, by result: success or failure.")]
@@ -94,12 +98,17 @@ class Route(BaseModel):
         RouteState,
         _described(
             "listening: accepts clients; queued: a limit leaves clients in the backlog;"
-            " paused: an operator leaves clients in the backlog; draining: the listener is"
-            " closed, connections are live; drained: the listener is closed, none is live."
+            " paused: an operator leaves clients in the backlog; retrying: the listener cannot be"
+            " opened yet; draining: the listener is closed, connections are live; drained: the"
+            " listener is closed, none is live; off: a defect ended the route."
         ),
     ]
     queued_by: Annotated[
         str | None, _described("The limit, if the state is queued; as in accept_pauses.")
+    ] = None
+    closed_by: Annotated[
+        str | None,
+        _described("Why it accepts no clients, and what to do; null if listening or queued."),
     ] = None
     live: Annotated[int, _described("Live connections.")]
     held: Annotated[int, _described("Live connections held until their target is up.")]

@@ -8,7 +8,7 @@ that fails changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -18,6 +18,8 @@ from vsockproxy.systemd import Notifier
 
 if TYPE_CHECKING:
     from vsockproxy.daemon.daemon import Daemon
+
+START_AGAIN: Final = "start the daemon again once it has ended"
 
 Load = Callable[[], Config]
 """Reads the configuration again; called in a thread. Raises `ConfigError`."""
