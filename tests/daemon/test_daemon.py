@@ -259,7 +259,11 @@ async def test_a_reload_of_a_daemon_that_has_ended_is_an_error(
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)
         daemon.stop()
-    assert await daemon.reload() == ["the daemon drains: it takes no other configuration"]
+    for reload in (daemon.reload, daemon.preview_reload):
+        with pytest.raises(OrderError) as refused:
+            await reload()
+        assert str(refused.value) == "the daemon is stopping: it takes no other configuration"
+        assert refused.value.remedy == "start the daemon again once it has ended"
 
 
 async def test_a_connection_that_outlives_the_drain_is_reset(

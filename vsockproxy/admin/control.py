@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final, NoReturn
 
@@ -231,13 +231,16 @@ class _Api:
             raise ApiError(409, error.summary, remedy) from error
         return view.route(self._daemon, stats)
 
-    async def reload(self, _call: _Call) -> schema.Reloaded:
-        problems = await self._daemon.reload()
-        if problems:
-            remedy = "nothing has changed: correct the configuration, then reload again"
-            raise ApiError(409, "\n".join(problems), remedy)
+    async def reload(self, call: _Call) -> schema.Reloaded:
+        query: schema.ReloadQuery = call.query
+        daemon = self._daemon
+        try:
+            changes = await (daemon.preview_reload() if query.dry_run else daemon.reload())
+        except OrderError as error:
+            raise ApiError(409, str(error), error.remedy) from error
+        names = {name: list(listed) for name, listed in asdict(changes).items()}
         return schema.Reloaded(
-            fingerprint=self._daemon.reloads.fingerprint, source=self._daemon.config.source
+            fingerprint=daemon.reloads.fingerprint, source=daemon.config.source, **names
         )
 
     # ---- lookup ----

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from vsockproxy.admit.route_limits import QueueReason
+from vsockproxy.config.changes import Changes
 from vsockproxy.config.settings import Config
 from vsockproxy.log.recent import RecentEvents
 from vsockproxy.metrics import MetricsSource, RoutesSource
@@ -89,6 +90,10 @@ class Daemon(Health, MetricsSource, Protocol):
         """Accept again on a paused or drained route; raises `OrderError` or `ListenError`."""
         ...
 
-    async def reload(self) -> list[str]:
-        """Reload as SIGHUP does; return why that failed, a line each, or nothing."""
+    async def reload(self) -> Changes:
+        """Reload as SIGHUP does; return what has changed; raises `OrderError`."""
+        ...
+
+    async def preview_reload(self) -> Changes:
+        """Return what a reload would change; raises `OrderError`."""
         ...

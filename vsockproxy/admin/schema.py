@@ -43,6 +43,13 @@ def _described(text: str, **constraints: Any) -> Any:
     return Field(description=text, **constraints)
 
 
+class FailedReload(BaseModel):
+    """The last reload, which failed: the configuration from before runs."""
+
+    time: Annotated[float, _described("In seconds of the epoch.")]
+    problems: Annotated[list[str], _described("What failed, a line each.")]
+
+
 class Status(BaseModel):
     """State of the daemon."""
 
@@ -62,6 +69,9 @@ class Status(BaseModel):
     live: Annotated[int, _described("Live connections of all routes.")]
     descriptors_free: Annotated[int, _described("File descriptors available to connections.")]
     reloads: Annotated[dict[str, int], _described("Reloads, by result: success or failure.")]
+    failed_reload: Annotated[
+        FailedReload | None, _described("The last reload if it failed, else null.")
+    ] = None
 
 
 class LastError(BaseModel):
@@ -204,11 +214,24 @@ class Ended(BaseModel):
     ended: list[int]
 
 
-class Reloaded(BaseModel):
-    """The configuration after a reload."""
+class ReloadQuery(_Request):
+    """How to reload."""
 
-    fingerprint: str
+    dry_run: Annotated[bool, _described("Only answer what a reload would change.")] = False
+
+
+class Reloaded(BaseModel):
+    """The configuration after a reload, and what the reload has changed."""
+
+    fingerprint: Annotated[str, _described("Hash of the configuration that runs.")]
     source: str
+    added: Annotated[list[str], _described("Names of the new routes.")]
+    removed: Annotated[list[str], _described("Names of the routes that drain.")]
+    moved: Annotated[list[str], _described("Names of the routes with another listener.")]
+    retargeted: Annotated[list[str], _described("Names of the routes with other targets.")]
+    changed: Annotated[list[str], _described("Names of the routes with other settings only.")]
+    settings: Annotated[list[str], _described("Other settings that differ, as in limits.")]
+    needs_restart: Annotated[list[str], _described("Settings that only a restart changes.")]
 
 
 class RouteSettings(BaseModel):

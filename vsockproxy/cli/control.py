@@ -247,12 +247,26 @@ def _order(
         fail(*failures)
 
 
-def reload(config: ConfigOption = None, *, socket: SocketOption = None) -> None:
-    """Reload the configuration, as SIGHUP does, and report the result.
+def reload(
+    config: ConfigOption = None,
+    *,
+    socket: SocketOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what a reload would change.")
+    ] = False,
+) -> None:
+    """Reload the configuration, as SIGHUP does, and show what it has changed.
 
     If the new configuration has an error, the daemon keeps the old one and the
     exit status is 1.
     """
+    from vsockproxy.config.changes import describe  # noqa: PLC0415 - at its use
+
     with daemon_client(config, socket) as daemon:
-        answer = daemon.post("/v1/reload")
-    typer.echo(f"reloaded {answer['source']}: {answer['fingerprint']}")
+        answer = daemon.post("/v1/reload?dry_run=true" if dry_run else "/v1/reload")
+    if dry_run:
+        typer.echo(f"a reload of {answer['source']} would change:")
+    else:
+        typer.echo(f"reloaded {answer['source']}: {answer['fingerprint']}")
+    for line in describe(answer):
+        typer.echo(f"  {line}")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from vsockproxy.address.endpoint import ListenEndpoint
+from vsockproxy.config.changes import Changes
 from vsockproxy.config.settings import Config
 from vsockproxy.daemon.http_servers import HttpServers, http_endpoints
 from vsockproxy.daemon.reload import START_AGAIN, Load, Reloading
@@ -132,9 +133,13 @@ class Daemon:
 
     # ---- reload ----
 
-    async def reload(self) -> list[str]:
+    async def reload(self) -> Changes:
         """Read the configuration again and run it; see `Reloading.reload`."""
         return await self._reloading.reload(self._tasks)
+
+    async def preview_reload(self) -> Changes:
+        """Return what a reload would change; see `Reloading.preview`."""
+        return await self._reloading.preview()
 
     async def replace(self, load: Load) -> None:
         """Run the configuration that ``load`` gives; see `Reloading.replace`."""
@@ -146,7 +151,7 @@ class Daemon:
         Raises:
           VsockproxyError: that cannot be done, and nothing has changed.
         """
-        certificates = await self._read_certificates(config)
+        certificates = await self.read_certificates(config)
         await self._open_endpoints(config)
         return certificates
 
@@ -193,7 +198,7 @@ class Daemon:
         if not self._stops:
             await self._http.start(config, self._tasks)
 
-    async def _read_certificates(self, config: Config) -> ssl.SSLContext | None:
+    async def read_certificates(self, config: Config) -> ssl.SSLContext | None:
         """Read the certificates in a thread: their file system may be slow; no thread for none."""
         if config.metrics_tls is None:
             return None
@@ -305,7 +310,7 @@ class Daemon:
 
     def tell_status(self) -> None:
         """Tell systemd in a line how the daemon is, if that has changed."""
-        trouble = "the last reload failed, see the log; " if self._reloading.has_failed else ""
+        trouble = "the last reload failed, see the log; " if self.reloads.last_failure else ""
         doing = "draining" if self._drains else count(len(self.supervisor.listeners), "route")
         if self._stops and not self._drains:
             doing = "stopping after drain_delay"
