@@ -14,7 +14,8 @@ DRIVER_WRAPS := -Wl,--wrap=splice,--wrap=epoll_ctl
 LOAD_FILES := $(wildcard benchmarks/load/*.c)
 LOAD_FLAGS := -std=gnu11 -Wall -Wextra -Werror -O2 -g
 
-.PHONY: help venv demo test check man sanitize bare bench bench-quick bench-vsock guard soak pictures clean
+.PHONY: help venv demo test check man sanitize bare bench bench-quick bench-vsock guard soak pictures \
+	lock wheel clean
 
 help: ## list these commands
 	@awk -F ' ## ' '/^[a-z-]+:.* ## / { sub(/:.*/, "", $$1); printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -128,12 +129,25 @@ build/load: $(LOAD_FILES) benchmarks/load/load.h
 bare: venv ## the suite without a compiler and without AF_VSOCK, as on macOS
 # A module that was moved or deleted would stay in build/lib, and be installed from there.
 	rm -rf build/bare build/lib* && mkdir -p build/bare/tree
-	CC=/bin/false $(BIN)/pip install --quiet --no-deps --target build/bare/site .
-	! ls build/bare/site/vsockproxy/pump/_native/*.so 2>/dev/null
+	CC=/bin/false $(BIN)/pip wheel --quiet --no-deps --wheel-dir build/bare .
+	$(BIN)/pip install --quiet --no-deps --target build/bare/site build/bare/*-py3-none-any.whl
 	cp -r $$(git ls-files | cut -d/ -f1 | sort -u | grep -v vsockproxy) build/bare/tree
 	cd build/bare/tree && PYTHONPATH=$(abspath build/bare/site) TEST_WITHOUT_VSOCK=1 \
 		$(abspath $(BIN))/python -m pytest -q -m "not native" \
 		--ignore=tests/kernel --ignore=tests/container
+
+# ---- a release: docs/install.md
+
+$(VENV)/release: $(VENV)/installed
+	$(BIN)/pip install --editable '.[release]'
+	touch $@
+
+lock: $(VENV)/release ## pin the newest versions of the requirements, with hashes, in release/requirements.txt
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+		--custom-compile-command 'make lock' --output-file release/requirements.txt pyproject.toml
+
+wheel: $(VENV)/release ## the sdist, and wheels for glibc, musl and neither, x86-64 and aarch64, in dist/
+	$(BIN)/python release/wheels.py
 
 clean: ## remove everything that was built, and .venv
 	rm -rf $(VENV) build dist *.egg-info $(NATIVE)/_pump.c $(NATIVE)/*.so $(NATIVE)/*.o
