@@ -15,7 +15,7 @@ LOAD_FILES := $(wildcard benchmarks/load/*.c)
 LOAD_FLAGS := -std=gnu11 -Wall -Wextra -Werror -O2 -g
 
 .PHONY: help venv demo test check man sanitize bare bench bench-quick bench-vsock guard soak pictures \
-	lock wheel clean
+	lock wheel deb clean
 
 help: ## list these commands
 	@awk -F ' ## ' '/^[a-z-]+:.* ## / { sub(/:.*/, "", $$1); printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -148,6 +148,11 @@ lock: $(VENV)/release ## pin the newest versions of the requirements, with hashe
 
 wheel: $(VENV)/release ## the sdist, and wheels for glibc, musl and neither, x86-64 and aarch64, in dist/
 	$(BIN)/python release/wheels.py
+
+# For Debian 12; SUITE=trixie is for Debian 13.  Needs debhelper, and the release's Python.
+SUITE := bookworm
+deb: $(VENV)/release ## the Debian package of the wheel that make wheel left in dist/
+	$(BIN)/python -m release.deb $(SUITE)
 
 clean: ## remove everything that was built, and .venv
 	rm -rf $(VENV) build dist *.egg-info $(NATIVE)/_pump.c $(NATIVE)/*.so $(NATIVE)/*.o

@@ -32,8 +32,8 @@ def try_out(pump: str, command: Sequence[str]) -> str:
     version = subprocess.check_output([*command, "version"], text=True, timeout=TIMEOUT)
     if f"\npump: {pump}" not in version:
         sys.exit(f"trial: the pump is not {pump}:\n{version}")
-    route, metrics = _free_ports(2)
     with socket.create_server(("127.0.0.1", 0)) as service:
+        route, metrics = _free_ports(2)
         threading.Thread(target=_echo_once, args=(service,), daemon=True).start()
         target = f"tcp:127.0.0.1:{service.getsockname()[1]}"
         options = ["forward", str(route), target, "--metrics", f"127.0.0.1:{metrics}"]

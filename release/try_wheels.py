@@ -7,19 +7,16 @@ place that cannot be had is a failure.  Needs root, debootstrap and qemu-user-st
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from release.pythons import HOUSE, REPOSITORY, download, find_python, find_wheel, install_into, run
 from release.trial import try_out
 
-REPOSITORY: Final = Path(__file__).parents[1]
 BUILD: Final = REPOSITORY / "build" / "trials"
-HOUSE: Final = REPOSITORY / "build" / "wheelhouse"
-LOCK: Final = REPOSITORY / "release" / "requirements.txt"
 ROOTS: Final = REPOSITORY / ".cache" / "python"
 
 ON_THIS_MACHINE: Final = ("3.11", "3.12")
@@ -71,33 +68,23 @@ def trials() -> Iterator[str]:
     """Yield what was tried, a line for each place."""
     for version in ON_THIS_MACHINE:
         for pump, wheel in (("native", "manylinux*x86_64"), ("portable", "none-any")):
-            program = install(find_python(version), _wheel(wheel))
+            program = install(find_python(version), find_wheel(wheel))
             yield f"{wheel}: {try_out(pump, [program])}"
     for release in RELEASES:
         wheel = f"manylinux*{release.processor}"
-        packages = unpack(release, _wheel(wheel))
+        packages = unpack(release, find_wheel(wheel))
         yield f"{wheel}, Debian {release.suite}: {try_out('native', release.command(packages))}"
     for processor in DEBIAN:
         yield f"musllinux {processor}: {drive(processor)}"
 
 
-def find_python(version: str) -> str:
-    """Return this machine's Python of a version, also one of pyenv's; exit if there is none."""
-    ask = f'python{version} -c "import sys; print(sys.executable)"'
-    line = ["sh", "-c", f"PYENV_VERSION=$(pyenv latest {version}) {ask}"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"try_wheels: no Python {version}: install python{version}, or put it on PATH")
-    return done.stdout.strip()
-
-
 def install(python: str, wheel: Path) -> str:
     """Install a wheel in a new environment, without an index; return its program."""
     place = BUILD / f"venv-{len(list(BUILD.iterdir()))}"
-    _run(python, "-m", "venv", str(place))
+    run(python, "-m", "venv", str(place))
     pip = str(place / "bin" / "pip")
-    _download(pip)
-    _run(pip, "install", "--quiet", "--no-index", "--find-links", str(HOUSE), str(wheel))
+    download(pip)
+    run(pip, "install", "--quiet", "--no-index", "--find-links", str(HOUSE), str(wheel))
     return str(place / "bin" / "vsockproxy")
 
 
@@ -105,17 +92,10 @@ def unpack(release: Release, wheel: Path) -> Path:
     """Install a wheel in the root of a Debian release, without an index; return its folder."""
     architecture = DEBIAN[release.processor]
     script = REPOSITORY / "release" / "debian_python.sh"
-    _run(str(script), release.suite, architecture, f"python{release.python}", str(release.root))
+    run(str(script), release.suite, architecture, f"python{release.python}", str(release.root))
     packages = release.root / "opt" / "vsockproxy"
     shutil.rmtree(packages, ignore_errors=True)
-    pip = (sys.executable, "-m", "pip")
-    options = ["--only-binary=:all:", f"--python-version={release.python}"]
-    options += [
-        f"--platform=manylinux{it}_{release.processor}" for it in ("_2_28", "2014", "_2_17")
-    ]
-    _download(*pip, options=options)
-    line = ["install", "--quiet", "--no-index", "--find-links", str(HOUSE), *options]
-    _run(*pip, *line, "--target", str(packages), str(wheel))
+    install_into(packages, wheel, release.python, release.processor)
     return packages
 
 
@@ -127,27 +107,10 @@ def drive(processor: str) -> str:
     zig = (sys.executable, "-m", "ziglang", "cc", "-target", f"{processor}-linux-musl", "-static")
     options = ("-std=gnu11", "-O2", f"-I{pump}", "-Wl,--wrap=splice", "-Wl,--wrap=epoll_ctl")
     driver = str(REPOSITORY / "tests" / "pump" / "driver.c")
-    _run(*zig, *options, "-o", str(program), driver, *sources)
+    run(*zig, *options, "-o", str(program), driver, *sources)
     emulator = [QEMU] if processor == "aarch64" else []
-    _run(*emulator, str(program))
+    run(*emulator, str(program))
     return "the pump's driver passed, linked with musl; no Python for it could be had"
-
-
-def _download(*pip: str, options: Sequence[str] = ()) -> None:
-    """Fetch the locked requirements, for the installations that have no index."""
-    line = ("download", "--quiet", "--require-hashes", "--requirement", str(LOCK))
-    _run(*pip, *line, "--dest", str(HOUSE), *options)
-
-
-def _wheel(pattern: str) -> Path:
-    [wheel] = (REPOSITORY / "dist").glob(f"vsockproxy-*-{pattern}.whl")
-    return wheel
-
-
-def _run(*line: str) -> None:
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"try_wheels: {' '.join(line)}:\n{(done.stdout + done.stderr)[-4000:]}")
 
 
 if __name__ == "__main__":
