@@ -1,4 +1,4 @@
-# The two commands of a fresh machine are `make demo` and `make test`.
+# `make help` lists the commands.  The two of a fresh machine are `make demo` and `make test`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,45 +7,67 @@ NATIVE := vsockproxy/pump/_native
 C_FILES := $(filter-out %/_pump.c,$(wildcard $(NATIVE)/*.c))
 C_ALL := $(C_FILES) $(wildcard $(NATIVE)/*.h)
 C_FLAGS := -std=gnu11 -Wall -Wextra -Werror -g -O1 -fno-omit-frame-pointer -I$(NATIVE)
+SOURCES := pyproject.toml setup.py $(C_ALL) $(NATIVE)/build.py
 
 DRIVER_WRAPS := -Wl,--wrap=splice,--wrap=epoll_ctl
 
 LOAD_FILES := $(wildcard benchmarks/load/*.c)
 LOAD_FLAGS := -std=gnu11 -Wall -Wextra -Werror -O2 -g
 
-.PHONY: venv demo test check sanitize bare bench bench-quick bench-vsock guard soak pictures clean
+.PHONY: help venv demo test check man sanitize bare bench bench-quick bench-vsock guard soak pictures \
+	lock wheel deb clean
 
-venv: $(VENV)/installed
+help: ## list these commands
+	@awk -F ' ## ' '/^[a-z-]+:.* ## / { sub(/:.*/, "", $$1); printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
-# Editable, so that the tests and the demo run this working copy.
-$(VENV)/installed: pyproject.toml setup.py $(C_ALL) $(NATIVE)/build.py
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable ".[dev]"
-	touch $@
-
-demo: venv
+demo: $(VENV)/runtime ## try vsockproxy with an embedded guest; installs only what it needs
 	$(BIN)/vsockproxy demo --config config/demo.toml
 
-test: venv
+test: venv ## run every test that this machine can run, and list the others
 	$(BIN)/pytest
 
-check: venv
+venv: $(VENV)/installed ## create .venv with the tools of the tests
+
+SUPPORTED := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+NO_PYTHON := make: cannot create $(VENV): $(PYTHON) is not Python 3.11 or newer; \
+	name another, as in: make PYTHON=python3.12
+NO_VENV := make: cannot create $(VENV): $(PYTHON) has no venv module; \
+	on Debian: apt install python3-venv
+
+# Editable, so that the tests and the demo run this working copy.  An environment that could not
+# be created, or that another Python left, is removed: nothing could be installed in it.
+define install
+@$(PYTHON) $(SUPPORTED) || { echo '$(NO_PYTHON)' >&2; exit 1; }
+@[ ! -e $(VENV) ] || $(BIN)/python $(SUPPORTED) || rm -rf $(VENV)
+@[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo '$(NO_VENV)' >&2; exit 1; }
+$(BIN)/pip install --editable '$(1)'
+endef
+
+$(VENV)/runtime: $(SOURCES)
+	$(call install,.)
+	touch $@
+
+$(VENV)/installed: $(SOURCES)
+	$(call install,.[dev])
+	touch $(VENV)/runtime $@
+
+check: venv ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 # Draw docs/pictures: a minute of the demo under load, as `top` and the metrics show it.
-pictures: venv
+pictures: venv ## draw docs/pictures from a minute of the demo under load
 	$(BIN)/pip install --quiet --editable ".[bench]"
 	$(BIN)/python benchmarks/pictures.py
 
 # The man pages are committed; a test fails if they are older than their sources.
-man: venv
+man: venv ## generate the man pages and the tables of the documentation
 	$(BIN)/python -m man.generate
 
 # The C driver under ASan, UBSan, LSan and TSan, then the pump's tests under ASan and UBSan.
-sanitize: venv build/driver-address build/driver-thread build/sanitized/compiled
+sanitize: venv build/driver-address build/driver-thread build/sanitized/compiled ## the pump in C under the address, undefined-behaviour and thread sanitizers
 	build/driver-address
 	build/driver-thread
 	cd build/sanitized && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
@@ -72,24 +94,24 @@ build/sanitized/compiled: venv $(C_ALL)
 	touch $@
 
 # The results of docs/benchmarks.md.  For one row: python benchmarks/bench.py --only churn --rounds 3
-bench: venv build/load $(VENV)/plots
+bench: venv build/load $(VENV)/plots ## measure everything in docs/benchmarks.md
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/report.py
 
-bench-quick: venv build/load
+bench-quick: venv build/load ## measure a few rows in a few minutes
 	$(BIN)/python benchmarks/bench.py --quick
 
 # The same with AF_VSOCK targets, in a User-Mode Linux kernel; updates its part of the page.
-bench-vsock: venv build/load $(VENV)/plots
+bench-vsock: venv build/load $(VENV)/plots ## measure AF_VSOCK targets in a User-Mode Linux kernel
 	PYTHONPATH=. $(BIN)/python benchmarks/vsock.py
 
 # Fail if the data path costs more than before, relative to a plain relay; a part of .ci/run.
-guard: venv build/load
+guard: venv build/load ## fail if the data path costs more than before
 	$(BIN)/python benchmarks/guard.py
 
 # Hours of what is a minute in `make test`: random schedules through the pumps, and the daemon
 # under adverse load.  First the proof that the schedules find the faults of earlier versions.
-soak: venv build/load
+soak: venv build/load ## hours of random schedules and of adverse load
 	VSOCKPROXY_SOAK=1 $(BIN)/pytest -q tests/pump/test_old_faults.py
 	VSOCKPROXY_SCHEDULES=100000 $(BIN)/pytest -q -o faulthandler_timeout=0 tests/pump/test_differential.py
 	$(BIN)/python benchmarks/soak.py
@@ -104,15 +126,33 @@ build/load: $(LOAD_FILES) benchmarks/load/load.h
 
 # Without a compiler and without AF_VSOCK in Python, as on macOS, the package installs and its
 # suite passes on the portable pump.
-bare: venv
+bare: venv ## the suite without a compiler and without AF_VSOCK, as on macOS
 # A module that was moved or deleted would stay in build/lib, and be installed from there.
 	rm -rf build/bare build/lib* && mkdir -p build/bare/tree
-	CC=/bin/false $(BIN)/pip install --quiet --no-deps --target build/bare/site .
-	! ls build/bare/site/vsockproxy/pump/_native/*.so 2>/dev/null
+	CC=/bin/false $(BIN)/pip wheel --quiet --no-deps --wheel-dir build/bare .
+	$(BIN)/pip install --quiet --no-deps --target build/bare/site build/bare/*-py3-none-any.whl
 	cp -r $$(git ls-files | cut -d/ -f1 | sort -u | grep -v vsockproxy) build/bare/tree
 	cd build/bare/tree && PYTHONPATH=$(abspath build/bare/site) TEST_WITHOUT_VSOCK=1 \
 		$(abspath $(BIN))/python -m pytest -q -m "not native" \
 		--ignore=tests/kernel --ignore=tests/container
 
-clean:
+# ---- a release: docs/install.md
+
+$(VENV)/release: $(VENV)/installed
+	$(BIN)/pip install --editable '.[release]'
+	touch $@
+
+lock: $(VENV)/release ## pin the newest versions of the requirements, with hashes, in release/requirements.txt
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+		--custom-compile-command 'make lock' --output-file release/requirements.txt pyproject.toml
+
+wheel: $(VENV)/release ## the sdist, and wheels for glibc, musl and neither, x86-64 and aarch64, in dist/
+	$(BIN)/python release/wheels.py
+
+# For Debian 12; SUITE=trixie is for Debian 13.  Needs debhelper, and the release's Python.
+SUITE := bookworm
+deb: $(VENV)/release ## the Debian package of the wheel that make wheel left in dist/
+	$(BIN)/python -m release.deb $(SUITE)
+
+clean: ## remove everything that was built, and .venv
 	rm -rf $(VENV) build dist *.egg-info $(NATIVE)/_pump.c $(NATIVE)/*.so $(NATIVE)/*.o

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.guard import sitecustomize
+from tests.not_run import table
 from tests.sockets import no_descriptor_left_over
 from vsockproxy.config.settings import PumpChoice
 
@@ -50,6 +51,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         _deselect(config, items, "soak")
     if "VSOCKPROXY_TEST_KERNEL" not in os.environ:
         _deselect(config, items, "vsock")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what ran, what did not, and why."""
+    stats = terminalreporter.stats
+    ran = [report.nodeid for kind in ("passed", "failed") for report in stats.get(kind, [])]
+    # A skip's longrepr is its file, its line and "Skipped: REASON".
+    skipped = [
+        (report.nodeid, report.longrepr[2].removeprefix("Skipped: "))
+        for report in stats.get("skipped", [])
+    ]
+    terminalreporter.section("what ran")
+    for line in table(ran, skipped, stats.get("deselected", [])):
+        terminalreporter.write_line(line)
 
 
 def _deselect(config: pytest.Config, items: list[pytest.Item], marker: str) -> None:

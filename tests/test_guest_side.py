@@ -19,6 +19,7 @@ import pytest
 import trio
 
 from tests.daemon_process import PATIENCE, REPOSITORY
+from tests.fake_services import unused_tcp_port
 from tests.sockets import AF_VSOCK, CID_LOCAL, read_to_end
 
 pytestmark = [
@@ -31,6 +32,27 @@ pytestmark = [
 
 UNITS: Final = REPOSITORY / "systemd" / "guest"
 ANSWER: Final = b"x" * 1_000_000
+
+
+@asynccontextmanager
+async def host_service() -> AsyncIterator[int]:
+    """Run a service of the host on a vsock port, whose number is free for TCP as well."""
+    port = unused_tcp_port()
+    with socket.socket(AF_VSOCK, socket.SOCK_STREAM) as sock:
+        sock.bind((0xFFFFFFFF, port))
+        sock.listen()
+        sock.setblocking(False)
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock.dup()))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, answer, [listener])
+            yield port
+            nursery.cancel_scope.cancel()
+
+
+def outward(port: int) -> dict[str, list[str]]:
+    """Return the command of a unit that gives the guest a port of the host."""
+    ours = [sys.executable, "-m", "vsockproxy", *_line("host-port@.service", port)[1:]]
+    return {"vsockproxy": ours, "socat": _line("host-port-socat@.service", port)}
 
 
 def commands(port: int) -> dict[str, list[str]]:
@@ -83,14 +105,14 @@ async def guest_side(way: str) -> AsyncIterator[int]:
         nursery.cancel_scope.cancel()
 
 
-async def connect(port: int) -> trio.SocketStream:
+async def connect(port: int, *, tcp: bool = False) -> trio.SocketStream:
     """Connect, and retry until the port listens."""
     with trio.fail_after(PATIENCE):
         while True:
-            sock = trio.socket.socket(AF_VSOCK, socket.SOCK_STREAM)
+            sock = trio.socket.socket(socket.AF_INET if tcp else AF_VSOCK, socket.SOCK_STREAM)
             try:
-                await sock.connect((CID_LOCAL, port))
-            except ConnectionResetError:  # refused: the program has not bound its port yet
+                await sock.connect(("127.0.0.1" if tcp else CID_LOCAL, port))
+            except ConnectionError:  # refused: the program has not bound its port yet
                 sock.close()
                 await trio.lowlevel.checkpoint()
             else:
@@ -114,10 +136,26 @@ async def test_an_answer_after_the_hosts_half_close_arrives_whole(way: str) -> N
         assert await read_to_end(stream) == b"question" + ANSWER
 
 
+@pytest.mark.parametrize("way", ["vsockproxy", "socat"])
+async def test_a_guests_program_reaches_the_host_by_tcp(way: str) -> None:
+    async with host_service() as port:
+        process = await trio.lowlevel.open_process(outward(port)[way], stdin=subprocess.DEVNULL)
+        try:
+            async with await connect(port, tcp=True) as stream:
+                await stream.send_all(b"question")
+                await stream.send_eof()
+                assert await read_to_end(stream) == b"question" + ANSWER
+        finally:
+            process.terminate()
+            await process.wait()
+
+
 def test_every_unit_of_the_folder_is_tested() -> None:
     assert {unit.name for unit in Path(UNITS).iterdir()} == {
         "vsock-port@.service",
         "vsock-port-socat@.service",
         "vsock-port-proxyd@.service",
         "vsock-port-proxyd@.socket",
+        "host-port@.service",
+        "host-port-socat@.service",
     }

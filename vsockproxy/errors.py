@@ -26,6 +26,18 @@ class AddressError(VsockproxyError, ValueError):
     """A text is not an address, or an address is not valid in that position."""
 
 
+class OrderError(VsockproxyError):
+    """An operator's order cannot be carried out: nothing has changed.
+
+    Attributes:
+      remedy: what to do, in one sentence.
+    """
+
+    def __init__(self, sentence: str, remedy: str) -> None:
+        self.remedy = remedy
+        super().__init__(sentence)
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One error in a configuration file.

@@ -2,9 +2,7 @@
 
 Owns: the names, types, labels and help of the metrics, a row each.  Counts nothing: `stats`
 holds the counters and `admin` serves the text.  No label holds a client's address, so the
-number of series depends on the configuration alone.
-
-docs/metrics.md explains each metric; a test compares the page with this module.
+number of series depends on the configuration alone.  docs/metrics.md explains each.
 """
 
 from __future__ import annotations
@@ -29,24 +27,26 @@ from vsockproxy.admit.process_limits import Admission
 from vsockproxy.config.guest import Cid
 from vsockproxy.guests.directory import Guests
 from vsockproxy.log.output import lines_lost
-from vsockproxy.stats import TARGET_STATES, Histogram, Reloads, RouteStats
+from vsockproxy.stats import ROUTE_STATES, TARGET_STATES, Histogram, Reloads, RouteState, RouteStats
 
 
 class RoutesSource(Protocol):
-    """The part of the supervisor that a scrape reads."""
+    """The part of the supervisor that a scrape reads.
 
-    @property
-    def admission(self) -> Admission:
-        """Return the limits that all routes share."""
-        ...
+    Attributes:
+      admission: the limits that all routes share.
+      guests: the directory of guests.
+    """
 
-    @property
-    def guests(self) -> Guests:
-        """Return the directory of guests."""
-        ...
+    admission: Admission
+    guests: Guests
 
     def stats(self) -> Iterable[RouteStats]:
         """Return the counters of every route, draining ones included."""
+        ...
+
+    def state_of(self, stats: RouteStats) -> RouteState:
+        """Return the state of a route."""
         ...
 
 
@@ -139,12 +139,7 @@ def _daemon(
     read: Callable[[MetricsSource], Value | None],
 ) -> Callable[[MetricsSource], Samples]:
     """Return a function that reads one sample of the daemon; none if the value is None."""
-
-    def samples(source: MetricsSource) -> Samples:
-        value = read(source)
-        return [] if value is None else [((), value)]
-
-    return samples
+    return lambda source: [] if (value := read(source)) is None else [((), value)]
 
 
 def _routes(read: Callable[[RouteStats], Value | None]) -> Callable[[MetricsSource], Samples]:
@@ -160,13 +155,17 @@ def _routes(read: Callable[[RouteStats], Value | None]) -> Callable[[MetricsSour
 
 
 def _each(
-    read: Callable[[RouteStats], Mapping[Any, float]],
+    read: Callable[[RouteStats], Mapping[Any, float]], *at_zero: str
 ) -> Callable[[MetricsSource], Samples]:
-    """Return a function that reads a sample of each route and key; a key is one or more labels."""
+    """Return a function that reads a sample of each route and key; a key is one or more labels.
+
+    The keys ``at_zero`` have one from the start: an alert misses the first event of a series.
+    """
 
     def samples(source: MetricsSource) -> Samples:
         for stats in source.supervisor.stats():
-            for key, value in list(read(stats).items()):  # it may change between two parts
+            # A copy: it may change between two parts.
+            for key, value in {**dict.fromkeys(at_zero, 0), **read(stats)}.items():
                 labels = key if isinstance(key, tuple) else (key,)
                 yield (stats.route.name, *labels), value
 
@@ -176,6 +175,13 @@ def _each(
 def _route_info(stats: RouteStats) -> Mapping[str, str]:
     route = stats.route
     return {"listen": str(route.listen), "target": ", ".join(map(str, route.targets))}
+
+
+def _route_states(source: MetricsSource) -> Samples:
+    for stats in source.supervisor.stats():
+        current = source.supervisor.state_of(stats)
+        for state in ROUTE_STATES:
+            yield (stats.route.name, state), float(state == current)
 
 
 def _target_states(stats: RouteStats) -> Mapping[tuple[str, str], float]:
@@ -188,10 +194,6 @@ def _target_states(stats: RouteStats) -> Mapping[tuple[str, str], float]:
 
 def _bytes(stats: RouteStats) -> Mapping[str, float]:
     return {"upstream": stats.upstream_bytes, "downstream": stats.downstream_bytes}
-
-
-def _reloads(source: MetricsSource) -> Samples:
-    return [((result,), number) for result, number in source.reloads.results.items()]
 
 
 def _resolutions(source: MetricsSource) -> Samples:
@@ -227,7 +229,7 @@ _ROWS: Final = (
         CounterMetricFamily,
         "Closed connections, by reason.",
         ["route", "reason"],
-        _each(lambda stats: stats.closed),
+        _each(lambda stats: stats.closed, "error"),
     ),
     _Row(
         "vsockproxy_bytes",
@@ -241,7 +243,7 @@ _ROWS: Final = (
         CounterMetricFamily,
         "Failed dials, by reason.",
         ["route", "reason"],
-        _each(lambda stats: stats.dial_failures),
+        _each(lambda stats: stats.dial_failures, "refused", "timeout"),
     ),
     _Row(
         "vsockproxy_dial_seconds",
@@ -249,6 +251,13 @@ _ROWS: Final = (
         "Duration of successful dials, including the vsock-mux handshake.",
         ["route"],
         _routes(lambda stats: stats.dial_seconds),
+    ),
+    _Row(
+        "vsockproxy_route_state",
+        GaugeMetricFamily,
+        "State of a route: 1 for the current state, 0 for the others.",
+        ["route", "state"],
+        _route_states,
     ),
     _Row(
         "vsockproxy_target_state",
@@ -290,14 +299,14 @@ _ROWS: Final = (
         CounterMetricFamily,
         "Clients closed before their dial by a rule or a limit, by reason.",
         ["route", "reason"],
-        _each(lambda stats: stats.rejected),
+        _each(lambda stats: stats.rejected, "denied"),
     ),
     _Row(
         "vsockproxy_accept_pauses",
         CounterMetricFamily,
         "Pauses of accept(2) while clients were queued, by reason.",
         ["route", "reason"],
-        _each(lambda stats: stats.accept_pauses),
+        _each(lambda stats: stats.accept_pauses, "max_connections"),
     ),
     _Row(
         "vsockproxy_connections_limit",
@@ -348,7 +357,14 @@ _ROWS: Final = (
         CounterMetricFamily,
         "Reloads of the configuration, by result.",
         ["result"],
-        _reloads,
+        lambda source: [((result,), n) for result, n in source.reloads.results.items()],
+    ),
+    _Row(
+        "vsockproxy_config_last_reload_successful",
+        GaugeMetricFamily,
+        "Whether the last load or reload succeeded: 1 or 0.",
+        [],
+        _daemon(lambda source: float(source.reloads.last_failure is None)),
     ),
     _Row(
         "vsockproxy_config_last_reload_success_timestamp_seconds",

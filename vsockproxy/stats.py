@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Sequence
 from time import monotonic, time
 from typing import Final, Literal, NamedTuple, get_args
 
@@ -54,8 +55,18 @@ class Histogram:
         self.sum += value
 
 
-RouteState = Literal["listening", "queued", "paused", "draining", "drained"]
-"""The state of a route; ``queued``: a limit keeps clients in its backlog."""
+RouteState = Literal[
+    "listening",  # clients are accepted
+    "queued",  # a limit keeps clients in the backlog
+    "paused",  # an operator keeps clients in the backlog
+    "retrying",  # its listener cannot be opened yet, and is tried again
+    "draining",  # its listener is closed, and connections are left
+    "drained",  # its listener is closed, and no connection is left
+    "off",  # a defect ended it
+]
+"""The state of a route."""
+
+ROUTE_STATES: Final[tuple[RouteState, ...]] = get_args(RouteState)
 
 
 class LastError(NamedTuple):
@@ -224,19 +235,28 @@ class RouteStats:
         return self._ended_bytes[1] + sum(c.downstream_bytes for c in self.live)
 
 
+class FailedReload(NamedTuple):
+    """A reload that failed: its time (seconds of the epoch), and a line for each problem."""
+
+    time: float
+    problems: Sequence[str]
+
+
 class Reloads:
     """The reloads of the configuration since the daemon started.
 
     Attributes:
       results: reloads by result, ``success`` or ``failure``.
       last_success: the time of the last successful load or reload, in seconds of the epoch.
+      last_failure: the last reload, if it failed.
       fingerprint: the running configuration's (`Config.fingerprint`).
     """
 
-    __slots__ = ("fingerprint", "last_success", "results")
+    __slots__ = ("fingerprint", "last_failure", "last_success", "results")
 
     def __init__(self, config: Config) -> None:
         self.results: Counter[str] = Counter(success=0, failure=0)
+        self.last_failure: FailedReload | None = None
         self.fingerprint = config.fingerprint
         self.last_success = time()
 
@@ -245,7 +265,9 @@ class Reloads:
         self.results["success"] += 1
         self.fingerprint = config.fingerprint
         self.last_success = time()
+        self.last_failure = None
 
-    def failed(self) -> None:
-        """Count a failed reload."""
+    def failed(self, problems: Sequence[str]) -> None:
+        """Count a failed reload, and keep why it failed until one succeeds."""
         self.results["failure"] += 1
+        self.last_failure = FailedReload(time(), problems)

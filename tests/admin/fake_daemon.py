@@ -29,6 +29,9 @@ class FakeRoutes:
         """Return that a route listens."""
         return "listening"
 
+    def closed_by(self, _stats: RouteStats) -> None:
+        """Return that a route accepts clients."""
+
 
 class FakeDaemon:
     """A daemon whose counters and answers a test chooses.
@@ -72,6 +75,13 @@ class FakeDaemon:
     async def alive(self) -> None:
         """Return at once; a hung daemon blocks until it is cancelled."""
         await trio.sleep(math.inf if self._hung else 0)
+
+    def closed_routes(self) -> list[str]:
+        """Return that every route accepts clients."""
+        return []
+
+    def accepts(self, _name: str) -> None:
+        """Return that a route accepts clients."""
 
     async def reach(self, name: str) -> str | None:
         """Record a dial of a route; return its error, or None if it succeeds."""

@@ -107,7 +107,7 @@ async def test_a_daemon_is_asked_over_a_unix_socket(tmp_path: Path, abstract: bo
 
 async def test_all_reasons_of_an_unready_daemon_are_in_one_line(tcp: socket.socket) -> None:
     async with serving(tcp, ["draining", "route web: does not listen"]):
-        with pytest.raises(UnhealthyError, match=r"^draining route web: does not listen$"):
+        with pytest.raises(UnhealthyError, match=r"^draining; route web: does not listen$"):
             await asked(lambda: ask(listen_text(tcp), SOON))
 
 

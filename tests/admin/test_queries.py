@@ -83,7 +83,7 @@ async def test_readyz_of_a_route_succeeds_only_if_its_target_answers(tmp_path: P
     assert (reached.status_code, reached.text) == (200, "ready\n")
     assert (unknown.status_code, unknown.text) == (
         503,
-        "route missing: no route of this name listens\n",
+        "route missing: there is no such route\n",
     )
     assert (plain.status_code, alive.status_code) == (200, 200)
 

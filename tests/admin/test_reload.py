@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import httpx
+import pytest
 import structlog
 import trio
 import trio.testing
 
 from tests.admin.running_daemon import controlled_daemon
+from tests.fake_services import unix_listener
 from tests.waiting import until
 from vsockproxy.address.endpoint import UnixEndpoint
+from vsockproxy.config.changes import Changes
 from vsockproxy.config.process import AdminSettings
-from vsockproxy.config.settings import Config
+from vsockproxy.config.settings import Config, Limits, Policy, PumpSettings
 from vsockproxy.errors import ConfigError, Problem
+
+KINDS = [one.name for one in fields(Changes)]
+GAUGE = "vsockproxy_config_last_reload_successful"
 
 
 async def test_a_failed_reload_is_answered_with_every_problem(tmp_path: Path) -> None:
@@ -33,14 +39,112 @@ async def test_a_failed_reload_is_answered_with_every_problem(tmp_path: Path) ->
         reloaded = await daemon.post("/v1/reload")
     assert answer.status_code == 409
     assert answer.json()["error"] == "file.toml:3: listen: is missing\nfile.toml:9: unknown key"
-    assert reloaded == {"fingerprint": daemon.daemon.config.fingerprint, "source": "command line"}
+    assert answer.json()["remedy"].endswith("correct the configuration, then reload again")
+    assert reloaded == {
+        "fingerprint": daemon.daemon.config.fingerprint,
+        "source": "command line",
+        **{kind: [] for kind in KINDS},
+    }
 
 
-async def test_reload_without_a_configuration_file_fails(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dry_run", [False, True])
+async def test_reload_without_a_configuration_file_fails(tmp_path: Path, dry_run: bool) -> None:
     async with controlled_daemon(tmp_path, "web") as daemon:
-        answer = await daemon.ask("POST", "/v1/reload")
+        answer = await daemon.ask("POST", "/v1/reload", dry_run=dry_run)
     assert answer.status_code == 409
     assert "without a configuration" in answer.json()["error"]
+    assert answer.json()["remedy"] == "start it again with other options"
+
+
+async def test_a_reload_whose_address_is_in_use_says_to_free_it(tmp_path: Path) -> None:
+    def load() -> Config:
+        [web] = daemon.daemon.config.routes
+        return replace(daemon.daemon.config, routes=(replace(web, listen=taken),))
+
+    taken = UnixEndpoint(str(tmp_path / "taken.sock"))
+    async with controlled_daemon(tmp_path, "web", load=load) as daemon:
+        with unix_listener(Path(taken.path)):
+            answer = await daemon.ask("POST", "/v1/reload")
+    assert "another process listens" in answer.json()["error"]
+    assert answer.json()["remedy"].startswith("nothing has changed: free the address")
+
+
+async def test_a_reload_of_a_daemon_that_stops_says_to_start_it_again(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web", load=lambda: daemon.daemon.config) as daemon:
+        client, _ = await daemon.live("web")
+        daemon.daemon.stop()
+        answer = await daemon.ask("POST", "/v1/reload")
+        await client.aclose()
+    assert answer.status_code == 409
+    assert answer.json()["remedy"] == "start the daemon again once it has ended"
+
+
+async def test_a_reload_and_a_dry_run_answer_with_what_changes(tmp_path: Path) -> None:
+    def load() -> Config:
+        return new
+
+    names = ("stays", "gone", "moved", "aimed", "tuned")
+    async with controlled_daemon(tmp_path, *names, load=load) as daemon:
+        old = daemon.daemon.config
+        stays, gone, moved, aimed, tuned = old.routes
+        new = replace(
+            old,
+            routes=(
+                stays,
+                replace(moved, listen=UnixEndpoint(str(tmp_path / "elsewhere.sock"))),
+                replace(aimed, target=UnixEndpoint(str(tmp_path / "guest"))),
+                replace(tuned, policy=Policy(idle_timeout=5)),
+                replace(gone, name="new", listen=UnixEndpoint(str(tmp_path / "new.sock"))),
+            ),
+            limits=Limits(7),
+            pump=PumpSettings("portable"),
+        )
+        expected = {
+            "added": ["new"],
+            "removed": ["gone"],
+            "moved": ["moved"],
+            "retargeted": ["aimed"],
+            "changed": ["tuned"],
+            "settings": ["limits"],
+            "needs_restart": ["pump"],
+        }
+        previewed = await daemon.ask("POST", "/v1/reload", dry_run=True)
+        assert daemon.daemon.config is old
+        reloaded = await daemon.post("/v1/reload")
+        again = await daemon.post("/v1/reload")
+    assert expected.keys() == set(KINDS)
+    assert {kind: previewed.json()[kind] for kind in KINDS} == expected
+    assert {kind: reloaded[kind] for kind in KINDS} == expected
+    assert {kind: again[kind] for kind in KINDS} == {
+        **{kind: [] for kind in KINDS},
+        "needs_restart": ["pump"],
+    }
+
+
+async def test_a_failed_reload_is_shown_until_one_succeeds(tmp_path: Path) -> None:
+    problems = [Problem("listen", "is missing", 3)]
+
+    def load() -> Config:
+        if problems:
+            raise ConfigError("file.toml", tuple(problems))
+        return daemon.daemon.config
+
+    async def gauge() -> str:
+        text = (await daemon.ask("GET", "/metrics")).text
+        [line] = [one for one in text.splitlines() if one.startswith(GAUGE)]
+        return line.removeprefix(GAUGE).strip()
+
+    async with controlled_daemon(tmp_path, "web", load=load) as daemon:
+        assert await gauge() == "1.0"
+        assert (await daemon.get("/v1/status"))["failed_reload"] is None
+        await daemon.ask("POST", "/v1/reload")
+        assert await gauge() == "0.0"
+        failed = (await daemon.get("/v1/status"))["failed_reload"]
+        assert failed["problems"] == ["file.toml:3: listen: is missing"]
+        problems.clear()
+        await daemon.post("/v1/reload")
+        assert await gauge() == "1.0"
+        assert (await daemon.get("/v1/status"))["failed_reload"] is None
 
 
 async def test_reload_changes_the_path_and_the_mode_of_the_control_socket(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+import trustme
 from typer.testing import CliRunner
 
 from tests.cli.conftest import Write
@@ -18,7 +19,7 @@ from vsockproxy.cli import app
 from vsockproxy.config.source import default_file
 
 COMMANDS: Final = (
-    *("run", "forward", "demo", "check", "health", "version"),
+    *("run", "forward", "demo", "connect", "ssh-config", "check", "health", "version"),
     *("doctor", "probe", "cid", "guests"),
     *("status", "connections", "kill", "pause", "drain", "resume", "reload"),
 )
@@ -169,6 +170,27 @@ def test_check_shows_every_error_and_no_route(write: Write) -> None:
     assert all(line.startswith("vsockproxy: ") and "config.toml" in line for line in lines)
     for quoted in ("99999999999", "missing", "logs"):
         assert quoted in done.stderr
+
+
+@pytest.mark.parametrize("name", ["check", "run"])
+@pytest.mark.parametrize("key", ["certificate", "key", "client_ca"])
+def test_a_missing_certificate_or_key_is_an_error_with_status_2(
+    write: Write, tmp_path: Path, name: str, key: str
+) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "certificate")
+    issued.private_key_pem.write_to_path(tmp_path / "key")
+    authority.cert_pem.write_to_path(tmp_path / "client_ca")
+    (tmp_path / key).unlink()
+    files = "".join(f'{one} = "{tmp_path}/{one}"\n' for one in ("certificate", "key", "client_ca"))
+    file = write(
+        f'"unix:{tmp_path}/web" = "3:80"\n[metrics]\nlisten = "unix:{tmp_path}/metrics"\n{files}'
+    )
+    done = command(name, "-c", file)
+    assert done.returncode == 2
+    assert str(tmp_path / key) in done.stderr
+    assert "No such file" in done.stderr
 
 
 def test_a_missing_file_exits_with_status_2() -> None:

@@ -23,6 +23,7 @@ from tests.fake_services import (
 from vsockproxy.admin.client import DaemonUnreachableError, find_socket
 from vsockproxy.errors import ConfigError
 
+ORDERS = [("pause", "paused"), ("drain", "drained"), ("resume", "listening")]
 Done = subprocess.CompletedProcess[str]
 
 
@@ -138,6 +139,20 @@ async def test_pause_drain_and_resume_print_the_new_state(installation: Installa
     assert "there is no route 'missing'" in done.stderr
 
 
+@pytest.mark.parametrize(("verb", "state"), ORDERS)
+async def test_an_order_to_several_routes_or_to_all_reaches_each_in_spite_of_a_failure(
+    installation: Installation, verb: str, state: str
+) -> None:
+    line = f"web: {state}, 0 live connections\n"
+    assert (await installation.run(verb, "--all")).stdout == line
+    done = await installation.run(verb, "missing", "web", status=1)
+    assert done.stdout == line
+    assert "there is no route 'missing'" in done.stderr
+    for arguments in ([], ["web", "--all"]):
+        done = await installation.run(verb, *arguments, status=2)
+        assert "either names of routes, or --all" in done.stderr
+
+
 async def test_reload_prints_the_fingerprint_or_the_errors_of_the_file(
     installation: Installation,
 ) -> None:
@@ -148,9 +163,50 @@ async def test_reload_prints_the_fingerprint_or_the_errors_of_the_file(
     assert "lissen" in done.stderr
     assert "nothing has changed" in done.stderr
     await installation.running.wait_for("reload_failed")
+    shown = (await installation.run("status")).stdout
+    assert "the last reload failed" in shown
+    assert "lissen" in shown
     file.write_text(right.replace('"web"', '"site"'))
-    assert (await installation.run("reload")).stdout.startswith(f"reloaded {file}: ")
+    changes = ["added: site", "removed: web"]
+    previewed = (await installation.run("reload", "--dry-run")).stdout.splitlines()
+    compared = (await installation.run("check", "--diff", str(file))).stdout.splitlines()
+    done = await installation.run("reload")
+    assert previewed == [f"a reload of {file} would change:", *(f"  {one}" for one in changes)]
+    assert compared == changes
+    assert done.stdout.startswith(f"reloaded {file}: ")
+    assert [line.strip() for line in done.stdout.splitlines()[1:]] == changes
     assert "site " in (await installation.run("status")).stdout
+    assert (await installation.run("check", "--diff", str(file))).stdout == "no change\n"
+
+
+async def test_check_diff_shows_what_a_reload_then_changes(installation: Installation) -> None:
+    file = installation.folder / "file.toml"
+    other = installation.folder / "other.toml"
+    other.write_text(
+        file.read_text().replace("guest:80", "guest:81")
+        + '[limits]\nmax_connections = 7\n[log]\nlevel = "debug"\n[pump]\nthreads = 1\n'
+        '[guests.vm]\ncid = 7\n[metrics]\nlisten = "unix:/nonexistent/m"\n'
+    )
+    compared = (await installation.run("check", "--diff", str(other))).stdout.splitlines()
+    assert compared == [
+        "retargeted: web",
+        "settings: guests, metrics, limits, log",
+        "needs a restart: pump",
+    ]
+
+
+async def test_reload_applies_the_level_and_the_format_of_the_log(
+    installation: Installation,
+) -> None:
+    file = installation.folder / "file.toml"
+    right = file.read_text()
+    file.write_text(right + '[log]\nlevel = "error"\n')
+    await installation.run("reload")
+    await installation.run("pause", "web")  # an info line, which is not written
+    file.write_text(right)
+    await installation.run("reload")
+    await installation.running.wait_for("reloaded")
+    assert not [line for line in installation.running.lines if "route_paused" in line]
 
 
 # ---- the search for the control socket ----

@@ -114,6 +114,10 @@ WRONG = {
             "forward.\"vsock::5\": 'local:5' is the route's own listener: choose another target",
         ],
     ),
+    "routes that dial each other": (
+        'forward.8080 = "tcp:8081"\nforward.8081 = "tcp:8080"',
+        ["routes dial each other in a loop, 8080 -> 8081 -> 8080: change a target"],
+    ),
     "invalid lists of targets": (
         "[[route]]\nlisten = 80\ntargets = []\n[[route]]\nlisten = 81\ntargets = [3, true, {}]\n"
         '[[route]]\nlisten = 82\ntarget = "3:80"\ntargets = ["3:80"]\n'

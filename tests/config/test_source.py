@@ -73,3 +73,9 @@ def test_only_settings_in_the_environment_load_pydantic() -> None:
     )
     done = subprocess.check_output([sys.executable, "-c", code], env=environment(), text=True)
     assert done == "False\n"
+
+
+def test_the_file_of_a_source_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in other folders compare it with the daemon's."""
+    monkeypatch.chdir(tmp_path)
+    assert find_source(Path("x.toml"), {}).file == tmp_path / "x.toml"

@@ -35,7 +35,7 @@ from vsockproxy.address.endpoint import (
 )
 from vsockproxy.config.settings import Config, Limits, Policy, PumpChoice, Route
 from vsockproxy.daemon.daemon import Daemon
-from vsockproxy.errors import ListenError
+from vsockproxy.errors import ListenError, OrderError
 
 # ---- relaying ----
 
@@ -240,9 +240,10 @@ async def test_commands_to_a_draining_daemon_open_no_listener(guest: MuxEndpoint
         released = next(iter(daemon.supervisor.listeners.values())).released
         daemon.daemon.stop()
         await released.wait()
-        await daemon.daemon.drain("echo")
-        for name in ("echo", "idle"):
-            await daemon.daemon.resume(name)
+        for order in (daemon.daemon.pause, daemon.daemon.drain, daemon.daemon.resume):
+            for name in ("echo", "idle"):
+                with pytest.raises(OrderError, match="the daemon is stopping"):
+                    await order(name)
         assert not await accepts(echo_at.port)
         assert not await accepts(idle_at.port, "127.0.0.2")
         assert await exchange(client, b"after") == b"after"
@@ -258,7 +259,11 @@ async def test_a_reload_of_a_daemon_that_has_ended_is_an_error(
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)
         daemon.stop()
-    assert await daemon.reload() == ["the daemon drains: it takes no other configuration"]
+    for reload in (daemon.reload, daemon.preview_reload):
+        with pytest.raises(OrderError) as refused:
+            await reload()
+        assert str(refused.value) == "the daemon is stopping: it takes no other configuration"
+        assert refused.value.remedy == "start the daemon again once it has ended"
 
 
 async def test_a_connection_that_outlives_the_drain_is_reset(

@@ -23,6 +23,7 @@ from vsockproxy.config.settings import Config, Policy, Route
 from vsockproxy.connection import Connection
 from vsockproxy.daemon import http_servers
 from vsockproxy.daemon.daemon import Daemon
+from vsockproxy.errors import OrderError
 from vsockproxy.listen import listener as listener_module
 from vsockproxy.listen.listener import RouteListener
 from vsockproxy.listen.renew import keep_file
@@ -63,7 +64,9 @@ async def test_a_defect_while_a_reload_reads_is_a_failed_reload(
         await nursery.start(daemon.run)
         client = await live_client(daemon)
         problem = f"{type(error).__name__}: {error}"
-        assert await daemon.daemon.reload() == [problem]
+        with pytest.raises(OrderError) as failed:
+            await daemon.daemon.reload()
+        assert str(failed.value) == problem
         assert recorded(daemon.daemon, "reload_failed") == [problem]
         assert daemon.daemon.reloads.results == {"success": 0, "failure": 1}
         assert await exchange(client, b"on") == b"on"
@@ -201,7 +204,9 @@ async def test_a_route_that_ends_by_a_defect_is_off_until_a_reload_and_others_go
         assert isinstance(address, TcpEndpoint)
         breaks.set()
         await until(daemon.daemon.not_ready)
-        assert daemon.daemon.not_ready() == ["route off: off after a defect, reload"]
+        assert daemon.daemon.not_ready() == [
+            "route off: a defect ended it, see route_error in the log; vsockproxy reload"
+        ]
         assert not await accepts(address.port, "127.0.0.2")
         assert await exchange(client, b"on") == b"on"
         monkeypatch.undo()

@@ -227,7 +227,7 @@ async def test_queued_clients_are_served_by_the_old_route(
     here = replace(route, listen=act.listen(tmp_path), policy=policy)
     with no_descriptor_left_over(), ExitStack() as stack:
         async with running(here, choice=choice) as daemon:
-            daemon.daemon.pause("echo")
+            await daemon.daemon.pause("echo")
             clients = queue_clients(stack, here.listen)
             stats = daemon.stats("echo")
             assert not stats.connections
@@ -274,7 +274,7 @@ async def test_queued_clients_without_a_descriptor_are_reset_and_the_route_ends(
 ) -> None:
     listen = TcpEndpoint("127.0.0.1", unused_tcp_port())
     async with running(at(route, listen)) as daemon:
-        daemon.daemon.pause("echo")
+        await daemon.daemon.pause("echo")
         with ExitStack() as stack:
             clients = queue_clients(stack, listen)
             monkeypatch.setattr(

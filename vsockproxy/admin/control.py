@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final, NoReturn
 
@@ -27,7 +27,7 @@ from vsockproxy.admin.selection import (
     select,
 )
 from vsockproxy.connection import Connection
-from vsockproxy.errors import VsockproxyError
+from vsockproxy.errors import OrderError, SocketError, VsockproxyError
 from vsockproxy.http.loop_share import body_of, every
 from vsockproxy.http.message import JSON, HttpError, Request, Response
 from vsockproxy.http.router import Route, Router
@@ -212,31 +212,35 @@ class _Api:
         return await _end_all(await select(self._daemon, request.route, request.client))
 
     async def pause(self, call: _Call) -> schema.Route:
-        stats = self._configured_route(call.path["name"])
-        self._daemon.pause(stats.route.name)
-        return view.route(self._daemon, stats)
+        return await self._order(call, self._daemon.pause)
 
     async def drain(self, call: _Call) -> schema.Route:
-        stats = self._configured_route(call.path["name"])
-        await self._daemon.drain(stats.route.name)
-        return view.route(self._daemon, stats)
+        return await self._order(call, self._daemon.drain)
 
     async def resume(self, call: _Call) -> schema.Route:
-        stats = self._configured_route(call.path["name"])
+        return await self._order(call, self._daemon.resume)
+
+    async def _order(self, call: _Call, order: Callable[[str], Awaitable[None]]) -> schema.Route:
+        stats = self._route(call.path["name"])
         try:
-            await self._daemon.resume(stats.route.name)
-        except VsockproxyError as error:
-            remedy = "the route stays drained: free its listener's address, then resume it"
-            raise ApiError(409, str(error), remedy) from error
+            await order(stats.route.name)
+        except OrderError as error:
+            raise ApiError(409, str(error), error.remedy) from error
+        except SocketError as error:
+            remedy = f"the route stays drained; {error.remedy}"
+            raise ApiError(409, error.summary, remedy) from error
         return view.route(self._daemon, stats)
 
-    async def reload(self, _call: _Call) -> schema.Reloaded:
-        problems = await self._daemon.reload()
-        if problems:
-            remedy = "nothing has changed: correct the configuration, then reload again"
-            raise ApiError(409, "\n".join(problems), remedy)
+    async def reload(self, call: _Call) -> schema.Reloaded:
+        query: schema.ReloadQuery = call.query
+        daemon = self._daemon
+        try:
+            changes = await (daemon.preview_reload() if query.dry_run else daemon.reload())
+        except OrderError as error:
+            raise ApiError(409, str(error), error.remedy) from error
+        names = {name: list(listed) for name, listed in asdict(changes).items()}
         return schema.Reloaded(
-            fingerprint=self._daemon.reloads.fingerprint, source=self._daemon.config.source
+            fingerprint=daemon.reloads.fingerprint, source=daemon.config.source, **names
         )
 
     # ---- lookup ----
@@ -250,17 +254,6 @@ class _Api:
         return find_connection(self._daemon, number) or _not_found(
             f"there is no live connection {number}", "GET /v1/connections lists the connections"
         )
-
-    def _configured_route(self, name: str) -> RouteStats:
-        """Return a route of the running configuration: others only drain."""
-        stats = self._route(name)
-        if all(name != route.name for route in self._daemon.config.routes):
-            raise ApiError(
-                409,
-                f"the route {name!r} is not in the configuration any more: it drains",
-                "add it to the configuration, then reload",
-            )
-        return stats
 
 
 async def _end_all(connections: list[Connection]) -> schema.Ended:

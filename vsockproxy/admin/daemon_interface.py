@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from vsockproxy.admit.route_limits import QueueReason
+from vsockproxy.config.changes import Changes
 from vsockproxy.config.settings import Config
 from vsockproxy.log.recent import RecentEvents
 from vsockproxy.metrics import MetricsSource, RoutesSource
-from vsockproxy.stats import RouteState, RouteStats
+from vsockproxy.stats import RouteStats
 
 
 class Health(Protocol):
@@ -26,8 +27,16 @@ class Health(Protocol):
         """Return once every thread of the pump has answered."""
         ...
 
+    def closed_routes(self) -> list[str]:
+        """Return a sentence for each route that accepts no clients though nothing failed."""
+        ...
+
+    def accepts(self, name: str) -> str | None:
+        """Return why a route accepts no clients, or None where it does."""
+        ...
+
     async def reach(self, name: str) -> str | None:
-        """Dial the target of a route; return why that failed, or None."""
+        """Dial the target of a route that accepts; return why it was not reached, or None."""
         ...
 
 
@@ -42,8 +51,8 @@ class Routes(RoutesSource, Protocol):
         """Return the counters of every route, draining ones included."""
         ...
 
-    def state_of(self, stats: RouteStats) -> RouteState:
-        """Return the state of a route."""
+    def closed_by(self, stats: RouteStats) -> str | None:
+        """Return why a route accepts no clients, and what to do; None where it does."""
         ...
 
     def queued_by(self, stats: RouteStats) -> QueueReason | None:
@@ -69,18 +78,22 @@ class Daemon(Health, MetricsSource, Protocol):
         """The routes at work."""
         ...
 
-    def pause(self, name: str) -> None:
-        """Stop accepting on a route: its clients are queued in the backlog."""
+    async def pause(self, name: str) -> None:
+        """Stop accepting on a route: clients are queued in the backlog; raises `OrderError`."""
         ...
 
     async def drain(self, name: str) -> None:
-        """Close a route's listener; its live connections go on."""
+        """Close a route's listener, its live connections go on; raises `OrderError`."""
         ...
 
     async def resume(self, name: str) -> None:
-        """Accept again on a paused or drained route; raises `ListenError`."""
+        """Accept again on a paused or drained route; raises `OrderError` or `ListenError`."""
         ...
 
-    async def reload(self) -> list[str]:
-        """Reload as SIGHUP does; return why that failed, a line each, or nothing."""
+    async def reload(self) -> Changes:
+        """Reload as SIGHUP does; return what has changed; raises `OrderError`."""
+        ...
+
+    async def preview_reload(self) -> Changes:
+        """Return what a reload would change; raises `OrderError`."""
         ...

@@ -115,7 +115,7 @@ def _answer(connection: HTTPConnection, path: str, where: str) -> str:
     try:
         connection.request("GET", path)
         response = connection.getresponse()
-        body = " ".join(response.read(_LONGEST).decode("utf-8", "replace").split())
+        body = "; ".join(response.read(_LONGEST).decode("utf-8", "replace").split("\n")).strip("; ")
     except TimeoutError as error:
         raise UnhealthyError(
             f"no answer from {where} within the time limit: the daemon hangs; see its log"

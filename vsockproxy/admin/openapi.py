@@ -102,6 +102,7 @@ OPERATIONS: Final = (
         "/v1/reload",
         "Reload the configuration, as SIGHUP does.",
         schema.Reloaded,
+        query=schema.ReloadQuery,
     ),
     Operation("config", "GET", "/v1/config", "Get the configuration.", schema.Configuration),
     Operation(

@@ -25,7 +25,9 @@ _INDEX: Final = """\
 vsockproxy
 
 GET /metrics              metrics of every route, for Prometheus
-GET /readyz               200 if every route listens; else 503 and what is missing
+GET /readyz               200 if no route fails; else 503 and what is missing. A route that an
+                          operator has paused or drained is named, and leaves the daemon ready
+GET /readyz?route=ROUTE   the same, and whether that route accepts clients
 GET /readyz?target=ROUTE  the same, and whether the target of that route can be dialled
 GET /healthz              200 if the event loop and the pump's threads answer
 """
@@ -70,13 +72,21 @@ async def _healthz(health: Health, _request: Request) -> Response:
 
 
 async def _readyz(health: Health, request: Request) -> Response:
+    query = {key: dict.fromkeys(names) for key, names in request.query.items()}
+    if unknown := query.keys() - {"route", "target"}:
+        sentence = f"unknown parameter {min(unknown)!r}: expected route or target"
+        raise HttpError(400, sentence)
     problems = health.not_ready()
-    names = dict.fromkeys(request.query.get("target", []))
-    for name in islice(names, _MAX_DIALS):
-        error = await health.reach(name)
-        if error is not None:
-            problems.append(f"route {name}: {error}")
-    return text("".join(f"{line}\n" for line in problems or ["ready"]), 503 if problems else 200)
+    for name in query.get("route", ()):
+        problems += _of_route(name, health.accepts(name))
+    for name in islice(query.get("target", ()), _MAX_DIALS):
+        problems += _of_route(name, await health.reach(name))
+    lines = problems or ["ready", *health.closed_routes()]
+    return text("".join(f"{line}\n" for line in lines), 503 if problems else 200)
+
+
+def _of_route(name: str, problem: str | None) -> list[str]:
+    return [] if problem is None else [f"route {name}: {problem}"]
 
 
 async def _index(_request: Request) -> Response:

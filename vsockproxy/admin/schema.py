@@ -43,6 +43,13 @@ def _described(text: str, **constraints: Any) -> Any:
     return Field(description=text, **constraints)
 
 
+class FailedReload(BaseModel):
+    """The last reload, which failed: the configuration from before runs."""
+
+    time: Annotated[float, _described("In seconds of the epoch.")]
+    problems: Annotated[list[str], _described("What failed, a line each.")]
+
+
 class Status(BaseModel):
     """State of the daemon."""
 
@@ -55,9 +62,16 @@ class Status(BaseModel):
     pump: Annotated[str, _described("Pump in use: native or portable.")]
     ready: bool
     not_ready: Annotated[list[str], _described("Why the daemon is not ready, a sentence each.")]
+    closed_routes: Annotated[
+        list[str],
+        _described("Routes that an operator or a missing folder keeps closed, a sentence each."),
+    ]
     live: Annotated[int, _described("Live connections of all routes.")]
     descriptors_free: Annotated[int, _described("File descriptors available to connections.")]
     reloads: Annotated[dict[str, int], _described("Reloads, by result: success or failure.")]
+    failed_reload: Annotated[
+        FailedReload | None, _described("The last reload if it failed, else null.")
+    ] = None
 
 
 class LastError(BaseModel):
@@ -94,12 +108,17 @@ class Route(BaseModel):
         RouteState,
         _described(
             "listening: accepts clients; queued: a limit leaves clients in the backlog;"
-            " paused: an operator leaves clients in the backlog; draining: the listener is"
-            " closed, connections are live; drained: the listener is closed, none is live."
+            " paused: an operator leaves clients in the backlog; retrying: the listener cannot be"
+            " opened yet; draining: the listener is closed, connections are live; drained: the"
+            " listener is closed, none is live; off: a defect ended the route."
         ),
     ]
     queued_by: Annotated[
         str | None, _described("The limit, if the state is queued; as in accept_pauses.")
+    ] = None
+    closed_by: Annotated[
+        str | None,
+        _described("Why it accepts no clients, and what to do; null if listening or queued."),
     ] = None
     live: Annotated[int, _described("Live connections.")]
     held: Annotated[int, _described("Live connections held until their target is up.")]
@@ -195,11 +214,24 @@ class Ended(BaseModel):
     ended: list[int]
 
 
-class Reloaded(BaseModel):
-    """The configuration after a reload."""
+class ReloadQuery(_Request):
+    """How to reload."""
 
-    fingerprint: str
+    dry_run: Annotated[bool, _described("Only answer what a reload would change.")] = False
+
+
+class Reloaded(BaseModel):
+    """The configuration after a reload, and what the reload has changed."""
+
+    fingerprint: Annotated[str, _described("Hash of the configuration that runs.")]
     source: str
+    added: Annotated[list[str], _described("Names of the new routes.")]
+    removed: Annotated[list[str], _described("Names of the routes that drain.")]
+    moved: Annotated[list[str], _described("Names of the routes with another listener.")]
+    retargeted: Annotated[list[str], _described("Names of the routes with other targets.")]
+    changed: Annotated[list[str], _described("Names of the routes with other settings only.")]
+    settings: Annotated[list[str], _described("Other settings that differ, as in limits.")]
+    needs_restart: Annotated[list[str], _described("Settings that only a restart changes.")]
 
 
 class RouteSettings(BaseModel):

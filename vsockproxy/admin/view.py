@@ -6,10 +6,15 @@ Changes nothing.
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from time import monotonic, time
 from typing import Any, Final
+
+from pydantic_core import to_json
 
 from vsockproxy import __version__
 from vsockproxy.address.endpoint import (
@@ -22,8 +27,9 @@ from vsockproxy.address.endpoint import (
 from vsockproxy.admin import schema
 from vsockproxy.admin.daemon_interface import Daemon
 from vsockproxy.admin.rates import Rates
+from vsockproxy.config.changes import TABLES, Facts, RouteFacts
 from vsockproxy.config.guest import Guest
-from vsockproxy.config.settings import Route
+from vsockproxy.config.settings import Config, Route
 from vsockproxy.connection import Connection
 from vsockproxy.stats import RouteStats, TargetState
 
@@ -32,7 +38,7 @@ _ADDRESSES: Final = (TcpEndpoint, VsockEndpoint, UnixEndpoint, MuxEndpoint, FdEn
 
 def status(daemon: Daemon) -> schema.Status:
     """Return the daemon's state."""
-    not_ready = daemon.not_ready()
+    not_ready, failure = daemon.not_ready(), daemon.reloads.last_failure
     return schema.Status(
         version=__version__,
         pid=os.getpid(),
@@ -43,9 +49,11 @@ def status(daemon: Daemon) -> schema.Status:
         pump=daemon.pump_name,
         ready=not not_ready,
         not_ready=not_ready,
+        closed_routes=daemon.closed_routes(),
         live=daemon.supervisor.live(),
         descriptors_free=daemon.supervisor.admission.descriptors_free(),
         reloads=dict(daemon.reloads.results),
+        failed_reload=None if failure is None else schema.FailedReload(**failure._asdict()),
     )
 
 
@@ -59,6 +67,7 @@ def route(daemon: Daemon, stats: RouteStats) -> schema.Route:
         targets=[_target(target) for target in stats.targets],
         state=state,
         queued_by=daemon.supervisor.queued_by(stats) if state == "queued" else None,
+        closed_by=daemon.supervisor.closed_by(stats),
         live=len(stats.live),
         held=stats.held,
         accepted=stats.connections,
@@ -113,10 +122,34 @@ def connection(live: Connection, rates: Rates) -> schema.Connection:
 
 def configuration(daemon: Daemon) -> schema.Configuration:
     """Return the running configuration, with routes and guests that are made as they are read."""
-    config = daemon.config
+    return _settings(daemon.config, daemon.reloads.fingerprint)
+
+
+def answered_facts(answer: Mapping[str, Any]) -> Facts:
+    """Return what `compare` takes of an answer with the JSON of `configuration`."""
+    routes = {
+        one["name"]: RouteFacts(one["listen"], one["targets"], one["policy"])
+        for one in answer["routes"]
+    }
+    return Facts(routes, {name: answer[name] for name in TABLES}, answer["pump"])
+
+
+def facts_as_answered(config: Config, socket: Path) -> Facts:
+    """Return `answered_facts` of a daemon with a configuration and this control socket."""
+    if config.admin.socket == "auto":
+        config = replace(config, admin=replace(config.admin, socket=UnixEndpoint(str(socket))))
+    fields = {name: _listed(value) for name, value in _settings(config, "")}
+    return answered_facts(json.loads(to_json(fields, inf_nan_mode="null")))
+
+
+def _listed(value: object) -> object:
+    return list(value) if isinstance(value, Iterator) else value
+
+
+def _settings(config: Config, fingerprint: str) -> schema.Configuration:
     return schema.Configuration(
         source=config.source,
-        fingerprint=daemon.reloads.fingerprint,
+        fingerprint=fingerprint,
         routes=map(_route_settings, config.routes),
         guests=map(_guest_settings, config.guests),
         metrics=_one_or_list(plain(config.metrics)),

@@ -14,6 +14,7 @@ from pathlib import Path
 import typer
 
 from vsockproxy.cli import check as checks
+from vsockproxy.cli import connect as connecting
 from vsockproxy.cli import control as control_commands
 from vsockproxy.cli import diagnose as diagnosis
 from vsockproxy.cli import guests
@@ -24,7 +25,7 @@ from vsockproxy.cli.program import FAILED, app
 __all__ = ["app", "main"]
 
 # In the order of --help.
-for commands in (daemons, checks, diagnosis, guests, control_commands, top_command):
+for commands in (daemons, connecting, checks, diagnosis, guests, control_commands, top_command):
     commands.add_to(app)
 
 
@@ -41,10 +42,10 @@ def main() -> None:
 
 
 def _open_closed_streams() -> None:
-    """Open /dev/null in place of a closed standard output or error."""
-    for name in ("stdout", "stderr"):
+    """Open /dev/null in place of a closed standard stream: no other file must get its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - open until exit
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - open until exit
 
 
 def _discard_unwritable_output() -> None:

@@ -5,15 +5,26 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vsockproxy import __version__
-from vsockproxy.cli.program import ConfigOption, fail, read, source_of
+from vsockproxy.cli.program import (
+    ConfigOption,
+    SocketOption,
+    daemon_client,
+    fail,
+    read,
+    source_of,
+)
 from vsockproxy.config.source import Source
 from vsockproxy.errors import VsockproxyError
+
+if TYPE_CHECKING:
+    from vsockproxy.config.settings import Config
 
 
 def add_to(app: typer.Typer) -> None:
@@ -30,16 +41,43 @@ def check(
     ] = None,
     *,
     config: ConfigOption = None,
+    socket: SocketOption = None,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Show what it changes in the running daemon.")
+    ] = False,
 ) -> None:
     """Show the routes of a configuration file, or all of its problems.
 
-    Without FILE it is the configuration that run would read. Nothing is
-    opened. The exit status is 2 if the configuration has a problem.
+    Without FILE it is the configuration that run would read. Certificates are
+    read too; nothing is opened. The exit status is 2 if the configuration has
+    a problem. With --diff it shows what a reload would change.
     """
+    checked = read((Source(file, os.environ) if file else source_of(config)).load)
+    read(lambda: _check_certificates(checked))
+    if diff:
+        _show_changes(checked, config or file, socket)
+        return
     from vsockproxy.cli import tables  # noqa: PLC0415 - at its use
 
-    checked = read((Source(file, os.environ) if file else source_of(config)).load)
     tables.show(sys.stdout, tables.configuration(checked))
+
+
+def _check_certificates(config: Config) -> None:
+    if config.metrics and config.metrics_tls is not None:
+        from vsockproxy.admin.tls import tls_context  # noqa: PLC0415 - at its use
+
+        tls_context(config.metrics_tls, config.source)
+
+
+def _show_changes(config: Config, file: Path | None, socket: Path | None) -> None:
+    from vsockproxy.admin.view import answered_facts, facts_as_answered  # noqa: PLC0415 - at its use
+    from vsockproxy.config.changes import compare, describe  # noqa: PLC0415 - at its use
+
+    with daemon_client(file, socket) as daemon:
+        running = answered_facts(daemon.get("/v1/config"))
+    changes = compare(running, facts_as_answered(config, daemon.path))
+    for line in describe(asdict(changes)):
+        typer.echo(line)
 
 
 def version() -> None:

@@ -49,10 +49,13 @@ def _route_names(context: typer.Context, incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
-RouteArgument = Annotated[
-    str,
-    typer.Argument(metavar="ROUTE", help="Name, as shown by status.", autocompletion=_route_names),
+RoutesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="ROUTE...", help="Names, as shown by status.", autocompletion=_route_names
+    ),
 ]
+AllOption = Annotated[bool, typer.Option("--all", help="All routes of the configuration.")]
 RouteOption = Annotated[
     str | None,
     typer.Option("--route", metavar="NAME", help="Only this route.", autocompletion=_route_names),
@@ -78,9 +81,9 @@ def add_to(app: typer.Typer) -> None:
     app.command(short_help="Show the daemon and its routes.")(status)
     app.command(short_help="List live connections.")(connections)
     app.command(short_help="End live connections.")(kill)
-    app.command(short_help="Pause a route: new clients are queued.")(pause)
-    app.command(short_help="Close a route's listener, keep its connections.")(drain)
-    app.command(short_help="Resume a paused or drained route.")(resume)
+    app.command(short_help="Pause routes: new clients are queued.")(pause)
+    app.command(short_help="Close routes' listeners, keep their connections.")(drain)
+    app.command(short_help="Resume paused or drained routes.")(resume)
     app.command(short_help="Reload the configuration.")(reload)
 
 
@@ -181,50 +184,89 @@ def _kill_each(daemon: Client, ids: list[int]) -> tuple[list[int], list[str]]:
 
 
 def pause(
-    route: RouteArgument, config: ConfigOption = None, *, socket: SocketOption = None
+    routes: RoutesArgument = None,
+    config: ConfigOption = None,
+    *,
+    socket: SocketOption = None,
+    everything: AllOption = False,
 ) -> None:
-    """Pause a route: new clients are queued, live connections continue.
+    """Pause routes: new clients are queued, live connections continue.
 
-    The route stays paused across reloads, until resume or until the daemon
+    A route stays paused across reloads, until resume or until the daemon
     stops.
     """
-    _control_route(config, socket, route, "pause")
+    _order(config, socket, routes, everything, "pause")
 
 
 def drain(
-    route: RouteArgument, config: ConfigOption = None, *, socket: SocketOption = None
+    routes: RoutesArgument = None,
+    config: ConfigOption = None,
+    *,
+    socket: SocketOption = None,
+    everything: AllOption = False,
 ) -> None:
-    """Drain a route: its listener is closed, live connections continue.
+    """Drain routes: their listeners are closed, live connections continue.
 
-    New clients are refused. The route stays drained across reloads, until
+    New clients are refused. A route stays drained across reloads, until
     resume or until the daemon stops. To end the remaining connections, use
     kill --route.
     """
-    _control_route(config, socket, route, "drain")
+    _order(config, socket, routes, everything, "drain")
 
 
 def resume(
-    route: RouteArgument, config: ConfigOption = None, *, socket: SocketOption = None
+    routes: RoutesArgument = None,
+    config: ConfigOption = None,
+    *,
+    socket: SocketOption = None,
+    everything: AllOption = False,
 ) -> None:
-    """Resume a paused or drained route."""
-    _control_route(config, socket, route, "resume")
+    """Resume paused or drained routes."""
+    _order(config, socket, routes, everything, "resume")
 
 
-def _control_route(config: Path | None, socket: Path | None, route: str, action: str) -> None:
-    from vsockproxy.admin.client import route_path  # noqa: PLC0415 - at its use
+def _order(
+    config: Path | None, socket: Path | None, names: list[str] | None, everything: bool, verb: str
+) -> None:
+    """Give an order to each route; one that fails keeps no other from it."""
+    from vsockproxy.admin.client import RequestError, route_path  # noqa: PLC0415 - at its use
 
+    if bool(names) == everything:
+        raise typer.BadParameter("give either names of routes, or --all")
+    failures: list[str] = []
     with daemon_client(config, socket) as daemon:
-        answer = daemon.post(route_path(route, action))
-    live = count(answer["live"], "live connection")
-    typer.echo(f"{answer['name']}: {answer['state']}, {live}")
+        for name in names or [route["name"] for route in daemon.get("/v1/config")["routes"]]:
+            try:
+                answer = daemon.post(route_path(name, verb))
+            except RequestError as error:
+                failures += str(error).splitlines()
+            else:
+                live = count(answer["live"], "live connection")
+                typer.echo(f"{answer['name']}: {answer['state']}, {live}")
+    if failures:
+        fail(*failures)
 
 
-def reload(config: ConfigOption = None, *, socket: SocketOption = None) -> None:
-    """Reload the configuration, as SIGHUP does, and report the result.
+def reload(
+    config: ConfigOption = None,
+    *,
+    socket: SocketOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what a reload would change.")
+    ] = False,
+) -> None:
+    """Reload the configuration, as SIGHUP does, and show what it has changed.
 
     If the new configuration has an error, the daemon keeps the old one and the
     exit status is 1.
     """
+    from vsockproxy.config.changes import describe  # noqa: PLC0415 - at its use
+
     with daemon_client(config, socket) as daemon:
-        answer = daemon.post("/v1/reload")
-    typer.echo(f"reloaded {answer['source']}: {answer['fingerprint']}")
+        answer = daemon.post("/v1/reload?dry_run=true" if dry_run else "/v1/reload")
+    if dry_run:
+        typer.echo(f"a reload of {answer['source']} would change:")
+    else:
+        typer.echo(f"reloaded {answer['source']}: {answer['fingerprint']}")
+    for line in describe(answer):
+        typer.echo(f"  {line}")

@@ -21,6 +21,7 @@ from vsockproxy.cli.program import (
     SocketOption,
     fail,
     read,
+    read_target,
     seconds,
 )
 from vsockproxy.config.source import NoSourceError, find_source
@@ -73,7 +74,7 @@ def probe(
     from vsockproxy.config.duration import parse_timeout  # noqa: PLC0415 - at its use
     from vsockproxy.doctor.probe import describe  # noqa: PLC0415 - at its use
 
-    endpoint, guests = read(lambda: _read_target(target, config), VsockproxyError)
+    endpoint, guests = read(lambda: read_target(target, config), VsockproxyError)
     limit = seconds("--timeout", timeout, parse_timeout)
     retry_time = seconds("--wait", wait, parse_timeout) if wait else None
     text = read(lambda: _unescaped(send), VsockproxyError)
@@ -93,6 +94,7 @@ async def probe_target(
 
     A VMM whose dial was given up may still answer, for a bounded time, before it returns.
     """
+    from vsockproxy.dial.unanswered import await_late_answers  # noqa: PLC0415 - at its use
     from vsockproxy.doctor import probe as dialling  # noqa: PLC0415 - at its use
     from vsockproxy.guests.directory import Guests  # noqa: PLC0415 - at its use
 
@@ -102,7 +104,7 @@ async def probe_target(
     else:
         with _progress() as show:
             result = await dialling.wait_for(attempt, retry_time, show)
-    await dialling.await_late_answers()
+    await await_late_answers()
     return result
 
 
@@ -116,27 +118,6 @@ def _progress() -> Iterator[Callable[[Probe, float], None]]:
 
     with Console(stderr=True, markup=False, highlight=False).status("dialling") as status:
         yield lambda result, left: status.update(f"{duration(left)} left: {result.what}")
-
-
-def _read_target(text: str, file: Path | None) -> tuple[Target, Sequence[Guest]]:
-    """Return the address, and the guests of the configuration if it names one of them."""
-    from vsockproxy.address.endpoint import GuestEndpoint  # noqa: PLC0415 - at its use
-    from vsockproxy.address.grammar import parse_target  # noqa: PLC0415 - at its use
-
-    endpoint = parse_target(text)
-    if not isinstance(endpoint, GuestEndpoint):
-        return endpoint, ()
-    from vsockproxy.config.load import forward_config  # noqa: PLC0415 - at its use
-
-    try:
-        guests = find_source(file, os.environ).table("guests")
-    except NoSourceError as error:
-        raise VsockproxyError(
-            f"{text!r} is the name of a guest, but there is no configuration: give one with -c;"
-            f" for a TCP target, write tcp:{text}"
-        ) from error
-    config = forward_config([("unix:@probe", text)], {"guests": dict(guests)})
-    return config.routes[0].target, config.guests
 
 
 def _unescaped(text: str) -> bytes:

@@ -7,7 +7,7 @@ configuration or command line.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn, TypeVar
@@ -19,7 +19,9 @@ from vsockproxy.config.source import NoSourceError, Source, find_source
 from vsockproxy.errors import ConfigError, VsockproxyError
 
 if TYPE_CHECKING:
+    from vsockproxy.address.endpoint import Target
     from vsockproxy.admin.client import Client
+    from vsockproxy.config.guest import Guest
 
 _Value = TypeVar("_Value")
 
@@ -36,6 +38,7 @@ Examples:
   vsockproxy check vsockproxy.toml   validate a file and show its routes
   vsockproxy health                  test whether the daemon is ready
   vsockproxy doctor                  find problems and their remedies
+  vsockproxy connect 3:22            join stdin and stdout to port 22 of CID 3
   vsockproxy probe 3:80              test whether port 80 of CID 3 answers
   vsockproxy guests                  list guests and this machine's VMs
   vsockproxy demo                    try vsockproxy without a VM
@@ -121,6 +124,31 @@ def read(
         return make()
     except errors as error:
         fail(*str(error).splitlines(), status=WRONG)
+
+
+def read_target(text: str, file: Path | None) -> tuple[Target, Sequence[Guest]]:
+    """Return the address, and the guests of the configuration if it names one of them.
+
+    Raises:
+      VsockproxyError: the text is not a target, or its guest is in no configuration.
+    """
+    from vsockproxy.address.endpoint import GuestEndpoint  # noqa: PLC0415 - at its use
+    from vsockproxy.address.grammar import parse_target  # noqa: PLC0415 - at its use
+
+    endpoint = parse_target(text)
+    if not isinstance(endpoint, GuestEndpoint):
+        return endpoint, ()
+    from vsockproxy.config.load import forward_config  # noqa: PLC0415 - at its use
+
+    try:
+        guests = find_source(file, os.environ).table("guests")
+    except NoSourceError as error:
+        raise VsockproxyError(
+            f"{text!r} is the name of a guest, but there is no configuration: give one with -c;"
+            f" for a TCP target, write tcp:{text}"
+        ) from error
+    config = forward_config([("unix:@command", text)], {"guests": dict(guests)})
+    return config.routes[0].target, config.guests
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import typer
 
 from vsockproxy.cli.program import (
     FAILED,
+    WRONG,
     ConfigOption,
     fail,
     read,
@@ -21,7 +22,7 @@ from vsockproxy.cli.program import (
     source_of,
 )
 from vsockproxy.config.source import Source
-from vsockproxy.errors import VsockproxyError, sentences
+from vsockproxy.errors import ConfigError, VsockproxyError, sentences
 
 if TYPE_CHECKING:
     from vsockproxy.config.document import Plain
@@ -206,16 +207,18 @@ def _serve(
     from vsockproxy.log.output import configure  # noqa: PLC0415 - at its use
 
     failures: list[str] = []
-    drained = False
+    drained, status = False, FAILED
     with closing(configure(config.log)):
         try:
             serve = partial(supervise, load=load, is_file=is_file)
             with _one_line_without_memory():
                 drained = trio.run(serve, config, beside or nullcontext(), ready)
+        except* ConfigError as group:  # of a certificate
+            failures, status = sentences(group), WRONG
         except* (VsockproxyError, OSError, ImportError) as group:
             failures = sentences(group)
     if failures:
-        fail(*failures, hint)
+        fail(*failures, hint, status=status)
     raise typer.Exit(0 if drained else FAILED)
 
 

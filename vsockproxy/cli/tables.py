@@ -25,6 +25,8 @@ Answer = dict[str, Any]
 _UNWRAPPED: Final = 10_000  # columns; a row is one line unless the output is a terminal
 _STYLES: Final = {
     "paused": "yellow",
+    "retrying": "yellow",
+    "off": "red",
     "draining": "yellow",
     "drained": "yellow",
     "queued": "red",
@@ -62,11 +64,23 @@ def status(daemon: Answer, routes: Answer) -> RenderableType:
     """Return a line about the daemon, a table of its routes, and the last error of each."""
     parts: list[RenderableType] = [Text(_summary(daemon))]
     parts += [Text(f"not ready: {line}", "red") for line in daemon["not_ready"]]
+    parts += [Text(line, "yellow") for line in daemon["closed_routes"]]
+    parts += _failed_reload(daemon["failed_reload"])
     parts += [Text(""), _routes(routes["routes"])]
     errors = [route for route in routes["routes"] if route["last_error"]]
     if errors:
         parts += [Text(""), *map(_last_error, errors)]
     return Group(*parts)
+
+
+def _failed_reload(failure: Answer | None) -> list[Text]:
+    if failure is None:
+        return []
+    ago = duration(max(0.0, time.time() - failure["time"]))
+    return [
+        Text(f"the last reload failed {ago} ago, the old configuration runs: {line}", "red")
+        for line in failure["problems"]
+    ]
 
 
 def _summary(daemon: Answer) -> str:

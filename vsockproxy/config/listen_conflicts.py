@@ -8,6 +8,8 @@ only found to clash when they are bound.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from typing import Final
 
 from vsockproxy.address.endpoint import (
@@ -22,6 +24,7 @@ from vsockproxy.address.endpoint import (
     UnixEndpoint,
     VsockEndpoint,
 )
+from vsockproxy.config.settings import Route
 
 Claim = tuple[str, str, int]
 """Family, address in it (`ANY` for all of them), port."""
@@ -78,6 +81,28 @@ def is_loop(listen: ListenEndpoint, target: Target) -> bool:
         claim in taken or (_is_this_machine(claim) and (claim[0], ANY, claim[2]) in taken)
         for claim in _target_claims(target)
     )
+
+
+def find_loop(routes: Sequence[Route]) -> list[str]:
+    """Return the names of routes that dial each other in a loop, the first also last; or none."""
+    owners = {claim: route.name for route in routes for claim in listen_claims(route.listen)}
+    try:
+        TopologicalSorter({route.name: _dialled(route, owners) for route in routes}).prepare()
+    except CycleError as error:
+        names: list[str] = error.args[1]
+        return names[::-1]
+    return []
+
+
+def _dialled(route: Route, owners: Mapping[Claim, str]) -> Iterator[str]:
+    """Yield the names of the routes whose listeners are targets of a route."""
+    for target in route.targets:
+        for claim in _target_claims(target):
+            found = owners.get(claim)
+            if found is None and _is_this_machine(claim):
+                found = owners.get((claim[0], ANY, claim[2]))
+            if found is not None:
+                yield found
 
 
 def _target_claims(target: Target) -> tuple[Claim, ...]:

@@ -27,7 +27,7 @@ from vsockproxy.config.entry import Entry
 from vsockproxy.config.file import read_document
 from vsockproxy.config.guest import Cid, Guest, Mux, MuxGlob, StaticWay, UnixSockets
 from vsockproxy.config.guest_table import read_guest
-from vsockproxy.config.listen_conflicts import Claims, is_loop
+from vsockproxy.config.listen_conflicts import Claims, find_loop, is_loop
 from vsockproxy.config.policy import fit_policy
 from vsockproxy.config.problems import KeyProblemError, NotedError, Problems
 from vsockproxy.config.process import AdminSettings, LogSettings
@@ -124,6 +124,7 @@ class _Builder:
         routes = tuple(route for entry in self._entries() for route in self._routes(entry))
         if not routes and not (self._problems.found and self._has_entries()):
             self._problems.add((), _NO_ROUTE)
+        self._check_loops(routes)
         if self._problems.found:
             raise self._document.error(self._problems.found)
         return Config(
@@ -137,6 +138,11 @@ class _Builder:
             metrics_tls=read_tls(self._tables.metrics),
             source=self._document.source,
         )
+
+    def _check_loops(self, routes: Sequence[Route]) -> None:
+        if loop := find_loop(routes):
+            sentence = f"routes dial each other in a loop, {' -> '.join(loop)}: change a target"
+            self._problems.add((), sentence)
 
     def _has_entries(self) -> bool:
         """Return whether the document has a route, valid or not, or no readable tree."""

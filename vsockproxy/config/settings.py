@@ -8,7 +8,7 @@ hand in tests.  Must not know files, sockets, trio or pydantic.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vsockproxy.address.endpoint import (
@@ -390,5 +390,7 @@ class Config:
 
     @property
     def fingerprint(self) -> str:
-        """Return twelve hexadecimal digits that change with anything in the configuration."""
-        return hashlib.sha256(repr(self).encode(errors="surrogateescape")).hexdigest()[:12]
+        """Return twelve hexadecimal digits that change with anything but ``source``."""
+        return hashlib.sha256(
+            repr(replace(self, source="")).encode(errors="surrogateescape")
+        ).hexdigest()[:12]

@@ -115,7 +115,8 @@ def find_source(
         raise ConfigError(str(file), (Problem("", message),))
     if file is None and not known:
         raise NoSourceError("\n".join((*unknown, *_NO_SOURCE)))
-    return Source(file, environ)
+    # The daemon's answers name it to commands in other folders.
+    return Source(file and file.absolute(), environ)
 
 
 def _sorted_settings(environ: Mapping[str, str]) -> tuple[list[str], list[str]]:

@@ -9,17 +9,20 @@ nothing behind. Reloads are `reload`'s, the routes are the supervisor's, the HTT
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from time import time
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from vsockproxy.address.endpoint import ListenEndpoint
+from vsockproxy.config.changes import Changes
 from vsockproxy.config.settings import Config
 from vsockproxy.daemon.http_servers import HttpServers, http_endpoints
-from vsockproxy.daemon.reload import Load, Reloading
+from vsockproxy.daemon.reload import START_AGAIN, Load, Reloading
 from vsockproxy.daemon.supervisor import Supervisor
+from vsockproxy.errors import OrderError
 from vsockproxy.listen.fd_store import FdStore
 from vsockproxy.listen.sockets import Listen, ListeningSockets
 from vsockproxy.log.output import get_logger
@@ -130,9 +133,13 @@ class Daemon:
 
     # ---- reload ----
 
-    async def reload(self) -> list[str]:
+    async def reload(self) -> Changes:
         """Read the configuration again and run it; see `Reloading.reload`."""
         return await self._reloading.reload(self._tasks)
+
+    async def preview_reload(self) -> Changes:
+        """Return what a reload would change; see `Reloading.preview`."""
+        return await self._reloading.preview()
 
     async def replace(self, load: Load) -> None:
         """Run the configuration that ``load`` gives; see `Reloading.replace`."""
@@ -144,7 +151,7 @@ class Daemon:
         Raises:
           VsockproxyError: that cannot be done, and nothing has changed.
         """
-        certificates = await self._read_certificates(config)
+        certificates = await self.read_certificates(config)
         await self._open_endpoints(config)
         return certificates
 
@@ -191,7 +198,7 @@ class Daemon:
         if not self._stops:
             await self._http.start(config, self._tasks)
 
-    async def _read_certificates(self, config: Config) -> ssl.SSLContext | None:
+    async def read_certificates(self, config: Config) -> ssl.SSLContext | None:
         """Read the certificates in a thread: their file system may be slow; no thread for none."""
         if config.metrics_tls is None:
             return None
@@ -210,24 +217,40 @@ class Daemon:
 
     # ---- an operator's orders ----
 
-    def pause(self, name: str) -> None:
-        """Leave a route's clients in the backlog until `resume`."""
-        self.supervisor.pause(name)
+    async def pause(self, name: str) -> None:
+        """Leave a route's clients in the backlog until `resume`; raises `OrderError`."""
+        async with self._ordering():
+            self.supervisor.pause(name)
 
     async def drain(self, name: str) -> None:
-        """Close a route's listener until `resume`; its connections end by themselves."""
-        async with self.changing:
-            if not self._stops:  # every route drains then, and its endpoint is closed
-                await self.supervisor.drain(name)
+        """Close a route's listener until `resume`; raises `OrderError`."""
+        async with self._ordering():
+            await self.supervisor.drain(name)
 
     async def resume(self, name: str) -> None:
-        """Have a route accept again; raises `ListenError`, and a drained route stays drained."""
-        async with self.changing:
+        """Have a route accept again.
+
+        Raises:
+          OrderError: it cannot.
+          ListenError: the address of a drained route cannot be had; it stays drained.
+        """
+        async with self._ordering():
             wanted = self._wanted(self.config) | self.supervisor.drained_endpoint(name)
             resolved = await self._sockets.resolve(wanted)
-            if not self._stops:
-                self._sockets.open(wanted, resolved)
-                self.supervisor.resume(name)
+            self._check_orders()
+            self._sockets.open(wanted, resolved)
+            self.supervisor.resume(name)
+
+    @asynccontextmanager
+    async def _ordering(self) -> AsyncIterator[None]:
+        """Keep reloads and other orders away; raise `OrderError` where a stop came first."""
+        async with self.changing:
+            self._check_orders()
+            yield
+
+    def _check_orders(self) -> None:
+        if self._stops:  # every route drains, or will soon
+            raise OrderError("the daemon is stopping: its routes take no orders", START_AGAIN)
 
     def stop(self) -> None:
         """Drain at the first call, after drain_delay; end every connection at the second."""
@@ -273,13 +296,21 @@ class Daemon:
         )
         return [*stopping, *self.supervisor.not_ready()]
 
+    def closed_routes(self) -> list[str]:
+        """Return a sentence for each route that an operator, or a missing folder, keeps closed."""
+        return self.supervisor.closed_routes()
+
+    def accepts(self, name: str) -> str | None:
+        """Return why a route accepts no clients, or None where it does."""
+        return self.supervisor.accepts(name)
+
     async def reach(self, name: str) -> str | None:
-        """Dial a route's target and hang up; return why that fails, or None."""
+        """Dial the target of a route that accepts, and hang up; return why it is not reached."""
         return await self.supervisor.reach(name)
 
     def tell_status(self) -> None:
         """Tell systemd in a line how the daemon is, if that has changed."""
-        trouble = "the last reload failed, see the log; " if self._reloading.has_failed else ""
+        trouble = "the last reload failed, see the log; " if self.reloads.last_failure else ""
         doing = "draining" if self._drains else count(len(self.supervisor.listeners), "route")
         if self._stops and not self._drains:
             doing = "stopping after drain_delay"

@@ -8,72 +8,92 @@ that fails changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from vsockproxy.config.changes import Changes, compare, facts_of
 from vsockproxy.config.settings import Config
-from vsockproxy.errors import VsockproxyError
+from vsockproxy.errors import ConfigError, ListenError, OrderError, VsockproxyError
+from vsockproxy.log.output import reconfigure
 from vsockproxy.systemd import Notifier
 
 if TYPE_CHECKING:
     from vsockproxy.daemon.daemon import Daemon
+
+START_AGAIN: Final = "start the daemon again once it has ended"
 
 Load = Callable[[], Config]
 """Reads the configuration again; called in a thread. Raises `ConfigError`."""
 
 
 class Reloading:
-    """The reloads of one daemon, one after the other.
-
-    Attributes:
-      has_failed: whether the last reload failed.
-    """
+    """The reloads of one daemon, one after the other."""
 
     def __init__(self, daemon: Daemon, load: Load | None, notifier: Notifier, log: Any) -> None:
         """Reload ``daemon`` with what ``load`` reads; without ``load`` there is no reload."""
-        self.has_failed = False
         self._daemon = daemon
         self._load = load
         self._notifier = notifier
         self._log = log
+        self._pump = daemon.config.pump
 
-    async def reload(self, tasks: trio.Nursery) -> list[str]:
+    async def reload(self, tasks: trio.Nursery) -> Changes:
         """Read the configuration again and run it, without losing a connection.
 
-        Cancelled, it still goes on to its end, in ``tasks``.
+        Cancelled, it still goes on to its end, in ``tasks``. Returns what has changed.
 
-        Returns:
-          The problems that keep the configuration from running, and then nothing has changed;
-          empty when it runs.
+        Raises:
+          OrderError: with a line for each problem; nothing has changed, and the log has them.
         """
-        if self._load is None:
-            return ["this daemon was started without a configuration that could be read again"]
-        if self._daemon.is_stopping:  # and the tasks may have ended
-            return ["the daemon drains: it takes no other configuration"]
+        try:
+            load = self._loader()
+        except OrderError as refusal:
+            self._log.error("reload_failed", problem=str(refusal), remedy=refusal.remedy)
+            raise
         self._notifier.reloading()
-        reload = _Reload(self._load)
+        reload = _Reload(load)
         tasks.start_soon(self._reload, reload)
         await reload.ended.wait()
-        return reload.problems
+        if reload.problems:
+            raise OrderError("\n".join(reload.problems), reload.remedy)
+        return reload.changes
+
+    async def preview(self) -> Changes:
+        """Return what a reload would change; raises `OrderError` as far as that can be known."""
+        try:
+            config = await trio.to_thread.run_sync(self._loader())
+            await self._daemon.read_certificates(config)
+        except VsockproxyError as error:
+            raise OrderError("\n".join(_problems(error)), _remedy(error)) from error
+        return self._changes(self._daemon.config, config)
+
+    def _loader(self) -> Load:
+        """Return what reads the configuration; raises `OrderError` where there is no reload."""
+        if self._load is None:
+            sentence = "this daemon was started without a configuration that could be read again"
+            raise OrderError(sentence, "start it again with other options")
+        if self._daemon.is_stopping:  # and the tasks may have ended
+            sentence = "the daemon is stopping: it takes no other configuration"
+            raise OrderError(sentence, START_AGAIN)
+        return self._load
 
     async def _reload(self, reload: _Reload) -> None:
         try:
-            await self.replace(reload.load)
+            reload.changes = await self.replace(reload.load)
         except VsockproxyError as error:
-            reload.problems = _problems(error)
+            reload.fail(_problems(error), _remedy(error))
             for problem in reload.problems:
                 self._log.error("reload_failed", problem=problem)
         except Exception as error:  # noqa: BLE001 - a reload never ends the daemon
-            reload.problems = [f"{type(error).__name__}: {error}"]
+            reload.fail(_problems(error), _remedy(error))
             self._log.exception("reload_failed", problem=reload.problems[0])
-        self.has_failed = bool(reload.problems)
         self._daemon.tell_status()
         if not self._daemon.is_stopping:  # STOPPING=1 is final
             self._notifier.ready()
         reload.ended.set()
 
-    async def replace(self, load: Load) -> None:
+    async def replace(self, load: Load) -> Changes:
         """Run the configuration that ``load`` gives in place of the present one.
 
         Raises:
@@ -86,16 +106,21 @@ class Reloading:
             try:
                 config = await trio.to_thread.run_sync(load)
                 is_applied = await daemon.apply(config, await daemon.open(config))
-            except Exception:
-                daemon.reloads.failed()
+            except Exception as error:
+                daemon.reloads.failed(_problems(error))
                 raise
+            changes = self._changes(before, config)
             if is_applied:
-                self._report(before, config)
+                self._report(config, changes)
+            return changes
 
-    def _report(self, before: Config, config: Config) -> None:
-        for name in ("pump", "log"):
-            if getattr(config, name) != getattr(before, name):
-                self._log.warning("needs_restart", settings=name)
+    def _changes(self, before: Config, config: Config) -> Changes:
+        return compare(facts_of(before, self._pump), facts_of(config))
+
+    def _report(self, config: Config, changes: Changes) -> None:
+        reconfigure(config.log)
+        for name in changes.needs_restart:
+            self._log.warning("needs_restart", settings=name)
         self._daemon.reloads.succeeded(config)
         routes = len(self._daemon.supervisor.listeners)
         self._log.info("reloaded", routes=routes, config=config.fingerprint)
@@ -107,11 +132,29 @@ class _Reload:
 
     def __init__(self, load: Load) -> None:
         self.load = load
+        self.changes = Changes()
         self.problems: list[str] = []
+        self.remedy = ""
         self.ended = trio.Event()
 
+    def fail(self, problems: list[str], remedy: str) -> None:
+        self.problems, self.remedy = problems, remedy
 
-def _problems(error: VsockproxyError) -> list[str]:
+
+def _problems(error: Exception) -> list[str]:
     """Return the lines of an error, each after what it was about (`BaseException.add_note`)."""
+    if not isinstance(error, VsockproxyError):
+        return [f"{type(error).__name__}: {error}"]
     notes: list[str] = getattr(error, "__notes__", [])
     return [": ".join([*notes, line]) for line in str(error).splitlines()]
+
+
+def _remedy(error: Exception) -> str:
+    match error:
+        case OrderError():
+            return error.remedy
+        case ConfigError():
+            return "nothing has changed: correct the configuration, then reload again"
+        case ListenError():
+            return "nothing has changed: free the address or choose another, then reload again"
+    return "nothing has changed: see reload_failed in the log, and report it"

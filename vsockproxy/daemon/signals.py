@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, ExitStack
+from contextlib import AbstractAsyncContextManager, ExitStack, suppress
 from dataclasses import replace
 from typing import Final
 
@@ -29,6 +29,7 @@ from vsockproxy.daemon import early_signals
 from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.daemon.reload import Load
 from vsockproxy.daemon.watchdog import LifeSigns
+from vsockproxy.errors import OrderError
 from vsockproxy.log.output import get_logger
 from vsockproxy.systemd import Notifier, inherited_sockets
 
@@ -116,8 +117,13 @@ async def _stop_at(signals: AsyncIterator[int], life: LifeSigns) -> None:
 async def _reload_at(signals: AsyncIterator[int], daemon: Daemon, at_once: bool) -> None:
     """Reload at each signal, and at once for one that came before the daemon was ready."""
     if at_once:
-        await daemon.reload()
+        await _reload(daemon)
     async for _ in signals:
+        await _reload(daemon)
+
+
+async def _reload(daemon: Daemon) -> None:
+    with suppress(OrderError):  # the log has it
         await daemon.reload()
 
 

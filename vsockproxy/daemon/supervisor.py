@@ -6,9 +6,10 @@ Reads no configuration and binds nothing: `daemon` does both, and tells it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
-from typing import Any
+from shlex import quote
+from typing import Any, Final
 
 import trio
 
@@ -16,11 +17,21 @@ from vsockproxy.address.endpoint import ListenEndpoint
 from vsockproxy.admit.process_limits import Admission
 from vsockproxy.admit.route_limits import QueueReason
 from vsockproxy.config.settings import Config, Route
+from vsockproxy.errors import OrderError
 from vsockproxy.guests.directory import Guests
 from vsockproxy.listen.listener import RouteListener, listen_for
 from vsockproxy.listen.sockets import Listen, ListeningSockets
 from vsockproxy.pump.transfer import Pump
+from vsockproxy.readable import count as counted
 from vsockproxy.stats import RouteState, RouteStats
+
+_OFF: Final = "a defect ended it, see route_error in the log; vsockproxy reload"
+_CLOSED: Final[Mapping[RouteState, str]] = {
+    "paused": "an operator has paused it; vsockproxy resume {}",
+    "retrying": "its listener cannot be opened yet; see listener_retrying in the log",
+    "off": _OFF,
+}
+"""Why a route in a state accepts no clients, and what to do; the place is the route's name."""
 
 
 class Supervisor:
@@ -163,45 +174,86 @@ class Supervisor:
         """Return what keeps the routes from being ready, a sentence each."""
         reasons = []
         if self._stopped.is_set():
-            reasons.append(f"draining: {self.live()} connections are left")
+            reasons.append(f"draining: {counted(self.live(), 'connection')} left")
         if self.admission.is_short():
             reasons.append("file descriptors are nearly used up: raise LimitNOFILE= (ulimit -Hn)")
         if self.admission.is_out_of_memory():
             reasons.append("memory is nearly used up: raise LimitAS= (ulimit -Hv)")
-        reasons.extend(f"route {name}: off after a defect, reload" for name in sorted(self._off))
+        reasons.extend(f"route {name}: {_OFF}" for name in sorted(self._off))
         of_routes = (listener.not_ready() for listener in self.listeners.values())
         return [*reasons, *filter(None, of_routes)]
+
+    def closed_routes(self) -> list[str]:
+        """Return a sentence for each route that is kept from accepting, but not by a failure."""
+        if self._stopped.is_set():
+            return []
+        closed = {one.route.name for one in self.listeners.values() if one.is_closed}
+        return [f"route {name}: {self.accepts(name)}" for name in sorted({*closed, *self._drained})]
 
     def state_of(self, stats: RouteStats) -> RouteState:
         """Return what a route does now."""
         listener = self.listeners.get(stats.route.listen)
         if listener is None or listener.stats is not stats or self._stopped.is_set():
+            if stats.route.name in self._off:
+                return "off"
             return "draining" if stats.live else "drained"
         if listener.is_paused:
             return "paused"
+        if not listener.sockets:
+            return "retrying"
         return "queued" if listener.queue_reason() else "listening"
+
+    def closed_by(self, stats: RouteStats) -> str | None:
+        """Return why a route accepts no clients, and what to do; None where it does."""
+        state = self.state_of(stats)
+        if state in ("draining", "drained"):
+            return self._drained_by(stats.route)
+        sentence = _CLOSED.get(state)
+        return sentence and sentence.format(quote(stats.route.name))
+
+    def _drained_by(self, route: Route) -> str:
+        if self._stopped.is_set():
+            return "the daemon is stopping"
+        if self._is_drained(route):
+            return f"an operator has drained it; vsockproxy resume {quote(route.name)}"
+        return "it is not in the configuration any more: it drains"
 
     def queued_by(self, stats: RouteStats) -> QueueReason | None:
         """Return the limit that queues the clients of a route, or None."""
         listener = self.listeners.get(stats.route.listen)
         return listener.queue_reason() if listener else None
 
+    def accepts(self, name: str) -> str | None:
+        """Return why a route accepts no clients, or None where it does."""
+        stats = self._stats.get(name)
+        return "there is no such route" if stats is None else self.closed_by(stats)
+
     async def reach(self, name: str) -> str | None:
-        """Dial a route's target and hang up; return why that fails, or None."""
+        """Dial the target of a route that accepts, and hang up; return why it is not reached."""
+        if reason := self.accepts(name):
+            return reason
         listener = self._listener(name)
-        return await listener.reach() if listener else "no route of this name listens"
+        assert listener is not None
+        return await listener.reach()
 
     # ---- an operator's orders ----
+    # Each raises `OrderError` where it cannot be carried out; a repeated one changes nothing.
 
     def pause(self, name: str) -> None:
-        """Leave a route's clients in the backlog until `resume`; a drained route stays drained."""
-        if listener := self._listener(name):
+        """Leave a route's clients in the backlog until `resume`."""
+        listener = self._obeying(name)
+        if listener is None:
+            raise OrderError(
+                f"the route {name!r} is drained: it has no listener to queue clients",
+                "resume it, then pause it",
+            )
+        if not listener.is_paused:
             listener.pause()
             self._log.info("route_paused", route=name)
 
     async def drain(self, name: str) -> None:
         """Close a route's listener until `resume`; its connections end by themselves."""
-        if listener := self._listener(name):
+        if listener := self._obeying(name):
             self._drained[name] = listener.route.listen
             self._sockets.close_when_released(listener.route.listen)
             self._log.info("route_draining", route=name, connections=len(listener.stats.live))
@@ -217,12 +269,27 @@ class Supervisor:
 
     def resume(self, name: str) -> None:
         """Have a route accept again; the endpoint of a drained one is open."""
-        if listener := self._listener(name):
-            listener.resume()
-        elif self.drained_endpoint(name):
+        listener = self._obeying(name)
+        if listener is None:
             del self._drained[name]
             self._start(next(route for route in self._configured if route.name == name))
+        elif listener.is_paused:
+            listener.resume()
+        else:
+            return
         self._log.info("route_resumed", route=name)
+
+    def _obeying(self, name: str) -> RouteListener | None:
+        """Return the listener of a route that takes orders; None if an operator has drained it."""
+        if all(name != route.name for route in self._configured):
+            raise OrderError(
+                f"the route {name!r} is not in the configuration any more: it drains",
+                "add it to the configuration, then reload",
+            )
+        listener = self._listener(name)
+        if name in self._off or (listener is None and name not in self._drained):
+            raise OrderError(f"the route {name!r} is off: a defect ended it", "reload")
+        return listener
 
     def stop(self) -> None:
         """Drain at the first call, end every connection at the second."""

@@ -19,6 +19,7 @@ import trio
 from vsockproxy.per_trio_run import PerRun
 
 _MOST: Final = 256  # sockets; a quarter of the connections that a VMM may have (1023)
+_LATE: Final = 2.0  # seconds for late answers at a command's end; arbitrary
 _LONGEST: Final = 60.0  # seconds; a guest that boots has loaded its vsock driver by then
 
 
@@ -74,3 +75,9 @@ class Unanswered:
 
 UNANSWERED: Final = PerRun(Unanswered)
 """The kept sockets of this run of trio."""
+
+
+async def await_late_answers() -> None:
+    """Wait for the VMMs whose dials were given up, a bounded time; call it at a command's end."""
+    with trio.CancelScope(shield=True):
+        await UNANSWERED.get().settle(_LATE)

@@ -24,7 +24,6 @@ from vsockproxy.address.sockaddr import literal_addresses
 from vsockproxy.config.settings import Policy
 from vsockproxy.dial.dial import dial
 from vsockproxy.dial.sockopt import target_options
-from vsockproxy.dial.unanswered import UNANSWERED
 from vsockproxy.errors import DialError
 from vsockproxy.guests.directory import Guests
 from vsockproxy.readable import duration
@@ -34,7 +33,6 @@ LOOK: Final = 0.25
 """Seconds to watch a new connection: one that closes within them has no service behind it."""
 
 _MOST: Final = 4096  # bytes of an answer that are shown
-_LATE: Final = 2.0  # seconds for late answers at a command's end; arbitrary
 _PLAIN: Final = Policy()
 _FIRST_PAUSE: Final = 0.1  # seconds between two attempts, doubled each time; arbitrary
 _LONGEST_PAUSE: Final = 1.0
@@ -191,11 +189,6 @@ async def wait_for(
         tell(result, left)
         await trio.sleep(min(pause, left))
         pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-async def await_late_answers() -> None:
-    """Wait for the VMMs whose dials were given up; call it at a command's end, see `unanswered`."""
-    await UNANSWERED.get().settle(_LATE)
 
 
 def _is_temporary(result: Probe) -> bool:

@@ -113,9 +113,9 @@ def _has_changed(config: Config, daemon: RunningDaemon) -> bool:
 
 def _route(route: dict[str, Any]) -> Iterator[Finding]:
     subject = f"route {route['name']}"
-    if route["state"] in ("paused", "draining", "drained"):
-        text = f"an operator has {'paused' if route['state'] == 'paused' else 'drained'} it"
-        yield problem(subject, text, f"vsockproxy resume {route['name']}")
+    if closed := route["closed_by"]:
+        text, _, remedy = closed.partition("; ")
+        yield problem(subject, text, remedy) if remedy else note(subject, text)
     elif route["state"] == "queued":
         yield note(subject, f"clients are queued: {route['queued_by']} is reached")
     last = route["last_error"]

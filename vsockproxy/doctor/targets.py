@@ -13,8 +13,9 @@ import trio
 from vsockproxy.address.endpoint import Target
 from vsockproxy.config.guest import Cid, Mux
 from vsockproxy.config.settings import Config, Policy
+from vsockproxy.dial.unanswered import await_late_answers
 from vsockproxy.doctor.finding import Finding, note, ok, problem
-from vsockproxy.doctor.probe import Probe, await_late_answers, probe
+from vsockproxy.doctor.probe import Probe, probe
 from vsockproxy.guests.directory import GuestRecord, Guests
 
 _MOST: Final = 64  # targets; a range of ports may have thousands

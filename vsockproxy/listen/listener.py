@@ -122,6 +122,11 @@ class RouteListener:
         return self._lease.sockets
 
     @property
+    def is_closed(self) -> bool:
+        """Whether no client is accepted, for an operator or for want of a socket."""
+        return self.is_paused or not self.sockets
+
+    @property
     def released(self) -> trio.Event:
         """Set once no task waits for the sockets and the lease is given back."""
         return self._lease.released

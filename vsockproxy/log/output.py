@@ -15,9 +15,9 @@ from time import monotonic
 from typing import Any, Final, TextIO
 
 import structlog
-from structlog.typing import FilteringBoundLogger
+from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
-from vsockproxy.config.process import LogSettings
+from vsockproxy.config.process import LogLevel, LogSettings
 from vsockproxy.log import format as rendering
 from vsockproxy.log.writer import LineWriter
 from vsockproxy.systemd import is_journal
@@ -40,18 +40,23 @@ def configure(
     Raises:
       OSError: no descriptor is left for a duplicate of the stream's.
     """
-    output = Output(sys.stderr if stream is None else stream)
-    level = logging.getLevelNamesMapping()[settings.level.upper()]
+    output = Output(sys.stderr if stream is None else stream, environ)
+    output.use(settings)
     structlog.configure(
-        processors=rendering.processors(
-            settings.format, is_terminal=output.is_terminal, in_journal=output.is_journal(environ)
-        ),
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        processors=output.processors,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=output,
         cache_logger_on_first_use=True,
     )
     _bridge_libraries()
     return output
+
+
+def reconfigure(settings: LogSettings) -> None:
+    """Follow new settings from the next line on, where `configure` was called."""
+    output = structlog.get_config()["logger_factory"]
+    if isinstance(output, Output):
+        output.use(settings)
 
 
 def get_logger(**values: object) -> FilteringBoundLogger:
@@ -69,13 +74,16 @@ def lines_lost() -> int:
 class Output:
     """The destination of the lines, and structlog's logger and logger factory at once."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, environ: Mapping[str, str]) -> None:
         # Past the stream's buffer: Python would flush a line that a full disk refused again at
         # exit, fail again, and end with status 120.
         self._writer: LineWriter | None = None
         self._put: Callable[[str], object] = stream.write
         self._descriptor: int | None = None
-        self.is_terminal = stream.isatty()
+        self._is_terminal = stream.isatty()
+        self._environ = environ
+        # Loggers keep this list: it is changed in place.
+        self.processors: list[Processor] = []
         try:
             self._descriptor = stream.fileno()
         except OSError:  # io.UnsupportedOperation: a stream in memory
@@ -83,14 +91,22 @@ class Output:
         self._writer = LineWriter(self._descriptor, _report_lost)
         self._put = self._writer.put
 
+    def use(self, settings: LogSettings) -> None:
+        """Have lines from now on in this format, from this level on."""
+        self.processors[:] = [
+            _dropped_below(settings.level),
+            *rendering.processors(
+                settings.format, is_terminal=self._is_terminal, in_journal=self._is_journal()
+            ),
+        ]
+
     @property
     def lost(self) -> int:
         """The number of lines dropped."""
         return self._writer.lost if self._writer else 0
 
-    def is_journal(self, environ: Mapping[str, str]) -> bool:
-        """Return whether systemd's journal reads the lines."""
-        return self._descriptor is not None and is_journal(self._descriptor, environ)
+    def _is_journal(self) -> bool:
+        return self._descriptor is not None and is_journal(self._descriptor, self._environ)
 
     def close(self) -> None:
         """Write the queued lines, for a second at most; log nothing afterwards."""
@@ -106,6 +122,19 @@ class Output:
         self._put(line + "\n")
 
     debug = info = warning = error = critical = msg
+
+
+def _dropped_below(level: LogLevel) -> Processor:
+    """Return a processor that drops the events of lower levels."""
+    levels = {name.lower(): number for name, number in logging.getLevelNamesMapping().items()}
+    least = levels[level]
+
+    def processor(_logger: object, method: str, event: EventDict) -> EventDict:
+        if levels[method] < least:
+            raise structlog.DropEvent
+        return event
+
+    return processor
 
 
 def _report_lost(lines: int) -> None:

@@ -27,6 +27,8 @@ _STYLES: Final = {
     "error": "red",
     "warning": "yellow",
     "paused": "yellow",
+    "retrying": "yellow",
+    "off": "red",
     "draining": "yellow",
     "drained": "yellow",
     "queued": "red",

@@ -1,0 +1,240 @@
+"""The commands for programs that need no listener: connect, ssh-config."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn, get_args
+
+import typer
+
+from vsockproxy.cli.program import WRONG, ConfigOption, fail, read, read_target, seconds
+from vsockproxy.config.source import NoSourceError, find_source
+from vsockproxy.errors import AddressError, VsockproxyError, sentences
+
+if TYPE_CHECKING:
+    from vsockproxy.address.endpoint import Target
+    from vsockproxy.config.guest import Guest
+    from vsockproxy.config.settings import HalfClose, Route
+    from vsockproxy.pump.transfer import EndReason
+
+TRUNCATED: Final = 3
+"""The exit status of a connection that was reset."""
+
+_DOMAIN: Final = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*", re.IGNORECASE)
+
+DomainOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="TARGET is GUEST.NAME:PORT, with a guest's name."),
+]
+WaitOption = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Dial again for this long, as in 60s.")
+]
+PassOption = Annotated[
+    bool, typer.Option("--pass-fd", help="Pass the connected socket to ssh: ProxyUseFdpass.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command(short_help="Join standard input and output to a target.")(connect)
+    app.command("ssh-config", short_help="Print lines for ssh_config.")(ssh_config)
+
+
+def connect(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="An address, as in 3:22.")],
+    config: ConfigOption = None,
+    *,
+    wait: WaitOption = None,
+    connect_timeout: Annotated[
+        str, typer.Option(metavar="TIME", help="Limit for one dial.")
+    ] = "5s",
+    half_close: Annotated[
+        str, typer.Option(metavar="HOW", help="The input's end: auto, forward or hold.")
+    ] = "auto",
+    domain: DomainOption = None,
+    pass_fd: PassOption = False,
+) -> None:
+    """Join standard input and output to a target, as for ssh's ProxyCommand.
+
+    TARGET has the form of a configuration file. The configuration is read
+    only for a guest's name. The end of the input is a half-close of the
+    target, as a client's is on a route. The command ends when both directions
+    have ended: with status 0, or with 3 if the connection was reset. It is 1
+    if the target cannot be dialled, 2 if the address is not valid.
+
+    \b
+    vsockproxy connect 3:22
+    ssh -o ProxyCommand="vsockproxy connect --wait 60s web:22" root@web
+    """
+    from vsockproxy.address.endpoint import FdEndpoint  # noqa: PLC0415 - at its use
+    from vsockproxy.config.duration import parse_timeout  # noqa: PLC0415 - at its use
+    from vsockproxy.config.settings import Policy, Route  # noqa: PLC0415 - at its use
+
+    policy = Policy(
+        connect_timeout=seconds("--connect-timeout", connect_timeout, parse_timeout),
+        half_close=_half_close(half_close),
+    )
+    patience = seconds("--wait", wait, parse_timeout) if wait else 0.0
+    if domain is not None:
+        target = read(partial(_of_domain, target, domain, config), VsockproxyError)
+    endpoint, guests = read(lambda: read_target(target, config), VsockproxyError)
+    route = Route("connect", FdEndpoint("stdin"), endpoint, policy)
+    work = partial(_relay, route, guests, patience, pass_fd)
+    _run(work, endpoint)
+
+
+def _half_close(text: str) -> HalfClose:
+    from vsockproxy.config.settings import HalfClose  # noqa: PLC0415 - at its use
+
+    choices: tuple[HalfClose, ...] = get_args(HalfClose)
+    for choice in choices:
+        if text == choice:
+            return choice
+    return fail(f"--half-close: {text!r} is not one of {', '.join(choices)}", status=WRONG)
+
+
+def _of_domain(text: str, domain: str, file: Path | None) -> str:
+    """Return ``GUEST:PORT`` for ``GUEST.domain:PORT``: never a CID, a host or another address.
+
+    ssh writes a host's name in lower case, so that the case of a guest's name does not count.
+
+    Raises:
+      VsockproxyError: the text is not such a name, or the configuration cannot be read.
+    """
+    from vsockproxy.address.endpoint import check_guest_name  # noqa: PLC0415 - at its use
+
+    host, _, port = text.rpartition(":")
+    guest = host.removesuffix(f".{domain}")
+    if guest == host:
+        raise AddressError(f"{text!r} is not GUEST.{domain}:PORT: add .{domain}, or omit --domain")
+    check_guest_name(guest)
+    with suppress(NoSourceError):  # `read_target` tells
+        names = find_source(file, os.environ).table("guests")
+        guest = next((name for name in names if name.lower() == guest.lower()), guest)
+    return f"{guest}:{port}"
+
+
+async def _relay(route: Route, guests: Sequence[Guest], wait: float, pass_fd: bool) -> EndReason:
+    from vsockproxy.config.settings import PumpSettings  # noqa: PLC0415 - at its use
+    from vsockproxy.dial.unanswered import await_late_answers  # noqa: PLC0415 - at its use
+    from vsockproxy.pump.choice import open_pump  # noqa: PLC0415 - at its use
+    from vsockproxy.relay.standard_streams import join, pass_socket, reach  # noqa: PLC0415 - at its use
+
+    try:
+        target = await reach(route, guests, wait)
+        if pass_fd:
+            pass_socket(target)
+            return "finished"
+        async with open_pump(PumpSettings(threads=1)) as pump:
+            return await join(target, route, pump)
+    finally:
+        await await_late_answers()
+
+
+def _run(work: Callable[[], Awaitable[EndReason]], target: Target) -> NoReturn:
+    """Run ``work`` until it or a signal ends it, and exit with its status."""
+    import trio  # noqa: PLC0415 - at its use
+
+    from vsockproxy.pump.transfer import ENDINGS  # noqa: PLC0415 - at its use
+    from vsockproxy.relay.standard_streams import ReaderGoneError  # noqa: PLC0415 - at its use
+
+    outcome: EndReason | signal.Signals = signal.SIGPIPE
+    failures: list[str] = []
+    try:
+        outcome = trio.run(_until_signal, work)
+    except* ReaderGoneError:
+        pass  # as a program does that has not changed SIGPIPE
+    except* VsockproxyError as group:
+        failures = sentences(group)
+    if failures:
+        fail(*failures)
+    if isinstance(outcome, signal.Signals):
+        signal.signal(outcome, signal.SIG_DFL)
+        os.kill(os.getpid(), outcome)
+        raise typer.Exit(128 + outcome)  # the signal is blocked
+    if outcome != "finished":
+        fail(f"the connection to {target} was truncated: {ENDINGS[outcome]}", status=TRUNCATED)
+    raise typer.Exit
+
+
+async def _until_signal(
+    work: Callable[[], Awaitable[EndReason]],
+) -> EndReason | signal.Signals:
+    """Return what ``work`` returns, or the signal that has ended it; a second one kills."""
+    import trio  # noqa: PLC0415 - at its use
+
+    outcome: EndReason | signal.Signals = signal.SIGTERM
+
+    async def watch(nursery: trio.Nursery) -> None:
+        nonlocal outcome
+        async for number in signals:
+            outcome = signal.Signals(number)
+            signal.signal(number, signal.SIG_DFL)
+            nursery.cancel_scope.cancel()
+
+    # One that is ignored, as nohup(1) has it, stays so.
+    others = (signal.SIGINT, signal.SIGHUP)
+    heard = [number for number in others if signal.getsignal(number) is not signal.SIG_IGN]
+    with trio.open_signal_receiver(signal.SIGTERM, *heard) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch, nursery)
+            outcome = await work()
+            nursery.cancel_scope.cancel()
+    return outcome
+
+
+def ssh_config(
+    config: ConfigOption = None,
+    *,
+    wait: WaitOption = None,
+    domain: Annotated[str, typer.Option(metavar="NAME", help="The hosts are GUEST.NAME.")] = "vm",
+    pass_fd: PassOption = False,
+) -> None:
+    """Print lines for ssh_config: ssh GUEST.vm reaches a guest by its name.
+
+    The guests are those of the configuration at the time of the connection.
+    ssh, scp, sftp, rsync and git use these lines.
+
+    \b
+    vsockproxy ssh-config >>~/.ssh/config
+    ssh root@web.vm
+    """
+    from vsockproxy.config.duration import parse_timeout  # noqa: PLC0415 - at its use
+
+    if not _DOMAIN.fullmatch(domain):
+        fail(f"--domain: {domain!r} is not a domain: use letters, digits, - and dots", status=WRONG)
+    words = [*_program(), "connect", "--domain", domain]
+    if config is not None:
+        words += ["--config", str(config.absolute())]
+    if wait is not None:
+        seconds("--wait", wait, parse_timeout)
+        words += ["--wait", wait]
+    if pass_fd:
+        words += ["--pass-fd"]
+    # ssh expands % and gives the line to a shell.
+    line = shlex.join(words).replace("%", "%%")
+    if not line.isprintable():
+        fail(f"{line!r} cannot be written to ssh_config: rename the file", status=WRONG)
+    # The file may end without a newline.
+    typer.echo(f"\n# The guests of vsockproxy by name, as in: ssh root@GUEST.{domain}")
+    typer.echo(f"Host *.{domain}")
+    typer.echo(f"    ProxyCommand {line} %h:%p")
+    if pass_fd:
+        typer.echo("    ProxyUseFdpass yes")
+
+
+def _program() -> list[str]:
+    """Return the command line of this program, by absolute paths: ssh may have another PATH."""
+    program = shutil.which(sys.argv[0])
+    if program and Path(program).name == "vsockproxy":
+        return [str(Path(program).absolute())]
+    return [sys.executable, "-m", "vsockproxy"]
