@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import trio
 
@@ -37,6 +37,10 @@ class EndedError(Exception):
         super().__init__(reason)
 
 
+Stage = Literal["silent", "held", "dialling"]
+"""What a connection waits for before bytes move: its client's first bytes, its guest, the dial."""
+
+
 class Connection(Meter):
     """One connection of a route: its identity, age and byte counters.
 
@@ -52,6 +56,7 @@ class Connection(Meter):
       source: the key of the limit per source (`access.Peer.source`), where the route has one.
       ending: the reason of its end if it is cancelled; set it before cancelling. "killed" also
         ends a connection whose task has not run yet.
+      stage: what it waits for, until ``dial_seconds`` is set.
       dialling: the scope of a wait before bytes move (`cancellable`); None at other times.
     """
 
@@ -67,6 +72,7 @@ class Connection(Meter):
         "opened",
         "route",
         "source",
+        "stage",
         "target",
         "vmm_port",
     )
@@ -80,6 +86,7 @@ class Connection(Meter):
         self.dial_seconds: float | None = None
         self.held_seconds = 0.0
         self.vmm_port: int | None = None
+        self.stage: Stage = "dialling"
         self.dialling: trio.CancelScope | None = None
         self.ending: EndReason = "shutdown"
         self.family = family
@@ -108,8 +115,8 @@ class Connection(Meter):
         self.vmm_port = vmm_port
 
     @contextmanager
-    def cancellable(self) -> Iterator[None]:
-        """Let `end` and max_lifetime cancel the block, which waits before bytes move.
+    def cancellable(self, stage: Stage = "dialling") -> Iterator[None]:
+        """Let `end` and max_lifetime cancel the block, which waits for ``stage``.
 
         Raises `EndedError` if it was cancelled. A block that completes anyway goes on: check
         ``ending`` after the last one.
@@ -117,7 +124,7 @@ class Connection(Meter):
         left = self.lifetime_left()
         deadline = math.inf if left is None else trio.current_time() + left
         with trio.CancelScope(deadline=deadline) as scope:
-            self.dialling = scope
+            self.dialling, self.stage = scope, stage
             try:
                 yield
             finally:

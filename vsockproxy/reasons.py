@@ -105,6 +105,19 @@ def _find(operation: Operation, endpoint: Addressed, cause: Cause) -> Explanatio
     return None
 
 
+def accept_remedy(code: int | None) -> str:
+    """Return what to do about an errno of accept(2), after which clients stay in the backlog."""
+    return f"clients stay queued{_ACCEPT.get(code, ' until it works again')}"
+
+
+_MORE_MEMORY: Final = "; the machine or LimitAS= is short of memory"
+_ACCEPT: Final[dict[int | None, str]] = {
+    _errno.EMFILE: "; raise LimitNOFILE= (or ulimit -n)",
+    _errno.ENFILE: "; raise the machine's fs.file-max",
+    _errno.ENOBUFS: _MORE_MEMORY,
+    _errno.ENOMEM: _MORE_MEMORY,
+}
+
 _LOGS: Final = "see the daemon's log, and the kernel's (dmesg)"
 
 _START_SERVICE: Final = (

@@ -160,7 +160,7 @@ def test_a_listener_is_read(text: str, endpoint: ListenEndpoint) -> None:
         ("10.0.0.1:80", TcpEndpoint("10.0.0.1", 80)),
         ("[::1]:80", TcpEndpoint("::1", 80)),
         ("tcp:web:80", TcpEndpoint("web", 80)),
-        ("80", TcpEndpoint(None, 80)),
+        ("tcp:80", TcpEndpoint(None, 80)),
     ],
 )
 def test_a_target_is_read(text: str, endpoint: Target) -> None:
@@ -255,3 +255,12 @@ def test_an_ipv6_zone_stays_with_its_address() -> None:
     assert endpoint == TcpEndpoint("fe80::1%eth0", 80)
     assert ipaddress.ip_address("fe80::1%eth0").is_link_local
     assert str(endpoint) == "tcp:[fe80::1%eth0]:80"
+
+
+def test_a_bare_number_is_no_target_and_the_error_has_both_meanings() -> None:
+    with pytest.raises(AddressError) as refused:
+        parse_target("3")
+    assert str(refused.value) == (
+        "'3' is not a target: for a TCP port of this machine write tcp:3, for a port of CID 3 write"
+        " 3:PORT"
+    )

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import errno
 import stat
+from contextlib import AsyncExitStack
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import pytest
 import trio
 import trio.testing
 
 from tests.admin.running_daemon import ControlledDaemon, controlled_daemon
-from tests.fake_services import HOST_PORT, echo, hold, mux_server
+from tests.fake_services import HOST_PORT, echo, hold, mux_server, unix_listener
 from tests.sockets import read_to_end
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, until
 from vsockproxy.address.endpoint import MuxEndpoint, TcpEndpoint, UnixEndpoint
 from vsockproxy.config.access import parse_rule
 from vsockproxy.config.guest import Cid, Guest, Libvirt
 from vsockproxy.config.settings import Config, Policy, PumpChoice
+from vsockproxy.connection import Stage
 from vsockproxy.errors import dial_error
 
 
@@ -241,3 +244,25 @@ async def test_events_include_state_changes_and_exclude_closed_connections(tmp_p
     assert "connection_closed" not in {event["event"] for event in events}
     assert [event["id"] for event in events] == list(range(1, len(events) + 1))
     assert later == []
+
+
+@pytest.mark.parametrize("state", get_args(Stage))
+async def test_a_connection_before_its_first_byte_has_a_state_that_says_what_it_waits_for(
+    tmp_path: Path, state: str
+) -> None:
+    policy = Policy(dial_on_data=state == "silent", wait_for_guest=60 if state == "held" else None)
+    target = MuxEndpoint(str(tmp_path / "guest"), 80)
+    async with AsyncExitStack() as stack:
+        if state == "dialling":
+            stack.enter_context(unix_listener(tmp_path / "guest"))  # it never answers CONNECT
+        daemon = await stack.enter_async_context(
+            controlled_daemon(tmp_path, "web", target=target, policy=policy)
+        )
+        client = await daemon.connect("web")
+        await until(lambda: [one for one in daemon.stats("web").live if one.dialling])
+        if state == "held":
+            await until(lambda: daemon.stats("web").held)
+        [live] = (await daemon.get("/v1/connections"))["connections"]
+        await client.aclose()
+        await until(lambda: not daemon.stats("web").live)
+    assert live["state"] == state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.admin.fake_daemon import FakeDaemon
 from tests.admin.running_daemon import controlled_daemon
+from vsockproxy.admin.openapi import OPERATIONS, Operation
 from vsockproxy.admin.probes import read_only_routes
 
 
@@ -77,6 +79,43 @@ async def test_a_malformed_body_is_answered_with_400(tmp_path: Path, body: bytes
         answer = await daemon.send("/v1/connections/end", body)
     assert answer.status_code == 400
     assert set(answer.json()) == {"error", "remedy"}
+
+
+PARAMETERS = [
+    (operation, name)
+    for operation in OPERATIONS
+    for model in (operation.query, operation.body)
+    for name in (model.model_fields if model else ())
+]
+
+
+@pytest.mark.parametrize(
+    ("operation", "name"), PARAMETERS, ids=[f"{one.name}-{name}" for one, name in PARAMETERS]
+)
+@pytest.mark.parametrize("value", ["no such", "300.1.1.1", ""])
+async def test_a_parameter_that_can_mean_nothing_is_an_error_in_our_words(
+    tmp_path: Path, operation: Operation, name: str, value: str
+) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
+        client, _ = await daemon.live("web")
+        path = operation.published_path
+        if operation.body:
+            answer = await daemon.ask(operation.method, path, {name: value})
+        else:
+            answer = await daemon.ask(operation.method, path, **{name: value})
+        assert (await daemon.get("/v1/status"))["live"] == 1
+        await client.aclose()
+    assert answer.status_code in (400, 404), answer.text
+    assert not re.search("Input should|valid (dict|int|bool|str)|type=", answer.text)
+    assert all(answer.json().values())
+
+
+@pytest.mark.parametrize(
+    "client", ["127.0.0.1", "127.0.0.1:5000", "[::1]:5000", "10.0.0.0/8", "3", "3-9", "vsock:3:5"]
+)
+async def test_a_client_that_has_no_connection_is_no_error(tmp_path: Path, client: str) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
+        assert (await daemon.get("/v1/connections", client=client))["total"] == 0
 
 
 @pytest.mark.parametrize("number", [2, 100, 500])

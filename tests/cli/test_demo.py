@@ -3,6 +3,7 @@
 import re
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -186,10 +187,10 @@ async def test_the_demo_answers_counts_and_ends_at_ctrl_c(tmp_path: Path) -> Non
         f'[forward]\n"unix:{web}" = "vsock-mux:{guest}:80"\n'
         f'[defaults]\nhalf_close = "forward"\n[metrics]\nlisten = "unix:{metrics}"\n'
     )
-    runtime = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    runtime = {"XDG_RUNTIME_DIR": str(tmp_path), "PATH": "/nonexistent"}
     async with daemon("demo", "--config", file, environ=runtime) as running:
         await running.wait_for_output("Press Ctrl-C to end.")
-        assert "    vsockproxy status\n" in running.output
+        assert f"    {sys.executable} -m vsockproxy status\n" in running.output
         status = await trio.to_thread.run_sync(partial(command, "status", environ=runtime))
         assert f"unix:{web}" in status.stdout
         page = await get(web, "/")

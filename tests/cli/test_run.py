@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -107,7 +108,38 @@ async def test_forward_relays_without_a_file(tcp: socket.socket, target: socket.
         await server.aclose()
         await running.wait_for("connection_closed")
         assert await running.stop() == 0
-        await running.wait_for("listening", owner="route fd:web")
+        await running.wait_for("listening", route="fd:web", listen="fd:web")
+
+
+async def test_status_finds_a_forward_with_a_control_socket(tmp_path: Path) -> None:
+    socket_file = tmp_path / "admin.sock"
+    async with daemon("forward", f"unix:{tmp_path}/web", "3:80", "--admin", socket_file) as running:
+        await running.wait_for("ready")
+        call = partial(command, "status", "--socket", socket_file)
+        done = await trio.to_thread.run_sync(call)
+        assert f"unix:{tmp_path}/web" in done.stdout
+        assert await running.stop() == 0
+
+
+async def test_each_listener_has_a_line_at_the_start_and_where_its_target_changes(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text(
+        f'[forward]\n"unix:{tmp_path}/web" = "3:80"\n[metrics]\nlisten = "unix:{tmp_path}/m"\n'
+    )
+    async with daemon("run", "-c", file) as running:
+        web = {"route": f"unix:{tmp_path}/web", "listen": f"unix:{tmp_path}/web"}
+        await running.wait_for("listening", **web, target="vsock:3:80")
+        await running.wait_for("listening", server="metrics", listen=f"unix:{tmp_path}/m")
+        await running.wait_for("ready")
+        for text in (file.read_text(), file.read_text().replace("3:80", "4:80")):
+            file.write_text(text)
+            running.send_signal(signal.SIGHUP)
+            await running.wait_for("reloaded")
+        await running.wait_for("listening", **web, target="vsock:4:80")
+        assert await running.stop() == 0
+    assert sum("event=listening" in line for line in running.lines) == 3
 
 
 async def test_forward_resolves_relative_paths_in_the_working_directory(

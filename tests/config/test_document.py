@@ -182,7 +182,11 @@ def test_invalid_yaml_is_an_error_with_its_place(text: str, problem: str) -> Non
         ("a = {b = 1}\na.c = 2", "x.toml:2:7: the key a is defined twice"),
         ("a = 'x", "x.toml:1:6: the text has no closing quote"),
         ('a = "x\ny = 1', "x.toml:1:7: the text has no closing quote"),
-        ("a = [1 2]", "x.toml:1:8: not valid TOML: unclosed array"),
+        ("a = [1 2]", "x.toml:1:8: the array is not closed: a comma or its ] is missing"),
+        (
+            "x = 1\na = [1,\n  2,\n\n",
+            "x.toml:2:5: the array is not closed: a comma or its ] is missing",
+        ),
         (f"a = {'9' * 5000}", "x.toml: a number has too many digits"),
         ("a = " + "[" * 5000, "x.toml: is nested more than 8 levels deep: no key is"),
         ("#\na" + ".a" * 100000 + "= 1", "x.toml:2:1: the line has more than 1000 dots"),

@@ -70,7 +70,7 @@ def test_a_short_route_has_the_policy_of_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("listen", "target", "route"),
     [
-        ("vsock::80", "80", (VsockEndpoint(CID_ANY, 80), TcpEndpoint(None, 80))),
+        ("vsock::80", "tcp:80", (VsockEndpoint(CID_ANY, 80), TcpEndpoint(None, 80))),
         ("unix:/a", "3:80", (UnixEndpoint("/a"), VsockEndpoint(3, 80))),
         ("80", "unix:/a", (TcpEndpoint(None, 80), UnixEndpoint("/a"))),
         ("vsock-mux:/v:5", "tcp:db:5", (MuxEndpoint("/v", 5), TcpEndpoint("db", 5))),
@@ -165,8 +165,9 @@ def test_ranges_of_equal_length_give_one_route_per_port() -> None:
 
 def test_a_route_uses_the_default_rules_that_fit_its_listener() -> None:
     config = toml(
-        'guests.web = {cid = 7}\n[forward]\n80 = "3:80"\n"vsock::80" = "80"\n"unix:/a" = "3:80"\n'
-        '"fd:x" = "3:80"\n[defaults]\nallow = ["10.0.0.0/8", 3, "web"]\ndeny = ["uid:5"]'
+        'guests.web = {cid = 7}\n[forward]\n80 = "3:80"\n"vsock::80" = "tcp:80"\n'
+        '"unix:/a" = "3:80"\n"fd:x" = "3:80"\n'
+        '[defaults]\nallow = ["10.0.0.0/8", 3, "web"]\ndeny = ["uid:5"]'
     )
     network, cids = parse_rule("10.0.0.0/8"), (CidRule(3, 3), CidRule(7, 7))
     assert [(route.policy.allow, route.policy.deny) for route in config.routes] == [
@@ -198,7 +199,7 @@ def test_a_route_can_disable_the_lists_of_the_defaults() -> None:
 def test_a_route_can_have_several_targets_each_with_its_range() -> None:
     config = toml(
         '[[route]]\nname = "web"\nlisten = "8000-8001"\ntargets = ["3:80-81", "4:90-91"]\n'
-        'balance = "round_robin"\n[[route]]\nlisten = 90\ntargets = ["3:80", 9090]'
+        'balance = "round_robin"\n[[route]]\nlisten = 90\ntargets = ["3:80", "tcp:9090"]'
     )
     assert [tuple(map(str, route.targets)) for route in config.routes] == [
         ("vsock:3:80", "vsock:4:90"),

@@ -19,12 +19,12 @@ WRONG = {
          " choose another address"],
     ),
     "one CID and any CID": (
-        'forward."vsock::80" = "80"\nforward."vsock:2:80" = "81"',
+        'forward."vsock::80" = "tcp:80"\nforward."vsock:2:80" = "tcp:81"',
         ["forward.\"vsock:2:80\": 'vsock:2:80' is already in use by the route 'vsock::80': choose"
          " another address"],
     ),
     "a mux listener and a unix listener at one path": (
-        'forward."vsock-mux:/v:5" = "80"\nforward."unix:/v_5" = "81"',
+        'forward."vsock-mux:/v:5" = "tcp:80"\nforward."unix:/v_5" = "tcp:81"',
         ["forward.\"unix:/v_5\": 'unix:/v_5' is already in use by the route 'vsock-mux:/v:5':"
          " choose another address"],
     ),
@@ -71,7 +71,7 @@ WRONG = {
         ],
     ),
     "listeners without a fixed port": (
-        'forward.0 = "3:80"\nforward."vsock::any" = "80"\nforward.65536 = "3:80"\n'
+        'forward.0 = "3:80"\nforward."vsock::any" = "tcp:80"\nforward.65536 = "3:80"\n'
         "metrics.listen = 0",
         [
             "forward.\"0\": '0' would listen on any free port: write a fixed port",

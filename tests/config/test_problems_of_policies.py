@@ -24,7 +24,7 @@ WRONG = {
     "handshakes without a VMM": (
         '[[route]]\nlisten = 80\ntarget = "tcp:x:80"\nhandshake = "ok"\n'
         '[[route]]\nlisten = 81\ntarget = "3:80"\nhandshake_timeout = 1\n'
-        '[[route]]\nlisten = "vsock-mux:/v:80,handshake=none"\ntarget = 80\n',
+        '[[route]]\nlisten = "vsock-mux:/v:80,handshake=none"\ntarget = "tcp:80"\n',
         [
             "route[0].handshake: needs a vsock-mux target: 'tcp:x:80' is not one",
             "route[1].handshake_timeout: needs a vsock-mux target: vsock:3:80 is not one",

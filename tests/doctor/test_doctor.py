@@ -16,7 +16,7 @@ from vsockproxy.doctor.machine import read_machine
 from vsockproxy.doctor.report import lines_of, summary
 from vsockproxy.errors import ConfigError
 
-NO_VSOCK = Attempts(open_vsock=lambda: 0, read_cid=lambda: 2)
+NO_VSOCK = Attempts(open_vsock=lambda: 0, read_cid=lambda: 2, bind=lambda _: None)
 
 
 async def findings(

@@ -13,7 +13,9 @@ import trio
 
 from tests.admin.running_daemon import ControlledDaemon, controlled_daemon
 from tests.fake_services import unix_listener
-from vsockproxy.address.endpoint import Dialable, UnixEndpoint, VsockEndpoint
+from vsockproxy.address.endpoint import Dialable, GuestEndpoint, UnixEndpoint, VsockEndpoint
+from vsockproxy.admit.route_limits import REASONS
+from vsockproxy.config.guest import Guest, MuxGlob
 from vsockproxy.config.settings import Config
 from vsockproxy.doctor.examination import Attempts, examine
 from vsockproxy.doctor.finding import Finding
@@ -49,6 +51,25 @@ async def test_a_paused_or_drained_route_is_a_problem_with_resume_as_remedy(tmp_
     assert "paused" in found["route db"].text
     assert found["route web"].remedy == "vsockproxy resume web"
     assert {found[name].level for name in ("route db", "route web")} == {"problem"}
+
+
+async def test_rejected_clients_are_noted_with_their_rule(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web") as running:
+        for reason in REASONS:
+            running.stats("web").rejected[reason] += 2
+        notes = [one for one in judge(await query(running)) if one.subject == "route web"]
+    assert {one.level for one in notes} == {"note"}
+    for reason, sentence in REASONS.items():
+        assert any(f"2 clients rejected ({reason}): {sentence}" in one.text for one in notes)
+
+
+async def test_the_last_failed_reload_is_a_problem(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web") as running:
+        running.daemon.reloads.failed(["file.toml:3: listen: is missing"])
+        [found] = [one for one in judge(await query(running)) if one.level == "problem"]
+    assert "the last reload failed" in found.text
+    assert found.text.endswith("file.toml:3: listen: is missing")
+    assert found.remedy == "correct it, then vsockproxy reload"
 
 
 async def fails_to_dial(running: ControlledDaemon, target: Dialable, reason: str) -> Finding:
@@ -104,6 +125,35 @@ async def test_the_remedy_is_that_of_the_failed_dial_and_is_shown_once(
     assert (finding.subject, finding.level) == ("route web", level)
     assert finding.text.endswith(f" in all): {error.summary}")
     assert finding.remedy == error.remedy
+
+
+async def test_a_guest_that_is_down_is_a_problem_without_a_file(tmp_path: Path) -> None:
+    guest = Guest("web", MuxGlob(str(tmp_path / "vm-*.sock")))
+    async with controlled_daemon(tmp_path, "web") as running:
+        [route] = running.daemon.config.routes
+        named = replace(route, target=GuestEndpoint("web", 80, over="vsock-mux"))
+        await running.reload(routes=(named,), guests=(guest,))
+        client = await running.connect("web")
+        await running.closed("web", "dial_guest")
+        await client.aclose()
+        found = [one for one in judge(await query(running)) if one.level == "problem"]
+    assert [one.subject for one in found] == ["route web"]
+    assert "web:80 is down" in found[0].text
+
+
+async def test_the_daemons_own_file_is_examined_from_any_folder(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text('guests.web.cid = 7\nforward.8080 = "web:80"')
+    async with controlled_daemon(tmp_path, "web") as running:
+        await running.reload(source=str(file))
+        daemon = await query(running)
+        known = daemon.config()
+        file.unlink()
+        fallback = daemon.config()
+    assert known is not None
+    assert [guest.name for guest in known.guests] == ["web"]
+    assert fallback is not None
+    assert [route.name for route in fallback.routes] == ["web"]
 
 
 async def test_a_changed_file_is_noted_with_reload_as_remedy(tmp_path: Path) -> None:

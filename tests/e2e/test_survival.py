@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -208,15 +208,13 @@ async def test_a_dead_target_with_many_clients_is_logged_once(tmp_path: Path) ->
         file = tmp_path / "config.toml"
         file.write_text(f'[forward]\n"fd:front" = "unix:{tmp_path}/dead"\n')
         async with daemon("run", "-c", file, sockets={"front": front}) as running:
-            for number in range(1, 11):
-                with socket.create_connection(front.getsockname()):
-                    await running.wait_for(
-                        "connection_closed", number=number, reason="dial_not_found"
-                    )
+            for _ in range(10):
+                with suppress(OSError):  # reset before it has noticed that it is connected
+                    assert await ends_by_reset(await trio.open_tcp_stream(*front.getsockname()))
             logged = await running.wait_for("dial_failed", reason="not_found")
             assert (logged["number"], logged["left_out"]) == ("1", "0")
             assert await running.stop() == 0
-            assert sum("event=dial_failed" in line for line in running.lines) == 1
+            assert sum("dial_" in line for line in running.lines) == 1
 
 
 def _leave_descriptors(pid: int, number: int) -> None:

@@ -57,7 +57,7 @@ async def test_without_log_empty_a_check_that_resets_has_no_line(choice: PumpCho
         assert lines(route) == []
 
 
-async def test_without_log_empty_a_failed_dial_and_a_timeout_have_their_lines(
+async def test_without_log_empty_a_failed_dial_and_a_timeout_have_a_line_each(
     tmp_path: Path,
 ) -> None:
     policy = Policy(log_empty=False, idle_timeout=0.05)
@@ -67,7 +67,9 @@ async def test_without_log_empty_a_failed_dial_and_a_timeout_have_their_lines(
         absent = UnixEndpoint(str(tmp_path / "absent"))
         route.listener.reconfigure(replace(route.listener.route, target=absent))
         assert await ends_by_reset(route.connect())
-        await until(lambda: lines(route) == ["idle_timeout", "dial_not_found"])
+        await until(lambda: route.events("dial_failed"))
+        await route.closed("dial_not_found")
+        assert lines(route) == ["idle_timeout"]
 
 
 async def test_a_client_that_leaves_before_its_header_is_not_malformed() -> None:

@@ -2,7 +2,8 @@
 
 | written | kind | listen | target |
 |---|---|---|---|
-| ``tcp:HOST:PORT``, ``HOST:PORT``, ``tcp:PORT``, ``PORT`` | `TcpEndpoint` | yes | yes |
+| ``tcp:HOST:PORT``, ``HOST:PORT``, ``tcp:PORT`` | `TcpEndpoint` | yes | yes |
+| ``PORT`` | `TcpEndpoint` | yes | - |
 | ``vsock:CID:PORT``, ``vsock::PORT``, ``vsock[CID:PORT]`` | `VsockEndpoint` | yes | yes |
 | ``CID:PORT`` as a target | `VsockEndpoint` | - | yes |
 | ``GUEST:PORT`` as a target | `GuestEndpoint` | - | yes |
@@ -222,7 +223,11 @@ def _parse_bare_target(text: str) -> Target:
     head, colon, port = text.rpartition(":")
     if not colon:
         if _PORTS.fullmatch(text):
-            return TcpEndpoint(None, _number(text, text, "TCP port"))
+            number = _number(text, text, "TCP port")
+            raise AddressError(
+                f"{text!r} is not a target: for a TCP port of this machine write tcp:{number}, for"
+                f" a port of CID {number} write {number}:PORT"
+            )
         raise AddressError(
             f"{text!r} is not a target: expected CID:PORT, GUEST:PORT or tcp:HOST:PORT"
         )

@@ -26,8 +26,9 @@ from vsockproxy.admin.selection import (
     page,
     select,
 )
+from vsockproxy.config.tables import sentence_of
 from vsockproxy.connection import Connection
-from vsockproxy.errors import OrderError, SocketError, VsockproxyError
+from vsockproxy.errors import AddressError, OrderError, SocketError, VsockproxyError
 from vsockproxy.http.loop_share import body_of, every
 from vsockproxy.http.message import JSON, HttpError, Request, Response
 from vsockproxy.http.router import Route, Router
@@ -127,8 +128,8 @@ def _validated(validate: Callable[[Any], BaseModel], data: object) -> BaseModel:
 
 def _sentence(error: ValidationError) -> str:
     return "; ".join(
-        f"{'.'.join(map(str, detail['loc'])) or 'the body'}: {detail['msg']}"
-        for detail in error.errors(include_url=False, include_input=False)
+        f"{'.'.join(map(str, detail['loc'])) or 'the body'}: {sentence_of(detail)}"
+        for detail in error.errors(include_url=False)
     )
 
 
@@ -166,7 +167,7 @@ class _Api:
     async def connections(self, call: _Call) -> schema.Connections:
         query: schema.ConnectionQuery = call.query
         await self._rates.look(live_connections(self._daemon))
-        selected = await select(self._daemon, query.route, query.client)
+        selected = await self._selected(query.route, query.client)
         try:
             shown, following = await page(selected, query, self._rates)
         except VsockproxyError as error:
@@ -207,9 +208,7 @@ class _Api:
                 "all excludes route and client" if has_filter else "no connection is selected",
                 'send {"route": NAME}, {"client": ADDRESS}, both, or {"all": true} alone',
             )
-        if request.route is not None:
-            self._route(request.route)
-        return await _end_all(await select(self._daemon, request.route, request.client))
+        return await _end_all(await self._selected(request.route, request.client))
 
     async def pause(self, call: _Call) -> schema.Route:
         return await self._order(call, self._daemon.pause)
@@ -244,6 +243,16 @@ class _Api:
         )
 
     # ---- lookup ----
+
+    async def _selected(self, route: str | None, client: str | None) -> list[Connection]:
+        """Return the connections that match both filters; one that can match none is an error."""
+        if route is not None:
+            self._route(route)
+        try:
+            return await select(self._daemon, route, client)
+        except AddressError as error:
+            remedy = "write an address as connections shows it, an IP network, or CIDs as in 3-9"
+            raise ApiError(400, str(error), remedy) from error
 
     def _route(self, name: str) -> RouteStats:
         return find_route(self._daemon, name) or _not_found(

@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vsockproxy.connection import Stage
 from vsockproxy.stats import RouteState, TargetStateName
 
 HalfState = Literal["open", "ended"]
-ConnectionState = Literal["dialling", "open", "half-closed"]
+ConnectionState = Literal[Stage, "open", "half-closed"]
 SortKey = Literal[
     "id",
     "route",
@@ -155,7 +156,13 @@ class Connection(BaseModel):
     route: str
     client: str
     target: str
-    state: ConnectionState
+    state: Annotated[
+        ConnectionState,
+        _described(
+            "silent: the client has not sent its PROXY header or its first byte; held: until its"
+            " target is up; dialling; open; half-closed: one direction has ended."
+        ),
+    ]
     halves: Halves
     source_port: Annotated[
         int | None, _described("Vsock port of the side that opened the connection, if known.")

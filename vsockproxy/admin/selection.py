@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from heapq import merge
 from itertools import islice
 from operator import itemgetter
 from typing import Any, Final
 
+from vsockproxy.address.endpoint import TcpEndpoint, VsockEndpoint
+from vsockproxy.address.grammar import parse_listen
+from vsockproxy.address.sockaddr import literal_addresses
 from vsockproxy.admin.daemon_interface import Daemon
 from vsockproxy.admin.rates import Rates
 from vsockproxy.admin.schema import ConnectionQuery, SortKey
@@ -53,7 +57,11 @@ def live_connections(daemon: Daemon, route: str | None = None) -> Iterator[Conne
 async def select(
     daemon: Daemon, route: str | None = None, client: str | None = None
 ) -> list[Connection]:
-    """Return the live connections of a route and of a client; None is all of them."""
+    """Return the live connections of a route and of a client; None is all of them.
+
+    Raises:
+      AddressError: ``client`` can match no client.
+    """
     live = await every(live_connections(daemon, route))
     if client is None:
         return live
@@ -64,14 +72,30 @@ async def select(
 
 def _client_filter(text: str) -> Callable[[Connection], bool]:
     """Return the filter for a network or CIDs, as in ``allow``, or for one client's address."""
-    try:
+    with suppress(AddressError):
         rule = parse_rule(text)
-    except AddressError:
-        rule = None
-    if isinstance(rule, NetworkRule | CidRule):
-        matches = rule.matches
-        return lambda live: matches(peer_at(live.family, live.address))
+        if isinstance(rule, NetworkRule | CidRule):
+            matches = rule.matches
+            return lambda live: matches(peer_at(live.family, live.address))
+    if not _is_client(text):
+        raise AddressError(f"{text!r} is not a client")
     return lambda live: live.client == text
+
+
+def _is_client(text: str) -> bool:
+    """Return whether a client's address can have this text, see `peer_name`."""
+    if text == "unix":
+        return True
+    try:
+        endpoint = parse_listen(text)
+    except AddressError:
+        return False
+    match endpoint:
+        case TcpEndpoint():
+            return str(endpoint) == f"tcp:{text}" and literal_addresses(endpoint) is not None
+        case VsockEndpoint():
+            return str(endpoint) == text
+    return False
 
 
 async def page(

@@ -95,14 +95,13 @@ def connection(live: Connection, rates: Rates) -> schema.Connection:
     """Return the state and counters of a live connection."""
     upstream_rate, downstream_rate = rates.of(live)
     upstream_ended, downstream_ended = live.halves
-    dialling = live.dial_seconds is None
     half_closed = upstream_ended or downstream_ended
     return schema.Connection(
         id=live.number,
         route=live.route.name,
         client=live.client,
         target=str(live.target),
-        state="dialling" if dialling else "half-closed" if half_closed else "open",
+        state=live.stage if live.dial_seconds is None else "half-closed" if half_closed else "open",
         halves=schema.Halves(
             upstream="ended" if upstream_ended else "open",
             downstream="ended" if downstream_ended else "open",

@@ -7,7 +7,9 @@ and the configuration of a route to it.  The daemon is the ordinary one.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -267,12 +269,20 @@ def greeting(config: Config, environ: Mapping[str, str], boot_delay: float = 0.0
         usual = place == str(of_user(environ, os.getuid()))
         option = "" if usual else f" --socket {place}"
         commands = ("status", "connections", "doctor")
-        lines += [f"    vsockproxy {command}{option}" for command in commands]
+        lines += [f"    {_program()} {command}{option}" for command in commands]
     lines += [
         "",
         f"To stop the guest, and to start it again: kill -USR1 {os.getpid()}",
     ]
     return "\n".join([*lines, "Press Ctrl-C to end."])
+
+
+def _program() -> str:
+    """Return how this program is called in a shell, which need not be by its name."""
+    called = Path(sys.argv[0])
+    if shutil.which("vsockproxy"):
+        return "vsockproxy"
+    return str(called) if called.name == "vsockproxy" else f"{sys.executable} -m vsockproxy"
 
 
 def _url(listen: ListenEndpoint) -> str:

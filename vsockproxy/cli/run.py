@@ -63,6 +63,10 @@ def forward(
         str | None,
         typer.Option(metavar="LISTEN", help="Serve /metrics at this address, as in 9490."),
     ] = None,
+    admin: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Serve status, top and kill at this Unix socket."),
+    ] = None,
     connect_timeout: Annotated[
         str | None, typer.Option(metavar="TIME", help="Limit for one dial, as in 5s.")
     ] = None,
@@ -99,6 +103,7 @@ def forward(
     )
     tables = _given(
         metrics=_given(listen=metrics and _absolute(metrics)),
+        admin=_given(socket=admin and str(Path(admin).absolute())),
         defaults=policy,
         log=_given(level=log_level, format=log_format),
     )

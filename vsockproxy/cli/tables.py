@@ -30,6 +30,8 @@ _STYLES: Final = {
     "draining": "yellow",
     "drained": "yellow",
     "queued": "red",
+    "silent": "yellow",
+    "held": "yellow",
     "dialling": "yellow",
 }
 
@@ -92,9 +94,8 @@ def _summary(daemon: Answer) -> str:
 
 
 def _routes(routes: list[Answer]) -> Table:
-    table = _table(
-        "route", "listen", "target", "state", "live>", "accepted>", "failed>", "in>", "out>"
-    )
+    numbers = ("live>", "accepted>", "failed>", "rejected>", "in>", "out>")
+    table = _table("route", "listen", "target", "state", *numbers)
     for route in routes:
         table.add_row(
             Text(route["name"]),
@@ -104,6 +105,7 @@ def _routes(routes: list[Answer]) -> Table:
             str(route["live"]),
             str(route["accepted"]),
             str(sum(route["dial_failures"].values())),
+            str(sum(route["rejected"].values())),
             size(route["upstream_bytes"]),
             size(route["downstream_bytes"]),
         )

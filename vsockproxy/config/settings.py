@@ -90,7 +90,8 @@ class Policy:
     )
     idle_timeout: float | None = key(
         None,
-        "Ends a connection after this long without a byte in either direction",
+        "Ends a connection after this long without a byte in either direction. A TCP peer is reset;"
+        " one on a Unix socket or over AF_VSOCK sees a clean end, as after any close",
         kinds.BOUND,
         group="connections",
     )

@@ -44,7 +44,12 @@ _SENTENCES: Final = {
     "string_type": "{read} is not a text: put it in quotes",
     "string_unicode": "{read} is not valid UTF-8",
     "int_type": "{read} is not a whole number",
+    "int_parsing": "{read} is not a whole number",
+    "int_parsing_size": "{read} has too many digits",
     "bool_type": "{read} is not a boolean: expected true or false",
+    "bool_parsing": "{read} is not a boolean: expected true or false",
+    "json_invalid": "is not JSON: {error}",
+    "extra_forbidden": "unknown key",
     "model_type": "{read} is not a table: expected keys with values below it",
     "dict_type": "{read} is not a table: expected keys with values below it",
     "list_type": "{read} is not a list: write [[route]] above each route (in YAML, a - before it)",
@@ -61,6 +66,11 @@ def _sentence(detail: ErrorDetails) -> str:
         return _unknown_key(detail["loc"])
     if detail["type"] == "dict_type" and detail["loc"] == ("forward",):
         return f"{shown(detail['input'])} is not a table: {_SHORT_FORM}"
+    return sentence_of(detail)
+
+
+def sentence_of(detail: ErrorDetails) -> str:
+    """Return what is wrong with a value, of the kinds in `_SENTENCES`."""
     sentence = _SENTENCES.get(detail["type"], "{read} is not valid here")
     return sentence.format(read=shown(detail["input"]), **detail.get("ctx", {}))
 

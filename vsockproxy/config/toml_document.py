@@ -15,6 +15,7 @@ from vsockproxy.config.text import end_of, text_error
 _MAX_DOTS: Final = 1000
 _TOML_PLACE: Final = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.S)
 _TOML_NAME: Final = re.compile(r"Cannot (declare|mutate immutable namespace) \((.*)\)(?: twice)?")
+_OPEN_ARRAY: Final = re.compile(r"(=\s*\[)[^\]]*\Z")
 _TOML_KEY: Final = re.compile(r"""\s*((?:"[^"]*"|'[^']*'|[A-Za-z0-9_.-])+)\s*=""")
 
 
@@ -37,6 +38,8 @@ def parse_toml(text: str, source: str) -> Document:
         match = _TOML_PLACE.fullmatch(str(error))
         reason = match[1] if match else str(error)
         place = (int(match[2]), int(match[3])) if match and match[2] else end_of(text)
+        if not (match and match[2]) and (array := _OPEN_ARRAY.search(text)):
+            reason, place = "Unclosed array", end_of(text[: array.end(1)])
         raise text_error(
             source, _toml_words(reason, text.split("\n")[place[0] - 1]), *place
         ) from error
@@ -63,6 +66,7 @@ _TOML_WORDS: Final = {
     "Expected newline or end of document after a statement": (
         'there is text after the value: put an address in quotes, as in 8080 = "3:80"'
     ),
+    "Unclosed array": "the array is not closed: a comma or its ] is missing",
     "Illegal character '\\n'": "the text has no closing quote",
     'Expected "\'"': "the text has no closing quote",
     "Invalid value": 'not a valid value: put a text in quotes, as in "web:80"',

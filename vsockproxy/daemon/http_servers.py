@@ -19,6 +19,7 @@ from vsockproxy.listen.bind import ListeningSocket
 from vsockproxy.listen.renew import keep_file
 from vsockproxy.listen.sockets import Lease, Listen, ListeningSockets
 from vsockproxy.log.output import Throttle
+from vsockproxy.reasons import accept_remedy
 
 if TYPE_CHECKING:
     import ssl
@@ -35,7 +36,6 @@ _MODULES: Final = {
 }
 _PAUSE: Final = 1.0  # seconds until a server that failed is tried again
 _GRACE: Final = 0.5  # seconds that answers have at the end of the daemon
-_REMEDY: Final = "it is tried again each second; raise LimitNOFILE= (or ulimit -n)"
 
 
 def http_endpoints(config: Config) -> dict[ListenEndpoint, Listen]:
@@ -93,6 +93,7 @@ class HttpServers:
             running = _Running(how.owner, self._sockets.lease(endpoint, how))
             self._running[endpoint] = running
             nursery.start_soon(self._serve, running, nursery)
+            self._log.info("listening", server=how.owner, listen=str(endpoint))
 
     async def finish(self) -> None:
         """Let the answers under way reach their clients, within a bound."""
@@ -156,13 +157,14 @@ class HttpServers:
 
     def _log_failure(self, name: str, error: BaseException) -> None:
         error = first_of(error)
+        remedy = accept_remedy(error.errno if isinstance(error, OSError) else None)
         defect = {} if isinstance(error, OSError | MemoryError) else {"exc_info": error}
         self._failures.warning(
             "http_server_failed",
             lambda: {"server": name},
             reason=type(error).__name__,
             error=sentences(error)[0],
-            remedy=_REMEDY,
+            remedy=remedy,
             **defect,
         )
 

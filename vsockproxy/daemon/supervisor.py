@@ -97,7 +97,10 @@ class Supervisor:
         for endpoint, listener in list(self.listeners.items()):
             route = routes.get(endpoint)
             if route is not None and route.name == listener.route.name:
+                before = listener.route
                 listener.reconfigure(route)
+                if route.targets != before.targets:
+                    self._log_listening(listener)
             else:
                 await self._retire(listener, listener.drain)
         if self._stopped.is_set():
@@ -123,6 +126,13 @@ class Supervisor:
         )
         self.listeners[route.listen] = listener
         self._nursery.start_soon(self._serve, listener)
+        self._log_listening(listener)
+
+    def _log_listening(self, listener: RouteListener) -> None:
+        route = listener.route
+        if listener.sockets:  # else `listener_retrying` is logged
+            target = " ".join(map(str, route.targets))
+            self._log.info("listening", route=route.name, listen=str(route.listen), target=target)
 
     async def _serve(self, listener: RouteListener) -> None:
         drained = False

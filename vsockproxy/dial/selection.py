@@ -163,7 +163,7 @@ class Selection:
         began = trio.current_time()
         self._stats.held += 1
         try:
-            with connection.cancellable():
+            with connection.cancellable("held"):
                 held = self._held.add(client)
                 self._notify()
                 outcome = await self._held.wait(held, deadline)

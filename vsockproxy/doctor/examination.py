@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from vsockproxy.address.endpoint import AF_VSOCK
 from vsockproxy.address.sockaddr import errno_of, new_socket
 from vsockproxy.config.settings import Config, PumpSettings
 from vsockproxy.dial import vsock
 from vsockproxy.doctor.finding import Finding, note, ok, problem
+from vsockproxy.doctor.listeners import (
+    Bind,
+    judge_certificates,
+    judge_listeners,
+    try_bind,
+    untried,
+)
 from vsockproxy.doctor.machine import Machine
 from vsockproxy.doctor.running_daemon import RunningDaemon, judge_daemon
 from vsockproxy.doctor.sandbox import judge_sandbox
@@ -22,6 +30,8 @@ from vsockproxy.doctor.transports import judge_transports, uses_vsock
 from vsockproxy.errors import ConfigError, VsockproxyError
 from vsockproxy.pump.choice import open_pump
 from vsockproxy.readable import count
+
+_MOST_SHOWN: Final = 10  # listeners that were not tried
 
 
 def try_vsock() -> int:
@@ -43,10 +53,11 @@ def try_local_cid() -> int | OSError:
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """Functions that try AF_VSOCK on this machine; another machine's files are judged without."""
+    """Functions that try something on this machine; another one's files are judged without."""
 
     open_vsock: Callable[[], int] = try_vsock
     read_cid: Callable[[], int | OSError] = try_local_cid
+    bind: Bind = try_bind
 
 
 async def examine(
@@ -82,8 +93,40 @@ async def examine(
     if daemon is not None:
         findings.extend(judge_daemon(daemon, known))
     if attempts is not None and known is not None:
+        findings.extend(judge_listeners(known, _running(daemon), attempts.bind))
+        findings.extend(judge_certificates(known))
         findings.extend(await judge_targets(known))
+    findings.extend(_unchecked(known, attempts, daemon))
     return findings
+
+
+def _running(daemon: object) -> frozenset[str]:
+    """Return the addresses that the running daemon has."""
+    if not isinstance(daemon, RunningDaemon):
+        return frozenset()
+    routes = (route["listen"] for route in daemon.routes if not route["closed_by"])
+    return frozenset((*routes, *daemon.others))
+
+
+def _unchecked(
+    config: Config | None, attempts: Attempts | None, daemon: object
+) -> Iterator[Finding]:
+    """Yield a note of what was not looked at: nothing is said about it."""
+    missing = []
+    if attempts is None:
+        missing.append("targets, listeners, certificates and the pump (--root dials nothing)")
+    elif config is None:
+        missing.append("targets, listeners and certificates (no configuration)")
+    else:
+        if listeners := untried(config):
+            more = " and others" if len(listeners) > _MOST_SHOWN else ""
+            missing.append(f"the listeners {', '.join(listeners[:_MOST_SHOWN])}{more}")
+        if config.metrics_tls is not None:
+            missing.append("when the certificates expire")
+    if not isinstance(daemon, RunningDaemon):
+        missing.append("a running daemon: its routes, rejected clients and last reload")
+    if missing:
+        yield note("not checked", "; ".join(missing))
 
 
 def _is_worth_trying(machine: Machine, config: Config | None) -> bool:

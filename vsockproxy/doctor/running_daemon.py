@@ -7,6 +7,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import time
@@ -15,12 +16,13 @@ from typing import Any, Final
 from vsockproxy.address.endpoint import GuestEndpoint, UnixEndpoint
 from vsockproxy.address.grammar import parse_target
 from vsockproxy.admin.client import Answer, Client, DaemonHangsError
+from vsockproxy.admit.route_limits import REASONS
 from vsockproxy.config.document import Document, Plain
-from vsockproxy.config.load import build_config
+from vsockproxy.config.load import build_config, load_config
 from vsockproxy.config.settings import Config
 from vsockproxy.doctor.finding import Finding, note, ok, problem
 from vsockproxy.errors import AddressError, VsockproxyError
-from vsockproxy.readable import duration
+from vsockproxy.readable import count, duration
 
 SUBJECT: Final = "daemon"
 
@@ -31,14 +33,26 @@ _OF_THE_DAEMON: Final = frozenset({"denied", "blocked", "no_descriptors", "no_re
 
 @dataclass(frozen=True, slots=True)
 class RunningDaemon:
-    """A daemon's control socket and its answers, in the form of `admin.schema`."""
+    """A daemon's control socket and its answers, in the form of `admin.schema`.
+
+    Attributes:
+      others: the addresses where it listens for HTTP.
+    """
 
     socket: Path
     status: Answer
     routes: list[Answer]
+    others: tuple[str, ...] = ()
 
     def config(self) -> Config | None:
-        """Return a configuration of the routes that can be dialled; None if it is invalid."""
+        """Return the daemon's configuration: its file, else its routes that can be dialled.
+
+        None if it is invalid.
+        """
+        file = Path(self.status["source"])
+        if file.is_absolute():
+            with suppress(VsockproxyError):  # another user's, or broken since
+                return load_config(file)
         tables: list[Plain] = [
             {"name": route["name"], "listen": route["listen"], "target": target["address"]}
             for route in self.routes
@@ -58,9 +72,11 @@ def ask_daemon(find: Callable[[], Path]) -> RunningDaemon | VsockproxyError:
     """
     try:
         client = Client(find(), _TIMEOUT)
-        return RunningDaemon(
-            client.path, client.get("/v1/status"), client.get("/v1/routes")["routes"]
-        )
+        status, routes = client.get("/v1/status"), client.get("/v1/routes")["routes"]
+        metrics = client.get("/v1/config")["metrics"]
+        listed = metrics if isinstance(metrics, list) else [metrics]
+        others = (f"unix:{client.path}", *filter(None, listed))
+        return RunningDaemon(client.path, status, routes, others)
     except VsockproxyError as error:
         return error
 
@@ -78,6 +94,7 @@ def judge_daemon(
         return
     yield from _status(daemon, config)
     for route in daemon.routes:
+        yield from _targets(route)
         yield from _route(route)
 
 
@@ -96,6 +113,11 @@ def _status(daemon: RunningDaemon, config: Config | None) -> Iterator[Finding]:
             f"{text}; it is not ready: {not_ready}",
             "see vsockproxy status and the daemon's log",
         )
+    if failure := status["failed_reload"]:
+        ago = duration(time() - failure["time"])
+        for line in failure["problems"]:
+            text = f"the last reload failed {ago} ago, the old configuration runs: {line}"
+            yield problem(SUBJECT, text, "correct it, then vsockproxy reload")
     if config is not None and _has_changed(config, daemon):
         yield note(
             SUBJECT, f"{config.source} has changed since the daemon read it", "vsockproxy reload"
@@ -118,6 +140,7 @@ def _route(route: dict[str, Any]) -> Iterator[Finding]:
         yield problem(subject, text, remedy) if remedy else note(subject, text)
     elif route["state"] == "queued":
         yield note(subject, f"clients are queued: {route['queued_by']} is reached")
+    yield from _rejections(subject, route["rejected"])
     last = route["last_error"]
     if last is None:
         return
@@ -130,6 +153,21 @@ def _route(route: dict[str, Any]) -> Iterator[Finding]:
         yield problem(subject, text, last["remedy"])
     else:
         yield note(subject, text, last["remedy"])
+
+
+def _targets(route: dict[str, Any]) -> Iterator[Finding]:
+    """Yield a problem for each guest that the daemon found down: it alone may know the address."""
+    for target in route["targets"]:
+        if not _is_dialable(target["address"]) and target["state"] in ("down", "refused"):
+            text = f"{target['address']} is {target['state']}: {target['last_error']}"
+            yield problem(f"route {route['name']}", text, "see vsockproxy status")
+
+
+def _rejections(subject: str, rejected: dict[str, int]) -> Iterator[Finding]:
+    """Yield a note for each rule that has closed clients; which ones is in the log."""
+    for reason, number in rejected.items():
+        text = f"{count(number, 'client')} rejected ({reason}): {REASONS[reason]}"
+        yield note(subject, text, "see client_rejected in the log, and the route's settings")
 
 
 def _is_dialable(address: str) -> bool:

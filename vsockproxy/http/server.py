@@ -17,6 +17,7 @@ import trio
 
 from vsockproxy.http.exchange import exchange
 from vsockproxy.http.router import Router
+from vsockproxy.reasons import accept_remedy
 
 LIFETIME: Final = 20.0
 """Seconds for a connection: handshake, request and answer; Prometheus gives up after 10."""
@@ -26,7 +27,6 @@ MAX_CLIENTS: Final = 32
 
 _FIRST_PAUSE: Final = 0.01  # seconds after a failed accept; doubled up to the longest
 _LONGEST_PAUSE: Final = 1.0
-_REMEDY: Final = "clients stay queued; raise LimitNOFILE= (or ulimit -n)"
 
 Tls = Callable[[], ssl.SSLContext | None]
 """Return the certificates for the next client; None serves it without TLS."""
@@ -149,5 +149,5 @@ class HttpServer:
             lambda: {"server": self._name},
             reason=reason,
             error=error.strerror or str(error),
-            remedy=_REMEDY,
+            remedy=accept_remedy(error.errno),
         )

@@ -29,6 +29,7 @@ from vsockproxy.listen.sockets import Lease, Listen
 from vsockproxy.log.output import Throttle
 from vsockproxy.pump.reset import reset_descriptor
 from vsockproxy.pump.transfer import Accepted, Bounds, EndReason, Pump
+from vsockproxy.reasons import accept_remedy
 from vsockproxy.relay.failed_dial import FailedDials
 from vsockproxy.relay.relay import Relay
 from vsockproxy.stats import RouteStats
@@ -56,15 +57,6 @@ _PEER_ERRORS: Final = frozenset(
         errno.ETIMEDOUT,
     }
 )
-
-_MORE_FILES: Final = "clients stay queued; raise LimitNOFILE= (or ulimit -n)"
-_MORE_MEMORY: Final = "clients stay queued; the machine or LimitAS= is short of memory"
-_REMEDIES: Final = {
-    errno.EMFILE: _MORE_FILES,
-    errno.ENFILE: "clients stay queued; raise the machine's fs.file-max",
-    errno.ENOBUFS: _MORE_MEMORY,
-    errno.ENOMEM: _MORE_MEMORY,
-}
 
 
 def listen_for(route: Route) -> Listen:
@@ -360,7 +352,7 @@ class RouteListener:
                 "accept_failed",
                 route=self.route.name,
                 error=str(error),
-                remedy=_REMEDIES.get(error.errno or 0, "clients stay queued until it works again"),
+                remedy=accept_remedy(error.errno),
             )
         await trio.sleep(min(0.01 * 2 ** (failures - 1), 1.0))
 

@@ -116,7 +116,6 @@ class ListeningSockets:
         for endpoint, entry in opened.items():
             if not entry.is_restored:
                 self._inherited.keep(endpoint, entry.sockets)
-            self._log.debug("listening", owner=entry.how.owner, listen=str(endpoint))
         for endpoint, entry in self._open.items():
             entry.is_wanted = endpoint in wanted
         return list(opened)

@@ -14,7 +14,8 @@ warnings suppressed since the last one (`output.Throttle`).
 | event | level | means | keys |
 |---|---|---|---|
 | `pump_started` | info | this pump moves the bytes | pump, why |
-| `listening` | debug | a listener is open | owner, listen |
+| `listening` | info | a listener is open, or has other targets | listen; route and target, \
+or server |
 | `listener_retrying` | warning | a route or server cannot listen yet; it retries | listen, \
 error; route or server |
 | `listener_bound` | info | it listens now | listen; route or server |
@@ -25,7 +26,8 @@ error; route or server |
 | `reload_not_undone` | error | a bug broke a reload and its undoing | remedy, exception |
 | `needs_restart` | warning | a reload cannot change these settings | settings |
 | `unused_socket` | warning | systemd passed a socket that no route uses | name, remedy |
-| `connection_closed` | info | the access line | *connection*, upstream_bytes, downstream_bytes, \
+| `connection_closed` | info | the access line, but for `dial_failed` and `client_rejected` | \
+*connection*, upstream_bytes, downstream_bytes, \
 seconds, reason; if known: why, dial_seconds, held_seconds, vmm_port |
 | `connection_error` | error | a bug ended a connection | *connection*, exception |
 | `client_rejected` | warning | clients were closed before their dial | *connection*, reason, why, \

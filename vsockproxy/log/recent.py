@@ -14,7 +14,7 @@ from vsockproxy.log.format import escape
 KEPT: Final = 200
 """The number of events that are kept."""
 
-_ACCESS_LINE: Final = "connection_closed"  # one a connection: neither a failure nor a change
+_UNRECORDED: Final = ("connection_closed", "listening")  # many, and neither failures nor changes
 _SENTENCES: Final = ("error", "why", "problem")
 _SHOWN_APART: Final = ("route", "remedy")
 
@@ -79,7 +79,7 @@ def _message(fields: dict[str, Any]) -> str:
 class Recorder:
     """A logger that also records its events, whatever the log's level is.
 
-    Access lines and debug events are not recorded.
+    Access lines, those of listeners, and debug events are not recorded.
     """
 
     def __init__(self, log: Any, events: RecentEvents) -> None:
@@ -92,7 +92,7 @@ class Recorder:
 
     def info(self, event: str, **fields: Any) -> None:
         """Log and record a change."""
-        if event != _ACCESS_LINE:
+        if event not in _UNRECORDED:
             self._events.record("info", event, fields)
         self._log.info(event, **fields)
 

@@ -34,7 +34,13 @@ def log_end(connection: Connection, reason: str, log: Any) -> None:
     )
 
 
+# They have a line already, `dial_failed` or `client_rejected`, which is throttled.
+_TOLD: Final = ("dial_", "rejected_")
+
+
 def _is_logged(connection: Connection, reason: str) -> bool:
+    if reason.startswith(_TOLD) and reason not in _CLEAN:
+        return False
     policy = connection.route.policy
     is_empty = reason in _CLEAN and not connection.upstream_bytes + connection.downstream_bytes
     return policy.access_log and (policy.log_empty or not is_empty)

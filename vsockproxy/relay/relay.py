@@ -131,7 +131,7 @@ class Relay:
     async def _identify(self, client: int, connection: Connection) -> None:
         """Learn the client's address from its PROXY header; raise `EndedError` to reject it."""
         try:
-            with borrowed(client, connection.family) as sock, connection.cancellable():
+            with borrowed(client, connection.family) as sock, connection.cancellable("silent"):
                 header = await read_header(sock, connection.route.policy.connect_timeout)
             follow_header(connection, header)
             rejection: RejectReason | None = self.gate.identify(connection)
@@ -146,7 +146,7 @@ class Relay:
     async def _await_data(self, client: int, family: int, connection: Connection) -> None:
         """Wait for the client's first byte, for idle_timeout at most."""
         longest = connection.route.policy.idle_timeout
-        with borrowed(client, family) as sock, connection.cancellable():
+        with borrowed(client, family) as sock, connection.cancellable("silent"):
             with trio.move_on_after(math.inf if longest is None else longest):
                 if not await has_sent(sock):
                     raise dial_error(connection.target, "client_left")

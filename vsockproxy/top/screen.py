@@ -32,6 +32,8 @@ _STYLES: Final = {
     "draining": "yellow",
     "drained": "yellow",
     "queued": "red",
+    "silent": "yellow",
+    "held": "yellow",
     "dialling": "yellow",
 }
 _BRIEF: Final = {"half-closed": "half", "dialling": "dials"}
