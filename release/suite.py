@@ -20,7 +20,7 @@ from release.pythons import DIST, REPOSITORY, find_python, run
 
 BUILD: Final = REPOSITORY / "build" / "suites"
 RESOLUTIONS: Final = {"oldest": "lowest-direct", "newest": "highest"}
-TESTS: Final = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider")
+TESTS: Final = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 ELSEWHERE: Final = ("--ignore=tests/kernel", "--ignore=tests/container")
 
 
