@@ -87,8 +87,10 @@ def files() -> set[str]:
     for folder, folders, names in os.walk("/"):
         folders[:] = [name for name in folders if str(Path(folder, name)) not in NOT_OURS]
         found |= {str(Path(folder, name)) for name in (*folders, *names)}
-    # The user stays; shadow's tools keep a copy of each file that they change.
-    return found - {f"/etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow")}
+    # The user stays; shadow's tools keep a copy of each file that they change.  systemd keeps the
+    # folder, empty, in which dynamic users had theirs.
+    copies = {f"/etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow")}
+    return found - copies - {"/run/private"}
 
 
 def dpkg(*words: str) -> str:
