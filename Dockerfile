@@ -8,16 +8,23 @@ ARG FINAL_IMAGE=docker.io/library/python:3.13-slim-bookworm
 
 FROM ${BUILD_IMAGE} AS build
 WORKDIR /build
+COPY release/requirements.txt ./
 COPY pyproject.toml setup.py README.md LICENSE ./source/
 COPY vsockproxy ./source/vsockproxy
 COPY man ./source/man
-# The environment that is copied has no installer: pip stays in the build's environment.
+# The environment that is copied has no installer: pip stays in the build's environment.  Byte code
+# is by content, for the image must not depend on the time of the build.
 # The last line fails the build if the pump was not compiled.
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
 RUN python3 -m venv tools \
-    && tools/bin/pip wheel --no-cache-dir --wheel-dir wheels ./source \
+    && tools/bin/pip wheel --no-cache-dir --no-deps --wheel-dir wheels ./source \
     && python3 -m venv --without-pip /opt/vsockproxy \
-    && tools/bin/pip --python /opt/vsockproxy/bin/python install --no-cache-dir \
-        --no-index --find-links wheels vsockproxy \
+    && tools/bin/pip --python /opt/vsockproxy/bin/python install --no-cache-dir --no-compile \
+        --require-hashes --requirement requirements.txt \
+    && tools/bin/pip --python /opt/vsockproxy/bin/python install --no-cache-dir --no-compile \
+        --no-index --no-deps wheels/*.whl \
+    && /opt/vsockproxy/bin/python -m compileall -qf --invalidation-mode unchecked-hash \
+        /opt/vsockproxy/lib \
     && /opt/vsockproxy/bin/python -c "import vsockproxy.pump._native._pump"
 
 FROM ${FINAL_IMAGE}
@@ -34,6 +41,6 @@ USER 65532:65532
 ENV PATH=/opt/vsockproxy/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=5s --retries=3 CMD ["vsockproxy", "health"]
+HEALTHCHECK --interval=30s --timeout=5s --start-period=5s --retries=3 CMD ["vsockproxy", "health"]
 ENTRYPOINT ["vsockproxy"]
 CMD ["run"]

@@ -15,7 +15,7 @@ LOAD_FILES := $(wildcard benchmarks/load/*.c)
 LOAD_FLAGS := -std=gnu11 -Wall -Wextra -Werror -O2 -g
 
 .PHONY: help venv demo test check man sanitize bare bench bench-quick bench-vsock guard soak pictures \
-	lock wheel deb clean
+	lock wheel deb onefile sbom release-check clean
 
 help: ## list these commands
 	@awk -F ' ## ' '/^[a-z-]+:.* ## / { sub(/:.*/, "", $$1); printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -111,10 +111,12 @@ guard: venv build/load ## fail if the data path costs more than before
 
 # Hours of what is a minute in `make test`: random schedules through the pumps, and the daemon
 # under adverse load.  First the proof that the schedules find the faults of earlier versions.
+SCHEDULES := 100000
+MINUTES := 60
 soak: venv build/load ## hours of random schedules and of adverse load
 	VSOCKPROXY_SOAK=1 $(BIN)/pytest -q tests/pump/test_old_faults.py
-	VSOCKPROXY_SCHEDULES=100000 $(BIN)/pytest -q -o faulthandler_timeout=0 tests/pump/test_differential.py
-	$(BIN)/python benchmarks/soak.py
+	VSOCKPROXY_SCHEDULES=$(SCHEDULES) $(BIN)/pytest -q -o faulthandler_timeout=0 tests/pump/test_differential.py
+	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
 
 $(VENV)/plots: venv
 	$(BIN)/pip install --quiet --editable ".[bench]"
@@ -153,6 +155,17 @@ wheel: $(VENV)/release ## the sdist, and wheels for glibc, musl and neither, x86
 SUITE := bookworm
 deb: $(VENV)/release ## the Debian package of the wheel that make wheel left in dist/
 	$(BIN)/python -m release.deb $(SUITE)
+
+onefile: $(VENV)/release ## one file for a quick trial, of the wheel in dist/, tried on this machine's Pythons
+	$(BIN)/python -m release.onefile
+
+sbom: $(VENV)/release ## the bill of materials and the licences of what a release contains, in dist/
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m release.sbom
+
+# Everything, within hours; for one step: make release-check STEPS=try-deb
+STEPS :=
+release-check: $(VENV)/release ## what is longer than .ci/run: packages tried, version sets, a soak; as root
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m release.check $(STEPS)
 
 clean: ## remove everything that was built, and .venv
 	rm -rf $(VENV) build dist *.egg-info $(NATIVE)/_pump.c $(NATIVE)/*.so $(NATIVE)/*.o

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import vsockproxy
 from tests.daemon_process import REPOSITORY
 from tests.kernel.boot import require
 
@@ -22,10 +23,10 @@ def make(*words: str, folder: Path = REPOSITORY) -> subprocess.CompletedProcess[
 @pytest.fixture
 def fresh(tmp_path: Path) -> Path:
     """Return a folder with what the Makefile's environment depends on, and no .venv."""
-    for name in ("Makefile", "pyproject.toml", "setup.py", "vsockproxy/pump/_native"):
-        source, place = REPOSITORY / name, tmp_path / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, place)
+    for name in ("Makefile", "pyproject.toml", "setup.py"):
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    native = "pump/_native"
+    shutil.copytree(Path(vsockproxy.__file__).parent / native, tmp_path / "vsockproxy" / native)
     return tmp_path
 
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Make the base of the container tests without an image registry, in .cache/container or in the
-# folder given: a Debian tree with Python and a compiler, and the wheels of the package's
+# folder given: a Debian tree with Python and a compiler, and the wheels of the locked
 # requirements.  Existing files are kept.  Needs root, debootstrap and pip.
 set -euo pipefail
 repository=$(cd "$(dirname "$0")/../.." && pwd)
@@ -21,22 +21,24 @@ if [ ! -e "$folder/base.tar" ]; then
     mv "$folder/base.tar.new" "$folder/base.tar"
 fi
 
-requirements=$(python3 - "$repository/pyproject.toml" <<'PYTHON'
+locked=$repository/release/requirements.txt
+build=$(python3 - "$repository/pyproject.toml" <<'PYTHON'
 import sys, tomllib
 
 with open(sys.argv[1], "rb") as file:
-    tables = tomllib.load(file)
-print("\n".join([*tables["build-system"]["requires"], "wheel", *tables["project"]["dependencies"]]))
+    print("\n".join([*tomllib.load(file)["build-system"]["requires"], "wheel"]))
 PYTHON
 )
-if [ "$(cat "$folder/wheels/wanted" 2>/dev/null)" != "$requirements" ]; then
+wanted=$(cat "$locked"; echo "$build")
+if [ "$(cat "$folder/wheels/wanted" 2>/dev/null)" != "$wanted" ]; then
     rm -rf "$folder/wheels"
     mkdir "$folder/wheels"
-    mapfile -t lines <<<"$requirements"
+    mapfile -t lines <<<"$build"
     # For the Debian tree's Python, not for the one that runs here.
-    "$pip" download --quiet --dest "$folder/wheels" --only-binary :all: \
-        --python-version "$python" --implementation cp --abi "cp${python/./}" --abi abi3 --abi none \
-        --platform "manylinux2014_$(uname -m)" --platform "manylinux_2_28_$(uname -m)" \
-        "${lines[@]}"
-    printf '%s\n' "$requirements" >"$folder/wheels/wanted"
+    download=("$pip" download --quiet --dest "$folder/wheels" --only-binary :all:
+        --python-version "$python" --implementation cp --abi "cp${python/./}" --abi abi3 --abi none
+        --platform "manylinux2014_$(uname -m)" --platform "manylinux_2_28_$(uname -m)")
+    "${download[@]}" --require-hashes --requirement "$locked"
+    "${download[@]}" "${lines[@]}"
+    printf '%s\n' "$wanted" >"$folder/wheels/wanted"
 fi

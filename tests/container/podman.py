@@ -27,6 +27,8 @@ CACHE: Final = (REPOSITORY / ".cache" / "container").resolve()
 PROFILE: Final = REPOSITORY / "config" / "container" / "seccomp-vsock.json"
 BASE: Final = "localhost/vsockproxy-base"
 IMAGE: Final = "localhost/vsockproxy"
+TIMESTAMP: Final = 1_700_000_000
+"""Every build's time; of a release it is that of its last commit."""
 USER: Final = 65532
 """The image's uid."""
 
@@ -65,7 +67,7 @@ def storage() -> Iterator[None]:
             _run(["umount", f"{CACHE}/storage/overlay"], check=False)
 
 
-def build_image(scratch: Path) -> str:
+def build_image(scratch: Path, name: str = IMAGE) -> str:
     """Build the image of this working copy on the Debian tree; return its name."""
     if podman("image", "exists", BASE, check=False).returncode:
         podman("import", f"{CACHE}/base.tar", BASE)
@@ -75,9 +77,10 @@ def build_image(scratch: Path) -> str:
     line = ["buildah", *_STORAGE, "bud", "--pull-never", "--isolation=chroot", "--network=host"]
     line += [f"--build-arg={which}_IMAGE={BASE}" for which in ("BUILD", "FINAL")]
     line += [f"--volume={CACHE}/wheels:/wheels:ro", f"--volume={pip}:/etc/pip.conf:ro"]
-    _run([*line, "--format=docker", f"--tag={IMAGE}", str(REPOSITORY)], check=True)
+    line += [f"--timestamp={TIMESTAMP}"]
+    _run([*line, "--format=docker", f"--tag={name}", str(REPOSITORY)], check=True)
     podman("image", "prune", "--force")  # the image that had the name before
-    return IMAGE
+    return name
 
 
 def describe(image: str) -> dict[str, Any]:

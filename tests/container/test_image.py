@@ -111,6 +111,29 @@ def test_the_final_stage_runs_no_command_and_needs_no_shell() -> None:
     assert not re.findall(r"(?m)^(?:ENTRYPOINT|CMD|HEALTHCHECK.* CMD) +[^\[ ]", final)
 
 
+def test_two_builds_of_the_same_source_have_the_same_layers(image: str, tmp_path: Path) -> None:
+    again = podman.build_image(tmp_path, f"{image}-again")
+    assert podman.describe(again)["RootFS"]["Layers"] == podman.describe(image)["RootFS"]["Layers"]
+
+
+def test_the_image_has_the_locked_requirements_and_no_installer(image: str) -> None:
+    ask = (
+        "from importlib.metadata import distributions;"
+        "print(*(f'{each.name}=={each.version}' for each in distributions()))"
+    )
+    lock = (REPOSITORY / "release" / "requirements.txt").read_text()
+    # Of the others each is for another system.
+    locked = set(re.findall(r"(?m)^([\w.-]+==[\w.]+) \\\\$", lock))
+    installed = {normal(name) for name in run_python(ask, PROFILE).stdout.split()}
+    assert {name for name in installed if not name.startswith("vsockproxy==")} >= locked
+    assert not {name for name in installed if name.startswith(("pip==", "setuptools=="))}
+
+
+def normal(requirement: str) -> str:
+    name, _, version = requirement.partition("==")
+    return f"{re.sub(r'[-_.]+', '-', name).lower()}=={version}"
+
+
 def test_the_image_has_the_native_pump(image: str) -> None:
     done = podman.podman(
         "run",

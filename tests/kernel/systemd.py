@@ -39,13 +39,14 @@ def run_under_systemd(
       KernelError: as `boot.run` does.
     """
     require(**{"linux.uml": "user-mode-linux"})
-    root = _find_root()
+    root = find_root()
     (scratch / "init").write_text(_init_script())
-    (scratch / "command").write_text(_command_script(command))
-    return run(_kernel_line(root, scratch, memory), scratch, timeout)
+    (scratch / "command").write_text(command_script(command))
+    return run(kernel_line(root, scratch, memory), scratch, timeout)
 
 
-def _find_root() -> Path:
+def find_root() -> Path:
+    """Return the Debian tree; skip the test if it is missing."""
     named = os.environ.get("VSOCKPROXY_SYSTEMD_ROOT")
     root = Path(named) if named else REPOSITORY / ".cache/systemd-root"
     if not (root / "lib/systemd/systemd").exists():
@@ -55,11 +56,16 @@ def _find_root() -> Path:
     return root
 
 
-def _kernel_line(root: Path, scratch: Path, memory: str) -> list[str]:
+def kernel_line(root: Path, scratch: Path, memory: str, mode: str = "ro") -> list[str]:
+    """Return the command that boots systemd by the scratch folder's ``init``.
+
+    Args:
+      mode: ``ro`` or ``rw``, how the root is mounted.
+    """
     init = f"mount -t hostfs -o {scratch} scratch {SCRATCH} && . {SCRATCH}/init"
     return [
         *("linux.uml", f"mem={memory}", "quiet", "panic=-1", "con=null", "con0=null,fd:1"),
-        *("rootfstype=hostfs", f"rootflags={root}", "ro"),
+        *("rootfstype=hostfs", f"rootflags={root}", mode),
         *(f"uml_dir={scratch}", "umid=uml"),
         *("systemd.unit=scenario.service", "init=/bin/sh", "--", "-c", f'"{init}"'),
     ]
@@ -109,7 +115,8 @@ exec /lib/systemd/systemd
 """
 
 
-def _command_script(command: Sequence[str]) -> str:
+def command_script(command: Sequence[str]) -> str:
+    """Return the script of scenario.service, which runs ``command`` and powers off."""
     return f"""\
 {shlex.join(command)} >{SCRATCH}/output 2>&1
 echo $? >{SCRATCH}/status

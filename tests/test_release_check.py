@@ -1,0 +1,60 @@
+"""The steps of `make release-check`: their outcomes, limits and order, with fakes as steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from release import check
+from release.check import STEPS, Result, Step, table
+
+
+@pytest.fixture(autouse=True)
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(check, "LOGS", tmp_path)
+    return tmp_path
+
+
+def outcomes(*steps: Step) -> list[str]:
+    return [result.outcome for result in check.run(steps)]
+
+
+def test_the_output_of_a_step_is_in_its_log(logs: Path) -> None:
+    assert outcomes(Step("fake", "echo out; echo err >&2", 10)) == ["ran"]
+    assert (logs / "fake.log").read_text() == "out\nerr\n"
+
+
+def test_a_step_that_fails_fails_those_that_use_its_result_and_no_other() -> None:
+    steps = (Step("a", "exit 3", 10), Step("b", "true", 10, ("a",)), Step("c", "true", 10))
+    assert outcomes(*steps, Step("d", "true", 10, ("b",))) == [
+        *("failed: status 3", "not run: a failed", "ran", "not run: b failed")
+    ]
+
+
+def test_a_command_that_does_not_exist_fails_its_step() -> None:
+    assert outcomes(Step("a", "no-such-command", 10)) == ["failed: status 127"]
+
+
+def test_a_step_over_its_limit_fails(logs: Path) -> None:
+    [result] = check.run([Step("a", f"mkfifo {logs}/pipe && cat {logs}/pipe", 0.2)])
+    assert result.outcome == "failed: not within 0.2 s"
+    assert result.seconds < 10
+
+
+def test_the_table_has_each_step_and_the_sum() -> None:
+    step = Step("a", "true", 10)
+    lines = list(table([Result(step, "ran", 2), Result(step, "failed: status 1", 3)]))
+    assert [line.split()[:2] for line in lines[:2]] == [["a", "2"], ["a", "3"]]
+    assert lines[2].startswith("1 passed, 1 failed in 5 s")
+
+
+def test_every_step_comes_after_those_whose_results_it_uses() -> None:
+    names = [step.name for step in STEPS]
+    assert all(names.index(name) < names.index(step.name) for step in STEPS for name in step.after)
+    assert len(set(names)) == len(names)
+
+
+def test_an_unknown_step_ends_with_the_list_of_the_steps() -> None:
+    with pytest.raises(SystemExit, match="no step try-rpm: packages wheels"):
+        check.main(["try-rpm"])
