@@ -25,6 +25,7 @@ from vsockproxy.address.endpoint import (
     VsockEndpoint,
 )
 from vsockproxy.address.sockaddr import address_of, peer_name
+from vsockproxy.config.by_name import ByName
 from vsockproxy.config.settings import Route
 from vsockproxy.pump.transfer import EndReason, Meter
 
@@ -42,7 +43,8 @@ class Connection(Meter):
 
     Attributes:
       number: unique in this process, ascending.
-      target: the target that it is connected to, or is dialled; one of its route's.
+      target: the target that it is connected to, or is dialled; one of its route's, or the one
+        that the client has named; a `ByName` until then.
       opened: the time of its accept, in seconds of `time.monotonic`.
       dial_seconds: the duration of the dial; None until the target answered.
       held_seconds: for how many seconds the client was held.
@@ -75,7 +77,7 @@ class Connection(Meter):
         super().__init__()
         self.number = number
         self.route = route
-        self.target: Target = route.target
+        self.target: Target | ByName = route.target
         self.opened = monotonic()
         self.dial_seconds: float | None = None
         self.held_seconds = 0.0

@@ -175,7 +175,7 @@ def _each(
 
 def _route_info(stats: RouteStats) -> Mapping[str, str]:
     route = stats.route
-    return {"listen": str(route.listen), "target": ", ".join(map(str, route.targets))}
+    return {"listen": str(route.listen), "target": route.leads_to}
 
 
 def _target_states(stats: RouteStats) -> Mapping[tuple[str, str], float]:

@@ -12,6 +12,7 @@ from time import monotonic, time
 from typing import Final, Literal, NamedTuple, get_args
 
 from vsockproxy.address.endpoint import Target
+from vsockproxy.config.by_name import ByName
 from vsockproxy.config.settings import Config, Route
 from vsockproxy.connection import Connection
 from vsockproxy.errors import DialError
@@ -176,7 +177,7 @@ class RouteStats:
         assert error is not None
         return LastError(state.failed_at, error.reason, error.summary, error.remedy)
 
-    def keep_error(self, target: Target, error: DialError) -> None:
+    def keep_error(self, target: Target | ByName, error: DialError) -> None:
         """Keep an error for a target of the route."""
         for state in self.targets:
             if state.address == target:

@@ -9,7 +9,8 @@ import pytest
 from tests.admin.running_daemon import controlled_daemon
 from tests.fake_services import unix_listener
 from vsockproxy.admin.openapi import OPERATIONS
-from vsockproxy.config.settings import Limits, Policy
+from vsockproxy.config.process import Limits
+from vsockproxy.config.settings import Policy
 
 VERBS = [one.name for one in OPERATIONS if one.path.startswith("/v1/routes/{") and one.body is None]
 VERBS.remove("route")  # it only reads

@@ -18,7 +18,8 @@ from tests.sockets import read_to_end
 from tests.waiting import until
 from vsockproxy.address.endpoint import ListenEndpoint, Target, TcpEndpoint, UnixEndpoint
 from vsockproxy.admit.process_limits import Admission
-from vsockproxy.config.settings import Limits, Policy, PumpChoice, PumpSettings, Route
+from vsockproxy.config.process import Limits
+from vsockproxy.config.settings import Policy, PumpChoice, PumpSettings, Route
 from vsockproxy.guests.directory import Guests
 from vsockproxy.listen.listener import RouteListener, listen_for
 from vsockproxy.listen.sockets import ListeningSockets

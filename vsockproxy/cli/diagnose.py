@@ -136,7 +136,7 @@ def _read_target(text: str, file: Path | None) -> tuple[Target, Sequence[Guest]]
             f" for a TCP target, write tcp:{text}"
         ) from error
     config = forward_config([("unix:@probe", text)], {"guests": dict(guests)})
-    return config.routes[0].target, config.guests
+    return config.routes[0].targets[0], config.guests
 
 
 def _unescaped(text: str) -> bytes:

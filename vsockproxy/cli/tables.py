@@ -146,7 +146,7 @@ def _configured_routes(config: Config) -> Table:
     columns: dict[str, Callable[[Route], str]] = {
         "route": lambda route: route.name,
         "listen": lambda route: str(route.listen),
-        "target": lambda route: ", ".join(map(str, route.targets)),
+        "target": lambda route: route.leads_to,
     }
     if any(settings.values()):
         columns["settings"] = lambda route: settings[route.name]
