@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from vsockproxy.address.endpoint import check_path
+from vsockproxy.address.endpoint import check_absolute, check_path
 from vsockproxy.config.access import GuestRule, Rule, parse_sources
 from vsockproxy.config.by_name import (
     LABEL_MARK,
@@ -75,6 +75,9 @@ class ByNameReader:
                     self.check_guest(table.guest, "")
                     rules.append(guest_rule(table.guest))
             self._check_sources_of(policy)
+            if table.credentials is not None:
+                with self.problems.collecting((*self.path, "credentials")):
+                    check_absolute(table.credentials)
         return ByName(by, tuple(rules), table.guest, table.credentials)
 
     def _rule(self, by: By, number: int, item: ToItem) -> ToRule | None:
