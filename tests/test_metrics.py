@@ -87,6 +87,7 @@ def busy(stats: RouteStats) -> None:
     stats.accept_errors += 3
     stats.rejected["denied"] += 1
     stats.accept_pauses["descriptors"] += 1
+    stats.requests["denied"] += 1
     stats.held_results["served"] += 1
     stats.targets = [TargetState(ROUTE.targets[0])]
     stats.dial_seconds.observe(0.001)

@@ -293,6 +293,13 @@ _ROWS: Final = (
         _each(lambda stats: stats.rejected),
     ),
     _Row(
+        "vsockproxy_requests",
+        CounterMetricFamily,
+        "Decisions on the targets that clients named, by verdict.",
+        ["route", "verdict"],
+        _each(lambda stats: stats.requests),
+    ),
+    _Row(
         "vsockproxy_accept_pauses",
         CounterMetricFamily,
         "Pauses of accept(2) while clients were queued, by reason.",

@@ -126,6 +126,7 @@ class RouteStats:
       rejected: rejected clients, by `route_limits.RejectReason`.
       accept_pauses: pauses of accepting, by `route_limits.QueueReason`.
       sources: open connections, by `Connection.source`.
+      requests: decisions on what clients asked for, by verdict.
       targets: the states of the route's targets.
       held: clients that are held until a target answers.
       held_results: clients that were held, by result.
@@ -144,6 +145,7 @@ class RouteStats:
         "held_results",
         "live",
         "rejected",
+        "requests",
         "route",
         "sources",
         "targets",
@@ -158,6 +160,7 @@ class RouteStats:
         self.accept_errors = 0
         self.rejected: Counter[str] = Counter()
         self.accept_pauses: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.sources: dict[str, int] = {}
         self.targets: list[TargetState] = []
         self.held = 0

@@ -18,6 +18,7 @@ from tests.sockets import read_to_end
 from tests.waiting import until
 from vsockproxy.address.endpoint import ListenEndpoint, Target, TcpEndpoint, UnixEndpoint
 from vsockproxy.admit.process_limits import Admission
+from vsockproxy.config.by_name import ByName
 from vsockproxy.config.process import Limits
 from vsockproxy.config.settings import Policy, PumpChoice, PumpSettings, Route
 from vsockproxy.guests.directory import Guests
@@ -98,7 +99,7 @@ async def serving(
     *,
     service: Service = echo,
     listen_at: ListenEndpoint = TcpEndpoint("127.0.0.1", 0),  # noqa: B008 - it is frozen
-    dial_to: Target | None = None,
+    dial_to: Target | ByName | None = None,
     admission: Admission | None = None,
     guests: Guests | None = None,
     choice: PumpChoice = "auto",

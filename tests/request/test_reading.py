@@ -15,7 +15,7 @@ from tests.request.reading import client_hello
 from tests.sockets import PAIRS, Pair, unix_pair
 from tests.waiting import PATIENCE
 from vsockproxy.config.request import By, Request
-from vsockproxy.request.reader import MOST, Asked, Credentials, Reader
+from vsockproxy.request.reader import MOST, Asked, Reader
 from vsockproxy.request.reading import Check, NoRequestError, read_request
 
 FAMILIES = pytest.mark.parametrize(
@@ -161,12 +161,12 @@ async def test_a_client_that_ends_too_early_has_left_or_is_malformed(
 
 
 async def test_wrong_credentials_are_answered_and_right_ones_read_on() -> None:
-    asked: list[Credentials] = []
+    asked: list[tuple[str, str]] = []
 
     def accepts(user: str) -> Check:
-        async def check(credentials: Credentials) -> bool:
-            asked.append(credentials)
-            return credentials.user == user
+        async def check(asking: str, password: str) -> bool:
+            asked.append((asking, password))
+            return asking == user
 
         return check
 
@@ -180,12 +180,12 @@ async def test_wrong_credentials_are_answered_and_right_ones_read_on() -> None:
         await client.done()
         assert client.error is not None
         assert (client.error.reason, client.error.reply) == ("unauthenticated", b"\5\2\1\1")
-    assert asked == [Credentials("alice", "secret")] * 2
+    assert asked == [("alice", "secret")] * 2
 
 
 async def test_missing_credentials_of_http_are_answered_407() -> None:
-    async def check(credentials: Credentials) -> bool:
-        return credentials != Credentials("", "")
+    async def check(user: str, password: str) -> bool:
+        return (user, password) != ("", "")
 
     async with reading("http-connect", check=check) as client:
         client.send(REQUESTS["http-connect"])

@@ -135,6 +135,9 @@ class Connection(BaseModel):
     id: Annotated[int, _described("Unique while the daemon runs; the log's number.")]
     route: str
     client: str
+    asked: Annotated[
+        str | None, _described("What the client asked for, where clients name their targets.")
+    ]
     target: str
     state: ConnectionState
     halves: Halves

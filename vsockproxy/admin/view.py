@@ -92,6 +92,7 @@ def connection(live: Connection, rates: Rates) -> schema.Connection:
         id=live.number,
         route=live.route.name,
         client=live.client,
+        asked=None if live.request is None else str(live.request),
         target=str(live.target),
         state="dialling" if dialling else "half-closed" if half_closed else "open",
         halves=schema.Halves(

@@ -47,11 +47,11 @@ class _Source:
 
 
 class Users:
-    """The users in one file."""
+    """The users in one file, ``path``."""
 
     def __init__(self, path: str, log: Any) -> None:
         """Read nothing yet; ``log`` is a structlog logger for a file that cannot be used."""
-        self._path = path
+        self.path = path
         self._log = log
         self._told = ""
         self._key = secrets.token_bytes(32)
@@ -70,7 +70,7 @@ class Users:
         async with source.lock:
             if source.failures.seconds() > 0:
                 return False
-            verify = partial(_verify, self._path, user, password, self._key, self._right)
+            verify = partial(_verify, self.path, user, password, self._key, self._right)
             try:
                 right = await trio.to_thread.run_sync(
                     verify, abandon_on_cancel=True, limiter=_HASHING

@@ -121,7 +121,7 @@ def connections(page: Answer) -> RenderableType:
             str(live["id"]),
             Text(live["route"]),
             Text(live["client"]),
-            Text(live["target"]),
+            Text(_named(live)),
             _state(live["state"]),
             size(live["upstream_bytes"]),
             size(live["downstream_bytes"]),
@@ -131,6 +131,12 @@ def connections(page: Answer) -> RenderableType:
         )
     more = f", {len(shown)} shown" if len(shown) < page["total"] else ""
     return Group(table, Text(f"{count(page['total'], 'connection')}{more}"))
+
+
+def _named(live: Answer) -> str:
+    """Return a connection's target, behind the name that the client asked for, if it did."""
+    asked = live["asked"]
+    return f"{asked} -> {live['target']}" if asked else str(live["target"])
 
 
 # ---- a configuration ----

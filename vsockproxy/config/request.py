@@ -1,8 +1,8 @@
-"""What a client asks for in its first bytes: a name, a port and credentials, as a value."""
+"""What a client asks for in its first bytes: a name and a port, as a value."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 By = Literal["socks5", "http-connect", "proxy", "sni", "http-host", "mux"]
@@ -16,13 +16,12 @@ class Request:
     Attributes:
       name: as asked for, in lower case and without a trailing dot; of an IP address the text.
       port: None where the client names none: a TLS server name, a Host without a port.
-      user, password: its credentials; None where it sent none.
+      user: the user that has asked, where the route has credentials.
     """
 
     name: str
     port: int | None = None
     user: str | None = None
-    password: str | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         name = f"[{self.name}]" if ":" in self.name else self.name

@@ -17,7 +17,7 @@ from vsockproxy.request.reader import MOST, Asked, Credentials, Reader, Refusal,
 from vsockproxy.request.sni import Sni
 from vsockproxy.request.socks5 import Socks5
 
-Check = Callable[[Credentials], Awaitable[bool]]
+Check = Callable[[str, str], Awaitable[bool]]
 """Return whether a client's user and password are right."""
 
 
@@ -109,7 +109,8 @@ async def _read(sock: socket.socket, reader: Reader, data: bytes, check: Check |
 
 
 async def _authenticate(reader: Reader, credentials: Credentials, check: Check | None) -> None:
-    if check is None or not await check(credentials):
+    # Clients may wait for HTTP's challenge: no credentials are not wrong ones.
+    if check is None or not credentials.user or not await check(*credentials):
         sentence = "the user or the password is wrong or missing"
         refused = reader.refused(Refusal("unauthenticated", sentence))
         raise NoRequestError("unauthenticated", sentence, reader.output + refused)
