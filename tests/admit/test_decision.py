@@ -152,6 +152,7 @@ async def test_an_allowed_name_leads_out_and_its_addresses_are_checked_at_the_di
         ("deb.debian.org", 0, "", "no port was asked for with deb.debian.org"),
         ("deb.debian.org.evil.org", 80, "", "target_allow has no rule for"),
         ("bad.pypi.org", 443, "target_deny bad.pypi.org:*", "bad.pypi.org is denied"),
+        ("bad.pypi.org", None, "target_deny bad.pypi.org:*", "bad.pypi.org is denied"),
         ("10.9.0.1", 5432, "target_deny 10.9.0.0/16:*", "10.9.0.1 is denied"),
         ("::ffff:10.9.0.1", 5432, "target_deny 10.9.0.0/16:*", "::ffff:10.9.0.1 is denied"),
         ("0xa000001", 5432, "", "'0xa000001' is not an IP address"),

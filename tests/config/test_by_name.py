@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -10,12 +11,14 @@ from hypothesis import strategies as st
 
 from tests.config.texts import errors, toml, yaml
 from vsockproxy.address.endpoint import GUEST_NAME, check_guest_name
+from vsockproxy.config import credentials
 from vsockproxy.config.by_name import ByName, GuestPort, ToRule, parse_leads
 from vsockproxy.config.destination import parse_name
 from vsockproxy.config.guest import CidFile, Command, Guest, KnownGuests, Libvirt, Mux
 from vsockproxy.config.request import Request
 
 SBX: Final = Guest("sbx-*", Mux("/run/sbx/{name}/v.sock"))
+HASH: Final = f"$2y$05${'a' * 53}"
 LABELS: Final = ToRule(parse_name("*.vm.example.com"), GuestPort("sbx-{1}", 443), "sbx-{1}:443")
 
 
@@ -40,6 +43,11 @@ def test_a_route_by_name_is_read_from_toml_yaml_and_texts() -> None:
     assert (one.by, one.targets, one.leads_to) == ("sni", (), "by sni")
     assert isinstance(one.target, ByName)
     assert [str(rule) for rule in one.target.to] == ["*.vm = sbx-{1}:443", "db.vm = web:5432"]
+
+
+def test_a_rule_is_shown_with_the_clients_that_it_is_for() -> None:
+    keys = 'by = "sni"\nto = [{ name = "db.vm:1-9", target = "web:5432", from = ["web", 7] }]'
+    assert toml(route(keys)).routes[0].to == ["db.vm:1-9 = web:5432 from web 7"]
 
 
 def test_a_guest_of_a_mux_route_is_the_rule_for_every_name() -> None:
@@ -307,3 +315,38 @@ def test_a_wrong_pattern_of_guests_is_an_error(guests: str, line: str) -> None:
 
 def test_leads_are_never_read_again_with_a_clients_text() -> None:
     assert parse_leads("sbx-{1}:{port}") == GuestPort("sbx-{1}", None)
+
+
+# ---- the file of users ----
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (None, "{file} cannot be read: No such file or directory"),
+        ("", "{file} has no users: add one with htpasswd -B"),
+        ("# nobody\n", "{file} has no users: add one with htpasswd -B"),
+        (f"# people\nann:{HASH}\nbob:secret\n", "{file}:3: expected NAME:HASH with a bcrypt hash"),
+        (f"ann:{HASH.replace('$05$', '$31$')}", "{file}:1: the hash has the cost 31"),
+    ],
+)
+def test_a_file_of_users_that_cannot_be_used_is_an_error_of_its_key(
+    text: str | None, problem: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "users"
+    if text is not None:
+        file.write_text(text)
+    [found] = errors(route(f'by = "socks5"\ntarget_allow = []\ncredentials = "{file}"'))
+    assert "credentials: " in found
+    assert problem.format(file=file) in found
+
+
+def test_a_missing_module_for_hashes_is_an_error_of_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "users").write_text(f"ann:{HASH}\n")
+    keys = f'by = "socks5"\ntarget_allow = []\ncredentials = "{tmp_path}/users"'
+    assert toml(route(keys)).routes
+    monkeypatch.setattr(credentials, "find_spec", lambda _: None)
+    [found] = errors(route(keys))
+    assert 'the module bcrypt is missing: pip install "vsockproxy[credentials]"' in found

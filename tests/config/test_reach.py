@@ -61,6 +61,12 @@ SPECIAL: Final = [
     *("::", "::1", "0:0:0:0:0:0:0:1", "fd00:ec2::254", "fd20:ce::254", "fe80::1", "fe80::1%lo"),
     *("fec0::1", "fc00::1", "fdff::1", "ff02::1", "2001:db8::1", "100::1", "4000::1", "2a00::7"),
     *("::ffff:0:127.0.0.1", "::ffff:127.0.0.1%lo"),
+    # EKS, Scaleway, OpenStack; ULA and deprecated forms of the loopback and of a network
+    *("169.254.170.23", "169.254.42.42", "fd00:42::42", "fe80::a9fe:a9fe", "fd00:ec2::23"),
+    *("::127.0.0.1", "::ffff:0.0.0.0", "64:ff9b::", "2002::", "2002:a9fe:a9fe::a9fe:a9fe"),
+    *("64:ff9b::203.0.114.7", "2002:cb00:7207::", "::ffff:203.0.114.7", "fec0::a9fe:a9fe"),
+    *("5f00::1", "0::ffff:7f00:1", "2001:20::1", "3fff::1", "64:ff9b:1:2::10.0.0.1"),
+    *("127.0.0.53", "127.0.0.11", "0.0.0.1", "192.88.99.1", "100.127.255.254", "172.17.0.1"),
 ]
 
 
@@ -110,6 +116,14 @@ def test_an_address_rule_names_a_special_address(address: str, rule: str) -> Non
         ("203.0.114.7", "203.0.114.0/24:443"),  # the machine's own
         ("::1", "[::]/0:443"),
         ("10.1.2.3", "10.0.0.0/8:80"),
+        ("fe80::a9fe:a9fe", "[fe80::]/10:443"),
+        ("2002:7f00:1::", "[2002::]/16:443"),
+        ("2002:7f00:1::", "[2002:7f00:1::]/48:443"),  # the inner address must be named
+        ("64:ff9b::7f00:1", "[64:ff9b::]/96:443"),
+        ("64:ff9b::a9fe:a9fe", "[64:ff9b::a9fe:a9fe]:443"),
+        ("64:ff9b:1::7f00:1", "[64:ff9b::]/32:443"),
+        ("::ffff:127.0.0.1", "[::ffff:0:0]/96:443"),
+        ("0.0.0.0", "0.0.0.0/0:443"),
     ],
 )
 def test_a_wider_rule_does_not_name_it(address: str, rule: str) -> None:
@@ -137,6 +151,28 @@ def test_a_denied_network_wins_in_every_spelling(address: str) -> None:
     assert text == f'{address} matches "10.9.0.0/16:*" of target_deny'
 
 
+@pytest.mark.parametrize(
+    ("rule", "name", "port"),
+    [
+        ("admin.vm:80", "admin.vm", 80),
+        ("admin.vm:80", "ADMIN.vm.", 80),
+        ("admin.vm:80", "admin.vm", None),  # Host and a server name can come without one
+        ("*.vm:8000-8010", "a.vm", None),
+        ("10.0.0.0/8:80", "10.0.0.1", None),
+        ("127.0.0.0/8:*", "0.0.0.0", 1),
+        ("127.0.0.0/8:*", "::ffff:0:0", 1),
+        ("[::1]:*", "::", 1),
+        ("[::ffff:10.0.0.0]/104:*", "10.0.0.1", 1),
+    ],
+)
+def test_a_deny_rule_matches_every_spelling_of_what_is_asked_for(
+    rule: str, name: str, port: int | None
+) -> None:
+    reach = Reach((), patterns((rule,)))
+    assert reach.denial(name, port) == parse_pattern(rule)
+    assert reach.denial("other.org", port) is None
+
+
 def test_an_empty_list_reaches_nothing() -> None:
     nothing = Reach(())
     assert nothing.rules_for(TcpEndpoint("deb.debian.org", 80)) == ()
@@ -149,6 +185,8 @@ def test_an_empty_list_reaches_nothing() -> None:
     [
         *("2130706433", "127.1", "127.0.1", "0x7f000001", "0x7f.1", "0177.0.0.1", "017700000001"),
         *("0X7F.0.0.1", "127.0.0.1.5", "a.0x1", "127.0.0.01", "1", "0"),
+        *("0x", "0X", "example.0x", "00000000000000000000000000177.0.0.1", "127.0x0.0.1"),
+        *("127.0.0.256", "4294967297", "0x100000001", "1e0.1", "127.00.00.001"),
     ],
 )
 def test_a_number_that_only_the_resolver_takes_for_an_address_is_denied(name: str) -> None:

@@ -21,7 +21,6 @@ by = "http-host"
 to = [{{ name = "*.vm", target = "sbx-{{1}}:80" }}]
 half_close = "forward"
 
-
 [[route]]
 name = "out"
 listen = "fd:out"
@@ -54,6 +53,21 @@ def host(name: str) -> bytes:
 
 def connect(target: str) -> bytes:
     return f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode()
+
+
+def test_check_shows_the_rules_and_the_fault_of_a_file_of_users(tmp_path: Path) -> None:
+    config, users = tmp_path / "config.toml", tmp_path / "users"
+    text = CONFIG.format(folder=tmp_path, allowed="")
+    config.write_text(text)
+    shown = command("check", config)
+    assert "by http-host: *.vm = sbx-{1}:80" in shown.stdout, shown
+    assert "by proxy" in shown.stdout
+
+    users.write_text("# people\nann:secret\n")
+    config.write_text(text.replace('"proxy"', f'"proxy"\ncredentials = "{users}"'))
+    shown = command("check", config)
+    assert shown.returncode == 2
+    assert f"{users}:2: expected NAME:HASH with a bcrypt hash" in shown.stderr
 
 
 async def test_clients_reach_what_they_name_and_nothing_else(tmp_path: Path) -> None:
@@ -91,6 +105,8 @@ async def test_clients_reach_what_they_name_and_nothing_else(tmp_path: Path) -> 
                 assert (await tunnel.receive_some()).startswith(b"HTTP/1.1 200 ")
                 shown = command("connections", "--socket", tmp_path / "admin.sock")
                 assert f"127.0.0.1:{port} -> tcp:127.0.0.1:{port}" in shown.stdout, shown
+                shown = command("status", "--socket", tmp_path / "admin.sock")
+                assert "by http-host: *.vm = sbx-{1}:80" in shown.stdout, shown
             for other in ("[::1]", "2130706433", "0x7f000001", "127.0.0.2", "[::ffff:127.0.0.2]"):
                 answer = await ask(sockets["out"], connect(f"{other}:{port}"))
                 assert answer.startswith(b"HTTP/1.1 403 "), other

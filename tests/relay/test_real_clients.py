@@ -154,6 +154,17 @@ async def test_curl_reaches_two_servers_by_their_tls_names_on_one_port(
             assert done.stdout == f"{name} Host: {name}\n".encode(), done
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("evil.vm", b"unrecognized name"), ("127.0.0.1", b"alert")]
+)
+async def test_curl_prints_the_alert_of_a_refused_server_name(name: str, said: bytes) -> None:
+    async with naming("sni") as route:
+        there = f"::127.0.0.1:{port_of(route)}"
+        done = await curl("--insecure", "--connect-to", there, f"https://{name}/")
+        assert done.returncode != 0
+        assert said in done.stderr, done
+
+
 async def test_curl_reaches_two_servers_by_host_on_one_port() -> None:
     async with AsyncExitStack() as stack:
         targets = await stack.enter_async_context(servers(None, "web.vm", "db.vm"))

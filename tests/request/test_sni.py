@@ -8,7 +8,7 @@ import pytest
 
 from tests.request.reading import client_hello, read
 from vsockproxy.config.request import Request
-from vsockproxy.request.reader import MOST, Asked
+from vsockproxy.request.reader import MOST, Asked, Refusal
 from vsockproxy.request.sni import Sni
 
 
@@ -43,7 +43,18 @@ def test_a_large_hello_with_unknown_extensions_is_read() -> None:
 
 @pytest.mark.parametrize("name", [None, "192.0.2.1"])
 def test_a_hello_without_a_name_is_refused(name: str | None) -> None:
-    assert read(Sni(), [client_hello(name)]).error == "the ClientHello has no server name"
+    found = read(Sni(), [client_hello(name)])
+    assert found.error == "the ClientHello has no server name"
+    assert found.output == alert(109)  # missing_extension
+
+
+@pytest.mark.parametrize(
+    ("reason", "description"), [("denied", 112), ("forbidden", 112), ("refused", 80)]
+)
+def test_a_refused_hello_is_answered_with_an_alert(reason: str, description: int) -> None:
+    reader = Sni()
+    assert read(reader, [client_hello("example.com")]).asked
+    assert reader.refused(Refusal(reason, "because")) == alert(description)
 
 
 def test_a_name_that_is_not_ascii_is_malformed_and_writes_nothing(
@@ -61,6 +72,10 @@ def test_what_is_not_tls_is_malformed(data: bytes) -> None:
     found = read(Sni(), [data])
     assert found.error is not None
     assert found.output == b""
+
+
+def alert(description: int) -> bytes:
+    return b"\x15\3\3\0\2\2" + bytes([description])
 
 
 def with_extensions(hello: bytes, *extensions: tuple[int, bytes]) -> bytes:

@@ -34,6 +34,9 @@ SortKey = Literal[
     "downstream_rate",
 ]
 
+_BY = "How clients name their targets, as in sni; null where the configuration has the targets."
+_TO = "Where the names lead, as NAME = TARGET, in the order in which they are tried."
+
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")  # a misspelled filter must not end everything
@@ -89,7 +92,9 @@ class Route(BaseModel):
 
     name: str
     listen: str
-    targets: list[Target]
+    targets: Annotated[list[Target], _described("Empty where clients name their targets.")]
+    by: Annotated[str | None, _described(_BY)] = None
+    to: Annotated[list[str], _described(_TO)] = []
     state: Annotated[
         RouteState,
         _described(
@@ -212,6 +217,8 @@ class RouteSettings(BaseModel):
     listen: str
     target: Annotated[str, _described("The first of targets.")]
     targets: Annotated[list[str], _described("All targets, in the order written.")]
+    by: Annotated[str | None, _described(_BY)] = None
+    to: Annotated[list[str], _described(_TO)] = []
     policy: dict[str, Any]
 
 

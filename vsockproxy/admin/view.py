@@ -57,6 +57,8 @@ def route(daemon: Daemon, stats: RouteStats) -> schema.Route:
         name=stats.route.name,
         listen=str(stats.route.listen),
         targets=[_target(target) for target in stats.targets],
+        by=stats.route.by,
+        to=stats.route.to,
         state=state,
         queued_by=daemon.supervisor.queued_by(stats) if state == "queued" else None,
         live=len(stats.live),
@@ -150,6 +152,8 @@ def _route_settings(settings: Route) -> schema.RouteSettings:
         listen=str(settings.listen),
         target=str(settings.target),
         targets=[str(target) for target in settings.targets],
+        by=settings.by,
+        to=settings.to,
         policy=plain(settings.policy),
     )
 

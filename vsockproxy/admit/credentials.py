@@ -1,15 +1,13 @@
 """The users of a route whose clients name their targets, and the check of their passwords.
 
-Owns: `Users`, for one file of ``NAME:HASH`` lines with bcrypt hashes, as ``htpasswd -B`` writes it.
-The file is read at each check, so that a change needs no reload.  Reading and hashing are done in
-threads; a right password is remembered, for a hash takes a processor a quarter of a second.
+Owns: `Users`, for one file, whose grammar is in `config.credentials`.  The file is read at each
+check, so that a change needs no reload.  Reading and hashing are done in threads; a right password
+is remembered, for a hash takes a processor a quarter of a second.
 """
 
 from __future__ import annotations
 
 import hmac
-import os
-import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Collection
@@ -20,7 +18,7 @@ import trio
 
 from vsockproxy.admit.token_bucket import TokenBucket
 from vsockproxy.config.access import Peer
-from vsockproxy.errors import VsockproxyError
+from vsockproxy.config.credentials import CredentialsError, missing_bcrypt, read_credentials
 
 _HASHING: Final = trio.CapacityLimiter(2)
 """Threads that hash at the same time, for all routes."""
@@ -28,14 +26,7 @@ _HASHING: Final = trio.CapacityLimiter(2)
 _FAILURES: Final = 5  # wrong passwords of one source in a row
 _FAILURE_RATE: Final = 0.1  # further ones, per second
 _MOST: Final = 1024  # sources, and right passwords, that are remembered
-_LARGEST: Final = 1 << 20  # bytes of the file
 _LONGEST: Final = 72  # bytes of a password; bcrypt reads no more
-_COST_MAX: Final = 14  # two to this power rounds: about a second
-_HASH: Final = re.compile(r"\$2[aby]\$(?P<cost>[0-9]{2})\$[./A-Za-z0-9]{53}")
-
-
-class CredentialsError(VsockproxyError):
-    """The file of users cannot be used; the text has the cause and the remedy."""
 
 
 class _Source:
@@ -112,7 +103,7 @@ def _verify(
 
     An unknown user takes as long as a wrong password.  Blocks; raises `CredentialsError`.
     """
-    users = _read(path)
+    users = read_credentials(path)
     secret = password.encode(errors="surrogatepass")
     if not users or len(secret) > _LONGEST or b"\0" in secret:
         return None
@@ -129,37 +120,5 @@ def _bcrypt() -> Any:
     try:
         import bcrypt  # noqa: PLC0415 - an extra, and only at its use
     except ImportError as error:
-        raise CredentialsError(
-            'credentials needs the module bcrypt: pip install "vsockproxy[credentials]"'
-        ) from error
+        raise missing_bcrypt() from error
     return bcrypt
-
-
-def _read(path: str) -> dict[str, bytes]:
-    """Return the hashes in a file by user; raise `CredentialsError`."""
-    try:
-        # O_NONBLOCK: do not wait for the writer of a FIFO.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
-            data = file.read(_LARGEST + 1) or b""
-    except OSError as error:
-        raise CredentialsError(f"the file {path} cannot be read: {error.strerror}") from error
-    if len(data) > _LARGEST:
-        raise CredentialsError(f"the file {path} has more than {_LARGEST} bytes")
-    lines = enumerate(data.decode(errors="surrogateescape").splitlines(), 1)
-    written = ((number, line.strip()) for number, line in lines)
-    return dict(_user(path, number, line) for number, line in written if line and line[0] != "#")
-
-
-def _user(path: str, number: int, line: str) -> tuple[str, bytes]:
-    user, _, written = line.partition(":")
-    match = _HASH.fullmatch(written)
-    if match is None:
-        raise CredentialsError(
-            f"{path}:{number}: expected NAME:HASH with a bcrypt hash: htpasswd -B writes it"
-        )
-    if int(match["cost"]) > _COST_MAX:
-        raise CredentialsError(
-            f"{path}:{number}: the hash has the cost {match['cost']}: the maximum is {_COST_MAX}"
-        )
-    return user, written.encode()

@@ -7,7 +7,7 @@ or a configuration.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TextIO
 
 from rich import box
@@ -85,7 +85,7 @@ def _routes(routes: list[Answer]) -> Table:
         table.add_row(
             Text(route["name"]),
             Text(route["listen"]),
-            Text(" ".join(map(_target, route["targets"]))),
+            Text(_by_name(route["by"], route["to"]) or " ".join(map(_target, route["targets"]))),
             _state(route["state"], route["queued_by"]),
             str(route["live"]),
             str(route["accepted"]),
@@ -94,6 +94,12 @@ def _routes(routes: list[Answer]) -> Table:
             size(route["downstream_bytes"]),
         )
     return table
+
+
+def _by_name(by: str | None, to: Sequence[str]) -> str:
+    """Return how clients name their targets, and where the names lead; empty if they do not."""
+    rules = f": {', '.join(to)}" if to else ""
+    return f"by {by}{rules}" if by else ""
 
 
 def _target(target: Answer) -> str:
@@ -152,7 +158,7 @@ def _configured_routes(config: Config) -> Table:
     columns: dict[str, Callable[[Route], str]] = {
         "route": lambda route: route.name,
         "listen": lambda route: str(route.listen),
-        "target": lambda route: route.leads_to,
+        "target": lambda route: _by_name(route.by, route.to) or route.leads_to,
     }
     if any(settings.values()):
         columns["settings"] = lambda route: settings[route.name]

@@ -26,7 +26,7 @@ from vsockproxy.address.endpoint import (
 )
 from vsockproxy.address.grammar import parse_target
 from vsockproxy.config.access import Rule
-from vsockproxy.config.destination import NamePattern, parse_name
+from vsockproxy.config.destination import NamePattern, parse_name, written_sources
 from vsockproxy.config.guest import PORT_MARK, STAR, Guest, StaticWay, between
 from vsockproxy.config.request import By, Request
 from vsockproxy.config.value import shown
@@ -100,7 +100,7 @@ class ToRule:
 
     def __str__(self) -> str:
         name = str(self.name).removesuffix(":*")
-        return f"{name} = {self.written}"
+        return f"{name} = {self.written}{written_sources(self.sources)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from vsockproxy.address.endpoint import check_absolute, check_path
+from vsockproxy.address.endpoint import check_path
 from vsockproxy.config.access import GuestRule, Rule, parse_sources
 from vsockproxy.config.by_name import (
     LABEL_MARK,
@@ -23,6 +23,7 @@ from vsockproxy.config.by_name import (
     guest_rule,
     parse_leads,
 )
+from vsockproxy.config.credentials import check_credentials
 from vsockproxy.config.destination import NamePattern, parse_name
 from vsockproxy.config.document import KeyPath
 from vsockproxy.config.guest import PORT_MARK, STAR, KnownGuests, between
@@ -75,9 +76,9 @@ class ByNameReader:
                     self.check_guest(table.guest, "")
                     rules.append(guest_rule(table.guest))
             self._check_sources_of(policy)
-            if table.credentials is not None:
+            if table.credentials is not None and by in OUTWARDS:
                 with self.problems.collecting((*self.path, "credentials")):
-                    check_absolute(table.credentials)
+                    check_credentials(table.credentials)
         return ByName(by, tuple(rules), table.guest, table.credentials)
 
     def _rule(self, by: By, number: int, item: ToItem) -> ToRule | None:

@@ -50,7 +50,7 @@ class NetworkPattern:
         address, slash, bits = str(self.network).partition("/")
         host = f"[{address}]" if self.network.version == 6 else address
         mask = "" if self.network.prefixlen == self.network.max_prefixlen else slash + bits
-        return f"{host}{mask}:{_write_ports(self.ports)}{_write_sources(self.sources)}"
+        return f"{host}{mask}:{_write_ports(self.ports)}{written_sources(self.sources)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class NamePattern:
         return found and (self.ports == _EVERY_PORT or (port is not None and port in self.ports))
 
     def __str__(self) -> str:
-        return f"{self.name}:{_write_ports(self.ports)}{_write_sources(self.sources)}"
+        return f"{self.name}:{_write_ports(self.ports)}{written_sources(self.sources)}"
 
 
 Pattern = NetworkPattern | NamePattern
@@ -252,7 +252,8 @@ def _write_ports(ports: range) -> str:
     return f"{ports[0]}" if len(ports) == 1 else f"{ports[0]}-{ports[-1]}"
 
 
-def _write_sources(sources: tuple[Rule, ...]) -> str:
+def written_sources(sources: tuple[Rule, ...]) -> str:
+    """Return the clients of a rule as its text ends with them; empty for all."""
     return f" from {' '.join(map(str, sources))}" if sources else ""
 
 

@@ -28,8 +28,9 @@ _SPECIAL: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     (
         "a metadata service",
         (
-            *("169.254.169.254", "169.254.170.2", "100.100.100.200", "192.0.0.192"),
-            *("168.63.129.16", "fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254"),
+            *("169.254.169.254", "169.254.170.2", "169.254.170.23", "169.254.42.42"),
+            *("100.100.100.200", "192.0.0.192", "168.63.129.16", "fd00:ec2::254", "fd00:ec2::23"),
+            *("fd20:ce::254", "fd00:42::42", "fe80::a9fe:a9fe"),
         ),
     ),
     ("a loopback address", ("127.0.0.0/8", "::1")),
@@ -150,6 +151,8 @@ def endpoint_of(name: str, port: int | None) -> TcpEndpoint:
 
 
 def _denies(rule: Pattern, name: str, port: int | None) -> bool:
+    """Return whether a rule denies a request; one without a port could be for any port."""
+    port = rule.ports[0] if port is None else port
     if isinstance(rule, NamePattern):
         return rule.matches(name, port)
     ip = literal(name)

@@ -330,6 +330,11 @@ class Route:
         return ", ".join(map(str, self.targets or (self.target,)))
 
     @property
+    def to(self) -> list[str]:
+        """Return where names lead that clients ask for, as ``NAME = TARGET``, in their order."""
+        return list(map(str, self.target.to)) if isinstance(self.target, ByName) else []
+
+    @property
     def has_vmm(self) -> bool:
         """Return whether a target is behind a VMM's socket."""
         return any(is_behind_a_vmm(target) for target in self.targets)

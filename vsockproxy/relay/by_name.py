@@ -47,6 +47,9 @@ _SENTENCES: Final = {
     "no_answer": "no answer in time",
     "name": "the name does not resolve",
     "unreachable": "there is no route to it",
+    "no_transport": "it is not up",
+    "not_found": "it is not up",
+    "guest": "its guest was not found",
 }
 
 
@@ -153,7 +156,7 @@ class NamedTarget:
         """Return what the client is told about a failed dial."""
         if error.reason == "client_left":
             return b""
-        sentence = _SENTENCES.get(error.reason, f"it cannot be reached ({error.reason})")
+        sentence = _SENTENCES.get(error.reason, f"the connection failed ({error.reason})")
         sentence = f"cannot reach {self.asked.request}: {sentence}"
         return self.reader.refused(Refusal(error.reason, sentence))
 

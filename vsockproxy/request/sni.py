@@ -7,10 +7,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 from vsockproxy.config.request import Request
-from vsockproxy.request.reader import Asked, Reader, RequestError, Step, clean_name
+from vsockproxy.request.reader import Asked, Reader, Refusal, RequestError, Step, clean_name
+
+_INTERNAL_ERROR: Final = 80
+_MISSING_EXTENSION: Final = 109
+_UNRECOGNIZED_NAME: Final = 112
+_DENIED: Final = ("denied", "forbidden")
 
 
 class Sni(Reader):
@@ -39,8 +44,18 @@ class Sni(Reader):
         if not isinstance(self._tls, _Hello) or not self._tls.is_read:
             raise RequestError(f"no TLS ClientHello: {error.reason}") from error
         if self._tls.name is None:
+            self.output = _alert(_MISSING_EXTENSION)
             raise RequestError("the ClientHello has no server name")
         return Asked(Request(clean_name(self._tls.name)), self._data)
+
+    def refused(self, refusal: Refusal) -> bytes:
+        """Return the alert for a reason, which TLS libraries print."""
+        return _alert(_UNRECOGNIZED_NAME if refusal.reason in _DENIED else _INTERNAL_ERROR)
+
+
+def _alert(description: int) -> bytes:
+    """Return the record of a fatal alert (RFC 8446, section 6)."""
+    return bytes([21, 3, 3, 0, 2, 2, description])
 
 
 class _Hello(ssl.SSLObject):
