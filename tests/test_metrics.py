@@ -18,7 +18,8 @@ from vsockproxy.address.endpoint import TcpEndpoint, VsockEndpoint
 from vsockproxy.admit.process_limits import Admission
 from vsockproxy.admit.route_limits import REASONS, QueueReason, RejectReason
 from vsockproxy.config.guest import Cid, CidFile, Guest
-from vsockproxy.config.settings import Limits, Policy, Route
+from vsockproxy.config.process import Limits
+from vsockproxy.config.settings import Policy, Route
 from vsockproxy.connection import Connection
 from vsockproxy.guests.directory import Guests
 from vsockproxy.metrics import MetricsCollector, make_registry
@@ -86,8 +87,9 @@ def busy(stats: RouteStats) -> None:
     stats.accept_errors += 3
     stats.rejected["denied"] += 1
     stats.accept_pauses["descriptors"] += 1
+    stats.requests["denied"] += 1
     stats.held_results["served"] += 1
-    stats.targets = [TargetState(ROUTE.target)]
+    stats.targets = [TargetState(ROUTE.targets[0])]
     stats.dial_seconds.observe(0.001)
 
 

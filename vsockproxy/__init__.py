@@ -7,6 +7,7 @@ The folders, along the way that a configuration and then a client's bytes take:
          -> listen                one listener per route accepts its clients
             admit                 limits and access rules admit them
             relay                 one task per connection: from accept to its end
+            request               reads where a client wants to go, on routes that let it say so
             dial                  chooses and connects the target
             pump                  moves the bytes (C threads, or trio alone)
          -> stats, connection     plain counters, and the live connections

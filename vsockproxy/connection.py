@@ -25,15 +25,23 @@ from vsockproxy.address.endpoint import (
     VsockEndpoint,
 )
 from vsockproxy.address.sockaddr import address_of, peer_name
+from vsockproxy.config.by_name import ByName
+from vsockproxy.config.request import Request
 from vsockproxy.config.settings import Route
 from vsockproxy.pump.transfer import EndReason, Meter
 
 
 class EndedError(Exception):
-    """A connection ended before bytes could move; ``reason`` is the reason of its end."""
+    """A connection ended before bytes could move.
 
-    def __init__(self, reason: str) -> None:
+    Attributes:
+      reason: the reason of its end.
+      reply: what the client is sent before it is closed; empty resets it.
+    """
+
+    def __init__(self, reason: str, reply: bytes = b"") -> None:
         self.reason = reason
+        self.reply = reply
         super().__init__(reason)
 
 
@@ -46,12 +54,15 @@ class Connection(Meter):
 
     Attributes:
       number: unique in this process, ascending.
-      target: the target that it is connected to, or is dialled; one of its route's.
+      target: the target that it is connected to, or is dialled; one of its route's, or the one
+        that the client has named; a `ByName` until then.
       opened: the time of its accept, in seconds of `time.monotonic`.
       dial_seconds: the duration of the dial; None until the target answered.
       held_seconds: for how many seconds the client was held.
       vmm_port: the number in a vsock-mux's OK; its meaning differs between VMMs.
       family, address: the client's, or those in its PROXY header.
+      request: what the client asked for, on a route whose clients name their targets.
+      replayed: the bytes that were read with the request and sent on to the target.
       destination: family and address that the client connected to, from its PROXY header.
       source: the key of the limit per source (`access.Peer.source`), where the route has one.
       ending: the reason of its end if it is cancelled; set it before cancelling. "killed" also
@@ -70,6 +81,8 @@ class Connection(Meter):
         "held_seconds",
         "number",
         "opened",
+        "replayed",
+        "request",
         "route",
         "source",
         "stage",
@@ -81,7 +94,7 @@ class Connection(Meter):
         super().__init__()
         self.number = number
         self.route = route
-        self.target: Target = route.target
+        self.target: Target | ByName = route.target
         self.opened = monotonic()
         self.dial_seconds: float | None = None
         self.held_seconds = 0.0
@@ -93,6 +106,13 @@ class Connection(Meter):
         self._address = address
         self.destination: tuple[int, Any] | None = None
         self.source: str | None = None
+        self.request: Request | None = None
+        self.replayed = 0
+
+    @property
+    def upstream_bytes(self) -> int:
+        """The bytes that the target's socket has taken so far."""
+        return self.replayed + super().upstream_bytes
 
     @property
     def address(self) -> Any:
@@ -217,10 +237,12 @@ class Connection(Meter):
 
     def names(self) -> dict[str, object]:
         """Return the fields that name the connection in a log line."""
+        asked = {} if self.request is None else {"asked": str(self.request)}
         return {
             "number": self.number,
             "route": self.route.name,
             "client": self.client,
+            **asked,
             "target": str(self.target),
         }
 

@@ -102,7 +102,6 @@ class MetricsCollector(Collector):
 
 
 _PART: Final = 100  # samples; reading and formatting them takes a millisecond
-
 Labels = Sequence[str]
 Value = float | Mapping[str, str] | Histogram
 """The value of a sample: a histogram has a `Histogram`, an info metric has its labels."""
@@ -174,7 +173,7 @@ def _each(
 
 def _route_info(stats: RouteStats) -> Mapping[str, str]:
     route = stats.route
-    return {"listen": str(route.listen), "target": ", ".join(map(str, route.targets))}
+    return {"listen": str(route.listen), "target": route.leads_to}
 
 
 def _route_states(source: MetricsSource) -> Samples:
@@ -190,10 +189,6 @@ def _target_states(stats: RouteStats) -> Mapping[tuple[str, str], float]:
         for target in stats.targets
         for state in TARGET_STATES
     }
-
-
-def _bytes(stats: RouteStats) -> Mapping[str, float]:
-    return {"upstream": stats.upstream_bytes, "downstream": stats.downstream_bytes}
 
 
 def _resolutions(source: MetricsSource) -> Samples:
@@ -236,7 +231,7 @@ _ROWS: Final = (
         CounterMetricFamily,
         "Bytes delivered to targets (upstream) and to clients (downstream).",
         ["route", "direction"],
-        _each(_bytes),
+        _each(lambda one: {"upstream": one.upstream_bytes, "downstream": one.downstream_bytes}),
     ),
     _Row(
         "vsockproxy_dial_failures",
@@ -300,6 +295,13 @@ _ROWS: Final = (
         "Clients closed before their dial by a rule or a limit, by reason.",
         ["route", "reason"],
         _each(lambda stats: stats.rejected, "denied"),
+    ),
+    _Row(
+        "vsockproxy_requests",
+        CounterMetricFamily,
+        "Decisions on the targets that clients named, by verdict.",
+        ["route", "verdict"],
+        _each(lambda stats: stats.requests),
     ),
     _Row(
         "vsockproxy_accept_pauses",

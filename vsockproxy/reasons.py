@@ -258,6 +258,9 @@ _TABLE: Final[dict[tuple[str, str, Cause], Explanation]] = {
         "target_allow and target_deny exclude {detail}",
         "widen target_allow or target_deny of the route, or correct the target",
     ),
+    ("dial", "", "out_of_reach"): Explanation(
+        "forbidden", "{detail}", "widen target_allow of the route, if clients may go there"
+    ),
     ("dial", "", "too_many_held"): Explanation(
         "too_many_held",
         "{detail} clients are held for it already, which is the limit",

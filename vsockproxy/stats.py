@@ -13,6 +13,7 @@ from time import monotonic, time
 from typing import Final, Literal, NamedTuple, get_args
 
 from vsockproxy.address.endpoint import Target
+from vsockproxy.config.by_name import ByName
 from vsockproxy.config.settings import Config, Route
 from vsockproxy.connection import Connection
 from vsockproxy.errors import DialError
@@ -136,6 +137,7 @@ class RouteStats:
       rejected: rejected clients, by `route_limits.RejectReason`.
       accept_pauses: pauses of accepting, by `route_limits.QueueReason`.
       sources: open connections, by `Connection.source`.
+      requests: decisions on what clients asked for, by verdict.
       targets: the states of the route's targets.
       held: clients that are held until a target answers.
       held_results: clients that were held, by result.
@@ -154,6 +156,7 @@ class RouteStats:
         "held_results",
         "live",
         "rejected",
+        "requests",
         "route",
         "sources",
         "targets",
@@ -168,6 +171,7 @@ class RouteStats:
         self.accept_errors = 0
         self.rejected: Counter[str] = Counter()
         self.accept_pauses: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.sources: dict[str, int] = {}
         self.targets: list[TargetState] = []
         self.held = 0
@@ -187,7 +191,7 @@ class RouteStats:
         assert error is not None
         return LastError(state.failed_at, error.reason, error.summary, error.remedy)
 
-    def keep_error(self, target: Target, error: DialError) -> None:
+    def keep_error(self, target: Target | ByName, error: DialError) -> None:
         """Keep an error for a target of the route."""
         for state in self.targets:
             if state.address == target:

@@ -40,7 +40,7 @@ def routes(number: int) -> list[RouteStats]:
         route = Route(f"r{port}", TcpEndpoint(None, port), TcpEndpoint("host", port))
         stats = RouteStats(route)
         stats.closed["finished"] = port
-        stats.targets = [TargetState(route.target)]
+        stats.targets = [TargetState(route.targets[0])]
         found.append(stats)
     return found
 

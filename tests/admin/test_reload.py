@@ -17,8 +17,8 @@ from tests.fake_services import unix_listener
 from tests.waiting import until
 from vsockproxy.address.endpoint import UnixEndpoint
 from vsockproxy.config.changes import Changes
-from vsockproxy.config.process import AdminSettings
-from vsockproxy.config.settings import Config, Limits, Policy, PumpSettings
+from vsockproxy.config.process import AdminSettings, Limits
+from vsockproxy.config.settings import Config, Policy, PumpSettings
 from vsockproxy.errors import ConfigError, Problem
 
 KINDS = [one.name for one in fields(Changes)]

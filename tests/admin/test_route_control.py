@@ -15,7 +15,8 @@ from tests.fake_services import unix_listener
 from tests.waiting import until
 from vsockproxy.address.endpoint import MuxEndpoint, UnixEndpoint
 from vsockproxy.admin.openapi import OPERATIONS
-from vsockproxy.config.settings import Limits, Policy
+from vsockproxy.config.process import Limits
+from vsockproxy.config.settings import Policy
 from vsockproxy.listen.listener import RouteListener
 from vsockproxy.stats import ROUTE_STATES, RouteState
 

@@ -12,7 +12,8 @@ from tests.listen.running_route import Served, serving, unix_at
 from tests.sockets import ends_by_reset
 from tests.waiting import PATIENCE
 from vsockproxy.admit.process_limits import Admission
-from vsockproxy.config.settings import Limits, Policy
+from vsockproxy.config.process import Limits
+from vsockproxy.config.settings import Policy
 
 # ---- max_connections ----
 

@@ -23,7 +23,7 @@ from tests.admin.fake_daemon import FakeDaemon
 from tests.kernel.boot import require
 from tests.test_metrics import PAGE, ROUTE, busy
 from vsockproxy.admit.process_limits import Admission
-from vsockproxy.config.settings import Limits
+from vsockproxy.config.process import Limits
 from vsockproxy.metrics import make_registry
 from vsockproxy.stats import RouteStats
 

@@ -258,6 +258,29 @@ async def test_a_guest_restarted_at_another_path_is_reached_without_a_reload(
         assert await running.stop() == 0
 
 
+async def test_a_guest_that_is_born_after_the_daemon_is_reached_by_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "demo.toml"
+    text = (REPOSITORY / "config" / "demo-by-name.toml").read_text()
+    text = text.replace("/tmp/vsockproxy-demo", f"{tmp_path}/vm")
+    text = text.replace("listen = 8080", f'listen = "unix:{tmp_path}/in"')
+    text = text.replace("listen = 1080", f'listen = "unix:{tmp_path}/out"')
+    file.write_text(text.partition("[metrics]")[0])
+    runtime = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    async with daemon("demo", "--config", file, environ=runtime) as running:
+        await running.wait_for_output("Press Ctrl-C to end.")
+        assert "port 80" in await get(tmp_path / "in", "/", "0.vm.localhost")
+        assert "it is not up" in await get(tmp_path / "in", "/", "1.vm.localhost")
+        for event in ("guest_stopped", "guest_started"):
+            running.send_signal(signal.SIGUSR1)
+            await running.wait_for(event)
+        assert "port 80" in await get(tmp_path / "in", "/", "1.vm.localhost")
+        async with await trio.open_unix_socket(f"{tmp_path}/out") as client:
+            await client.send_all(b"GET http://example.com/ HTTP/1.1\r\nHost: example.com\r\n\r\n")
+            denied = await read_to_end(client)
+        assert b"example.com:80 is denied: target_allow has no rule" in denied
+        assert await running.stop() == 0
+
+
 async def test_a_client_is_held_until_a_delayed_guest_starts(tmp_path: Path) -> None:
     file = tmp_path / "demo.toml"
     file.write_text(
@@ -289,10 +312,10 @@ def test_a_boot_delay_that_is_not_a_duration_is_an_error() -> None:
     assert "--boot-delay: 'soon' is " in done.stderr
 
 
-async def get(path: Path, target: str) -> str:
+async def get(path: Path, target: str, host: str = "localhost") -> str:
     transport = httpx.AsyncHTTPTransport(uds=str(path))
     async with httpx.AsyncClient(transport=transport) as client:
-        return (await client.get(f"http://localhost{target}")).text
+        return (await client.get(f"http://{host}{target}")).text
 
 
 async def test_a_second_demo_has_another_control_socket_and_prints_its_path(tmp_path: Path) -> None:

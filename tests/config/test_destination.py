@@ -181,13 +181,20 @@ def test_the_short_form_names_its_route() -> None:
 
 def test_invalid_lists_are_errors_that_say_what_is_expected() -> None:
     assert errors(
-        '[forward]\n80 = "3:80"\n[defaults]\ntarget_allow = []\ntarget_deny = [25, "db"]\n'
+        '[forward]\n80 = "3:80"\n[defaults]\ntarget_allow = 5\ntarget_deny = [25, "db"]\n'
     ) == [
-        'defaults.target_allow: an empty list would deny every target: write "off" to allow all',
+        'defaults.target_allow: 5 is not a list: expected one, as in ["10.0.0.0/8:443",'
+        ' "db.internal:5432"]',
         "defaults.target_deny: 25 is not a pattern: expected a text;"
         " 'db' is not a target pattern: expected HOST:PORTS, where HOST is a network"
         " (10.0.0.0/8, [fd00::]/8) or a name (db.internal, *.example.com),"
         " and PORTS is 443, 5000-5010 or *",
+    ]
+
+
+def test_an_empty_target_allow_is_an_error_of_a_tcp_target() -> None:
+    assert errors('forward.80 = "10.0.0.1:80"\ndefaults.target_allow = []') == [
+        'defaults.target_allow: an empty list would deny every target: write "off" to allow all'
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -66,7 +66,9 @@ LISTS: Final = st.lists(
 VALUES: Final = st.one_of(
     ADDRESSES,
     LISTS,
-    st.sampled_from(["off", "auto", "5s", "1MiB", "hold", "queue", "v1", "\ud800", "/a/{port}"]),
+    st.sampled_from(
+        ["off", "auto", "5s", "1MiB", "hold", "queue", "v1", "\ud800", "/a/{port}", "/{name}"]
+    ),
     st.sampled_from([True, False, 0, -1, 80, 10**400, 1.5, float("nan"), float("inf")]),
 )
 
@@ -77,14 +79,31 @@ def tables(keys: set[str], **known: st.SearchStrategy[Plain]) -> st.SearchStrate
     return st.builds(lambda some, more: {**some, **more}, others, st.fixed_dictionaries(known))
 
 
-ROUTES: Final = st.lists(
-    tables(set(RouteTable.model_fields), listen=LISTENS, target=TARGETS), max_size=3
+BYS: Final = st.sampled_from(["socks5", "http-connect", "proxy", "sni", "http-host", "mux", "ssh"])
+NAMES: Final = st.sampled_from(["*", "*.vm", "db.vm:22", "a.b:1-2", "*x", "10.0.0.1", "\ud800", ""])
+LEADS: Final = st.one_of(
+    st.sampled_from(["web:80", "sbx-{1}:{port}", "{1}:80", "tcp:{1}:80", "3:{port}", "{1}{1}:1"]),
+    TARGETS,
 )
+SOURCES: Final = st.one_of(st.sampled_from(["web", "sbx-1", 3, "10.0.0.0/8", "x y"]), LISTS)
+RULES: Final[st.SearchStrategy[Any]] = st.lists(
+    st.one_of(
+        st.fixed_dictionaries({"name": NAMES, "target": LEADS}, optional={"from": SOURCES}),
+        st.builds(lambda name, target: f"{name}={target}", NAMES, LEADS),
+        VALUES,
+    ),
+    max_size=3,
+)
+BY_NAME: Final = tables(set(RouteTable.model_fields), listen=LISTENS, by=BYS, to=RULES)
+FIXED: Final = tables(set(RouteTable.model_fields), listen=LISTENS, target=TARGETS)
+ROUTES: Final = st.lists(st.one_of(FIXED, BY_NAME), max_size=3)
+
 TREES: Final = st.fixed_dictionaries(
     {"route": ROUTES, "forward": st.dictionaries(LISTENS, TARGETS, max_size=2)},
     optional={
         "guests": st.dictionaries(
-            st.sampled_from(["web", "any", "3", "b d"]), tables(set(GuestTable.model_fields))
+            st.sampled_from(["web", "any", "3", "b d", "sbx-*", "*"]),
+            tables(set(GuestTable.model_fields)),
         ),
         **{
             name: tables(set(getattr(field.annotation, "model_fields", {"x"})))

@@ -28,8 +28,8 @@ from vsockproxy.config.guest import (
     Qmp,
 )
 from vsockproxy.config.load import forward_config
-from vsockproxy.config.process import LogSettings
-from vsockproxy.config.settings import Config, Limits, Policy, PumpSettings, Route
+from vsockproxy.config.process import Limits, LogSettings
+from vsockproxy.config.settings import Config, Policy, PumpSettings, Route
 from vsockproxy.errors import ConfigError
 
 

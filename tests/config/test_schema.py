@@ -24,9 +24,18 @@ def test_every_file_in_config_is_a_configuration(path: Path) -> None:
     assert load_config(path).routes
 
 
-def test_the_commented_settings_of_the_sample_are_valid() -> None:
+def test_the_commented_settings_of_the_sample_are_valid(tmp_path: Path) -> None:
     text = re.sub(r"(?m)^#(?=\S)", "", FULL.read_text())
+    users = tmp_path / "users"
+    users.write_text(f"ann:$2y$05${'a' * 53}\n")
+    text = text.replace("/etc/vsockproxy/users", str(users))
     assert len(toml(text).routes) > len(load_config(FULL).routes)
+
+
+def test_the_examples_of_a_page_are_one_configuration() -> None:
+    text = (ROOT / "docs" / "by-name.md").read_text()
+    blocks = re.findall(r"(?ms)^```toml\n(.*?)^```$", text)
+    assert {route.by for route in toml("\n".join(blocks)).routes} == {"proxy", "sni", "mux"}
 
 
 def keys_of(model: type[BaseModel]) -> set[str]:

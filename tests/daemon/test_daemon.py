@@ -33,7 +33,8 @@ from vsockproxy.address.endpoint import (
     TcpEndpoint,
     UnixEndpoint,
 )
-from vsockproxy.config.settings import Config, Limits, Policy, PumpChoice, Route
+from vsockproxy.config.process import Limits
+from vsockproxy.config.settings import Config, Policy, PumpChoice, Route
 from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.errors import ListenError, OrderError
 

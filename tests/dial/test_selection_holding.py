@@ -163,7 +163,7 @@ async def test_wait_for_guest_over_resets_the_client_and_logs_the_last_error(
 async def test_a_client_beyond_the_most_held_ends_by_reset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vsockproxy.dial.selection._MOST_HELD", 2)
+    monkeypatch.setattr("vsockproxy.dial.selection.MOST_HELD", 2)
     guest = guest_at(tmp_path)
     async with (
         serving(WAIT, dial_to=guest) as route,

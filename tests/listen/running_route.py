@@ -18,7 +18,9 @@ from tests.sockets import read_to_end
 from tests.waiting import until
 from vsockproxy.address.endpoint import ListenEndpoint, Target, TcpEndpoint, UnixEndpoint
 from vsockproxy.admit.process_limits import Admission
-from vsockproxy.config.settings import Limits, Policy, PumpChoice, PumpSettings, Route
+from vsockproxy.config.by_name import ByName
+from vsockproxy.config.process import Limits
+from vsockproxy.config.settings import Policy, PumpChoice, PumpSettings, Route
 from vsockproxy.guests.directory import Guests
 from vsockproxy.listen.listener import RouteListener, listen_for
 from vsockproxy.listen.sockets import ListeningSockets
@@ -97,7 +99,7 @@ async def serving(
     *,
     service: Service = echo,
     listen_at: ListenEndpoint = TcpEndpoint("127.0.0.1", 0),  # noqa: B008 - it is frozen
-    dial_to: Target | None = None,
+    dial_to: Target | ByName | None = None,
     admission: Admission | None = None,
     guests: Guests | None = None,
     choice: PumpChoice = "auto",

@@ -248,6 +248,13 @@ Target = Dialable | GuestEndpoint
 """A route's target: `GuestEndpoint` only where an address must be looked up at each dial."""
 
 
+def is_behind_a_vmm(target: Target) -> bool:
+    """Return whether a target is behind a VMM's socket, as far as the configuration says."""
+    return isinstance(target, MuxEndpoint) or (
+        isinstance(target, GuestEndpoint) and target.over == "vsock-mux"
+    )
+
+
 def check_guest_name(name: str) -> None:
     """Raise `AddressError` unless ``name`` can be told from a CID, a host and a prefix."""
     if not GUEST_NAME.fullmatch(name):

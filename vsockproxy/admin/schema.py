@@ -35,6 +35,9 @@ SortKey = Literal[
     "downstream_rate",
 ]
 
+_BY = "How clients name their targets, as in sni; null where the configuration has the targets."
+_TO = "Where the names lead, as NAME = TARGET, in the order in which they are tried."
+
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")  # a misspelled filter must not end everything
@@ -104,7 +107,9 @@ class Route(BaseModel):
 
     name: str
     listen: str
-    targets: list[Target]
+    targets: Annotated[list[Target], _described("Empty where clients name their targets.")]
+    by: Annotated[str | None, _described(_BY)] = None
+    to: Annotated[list[str], _described(_TO)] = []
     state: Annotated[
         RouteState,
         _described(
@@ -155,6 +160,9 @@ class Connection(BaseModel):
     id: Annotated[int, _described("Unique while the daemon runs; the log's number.")]
     route: str
     client: str
+    asked: Annotated[
+        str | None, _described("What the client asked for, where clients name their targets.")
+    ]
     target: str
     state: Annotated[
         ConnectionState,
@@ -248,6 +256,8 @@ class RouteSettings(BaseModel):
     listen: str
     target: Annotated[str, _described("The first of targets.")]
     targets: Annotated[list[str], _described("All targets, in the order written.")]
+    by: Annotated[str | None, _described(_BY)] = None
+    to: Annotated[list[str], _described(_TO)] = []
     policy: dict[str, Any]
 
 

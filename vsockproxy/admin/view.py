@@ -65,6 +65,8 @@ def route(daemon: Daemon, stats: RouteStats) -> schema.Route:
         name=stats.route.name,
         listen=str(stats.route.listen),
         targets=[_target(target) for target in stats.targets],
+        by=stats.route.by,
+        to=stats.route.to,
         state=state,
         queued_by=daemon.supervisor.queued_by(stats) if state == "queued" else None,
         closed_by=daemon.supervisor.closed_by(stats),
@@ -100,6 +102,7 @@ def connection(live: Connection, rates: Rates) -> schema.Connection:
         id=live.number,
         route=live.route.name,
         client=live.client,
+        asked=None if live.request is None else str(live.request),
         target=str(live.target),
         state=live.stage if live.dial_seconds is None else "half-closed" if half_closed else "open",
         halves=schema.Halves(
@@ -127,7 +130,9 @@ def configuration(daemon: Daemon) -> schema.Configuration:
 def answered_facts(answer: Mapping[str, Any]) -> Facts:
     """Return what `compare` takes of an answer with the JSON of `configuration`."""
     routes = {
-        one["name"]: RouteFacts(one["listen"], one["targets"], one["policy"])
+        one["name"]: RouteFacts(
+            one["listen"], [*one["targets"], one["by"], *one["to"]], one["policy"]
+        )
         for one in answer["routes"]
     }
     return Facts(routes, {name: answer[name] for name in TABLES}, answer["pump"])
@@ -181,6 +186,8 @@ def _route_settings(settings: Route) -> schema.RouteSettings:
         listen=str(settings.listen),
         target=str(settings.target),
         targets=[str(target) for target in settings.targets],
+        by=settings.by,
+        to=settings.to,
         policy=plain(settings.policy),
     )
 

@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from vsockproxy.admit import descriptors, memory
-from vsockproxy.config.settings import Limits
+from vsockproxy.config.process import Limits
 
 _EACH: Final = 2  # descriptors of a connection
 _MANY: Final = 1000  # descriptors that are listed in under a millisecond

@@ -30,7 +30,10 @@ QueueReason = LimitName | Literal["descriptors", "memory"]
 """Why clients are queued; the label ``reason`` of accept_pauses_total."""
 
 RejectReason = (
-    LimitName | AccessReason | Literal["proxy_untrusted", "proxy_malformed", "proxy_timeout"]
+    LimitName
+    | AccessReason
+    | Literal["proxy_untrusted", "proxy_malformed", "proxy_timeout"]
+    | Literal["request_malformed", "request_timeout", "request_unauthenticated", "request_denied"]
 )
 """Why a client was rejected; the label ``reason`` of clients_rejected_total."""
 
@@ -45,6 +48,10 @@ REASONS: Final[Mapping[str, str]] = {
     "proxy_untrusted": "the client is not in proxy_trusted, so it may not send a PROXY header",
     "proxy_malformed": "the client sent no valid PROXY header",
     "proxy_timeout": "the client sent no complete PROXY header within connect_timeout",
+    "request_malformed": "the client sent no valid request for a target",
+    "request_timeout": "the client sent no complete request within connect_timeout",
+    "request_unauthenticated": "the client's user or password is wrong or missing",
+    "request_denied": "the route's rules deny what the client asked for",
 }
 """The sentence for a `QueueReason` or a `RejectReason` in the log."""
 
@@ -195,10 +202,11 @@ class Gate:
             return None
         return self._access.judge(peer_at(connection.family, connection.address), connection)
 
-    def reject(self, connection: Connection, reason: RejectReason) -> None:
+    def reject(self, connection: Connection, reason: RejectReason, error: str = "") -> None:
         """Count a rejected client, and log it unless the log has such a line already."""
         self._stats.rejected[reason] += 1
-        self._write("client_rejected", reason, connection.names)
+        more = {"error": error} if error else {}
+        self._write("client_rejected", reason, lambda: connection.names() | more)
 
     def _rejection(self, client: int, connection: Connection) -> RejectReason | None:
         policy = self._policy

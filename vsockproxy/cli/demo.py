@@ -31,7 +31,7 @@ from vsockproxy.address.endpoint import (
 )
 from vsockproxy.admin.socket_path import NAME, is_live, make_private, of_user
 from vsockproxy.config.document import Plain
-from vsockproxy.config.guest import MuxGlob
+from vsockproxy.config.guest import NAME_MARK, Mux, MuxGlob
 from vsockproxy.config.load import forward_config
 from vsockproxy.config.settings import Config
 from vsockproxy.dial import mux_line
@@ -94,13 +94,16 @@ async def embedded_guests(config: Config, boot_delay: float = 0.0) -> AsyncItera
 
 
 def _paths(config: Config) -> Iterator[str]:
-    """Yield the paths, and the patterns with a ``*``, of the routes' vsock-mux sockets."""
+    """Yield the paths, and the patterns with a ``*``, of the vsock-mux sockets of the guests."""
     ways = {guest.name: guest.way for guest in config.guests}
     for target in (target for route in config.routes for target in route.targets):
         if isinstance(target, MuxEndpoint):
             yield target.path
         elif isinstance(target, GuestEndpoint) and isinstance(way := ways[target.guest], MuxGlob):
             yield way.pattern
+    for guest in config.guests:
+        if guest.is_pattern and isinstance(guest.way, Mux):
+            yield guest.way.path.replace(NAME_MARK, "*")
 
 
 async def _switch_guests(
@@ -262,7 +265,7 @@ def greeting(config: Config, environ: Mapping[str, str], boot_delay: float = 0.0
     if boot_delay:
         boots = f"The guest starts in {boot_delay:g} s; wait_for_guest holds clients until then."
         lines.insert(0, boots)
-    lines += [f"    curl {_url(route.listen)}/" for route in config.routes]
+    lines += [f"    curl {_url(route.listen)}/" for route in config.routes if not route.by]
     lines += [f"    curl {_url(listen)}/metrics" for listen in config.metrics[:1]]
     if config.admin.listen is not None:
         place = config.admin.listen.path

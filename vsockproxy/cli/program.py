@@ -148,7 +148,7 @@ def read_target(text: str, file: Path | None) -> tuple[Target, Sequence[Guest]]:
             f" for a TCP target, write tcp:{text}"
         ) from error
     config = forward_config([("unix:@command", text)], {"guests": dict(guests)})
-    return config.routes[0].target, config.guests
+    return config.routes[0].targets[0], config.guests
 
 
 @contextmanager

@@ -7,7 +7,7 @@ or a configuration.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TextIO
 
 from rich import box
@@ -100,7 +100,7 @@ def _routes(routes: list[Answer]) -> Table:
         table.add_row(
             Text(route["name"]),
             Text(route["listen"]),
-            Text(" ".join(map(_target, route["targets"]))),
+            Text(_by_name(route["by"], route["to"]) or " ".join(map(_target, route["targets"]))),
             _state(route["state"], route["queued_by"]),
             str(route["live"]),
             str(route["accepted"]),
@@ -110,6 +110,12 @@ def _routes(routes: list[Answer]) -> Table:
             size(route["downstream_bytes"]),
         )
     return table
+
+
+def _by_name(by: str | None, to: Sequence[str]) -> str:
+    """Return how clients name their targets, and where the names lead; empty if they do not."""
+    rules = f": {', '.join(to)}" if to else ""
+    return f"by {by}{rules}" if by else ""
 
 
 def _target(target: Answer) -> str:
@@ -137,7 +143,7 @@ def connections(page: Answer) -> RenderableType:
             str(live["id"]),
             Text(live["route"]),
             Text(live["client"]),
-            Text(live["target"]),
+            Text(_named(live)),
             _state(live["state"]),
             size(live["upstream_bytes"]),
             size(live["downstream_bytes"]),
@@ -147,6 +153,12 @@ def connections(page: Answer) -> RenderableType:
         )
     more = f", {len(shown)} shown" if len(shown) < page["total"] else ""
     return Group(table, Text(f"{count(page['total'], 'connection')}{more}"))
+
+
+def _named(live: Answer) -> str:
+    """Return a connection's target, behind the name that the client asked for, if it did."""
+    asked = live["asked"]
+    return f"{asked} -> {live['target']}" if asked else str(live["target"])
 
 
 # ---- a configuration ----
@@ -162,7 +174,7 @@ def _configured_routes(config: Config) -> Table:
     columns: dict[str, Callable[[Route], str]] = {
         "route": lambda route: route.name,
         "listen": lambda route: str(route.listen),
-        "target": lambda route: ", ".join(map(str, route.targets)),
+        "target": lambda route: _by_name(route.by, route.to) or route.leads_to,
     }
     if any(settings.values()):
         columns["settings"] = lambda route: settings[route.name]

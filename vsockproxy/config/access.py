@@ -191,6 +191,18 @@ def parse_allow(value: object) -> tuple[Rule, ...] | None:
     return rules
 
 
+def parse_sources(value: object) -> tuple[Rule, ...]:
+    """Return the clients that a rule is ``from``: one text or CID, or a list of them.
+
+    Raises:
+      ValueError: as `parse_rules`, and for an empty list.
+    """
+    rules = parse_rules(value if isinstance(value, list) else [value])
+    if not rules:
+        raise ValueError("an empty list matches no client: remove from to match all")
+    return rules
+
+
 def parse_rule(text: str) -> Rule:
     """Return the rule that ``text`` describes.
 

@@ -61,7 +61,10 @@ class Changes:
 def facts_of(config: Config, pump: PumpSettings | None = None) -> Facts:
     """Return a configuration as it is compared; ``pump`` is the one that runs, if not its own."""
     return Facts(
-        {one.name: RouteFacts(one.listen, one.targets, one.policy) for one in config.routes},
+        {
+            one.name: RouteFacts(one.listen, (one.target, one.others), one.policy)
+            for one in config.routes
+        },
         {name: getattr(config, name) for name in TABLES},
         config.pump if pump is None else pump,
     )

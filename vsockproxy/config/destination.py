@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
 from vsockproxy.address.endpoint import TcpEndpoint
-from vsockproxy.config.access import ip_of, parse_network
+from vsockproxy.config.access import Rule, ip_of, parse_network, parse_sources
 from vsockproxy.config.value import OFF, parse_list, shown
 from vsockproxy.errors import AddressError
 
 PATTERNS_EXAMPLE: Final = '["10.0.0.0/8:443", "db.internal:5432"]'
 
+_FROM_EXAMPLE: Final = '{ pattern = "db.internal:5432", from = "web" }'
 _EVERY_PORT: Final = range(1, 0x10000)
 _PATTERN: Final = re.compile(r"(?P<host>\[[^\]]*\](?:/[^:]*)?|[^:\[\]]+):(?P<ports>[^:\]]+)")
 _PORTS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
@@ -35,10 +36,11 @@ _LOOPBACK: Final = ("127.0.0.1", "::1")
 
 @dataclass(frozen=True, slots=True)
 class NetworkPattern:
-    """Matches addresses of an IP network, at some ports."""
+    """Matches addresses of an IP network, at some ports; ``sources`` as in `NamePattern`."""
 
     network: IPv4Network | IPv6Network
     ports: range
+    sources: tuple[Rule, ...] = ()
 
     def matches(self, ip: IPv4Address | IPv6Address, port: int) -> bool:
         """Return whether the pattern has the address and the port."""
@@ -48,24 +50,32 @@ class NetworkPattern:
         address, slash, bits = str(self.network).partition("/")
         host = f"[{address}]" if self.network.version == 6 else address
         mask = "" if self.network.prefixlen == self.network.max_prefixlen else slash + bits
-        return f"{host}{mask}:{_write_ports(self.ports)}"
+        return f"{host}{mask}:{_write_ports(self.ports)}{written_sources(self.sources)}"
 
 
 @dataclass(frozen=True, slots=True)
 class NamePattern:
-    """Matches a name in lower case, or with ``*.`` in front every name below, at some ports."""
+    """Matches a name in lower case, or with ``*.`` in front every name below, at some ports.
+
+    ``*`` alone, which only `parse_name` reads, matches every name.  ``sources`` are the clients
+    that the pattern is for, by ``from``; empty: all.
+    """
 
     name: str
     ports: range
+    sources: tuple[Rule, ...] = ()
 
-    def matches(self, name: str, port: int) -> bool:
-        """Return whether the pattern has the name, in any case, and the port."""
+    def matches(self, name: str, port: int | None) -> bool:
+        """Return whether the pattern has the name, in any case, and the port.
+
+        A pattern for every port also matches one beyond TCP's, and a client that asks for none.
+        """
         plain = name.lower().removesuffix(".")
         found = plain.endswith(self.name[1:]) if self.name[0] == "*" else plain == self.name
-        return found and port in self.ports
+        return found and (self.ports == _EVERY_PORT or (port is not None and port in self.ports))
 
     def __str__(self) -> str:
-        return f"{self.name}:{_write_ports(self.ports)}"
+        return f"{self.name}:{_write_ports(self.ports)}{written_sources(self.sources)}"
 
 
 Pattern = NetworkPattern | NamePattern
@@ -138,26 +148,20 @@ class Destinations:
 
 
 def parse_patterns(value: object) -> tuple[Pattern, ...]:
-    """Return the patterns in a list of texts.
+    """Return the patterns in a list of texts, and of tables with ``pattern`` and ``from``.
 
     Raises:
       ValueError: the value is not a list, or items of it are not patterns.
     """
-    return parse_list(value, lambda item: parse_pattern(_pattern_text(item)), PATTERNS_EXAMPLE)
+    return parse_list(value, _parse_item, PATTERNS_EXAMPLE)
 
 
 def parse_target_allow(value: object) -> tuple[Pattern, ...] | None:
-    """Return `parse_patterns`, or None for ``"off"``.
+    """Return `parse_patterns`, or None for ``"off"``; raise ValueError as it does.
 
-    Raises:
-      ValueError: as `parse_patterns`, and for an empty list.
+    An empty list is `policy`'s to judge: it suits a route whose clients name their targets.
     """
-    if value == OFF:
-        return None
-    patterns = parse_patterns(value)
-    if not patterns:
-        raise ValueError('an empty list would deny every target: write "off" to allow all')
-    return patterns
+    return None if value == OFF else parse_patterns(value)
 
 
 def parse_pattern(text: str) -> Pattern:
@@ -186,6 +190,32 @@ def parse_pattern(text: str) -> Pattern:
             f"{text!r}: {host!r} is not a network or a name: * is only allowed as *.DOMAIN"
         )
     return NamePattern(host.lower().removesuffix("."), ports)
+
+
+def parse_name(text: str) -> NamePattern:
+    """Return the pattern in ``NAME``, ``*.DOMAIN`` or ``*``, each with ``:PORTS`` or without.
+
+    Raises:
+      AddressError: the text is not such a pattern.
+    """
+    host, colon, written = text.partition(":")
+    if host != "*" and (not _NAME.fullmatch(host) or re.fullmatch(r"[0-9.]+", host)):
+        raise AddressError(
+            f"{text!r} is not a name: expected db.example.com, *.example.com or *,"
+            " and :PORTS to match only some ports"
+        )
+    ports = _ports(text, written) if colon else _EVERY_PORT
+    return NamePattern(host.lower().removesuffix("."), ports)
+
+
+def _parse_item(item: object) -> Pattern:
+    if not isinstance(item, dict):
+        return parse_pattern(_pattern_text(item))
+    if item.keys() != {"pattern", "from"}:
+        raise AddressError(f"a table is not a pattern: expected {_FROM_EXAMPLE}")
+    return replace(
+        parse_pattern(_pattern_text(item["pattern"])), sources=parse_sources(item["from"])
+    )
 
 
 def _pattern_text(item: object) -> str:
@@ -220,6 +250,11 @@ def _write_ports(ports: range) -> str:
     if ports == _EVERY_PORT:
         return "*"
     return f"{ports[0]}" if len(ports) == 1 else f"{ports[0]}-{ports[-1]}"
+
+
+def written_sources(sources: tuple[Rule, ...]) -> str:
+    """Return the clients of a rule as its text ends with them; empty for all."""
+    return f" from {' '.join(map(str, sources))}" if sources else ""
 
 
 def _denied(pattern: Pattern, target: TcpEndpoint) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vsockproxy.address.endpoint import Handshake
+from vsockproxy.config.by_name import ByName
 from vsockproxy.config.document import KeyPath
 from vsockproxy.config.settings import Policy
 
@@ -20,6 +21,7 @@ class Entry:
       path: the key path of the entry.
       long: the entry is a ``[[route]]``.
       own: the keys that are set in the entry itself, not in ``[defaults]``.
+      by_name: how clients name their targets; then there are no ``targets``.
     """
 
     listen: str
@@ -31,6 +33,7 @@ class Entry:
     handshake: Handshake | None = None
     long: bool = False
     own: frozenset[str] = frozenset()
+    by_name: ByName | None = None
 
     def at(self, key: str) -> KeyPath:
         """Return the path of a key; an entry of ``[forward]`` is a single key."""
@@ -44,7 +47,9 @@ class Entry:
 
     @property
     def at_target(self) -> KeyPath:
-        """Return the path of ``target`` or ``targets``."""
+        """Return the path of ``target``, ``targets`` or ``to``."""
+        if self.by_name is not None:
+            return self.at("to")
         return self.at("targets" if "targets" in self.own else "target")
 
     def at_policy(self, key: str) -> KeyPath:

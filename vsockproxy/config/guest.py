@@ -2,14 +2,16 @@
 
 Owns: one type for each key that reaches a guest.  The static ones (`Cid`, `Mux`, `UnixSockets`)
 have an address for every port; the others are looked up at each dial, by `guests`.  ``str``
-returns the keys of the file.
+returns the keys of the file.  `KnownGuests` finds a guest by its name or by a pattern.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Final
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Final, Literal
 
 from vsockproxy.address.endpoint import (
     Dialable,
@@ -17,10 +19,20 @@ from vsockproxy.address.endpoint import (
     MuxEndpoint,
     UnixEndpoint,
     VsockEndpoint,
+    check_guest_name,
 )
+from vsockproxy.errors import AddressError
 
 PORT_MARK: Final = "{port}"
+NAME_MARK: Final = "{name}"
+STAR: Final = "*"
+
+Over = Literal["vsock", "vsock-mux"]
+"""The kind of a guest's address: AF_VSOCK's, or a VMM's socket's."""
 LIBVIRT_URI: Final = "qemu:///system"
+
+# No - in front: as an argument of a command it would be an option.
+_MATCHED: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +93,7 @@ class MuxGlob:
 
     pattern: str
     handshake: Handshake = "ok"
+    over: ClassVar[Over] = "vsock-mux"
 
     def __str__(self) -> str:
         return _written(
@@ -94,6 +107,7 @@ class Libvirt:
 
     domain: str
     uri: str = LIBVIRT_URI
+    over: ClassVar[Over] = "vsock"
 
     def __str__(self) -> str:
         return _written(libvirt=self.domain, uri=None if self.uri == LIBVIRT_URI else self.uri)
@@ -104,6 +118,7 @@ class Qmp:
     """The CID of the vhost-vsock device that QEMU's monitor at ``path`` reports."""
 
     path: str
+    over: ClassVar[Over] = "vsock"
 
     def __str__(self) -> str:
         return _written(qmp=self.path)
@@ -114,6 +129,7 @@ class Machine:
     """The CID that systemd-machined has registered for a machine."""
 
     name: str
+    over: ClassVar[Over] = "vsock"
 
     def __str__(self) -> str:
         return _written(machine=self.name)
@@ -124,6 +140,7 @@ class Incus:
     """The CID of an Incus or LXD virtual machine."""
 
     name: str
+    over: ClassVar[Over] = "vsock"
 
     def __str__(self) -> str:
         return _written(incus=self.name)
@@ -134,6 +151,7 @@ class CidFile:
     """The CID in a file, in decimal digits."""
 
     path: str
+    over: ClassVar[Over] = "vsock"
 
     def __str__(self) -> str:
         return _written(file=self.path)
@@ -144,6 +162,7 @@ class Command:
     """The CID that a program prints; no shell interprets ``argv``."""
 
     argv: tuple[str, ...]
+    over: ClassVar[Over] = "vsock"
 
     def __str__(self) -> str:
         return _written(command=self.argv)
@@ -158,11 +177,74 @@ DynamicWay = MuxGlob | Libvirt | Qmp | Machine | Incus | CidFile | Command
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A VM that the configuration names; ``to_host`` applies to a CID that is looked up."""
+    """A VM that the configuration names; ``to_host`` applies to a CID that is looked up.
+
+    With `STAR` in ``name`` it stands for every guest of such a name; `NAME_MARK` in ``way`` is
+    replaced by what the star matches.
+    """
 
     name: str
     way: StaticWay | DynamicWay
     to_host: bool = False
+
+    @property
+    def is_pattern(self) -> bool:
+        """Return whether it stands for many guests."""
+        return STAR in self.name
+
+    def named(self, name: str) -> Guest | None:
+        """Return the guest of a name that the pattern matches; None if it does not match."""
+        matched = between(self.name, STAR, name)
+        if matched is None or not _MATCHED.fullmatch(matched):
+            return None
+        return replace(self, name=name, way=_with_name(self.way, matched))
+
+
+class KnownGuests:
+    """The guests of ``[guests]``, to be found by name: a fixed one first, then by a pattern."""
+
+    def __init__(self, guests: Iterable[Guest] = ()) -> None:
+        self.fixed: dict[str, Guest] = {}
+        self.patterns: list[Guest] = []
+        for guest in guests:
+            self.add(guest)
+
+    def add(self, guest: Guest) -> None:
+        """Add a guest behind the others."""
+        if guest.is_pattern:
+            self.patterns.append(guest)
+        else:
+            self.fixed[guest.name] = guest
+
+    def find(self, name: str) -> Guest | None:
+        """Return a guest by a name, which may be any text; None if there is none."""
+        if name in self.fixed:
+            return self.fixed[name]
+        try:
+            check_guest_name(name)
+        except AddressError:
+            return None
+        return next(filter(None, (pattern.named(name) for pattern in self.patterns)), None)
+
+
+def between(pattern: str, mark: str, text: str) -> str | None:
+    """Return the part of a text that stands for ``mark`` in a pattern; None without a match."""
+    before, _, after = pattern.partition(mark)
+    fits = len(text) > len(before) + len(after)
+    if not (fits and text.startswith(before) and text.endswith(after)):
+        return None
+    return text[len(before) : len(text) - len(after)]
+
+
+def _with_name(way: StaticWay | DynamicWay, name: str) -> StaticWay | DynamicWay:
+    values: dict[str, Any] = {one.name: getattr(way, one.name) for one in fields(way)}
+    return replace(way, **{key: _with_mark(value, name) for key, value in values.items()})
+
+
+def _with_mark(value: Any, name: str) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_with_mark(item, name) for item in value)
+    return value.replace(NAME_MARK, name) if isinstance(value, str) else value
 
 
 def _written(**keys: object) -> str:

@@ -9,10 +9,12 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
-from vsockproxy.address.endpoint import check_absolute
+from vsockproxy.address.endpoint import check_absolute, check_guest_name
 from vsockproxy.config.document import KeyPath
 from vsockproxy.config.guest import (
+    NAME_MARK,
     PORT_MARK,
+    STAR,
     Cid,
     CidFile,
     Command,
@@ -71,8 +73,44 @@ def read_guest(name: str, table: GuestTable) -> Guest:
         if other in written and key not in companions:
             raise KeyProblemError((*path, other), _MISPLACED[other])
     _check_text(path, key, getattr(table, key))
+    _check_mark(path, key, getattr(table, key))
     way = _way(table, key)
     return Guest(name, way, table.to_host and not isinstance(way, StaticWay))
+
+
+def check_name(name: str) -> None:
+    """Raise `AddressError` unless ``name`` can be a guest's, or a pattern with one `STAR`."""
+    if STAR not in name:
+        check_guest_name(name)
+        return
+    try:
+        check_guest_name(name.replace(STAR, "x", 1))
+    except AddressError as error:
+        raise AddressError(
+            f"{name!r} is not a pattern of guests' names: letters, digits, -, _ and one *"
+        ) from error
+
+
+def _check_mark(path: KeyPath, key: str, value: object) -> None:
+    """Check that a pattern has `NAME_MARK` where it makes a difference, and a name nowhere."""
+    is_pattern = STAR in str(path[-1])
+    is_marked = NAME_MARK in str(value)
+    if is_pattern and key == "cid":
+        raise KeyProblemError(
+            (*path, key), "is the CID of one guest: a pattern needs another way, as in mux or file"
+        )
+    if is_pattern and not is_marked:
+        raise KeyProblemError(
+            (*path, key), f"has no {NAME_MARK}: add it, it stands for what * matches"
+        )
+    if is_marked and not is_pattern:
+        raise KeyProblemError(
+            (*path, key), f'{NAME_MARK} needs a pattern as the guest\'s name, as in "{path[-1]}-*"'
+        )
+    if isinstance(value, tuple) and NAME_MARK in value[0]:
+        raise KeyProblemError(
+            (*path, key), f"a client could choose the program: write {NAME_MARK} in an argument"
+        )
 
 
 def _check_text(path: KeyPath, key: str, value: object) -> None:

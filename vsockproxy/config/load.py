@@ -18,19 +18,20 @@ from vsockproxy.address.endpoint import (
     MuxEndpoint,
     Target,
     VsockEndpoint,
-    check_guest_name,
     check_path,
 )
 from vsockproxy.address.grammar import expand_ports, parse_target
+from vsockproxy.config.by_name import ByName
+from vsockproxy.config.by_name_table import ByNameReader, without_by
 from vsockproxy.config.document import Document, KeyPath, Plain, write_path
 from vsockproxy.config.entry import Entry
 from vsockproxy.config.file import read_document
-from vsockproxy.config.guest import Cid, Guest, Mux, MuxGlob, StaticWay, UnixSockets
-from vsockproxy.config.guest_table import read_guest
+from vsockproxy.config.guest import Cid, Guest, KnownGuests, Mux, MuxGlob, StaticWay, UnixSockets
+from vsockproxy.config.guest_table import check_name, read_guest
 from vsockproxy.config.listen_conflicts import Claims, find_loop, is_loop
 from vsockproxy.config.policy import fit_policy
 from vsockproxy.config.problems import KeyProblemError, NotedError, Problems
-from vsockproxy.config.process import AdminSettings, LogSettings
+from vsockproxy.config.process import AdminSettings, Limits, LogSettings
 from vsockproxy.config.schema import GuestTable, RouteTable
 from vsockproxy.config.serving import (
     ADMIN_SOCKET,
@@ -43,7 +44,6 @@ from vsockproxy.config.serving import (
 )
 from vsockproxy.config.settings import (
     Config,
-    Limits,
     MetricsListen,
     Policy,
     PumpSettings,
@@ -109,7 +109,8 @@ class _Builder:
         self._unread = {problem.path for problem in self._problems.found}
         self._claims = Claims()
         self._names: set[str] = set()
-        self._guests: dict[str, Guest] = {}
+        self._guests: list[Guest] = []
+        self._known = KnownGuests()
 
     def config(self) -> Config:
         metrics: tuple[MetricsListen, ...] = ()
@@ -124,7 +125,9 @@ class _Builder:
         routes = tuple(route for entry in self._entries() for route in self._routes(entry))
         if not routes and not (self._problems.found and self._has_entries()):
             self._problems.add((), _NO_ROUTE)
-        self._check_loops(routes)
+        if loop := find_loop(routes):
+            sentence = f"routes dial each other in a loop, {' -> '.join(loop)}: change a target"
+            self._problems.add((), sentence)
         if self._problems.found:
             raise self._document.error(self._problems.found)
         return Config(
@@ -133,16 +136,11 @@ class _Builder:
             log=LogSettings(**self._tables.log.model_dump()),
             pump=PumpSettings(**self._tables.pump.model_dump()),
             limits=Limits(**self._tables.limits.model_dump()),
-            guests=tuple(self._guests.values()),
+            guests=tuple(self._guests),
             admin=admin,
             metrics_tls=read_tls(self._tables.metrics),
             source=self._document.source,
         )
-
-    def _check_loops(self, routes: Sequence[Route]) -> None:
-        if loop := find_loop(routes):
-            sentence = f"routes dial each other in a loop, {' -> '.join(loop)}: change a target"
-            self._problems.add((), sentence)
 
     def _has_entries(self) -> bool:
         """Return whether the document has a route, valid or not, or no readable tree."""
@@ -153,9 +151,11 @@ class _Builder:
     def _read_guest(self, name: str, table: GuestTable) -> None:
         path = ("guests", name)
         with self._problems.collecting(path):
-            check_guest_name(name)
+            check_name(name)
             self._check_guest(name)
-            self._guests[name] = read_guest(name, table)
+            guest = read_guest(name, table)
+            self._guests.append(guest)
+            self._known.add(guest)
 
     def _entries(self) -> Iterator[Entry]:
         tables = self._tables
@@ -164,6 +164,11 @@ class _Builder:
             yield Entry(listen, (target,), policy, ("forward", listen))
         for index, table in enumerate(tables.route):
             path = ("route", index)
+            if table.by is not None:
+                yield from self._by_name_entry(table, path)
+                continue
+            for key, message in without_by(table):
+                self._problems.add((*path, key), message)
             targets = table.targets or (table.target and (table.target,))
             if table.listen is not None and targets and not (table.target and table.targets):
                 yield Entry(
@@ -180,6 +185,37 @@ class _Builder:
             else:
                 self._note_incomplete(table, path)
 
+    def _by_name_entry(self, table: RouteTable, path: KeyPath) -> Iterator[Entry]:
+        """Yield the entry of a route whose clients name their targets, if it has no problem."""
+        policy = table.policy(self._tables.defaults)
+        with self._problems.collecting(path):
+            with self._problems.together():
+                with self._problems.collecting((*path, "listen")):
+                    if table.listen is None:
+                        raise AddressError("is missing: a route needs listen")
+                with self._problems.collecting(path):
+                    by_name = self._by_name(table, path, policy)
+            assert table.listen is not None
+            yield Entry(
+                table.listen,
+                (),
+                policy,
+                path,
+                table.name,
+                long=True,
+                own=frozenset(table.model_fields_set),
+                by_name=by_name,
+            )
+
+    def _by_name(self, table: RouteTable, path: KeyPath, policy: Policy) -> ByName:
+        if self._problems.are_at(path):
+            raise NotedError
+
+        def check(name: str, target: str) -> None:
+            self._guest(name, target=target)
+
+        return ByNameReader(table, path, self._known, check, self._problems).read(policy)
+
     def _note_incomplete(self, table: RouteTable, path: KeyPath) -> None:
         if path in self._unread:
             return
@@ -188,7 +224,8 @@ class _Builder:
                 (*path, "targets"), "cannot be combined with target: remove one of them"
             )
         for key in ("listen", "target"):
-            if key == "target" and (table.targets or (*path, "targets") in self._unread):
+            others = {(*path, "by"), (*path, "targets")}
+            if key == "target" and (table.targets or others & self._unread):
                 continue
             if getattr(table, key) is None and (*path, key) not in self._unread:
                 self._problems.add((*path, key), "is missing: a route needs listen and target")
@@ -224,7 +261,7 @@ class _Builder:
             with self._problems.collecting(entry.at_target):
                 listen, targets = self._ends(entry, name, listen_text, target_texts)
         policy = self._policy(entry, listen, targets)
-        return Route(name, listen, targets[0], policy, targets[1:])
+        return Route(name, listen, entry.by_name or targets[0], policy, targets[1:])
 
     def _ends(
         self, entry: Entry, name: str, listen_text: str, target_texts: Sequence[str]
@@ -242,7 +279,8 @@ class _Builder:
                     self._take_name(name)
             with self._problems.collecting(entry.at_target):
                 targets = self._targets(target_texts, entry)
-        for text, target in zip(target_texts, targets, strict=True):
+        fixed = entry.by_name.fixed if entry.by_name else []
+        for text, target in (*zip(target_texts, targets, strict=True), *fixed):
             if is_loop(listen, target):
                 raise AddressError(f"{text!r} is the route's own listener: choose another target")
         return listen, targets
@@ -282,7 +320,7 @@ class _Builder:
         way = self._guest(endpoint.guest, target=text).way
         if isinstance(way, StaticWay):
             return way.address(endpoint.port)
-        return replace(endpoint, over="vsock-mux" if isinstance(way, MuxGlob) else "vsock")
+        return replace(endpoint, over=way.over)
 
     def _with_options(self, text: str, endpoint: Target, entry: Entry) -> Target:
         """Return the target with the route's ``to_host`` and ``handshake``."""
@@ -305,7 +343,8 @@ class _Builder:
         return endpoint
 
     def _policy(self, entry: Entry, listen: ListenEndpoint, targets: tuple[Target, ...]) -> Policy:
-        fitted = fit_policy(entry.policy, entry.own, listen, targets, self._find_cid)
+        policy, own, find_cid = entry.policy, entry.own, self._find_cid
+        fitted = fit_policy(policy, own, listen, targets, find_cid, by_name=entry.by_name)
         for key, message in fitted.problems:
             path = entry.at_policy(key)
             if not self._problems.are_at(path):
@@ -336,8 +375,8 @@ class _Builder:
           NotedError: the guest has a problem.
         """
         self._check_guest(name)
-        if name in self._guests:
-            return self._guests[name]
+        if guest := self._known.find(name):
+            return guest
         hint = nearest(name, self._tables.guests)
         remedy = target and f"for a TCP target write tcp:{target}"
         advice = " ".join(filter(None, (hint, remedy)))

@@ -19,10 +19,12 @@ from vsockproxy.address.endpoint import (
     TcpEndpoint,
     UnixEndpoint,
     VsockEndpoint,
+    is_behind_a_vmm,
 )
 from vsockproxy.config.access import CidRule, ClientKind, GuestRule, Rule
+from vsockproxy.config.by_name import OUTWARDS, ByName
 from vsockproxy.config.problems import NotedError
-from vsockproxy.config.settings import Policy, is_behind_a_vmm
+from vsockproxy.config.settings import Policy
 from vsockproxy.errors import AddressError
 
 FindCid = Callable[[str], int]
@@ -37,6 +39,7 @@ _FILE_KEYS: Final = ("mode", "owner", "group")
 _TCP_KEYS: Final = ("keepalive", "user_timeout", "nodelay")
 _VSOCK_KEYS: Final = ("buffer_max", "buffer_size")
 _TARGET_KEYS: Final = ("target_allow", "target_deny")
+_STATE_KEYS: Final = ("fail_fast", "probe_interval", "ready_when_up", "balance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ def fit_policy(
     listen: ListenEndpoint,
     targets: Sequence[Target],
     find_cid: FindCid,
+    *,
+    by_name: ByName | None = None,
 ) -> Fitted:
     """Return the policy of a route.
 
@@ -61,15 +66,57 @@ def fit_policy(
 
     Args:
       own: the keys that are set in the route itself.
+      by_name: how clients name their targets, in place of ``targets``.
     """
+    if by_name is not None:
+        return _fit_by_name(policy, own, listen, by_name, find_cid)
     over_tcp = [target for target in targets if isinstance(target, TcpEndpoint)]
     if not over_tcp:
         policy = replace(policy, target_allow=None, target_deny=())
     fitted = _fit_rules(policy, own, listen, find_cid)
     fitted.problems.extend(_misplaced(own, listen, targets))
     fitted.problems.extend(_contradictions(fitted.policy, own))
+    for key in _TARGET_KEYS:
+        if any(pattern.sources for pattern in getattr(policy, key) or ()):
+            words = "from needs by: the target of this route is the same for all clients"
+            fitted.problems.append((key, words))
+    if policy.target_allow == ():
+        words = 'an empty list would deny every target: write "off" to allow all'
+        fitted.problems.append(("target_allow", words))
+        return fitted
     objections = (policy.destinations.objection(target) for target in over_tcp)
     fitted.problems.extend(("target", why) for why in objections if why)
+    return fitted
+
+
+def _fit_by_name(
+    policy: Policy,
+    own: Collection[str],
+    listen: ListenEndpoint,
+    by_name: ByName,
+    find_cid: FindCid,
+) -> Fitted:
+    """Return the policy of a route whose clients name their targets: none has a state."""
+    default = Policy()
+    policy = replace(policy, **{key: getattr(default, key) for key in _STATE_KEYS})
+    over_tcp = any(isinstance(target, TcpEndpoint) for _, target in by_name.fixed)
+    if not (by_name.leads_out or over_tcp):
+        policy = replace(policy, target_allow=None, target_deny=())
+    fitted = _fit_rules(policy, own, listen, find_cid)
+    fitted.problems.extend(_misplaced_file_keys(own, listen))
+    words = "cannot be combined with by: no target is known before a client names it"
+    fitted.problems.extend(_all(own, _STATE_KEYS, words))
+    if not (by_name.leads_out or over_tcp):
+        outwards = ", ".join(sorted(OUTWARDS))
+        words = f"needs a TCP target in to, or by with one of {outwards}"
+        fitted.problems.extend(_all(own, _TARGET_KEYS, words))
+    if by_name.leads_out and not by_name.to and policy.target_allow is None:
+        words = (
+            f'"{by_name.by}" needs target_allow, the names and networks that clients may reach:'
+            ' add it, as in ["deb.debian.org:80", "*.pypi.org:443"]; [] is none'
+        )
+        fitted.problems.append(("by", words))
+    fitted.problems.extend(_contradictions(fitted.policy, own))
     return fitted
 
 
@@ -123,12 +170,7 @@ def _misplaced(
 ) -> Iterator[tuple[str, str]]:
     """Yield the route's own keys that do not apply to its addresses."""
     ends = (listen, *targets)
-    if isinstance(listen, FdEndpoint):
-        yield from _all(
-            own, _FILE_KEYS, "is set in the systemd socket unit: use SocketMode= or SocketUser="
-        )
-    elif not isinstance(listen, UnixEndpoint | MuxEndpoint) or str(listen).startswith("unix:@"):
-        yield from _all(own, _FILE_KEYS, f"needs a Unix listener with a file: {listen} has none")
+    yield from _misplaced_file_keys(own, listen)
     if not any(isinstance(end, TcpEndpoint | FdEndpoint) for end in ends):
         yield from _all(own, _TCP_KEYS, "needs TCP: neither the listener nor the target is TCP")
     if not any(map(is_behind_a_vmm, targets)):
@@ -142,6 +184,15 @@ def _misplaced(
         yield from _all(own, _TARGET_KEYS, f"needs a TCP target: {targets[0]} is not one")
     if len(targets) == 1:
         yield from _all(own, ("balance",), "needs several targets")
+
+
+def _misplaced_file_keys(own: Collection[str], listen: ListenEndpoint) -> Iterator[tuple[str, str]]:
+    if isinstance(listen, FdEndpoint):
+        yield from _all(
+            own, _FILE_KEYS, "is set in the systemd socket unit: use SocketMode= or SocketUser="
+        )
+    elif not isinstance(listen, UnixEndpoint | MuxEndpoint) or str(listen).startswith("unix:@"):
+        yield from _all(own, _FILE_KEYS, f"needs a Unix listener with a file: {listen} has none")
 
 
 def _may_be_vsock(end: ListenEndpoint | Target) -> bool:

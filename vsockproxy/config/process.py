@@ -1,6 +1,6 @@
-"""What concerns the process and no route, as values: the log, the control socket, certificates.
+"""What concerns the process and no route: its limits, log, control socket and certificates.
 
-Owns: the declaration of the keys of ``[log]``.  `settings` has the rest of the configuration.
+Owns: the declaration of the keys of ``[log]`` and ``[limits]``.  `settings` has the rest.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vsockproxy.address.endpoint import UnixEndpoint
+from vsockproxy.config import kinds
 from vsockproxy.config.key import key
 
 LogFormat = Literal["auto", "human", "logfmt", "json"]
@@ -21,6 +22,24 @@ class LogSettings:
 
     level: LogLevel = key("info", "The least severe level that is logged")
     format: LogFormat = key("auto", "`auto` is `human` on a terminal and `logfmt` elsewhere")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The keys of ``[limits]``, for all routes together; None sets no bound."""
+
+    max_connections: int | None = key(
+        None,
+        "Connections of all routes together at the same time. Clients over it are treated as their"
+        " route's `over_limit` says",
+        kinds.COUNT,
+    )
+    drain_delay: float = key(
+        0.0,
+        "How long clients are still accepted after the signal to stop, while `/readyz` already"
+        " says no: load balancers need this long to send no more. A second signal ends it",
+        kinds.TIME,
+    )
 
 
 @dataclass(frozen=True, slots=True)

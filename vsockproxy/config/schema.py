@@ -20,11 +20,13 @@ from pydantic import (
 )
 
 from vsockproxy.address.endpoint import Handshake
+from vsockproxy.config.by_name import ToItem, parse_to
 from vsockproxy.config.guest import LIBVIRT_URI
 from vsockproxy.config.key import Key, declared_keys
 from vsockproxy.config.kinds import GROUP, MODE
-from vsockproxy.config.process import AdminSettings, LogSettings
-from vsockproxy.config.settings import Limits, Policy, PumpSettings
+from vsockproxy.config.process import AdminSettings, Limits, LogSettings
+from vsockproxy.config.request import By
+from vsockproxy.config.settings import Policy, PumpSettings
 from vsockproxy.config.value import AUTO, parse_list, shown
 
 _ADMIN: Final = AdminSettings()
@@ -148,7 +150,11 @@ class RouteTable(PolicyKeys):
     ] = None
     target: Annotated[
         Address | None,
-        Key("The address that connections are relayed to", words="address", default="required"),
+        Key(
+            "The address that connections are relayed to",
+            words="address",
+            default="required without `by`",
+        ),
     ] = None
     targets: Annotated[
         tuple[str, ...] | None,
@@ -171,6 +177,38 @@ class RouteTable(PolicyKeys):
         Key(
             "For a `vsock-mux` target: whether the VMM answers CONNECT with OK, or with nothing",
             default="the target's own",
+        ),
+    ] = None
+    by: Annotated[
+        By | None,
+        Key(
+            "In place of `target`: each client [names its target](#targets-that-clients-name) in"
+            " its first bytes, in this protocol"
+        ),
+    ] = None
+    to: Annotated[
+        tuple[ToItem, ...] | None,
+        Key(
+            "With `by`: where names lead. The first item whose `name` matches decides; a name that"
+            " none matches is denied",
+            words="list of tables",
+        ),
+        PlainValidator(parse_to),
+    ] = None
+    guest: Annotated[
+        str | None,
+        Key(
+            'With `by = "mux"`, in place of `to`: the guest whose ports clients name, as they would'
+            " at the socket of its VMM",
+            words="guest",
+        ),
+    ] = None
+    credentials: Annotated[
+        str | None,
+        Key(
+            "With `by`: only these users may ask. A file of `NAME:HASH` lines with bcrypt hashes,"
+            " as `htpasswd -B` writes it; needs the extra `vsockproxy[credentials]`",
+            words="path",
         ),
     ] = None
 

@@ -13,19 +13,21 @@ from typing import Literal
 
 from vsockproxy.address.endpoint import (
     FdEndpoint,
-    GuestEndpoint,
     ListenEndpoint,
-    MuxEndpoint,
     Target,
     TcpEndpoint,
     UnixEndpoint,
+    is_behind_a_vmm,
 )
 from vsockproxy.config import kinds
 from vsockproxy.config.access import Access, Rule
+from vsockproxy.config.by_name import ByName
 from vsockproxy.config.destination import Destinations, Pattern
 from vsockproxy.config.guest import Guest
 from vsockproxy.config.key import key
-from vsockproxy.config.process import AdminSettings, LogSettings, TlsSettings
+from vsockproxy.config.process import AdminSettings, Limits, LogSettings, TlsSettings
+from vsockproxy.config.reach import Reach
+from vsockproxy.config.request import By
 
 Balance = Literal["first", "round_robin"]
 HalfClose = Literal["auto", "forward", "hold"]
@@ -294,21 +296,44 @@ class Policy:
         """Return the rules that say which TCP targets may be dialled."""
         return Destinations(self.target_allow, self.target_deny)
 
+    @property
+    def reach(self) -> Reach:
+        """Return the rules for targets that clients name; without ``target_allow``, none."""
+        return Reach(self.target_allow or (), self.target_deny)
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A listener, and the target of its connections; ``others`` may be dialled in its place."""
+    """A listener, and the target of its connections; ``others`` may be dialled in its place.
+
+    With a `ByName` as ``target``, each connection has its own, and `targets` is empty.
+    """
 
     name: str
     listen: ListenEndpoint
-    target: Target
+    target: Target | ByName
     policy: Policy = Policy()
     others: tuple[Target, ...] = ()
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """Return all targets, in the order written."""
-        return (self.target, *self.others)
+        """Return all targets, in the order written; none where clients name them."""
+        return () if isinstance(self.target, ByName) else (self.target, *self.others)
+
+    @property
+    def by(self) -> By | None:
+        """Return what clients name their targets by; None for a route with fixed targets."""
+        return self.target.by if isinstance(self.target, ByName) else None
+
+    @property
+    def leads_to(self) -> str:
+        """Return the targets as text, or how clients name them."""
+        return ", ".join(map(str, self.targets or (self.target,)))
+
+    @property
+    def to(self) -> list[str]:
+        """Return where names lead that clients ask for, as ``NAME = TARGET``, in their order."""
+        return list(map(str, self.target.to)) if isinstance(self.target, ByName) else []
 
     @property
     def has_vmm(self) -> bool:
@@ -318,17 +343,12 @@ class Route:
     @property
     def half_close_hold(self) -> float | None:
         """Return the seconds of silence before a client's FIN is passed on; None: at once."""
-        holds = self.policy.half_close == "hold" or (
-            self.policy.half_close == "auto" and self.has_vmm
-        )
-        return self.policy.half_close_hold if holds else None
+        return self.half_close_hold_to(vmm=self.has_vmm)
 
-
-def is_behind_a_vmm(target: Target) -> bool:
-    """Return whether a target is behind a VMM's socket, as far as the configuration says."""
-    return isinstance(target, MuxEndpoint) or (
-        isinstance(target, GuestEndpoint) and target.over == "vsock-mux"
-    )
+    def half_close_hold_to(self, *, vmm: bool) -> float | None:
+        """Return `half_close_hold` for a target that is behind a VMM's socket, or is not."""
+        kind = self.policy.half_close
+        return self.policy.half_close_hold if kind == "hold" or (kind == "auto" and vmm) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,24 +365,6 @@ class PumpSettings:
         "Threads of the native pump, 1 to 64",
         kinds.THREADS,
         shown="by the number of processors",
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The keys of ``[limits]``, for all routes together; None sets no bound."""
-
-    max_connections: int | None = key(
-        None,
-        "Connections of all routes together at the same time. Clients over it are treated as their"
-        " route's `over_limit` says",
-        kinds.COUNT,
-    )
-    drain_delay: float = key(
-        0.0,
-        "How long clients are still accepted after the signal to stop, while `/readyz` already"
-        " says no: load balancers need this long to send no more. A second signal ends it",
-        kinds.TIME,
     )
 
 
@@ -383,7 +385,7 @@ class Config:
     metrics: tuple[MetricsListen, ...] = ()
     log: LogSettings = LogSettings()  # noqa: RUF009 - it is frozen
     pump: PumpSettings = PumpSettings()
-    limits: Limits = Limits()
+    limits: Limits = Limits()  # noqa: RUF009 - it is frozen
     guests: tuple[Guest, ...] = ()
     admin: AdminSettings = AdminSettings()  # noqa: RUF009 - it is frozen
     metrics_tls: TlsSettings | None = None

@@ -99,7 +99,7 @@ class Supervisor:
             if route is not None and route.name == listener.route.name:
                 before = listener.route
                 listener.reconfigure(route)
-                if route.targets != before.targets:
+                if (route.target, route.others) != (before.target, before.others):
                     self._log_listening(listener)
             else:
                 await self._retire(listener, listener.drain)
@@ -131,7 +131,7 @@ class Supervisor:
     def _log_listening(self, listener: RouteListener) -> None:
         route = listener.route
         if listener.sockets:  # else `listener_retrying` is logged
-            target = " ".join(map(str, route.targets))
+            target = " ".join(map(str, route.targets or (route.target,)))
             self._log.info("listening", route=route.name, listen=str(route.listen), target=target)
 
     async def _serve(self, listener: RouteListener) -> None:

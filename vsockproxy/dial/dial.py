@@ -26,6 +26,7 @@ from vsockproxy.address.endpoint import (
     VsockEndpoint,
 )
 from vsockproxy.config.destination import Destinations
+from vsockproxy.config.reach import Reach
 from vsockproxy.config.settings import Policy
 from vsockproxy.connection import VsockConnection
 from vsockproxy.dial import mux, tcp, unix, vsock
@@ -46,7 +47,7 @@ async def dial(
     *,
     options: Options = PLAIN,
     handshake_timeout: float | None = None,
-    destinations: Destinations = ANYWHERE,
+    destinations: Destinations | Reach = ANYWHERE,
     assigned: Callable[[int], object] | None = None,
     passed: Callable[[], object] | None = None,
 ) -> socket.socket:

@@ -17,6 +17,9 @@ from vsockproxy.address.endpoint import AF_VSOCK
 from vsockproxy.dial.target import Dialer
 from vsockproxy.errors import DialError
 
+MOST_HELD: Final = 1000
+"""Held clients of a route."""
+
 _POLL_PAUSE: Final = 0.1  # seconds between two looks for clients that have left
 _RDHUP: Final = getattr(select, "POLLRDHUP", 0)  # Linux only; elsewhere POLLHUP tells less
 

@@ -21,13 +21,12 @@ import trio
 
 from vsockproxy.config.settings import Route
 from vsockproxy.connection import Connection
-from vsockproxy.dial.held_clients import HeldClients, Outcome, Reached
+from vsockproxy.dial.held_clients import MOST_HELD, HeldClients, Outcome, Reached
 from vsockproxy.dial.target import OURS, Dialer
 from vsockproxy.errors import DialError, dial_error
 from vsockproxy.guests.directory import Guests
 from vsockproxy.stats import HeldResult, RouteStats, TargetState
 
-_MOST_HELD: Final = 1000  # clients of a route
 _AT_ONCE: Final = 64  # parallel dials for held clients
 _FIRST_PAUSE: Final = 0.05  # seconds between two dials of an absent target; doubled each time
 _LONGEST_PAUSE: Final = 2.0
@@ -66,7 +65,9 @@ class Selection:
         special = policy.wait_for_guest or policy.fail_fast or policy.ready_when_up
         is_plain = len(states) == 1 and not special
         self._only = self._targets[0] if is_plain else None
-        self._needs_background = not is_plain or policy.probe_interval is not None
+        self._needs_background = bool(states) and (
+            not is_plain or policy.probe_interval is not None
+        )
         self._restart_background()
 
     def _dialer(self, state: TargetState) -> Dialer:
@@ -157,7 +158,7 @@ class Selection:
     async def _hold(self, client: int, connection: Connection, deadline: float) -> socket.socket:
         """Hold a client until a target answers; return the socket that was dialled for it."""
         results = self._stats.held_results
-        if len(self._held) >= _MOST_HELD:
+        if len(self._held) >= MOST_HELD:
             results["full"] += 1
             raise dial_error(connection.target, "too_many_held", len(self._held))
         began = trio.current_time()

@@ -17,6 +17,8 @@ from typing import Any, Final
 import trio
 
 from vsockproxy.address.endpoint import GuestEndpoint, UnixEndpoint
+from vsockproxy.config.destination import Destinations
+from vsockproxy.config.reach import Reach
 from vsockproxy.config.settings import Policy
 from vsockproxy.dial import unix
 from vsockproxy.dial.dial import dial
@@ -47,10 +49,15 @@ class Dialer:
         *,
         names: dict[str, str],
         log: Any,
+        destinations: Destinations | Reach | None = None,
     ) -> None:
-        """Dial as ``policy`` says; ``names`` are the log fields that name the target."""
+        """Dial as ``policy`` says; ``names`` are the log fields that name the target.
+
+        With ``destinations``, these are checked in place of the policy's.
+        """
         self.state = state
         self._guests = guests
+        self._destinations = destinations
         self._names = names
         self._log = log
         self._told, self._told_at = state.name, state.since
@@ -59,12 +66,13 @@ class Dialer:
 
     def reconfigure(self, policy: Policy) -> None:
         """Follow a new policy, from the next dial on."""
+        own = self._destinations
         self._timeout = policy.connect_timeout
         self._dial = partial(
             dial,
             options=target_options(policy),
             handshake_timeout=policy.handshake_timeout,
-            destinations=policy.destinations,
+            destinations=own if own is not None else policy.destinations,
         )
 
     async def dial(

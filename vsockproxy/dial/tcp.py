@@ -13,7 +13,9 @@ from typing import Any
 from vsockproxy.address.endpoint import TcpEndpoint
 from vsockproxy.address.sockaddr import Address, errno_of, literal_addresses
 from vsockproxy.config.destination import Destinations
+from vsockproxy.config.reach import Reach
 from vsockproxy.dial.connecting import connected, open_socket
+from vsockproxy.dial.own_address import is_own
 from vsockproxy.dial.race import connect_first
 from vsockproxy.dial.resolver import RESOLVER
 from vsockproxy.dial.sockopt import Options
@@ -24,7 +26,7 @@ async def dial(
     endpoint: TcpEndpoint,
     deadline: float,
     options: Options,
-    destinations: Destinations,
+    destinations: Destinations | Reach,
     passed: Callable[[], object] | None,
 ) -> socket.socket:
     """Return a socket connected to one of the endpoint's addresses; see `dial.dial`.
@@ -38,7 +40,7 @@ async def dial(
 async def _addresses(
     endpoint: TcpEndpoint,
     deadline: float,
-    destinations: Destinations,
+    destinations: Destinations | Reach,
     passed: Callable[[], object] | None,
 ) -> list[Address]:
     """Return the addresses to connect to, in their order; raise `DialError`."""
@@ -47,6 +49,8 @@ async def _addresses(
         addresses = await RESOLVER.get().addresses(endpoint, deadline)
         if passed is not None:
             passed()
+    if isinstance(destinations, Reach):
+        return _within(endpoint, addresses, destinations)
     return _admitted(endpoint, addresses, destinations) if destinations else addresses
 
 
@@ -59,6 +63,16 @@ def _admitted(
         more = f" and {len(others)} more" if others else ""
         raise dial_error(endpoint, "forbidden", f"{first}{more}")
     return admitted
+
+
+def _within(endpoint: TcpEndpoint, addresses: list[Address], reach: Reach) -> list[Address]:
+    """Return the addresses that a client which named the endpoint may reach."""
+    objections = [(one, reach.objection(endpoint, one[1][0], is_own)) for one in addresses]
+    within = [address for address, objection in objections if objection is None]
+    if not within:
+        _, first = objections[0]
+        raise dial_error(endpoint, "out_of_reach", first)
+    return within
 
 
 async def _connect_any(

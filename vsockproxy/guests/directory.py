@@ -1,12 +1,13 @@
 """The directory of guests: their addresses, looked up at each dial and cached for a second.
 
 Owns: `Guests`, one for the daemon, and a `GuestRecord` for each guest.  A source that hangs or
-fails affects only its guest.  Knows neither the sources' protocols nor the callers.
+fails affects only its guest, or the guests of patterns.  Knows neither the sources' protocols
+nor the callers.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -17,7 +18,7 @@ from typing import Any, Final
 import trio
 
 from vsockproxy.address.endpoint import Dialable, GuestEndpoint
-from vsockproxy.config.guest import Cid, DynamicWay, Guest, Mux, StaticWay
+from vsockproxy.config.guest import Cid, DynamicWay, Guest, KnownGuests, Mux, StaticWay
 from vsockproxy.errors import AddressError, dial_error
 from vsockproxy.guests.answer import GuestError
 from vsockproxy.guests.sources import look_up
@@ -28,6 +29,8 @@ CACHED: Final = 1.0
 _FAILURE_CACHED: Final = 0.25  # seconds; many clients at once start a program only once
 _TIMEOUT: Final = 6.0  # seconds for a source; more than a command's own timeout
 _NEVER: Final = float("-inf")
+_MOST_BY_PATTERN: Final = 1024  # records; clients choose the names
+_THREADS_BY_PATTERN: Final = 8  # for all of them together
 
 LookUp = Callable[[DynamicWay, trio.CapacityLimiter], Awaitable[Cid | Mux]]
 """Asks a source, in threads of the limiter; raises `GuestError`."""
@@ -43,7 +46,14 @@ class GuestRecord:
       results: the number of look-ups that ended in ``success`` and in ``failure``.
     """
 
-    def __init__(self, guest: Guest, look_up: LookUp, log: Any) -> None:
+    def __init__(
+        self,
+        guest: Guest,
+        look_up: LookUp,
+        log: Any,
+        threads: trio.CapacityLimiter | None = None,
+    ) -> None:
+        """Look ``guest`` up in ``threads``; without them, in one of its own."""
         self.guest = guest
         self.found: Cid | Mux | None = None
         self.last_error: str | None = None
@@ -54,7 +64,7 @@ class GuestRecord:
         self._expires = _NEVER
         self._asking = trio.Lock()
         # One: a source that hangs occupies one thread, not one for each client.
-        self._threads = trio.CapacityLimiter(1)
+        self._threads = threads or trio.CapacityLimiter(1)
 
     def forget(self) -> None:
         """Discard the cached answer: the next dial looks the guest up."""
@@ -134,7 +144,11 @@ def _described(error: Exception) -> str:
 
 
 class Guests:
-    """The records of all guests whose way is dynamic."""
+    """All guests, and the records of those whose way is dynamic.
+
+    The guests of a pattern have records too, but only those asked for last: a client can ask for
+    any number of names.
+    """
 
     def __init__(
         self, guests: Iterable[Guest] = (), *, look_up: LookUp = look_up, log: Any = None
@@ -142,17 +156,43 @@ class Guests:
         """Create a record for each guest; ``log`` is a structlog logger for changes."""
         self._look_up = look_up
         self._log = log
+        self._known = KnownGuests()
         self._records: dict[str, GuestRecord] = {}
+        self._by_pattern: OrderedDict[str, GuestRecord] = OrderedDict()
+        self._threads = trio.CapacityLimiter(_THREADS_BY_PATTERN)
         self.reconfigure(guests)
 
     def reconfigure(self, guests: Iterable[Guest]) -> None:
         """Replace the guests after a reload; keep the records of those that have not changed."""
+        self._known = KnownGuests(guests)
         known = {record.guest: record for record in self._records.values()}
         self._records = {
             guest.name: known.get(guest) or GuestRecord(guest, self._look_up, self._log)
-            for guest in guests
+            for guest in self._known.fixed.values()
             if not isinstance(guest.way, StaticWay)
         }
+        self._by_pattern.clear()
+
+    def find(self, name: str) -> Guest | None:
+        """Return the guest of a name, which may be any text; None if ``[guests]`` has none."""
+        return self._known.find(name)
+
+    def _record(self, name: str) -> GuestRecord | None:
+        """Return the record of a guest; None if there is no such guest, or its way is static."""
+        if name in self._records:
+            return self._records[name]
+        if name in self._by_pattern:
+            self._by_pattern.move_to_end(name)
+            return self._by_pattern[name]
+        guest = self.find(name)
+        if guest is None or isinstance(guest.way, StaticWay):
+            return None
+        # No log: a client that asks for names would fill it.
+        record = GuestRecord(guest, self._look_up, None, self._threads)
+        self._by_pattern[name] = record
+        if len(self._by_pattern) > _MOST_BY_PATTERN:
+            self._by_pattern.popitem(last=False)
+        return record
 
     async def resolve(self, endpoint: GuestEndpoint, deadline: float) -> Dialable:
         """Return the address of a guest's port.
@@ -163,7 +203,7 @@ class Guests:
         Raises:
           DialError: with the reason ``guest``; the cause and the remedy are the source's.
         """
-        record = self._records.get(endpoint.guest)
+        record = self._record(endpoint.guest)
         if record is None:  # the client was accepted before the reload
             sentence = f"the guest {endpoint.guest!r} was removed from the configuration"
             raise dial_error(endpoint, "guest", sentence)
@@ -174,8 +214,19 @@ class Guests:
 
     def forget(self, name: str) -> None:
         """Discard a guest's cached address after a failed dial."""
-        if name in self._records:
-            self._records[name].forget()
+        record = self._records.get(name) or self._by_pattern.get(name)
+        if record is not None:
+            record.forget()
+
+    async def locate(self, name: str, deadline: float) -> Cid | StaticWay | None:
+        """Return where a guest is, by ``deadline`` in trio's time; None if it was not found."""
+        guest, record = self.find(name), self._record(name)
+        if record is not None:
+            with suppress(GuestError):
+                return await record.locate(deadline)
+        elif guest is not None and isinstance(guest.way, StaticWay):
+            return guest.way
+        return None
 
     async def locate_all(self, timeout: float) -> list[GuestRecord]:
         """Look up all guests at once, each for at most ``timeout`` seconds; return the records."""
@@ -191,5 +242,5 @@ class Guests:
         return records
 
     def records(self) -> list[GuestRecord]:
-        """Return the record of each guest."""
+        """Return the record of each guest that has a name of its own."""
         return list(self._records.values())

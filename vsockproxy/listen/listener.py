@@ -17,8 +17,10 @@ from typing import Any, Final
 
 import trio
 
+from vsockproxy.admit.credentials import Users
 from vsockproxy.admit.process_limits import Admission
 from vsockproxy.admit.route_limits import Gate, QueueReason
+from vsockproxy.config.by_name import ByName
 from vsockproxy.config.settings import Route
 from vsockproxy.connection import Connection
 from vsockproxy.dial.selection import Selection
@@ -30,6 +32,7 @@ from vsockproxy.log.output import Throttle
 from vsockproxy.pump.reset import reset_descriptor
 from vsockproxy.pump.transfer import Accepted, Bounds, EndReason, Pump
 from vsockproxy.reasons import accept_remedy
+from vsockproxy.relay.by_name import ByNameTargets
 from vsockproxy.relay.failed_dial import FailedDials
 from vsockproxy.relay.relay import Relay
 from vsockproxy.stats import RouteStats
@@ -94,8 +97,10 @@ class RouteListener:
         self._log = log
         self._pump = pump
         self._gate = Gate(stats, admission or Admission(), log)
-        self._selection = Selection(stats, guests or Guests(), log)
+        self._guests = guests or Guests()
+        self._selection = Selection(stats, self._guests, log)
         self._failed_dials = FailedDials(stats, self._gate, self._selection, Throttle(log))
+        self._users: Users | None = None
         self._accepting = trio.CancelScope()
         self._relaying = trio.CancelScope()
         self._resumed = trio.Event()
@@ -155,6 +160,20 @@ class RouteListener:
             self._selection,
             self._log,
             self._failed_dials,
+            self._by_name(route),
+        )
+
+    def _by_name(self, route: Route) -> ByNameTargets | None:
+        """Return the targets that clients name; None where the route has its own."""
+        if not isinstance(route.target, ByName):
+            return None
+        file = route.target.credentials
+        if file is None:
+            self._users = None
+        elif self._users is None or self._users.path != file:  # else it keeps its failures
+            self._users = Users(file, self._log)
+        return ByNameTargets(
+            route.target, self._users, self.stats, self._gate, self._guests, self._log
         )
 
     async def serve(self) -> bool:

@@ -8,8 +8,9 @@
 | `recent` | the last events, for the operator's API |
 
 The events, which other modules log.  A test holds this table true against the source.  The
-keys of a *connection* are number, route, client and target; *left_out* is the number of equal
-warnings suppressed since the last one (`output.Throttle`).
+keys of a *connection* are number, route, client and target, and asked where the client has named
+the target; *left_out* is the number of equal warnings suppressed since the last one
+(`output.Throttle`).
 
 | event | level | means | keys |
 |---|---|---|---|
@@ -30,8 +31,10 @@ error; route or server |
 *connection*, upstream_bytes, downstream_bytes, \
 seconds, reason; if known: why, dial_seconds, held_seconds, vmm_port |
 | `connection_error` | error | a bug ended a connection | *connection*, exception |
+| `request_decided` | info | a client that named its target may go there, or may not | \
+*connection*, verdict; if known: user, rule, address, error |
 | `client_rejected` | warning | clients were closed before their dial | *connection*, reason, why, \
-*left_out* |
+*left_out*; error of a request |
 | `clients_queued` | warning | a limit leaves clients in the backlog | route, reason, why, \
 *left_out* |
 | `listener_error` | error | a bug ended a route's accepting; it starts again | route, remedy, \
@@ -46,6 +49,7 @@ exception |
 reason, error, remedy |
 | `target_up` | info | a target answers again | route, target, was, seconds |
 | `guest_found` | info | a guest's address was found, or has changed | guest, at |
+| `credentials_failed` | warning | a file of users cannot be used: nobody is let in | error |
 | `route_paused` | info | an operator stopped a route's accepting | route |
 | `route_resumed` | info | an operator started it again | route |
 | `route_draining` | info | an operator closed a route's listener | route, connections |

@@ -1,4 +1,4 @@
-"""A failed dial: the client is reset, the failure is counted, and one line is logged."""
+"""A failed dial: it is counted, and one line is logged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from vsockproxy.connection import Connection
 from vsockproxy.dial.selection import Selection
 from vsockproxy.errors import DialError
 from vsockproxy.log.output import Throttle
-from vsockproxy.pump.reset import reset_descriptor
 from vsockproxy.stats import RouteStats
 
 
@@ -22,12 +21,8 @@ class FailedDials:
     selection: Selection
     throttle: Throttle
 
-    def end(self, client: int, family: int, connection: Connection, error: DialError) -> str:
-        """Reset a client, so that it does not take the failure for an empty answer.
-
-        ``client`` is its descriptor, which is closed. Returns the reason of the connection's end.
-        """
-        reset_descriptor(client, family)
+    def note(self, connection: Connection, error: DialError) -> str:
+        """Count and log a failed dial; return the reason of the connection's end."""
         reason = f"dial_{error.reason}"
         if error.reason == "client_left":
             return reason

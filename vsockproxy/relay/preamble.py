@@ -17,6 +17,7 @@ import trio
 from vsockproxy.address.endpoint import AF_VSOCK, Target
 from vsockproxy.address.sockaddr import errno_of
 from vsockproxy.config.access import ip_of
+from vsockproxy.config.by_name import ByName
 from vsockproxy.connection import Connection
 from vsockproxy.errors import VsockproxyError, dial_error
 from vsockproxy.relay import proxy_protocol
@@ -90,7 +91,7 @@ async def has_sent(sock: socket.socket) -> bool:
 
 
 async def send_header(
-    sock: socket.socket, endpoint: Target, header: bytes, deadline: float
+    sock: socket.socket, endpoint: Target | ByName, header: bytes, deadline: float
 ) -> None:
     """Send a header to a newly connected target, until ``deadline``.
 

@@ -15,14 +15,17 @@ from typing import Any
 
 import trio
 
+from vsockproxy.address.endpoint import is_behind_a_vmm
 from vsockproxy.address.sockaddr import borrowed
 from vsockproxy.admit.route_limits import Gate, RejectReason
+from vsockproxy.config.by_name import ByName
 from vsockproxy.connection import Connection, EndedError
 from vsockproxy.dial.selection import Selection
 from vsockproxy.errors import DialError, dial_error
 from vsockproxy.pump.reset import reset_descriptor
 from vsockproxy.pump.transfer import Bounds, Pump
 from vsockproxy.relay.access_log import log_end
+from vsockproxy.relay.by_name import ByNameTargets, NamedTarget, hang_up
 from vsockproxy.relay.failed_dial import FailedDials
 from vsockproxy.relay.preamble import (
     NoHeaderError,
@@ -47,13 +50,15 @@ class Relay:
     selection: Selection
     log: Any
     failed_dials: FailedDials
+    by_name: ByNameTargets | None = None
 
     async def serve(self, client: int, connection: Connection) -> None:
         """Relay between an admitted client and a target until both sides have ended.
 
         It owns the client's descriptor. A client whose dial fails is reset, so that it does not
-        take the failure for an empty answer. Cancelled, it closes both sides and counts the
-        connection under ``connection.ending``. Raises `trio.Cancelled` alone.
+        take the failure for an empty answer, or told so in the protocol of its request.
+        Cancelled, it closes both sides and counts the connection under ``connection.ending``.
+        Raises `trio.Cancelled` alone.
         """
         # An idle connection keeps this frame and the pump's alive, and no other. A local for the
         # target's descriptor would keep its number as well.
@@ -76,9 +81,15 @@ class Relay:
         self._end(connection, connection.ending if reason == "killed" else reason)
 
     def _bounds_of(self, connection: Connection) -> Bounds:
-        """Return the bounds with what is left of max_lifetime, which counts from the accept."""
+        """Return the bounds of a connection: max_lifetime, for one, counts from the accept."""
+        bounds = self.bounds
+        if self.by_name is not None:
+            assert not isinstance(connection.target, ByName)  # it has been dialled
+            vmm = is_behind_a_vmm(connection.target)
+            hold = connection.route.half_close_hold_to(vmm=vmm)
+            bounds = bounds._replace(vmm=vmm, half_close_hold=hold)
         left = connection.lifetime_left()
-        return self.bounds if left is None else self.bounds._replace(max_lifetime=left)
+        return bounds if left is None else bounds._replace(max_lifetime=left)
 
     def _note_defect(self, connection: Connection) -> str:
         with suppress(Exception):  # no memory is left, not even for the line
@@ -95,12 +106,13 @@ class Relay:
     # ---- before bytes move ----
 
     async def _connect(self, client: int, connection: Connection) -> int:
-        """Return the descriptor of a connected target; on any failure, reset the client.
+        """Return the descriptor of a connected target; on any failure, close the client.
 
         Raises `EndedError` with the reason of the connection's end.
         """
         family = connection.family  # a PROXY header may name another
         policy = connection.route.policy
+        named: NamedTarget | None = None
         try:
             if _is_killed(connection):  # before this task ran
                 raise EndedError("killed")
@@ -108,12 +120,16 @@ class Relay:
                 await self._identify(client, connection)
             if policy.dial_on_data:
                 await self._await_data(client, family, connection)
+            if self.by_name is not None:
+                named = await self.by_name.ask(client, family, connection)
             started = monotonic()
-            target = await self.selection.connect(client, connection)
-            if policy.send_proxy != "off":
+            target = await (
+                self.selection.connect(client, connection) if named is None else named.dial()
+            )
+            if named is not None or policy.send_proxy != "off":
                 dialled = monotonic() - started - connection.held_seconds
                 left = max(0.0, policy.connect_timeout - dialled)
-                await self._send_header(client, target, connection, left)
+                await self._send_first(client, target, connection, named, left)
             connection.dial_seconds = monotonic() - started - connection.held_seconds
             if not connection.held_seconds:  # a held client's target was dialled beforehand
                 self.stats.dial_seconds.observe(connection.dial_seconds)
@@ -121,12 +137,29 @@ class Relay:
                 target.close()
                 raise EndedError("killed")
         except DialError as error:
-            reason = self.failed_dials.end(client, family, connection, error)
+            try:
+                reason = self.failed_dials.note(connection, error)
+            finally:
+                reply = b"" if named is None else named.refused(error)
+                await self._hang_up(client, family, connection, reply)
             raise EndedError(reason) from None
+        except EndedError as ended:
+            await self._hang_up(client, family, connection, ended.reply)
+            raise
         except BaseException:
             reset_descriptor(client, family)
             raise
         return target.detach()
+
+    async def _hang_up(
+        self, client: int, family: int, connection: Connection, reply: bytes
+    ) -> None:
+        """Close a client that is not served; see `hang_up`."""
+        if not reply:
+            reset_descriptor(client, family)
+            return
+        with suppress(EndedError), connection.cancellable():
+            await hang_up(client, family, reply, connection.route.policy.linger_timeout)
 
     async def _identify(self, client: int, connection: Connection) -> None:
         """Learn the client's address from its PROXY header; raise `EndedError` to reject it."""
@@ -153,22 +186,31 @@ class Relay:
                 return
         raise EndedError("idle_timeout")
 
-    async def _send_header(
-        self, client: int, target: socket.socket, connection: Connection, seconds: float
+    async def _send_first(
+        self,
+        client: int,
+        target: socket.socket,
+        connection: Connection,
+        named: NamedTarget | None,
+        seconds: float,
     ) -> None:
-        """Send the client's addresses to a connected target, which is closed on failure.
+        """Send a connected target what comes before the stream, and answer the client's request.
 
-        It has the ``seconds`` that the dial has left of connect_timeout; with none, what the
-        socket's buffer takes at once is still sent.
+        The target is closed on failure. It has the ``seconds`` that the dial has left of
+        connect_timeout; with none, what the socket's buffer takes at once is still sent.
         """
-        policy = connection.route.policy
-        assert policy.send_proxy != "off"
+        version = connection.route.policy.send_proxy
         deadline = trio.current_time() + seconds
         try:
             with borrowed(client) as sock:  # not of `family`, which an accepted header may name
-                header = build_header(policy.send_proxy, header_of(connection, sock))
-            with connection.cancellable():
-                await send_header(target, connection.target, header, deadline)
+                first = b"" if named is None else named.asked.replay
+                if version != "off":
+                    first = build_header(version, header_of(connection, sock)) + first
+                if first:
+                    with connection.cancellable():
+                        await send_header(target, connection.target, first, deadline)
+                if named is not None:
+                    named.answer(sock, target)
         except BaseException as error:
             target.close()
             if isinstance(error, DialError):

@@ -53,7 +53,8 @@ async def reach(route: Route, guests: Sequence[Guest], wait: float) -> socket.so
     Raises:
       DialError: of the last dial.
     """
-    state = TargetState(route.target)
+    [address] = route.targets
+    state = TargetState(address)
     dialer = Dialer(state, route.policy, Guests(guests), names={}, log=None)
     end = trio.current_time() + wait
     pause = _FIRST_PAUSE

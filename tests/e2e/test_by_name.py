@@ -1,0 +1,125 @@
+"""The real program with clients that name their targets, from a configuration file."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+import trio
+
+from tests.daemon_process import command, daemon
+from tests.fake_services import mux_server
+from tests.sockets import read_to_end
+
+CONFIG = """
+[[route]]
+name = "in"
+listen = "fd:in"
+by = "http-host"
+to = [{{ name = "*.vm", target = "sbx-{{1}}:80" }}]
+half_close = "forward"
+
+[[route]]
+name = "out"
+listen = "fd:out"
+by = "proxy"
+target_allow = [{allowed}]
+
+[guests]
+"sbx-*" = {{ mux = "{folder}/{{name}}.sock" }}
+
+[admin]
+socket = "{folder}/admin.sock"
+"""
+
+
+async def greets(stream: trio.SocketStream) -> None:
+    await read_to_end(stream)
+    await stream.send_all(b"hello")
+
+
+async def ask(listener: socket.socket, request: bytes) -> bytes:
+    async with await trio.open_tcp_stream("127.0.0.1", listener.getsockname()[1]) as client:
+        await client.send_all(request)
+        await client.send_eof()
+        return await read_to_end(client)
+
+
+def host(name: str) -> bytes:
+    return f"GET / HTTP/1.1\r\nHost: {name}\r\n\r\n".encode()
+
+
+def connect(target: str) -> bytes:
+    return f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode()
+
+
+def test_check_shows_the_rules_and_the_fault_of_a_file_of_users(tmp_path: Path) -> None:
+    config, users = tmp_path / "config.toml", tmp_path / "users"
+    text = CONFIG.format(folder=tmp_path, allowed="")
+    config.write_text(text)
+    shown = command("check", config)
+    assert "by http-host: *.vm = sbx-{1}:80" in shown.stdout, shown
+    assert "by proxy" in shown.stdout
+
+    users.write_text("# people\nann:secret\n")
+    config.write_text(text.replace('"proxy"', f'"proxy"\ncredentials = "{users}"'))
+    shown = command("check", config)
+    assert shown.returncode == 2
+    assert f"{users}:2: expected NAME:HASH with a bcrypt hash" in shown.stderr
+
+
+async def test_clients_reach_what_they_name_and_nothing_else(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    with ExitStack() as stack:
+        names = ("in", "out", "service")
+        sockets = {
+            name: stack.enter_context(socket.create_server(("127.0.0.1", 0))) for name in names
+        }
+        service = sockets.pop("service")
+        port = service.getsockname()[1]
+        config.write_text(CONFIG.format(folder=tmp_path, allowed=f'"127.0.0.1:{port}"'))
+        async with daemon("run", "-c", config, sockets=sockets) as running:
+            await running.wait_for("ready")
+
+            # A guest that is born after the daemon is reached; other labels are guests' names too.
+            async with mux_server(tmp_path / "new.sock", {80: greets}):
+                assert await ask(sockets["in"], host("new.vm")) == b"hello"
+            line = await running.wait_for("request_decided", route="in", verdict="allowed")
+            assert (line["asked"], line["rule"]) == ("new.vm", "to *.vm = sbx-{1}:80")
+            line = await running.wait_for("connection_closed", route="in", asked="new.vm")
+            assert line["upstream_bytes"] == str(len(host("new.vm")))
+            for name in ("2.vm", "host.vm"):
+                answer = await ask(sockets["in"], host(name))
+                assert answer.startswith(b"HTTP/1.1 502 "), "no guest sbx-2 runs, and CID 2 is none"
+                await running.wait_for(
+                    "request_decided", asked=name, target=target_of(tmp_path, name)
+                )
+            assert (await ask(sockets["in"], host("vm"))).startswith(b"HTTP/1.1 403 ")
+
+            # The address that a rule names is reached, and no other one of this machine.
+            tunnel = await trio.open_tcp_stream("127.0.0.1", sockets["out"].getsockname()[1])
+            async with tunnel:
+                await tunnel.send_all(connect(f"127.0.0.1:{port}"))
+                assert (await tunnel.receive_some()).startswith(b"HTTP/1.1 200 ")
+                shown = command("connections", "--socket", tmp_path / "admin.sock")
+                assert f"127.0.0.1:{port} -> tcp:127.0.0.1:{port}" in shown.stdout, shown
+                shown = command("status", "--socket", tmp_path / "admin.sock")
+                assert "by http-host: *.vm = sbx-{1}:80" in shown.stdout, shown
+            for other in ("[::1]", "2130706433", "0x7f000001", "127.0.0.2", "[::ffff:127.0.0.2]"):
+                answer = await ask(sockets["out"], connect(f"{other}:{port}"))
+                assert answer.startswith(b"HTTP/1.1 403 "), other
+            await running.wait_for("request_decided", route="out", verdict="denied")
+
+            # A reload changes the rules for the next client.
+            config.write_text(CONFIG.format(folder=tmp_path, allowed=""))
+            running.send_signal(signal.SIGHUP)
+            await running.wait_for("reloaded")
+            answer = await ask(sockets["out"], connect(f"127.0.0.1:{port}"))
+            assert answer.startswith(b"HTTP/1.1 403 ")
+            assert answer.endswith(f"target_allow has no rule for 127.0.0.1:{port}\n".encode())
+
+
+def target_of(folder: Path, name: str) -> str:
+    return f"vsock-mux:{folder}/{name.removesuffix('.vm')}.sock:80"

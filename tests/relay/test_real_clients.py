@@ -1,0 +1,206 @@
+"""Programs that users have, as clients that name their target: curl, openssl, apt."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trustme
+
+from tests.fake_services import Service
+from tests.kernel.boot import require
+from tests.listen.running_route import Served
+from tests.relay.naming import naming
+from tests.waiting import PATIENCE
+from vsockproxy.address.endpoint import Dialable, TcpEndpoint
+
+APT_HELPER = "/usr/lib/apt/apt-helper"
+
+
+def answers(body: str, tls: ssl.SSLContext | None = None) -> Service:
+    """Return a web server's service, whose only page is ``body``."""
+
+    async def service(sock: trio.SocketStream) -> None:
+        stream: trio.abc.Stream = sock
+        if tls is not None:
+            stream = trio.SSLStream(sock, tls, server_side=True, https_compatible=True)
+        with suppress(trio.BrokenResourceError):
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                piece = await stream.receive_some()
+                if not piece:
+                    return
+                head += piece
+            [host] = [line for line in head.split(b"\r\n") if line.lower().startswith(b"host:")]
+            assert not head.lower().count(b"proxy-"), head
+            text = f"{body} {host.decode()}\n"
+            response = f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n{text}"
+            await stream.send_all(response.encode())
+
+    return service
+
+
+@asynccontextmanager
+async def servers(
+    authority: trustme.CA | None = None, *names: str
+) -> AsyncIterator[Mapping[str, Dialable]]:
+    """Run a web server for each name, with a certificate of ``authority`` if there is one."""
+    targets: dict[str, Dialable] = {}
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            tls = None
+            if authority is not None:
+                tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                authority.issue_cert(name).configure_cert(tls)
+            serve = partial(trio.serve_tcp, answers(name, tls), 0, host="127.0.0.1")
+            [listener] = await nursery.start(serve)
+            targets[name] = TcpEndpoint("127.0.0.1", listener.socket.getsockname()[1])
+        yield targets
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def bundle(authority: trustme.CA, tmp_path: Path) -> Path:
+    file = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(file))
+    return file
+
+
+def port_of(route: Served) -> int:
+    endpoint = route.listener.sockets[0].endpoint
+    assert isinstance(endpoint, TcpEndpoint)
+    return endpoint.port
+
+
+async def run(*line: str | Path, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run a program to its end, without the proxies of this user's environment."""
+    with trio.fail_after(PATIENCE):
+        return await trio.run_process(
+            [str(word) for word in line],
+            stdin=data,
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
+        )
+
+
+async def curl(*options: str | Path) -> subprocess.CompletedProcess[bytes]:
+    require(curl="curl")
+    return await run("curl", "-sS", "--max-time", f"{PATIENCE:g}", *options)
+
+
+@pytest.mark.parametrize("scheme", ["socks5h", "http"])
+async def test_curl_reaches_https_by_name_through_a_proxy(
+    scheme: str, authority: trustme.CA, bundle: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        targets = await stack.enter_async_context(servers(authority, "web.vm"))
+        route = await stack.enter_async_context(naming("proxy", targets))
+        proxy = f"{scheme}://127.0.0.1:{port_of(route)}"
+        done = await curl("--proxy", proxy, "--cacert", bundle, "https://web.vm/")
+        assert done.stdout == b"web.vm Host: web.vm\n", done
+        [line] = route.events("request_decided")
+        assert (line["asked"], line["verdict"]) == ("web.vm:443", "allowed")
+
+
+async def test_curl_makes_two_plain_requests_on_two_connections() -> None:
+    async with AsyncExitStack() as stack:
+        targets = await stack.enter_async_context(servers(None, "web.vm", "db.vm"))
+        route = await stack.enter_async_context(naming("http-connect", targets))
+        proxy = f"http://127.0.0.1:{port_of(route)}"
+        done = await curl("--proxy", proxy, "http://web.vm/", "http://db.vm:8080/a?b")
+        assert done.stdout == b"web.vm Host: web.vm\ndb.vm Host: db.vm:8080\n", done
+        assert len(route.events("request_decided")) == 2
+
+
+@pytest.mark.parametrize(("scheme", "said"), [("socks5h", b"(2)"), ("http", b"403")])
+async def test_curl_says_that_a_name_is_denied(scheme: str, said: bytes) -> None:
+    async with naming("proxy") as route:
+        proxy = f"{scheme}://127.0.0.1:{port_of(route)}"
+        done = await curl("--proxy", proxy, "https://evil.example.com/")
+        assert done.returncode != 0
+        assert said in done.stderr, done
+
+
+async def test_curl_prints_the_reason_of_a_denial() -> None:
+    async with naming("proxy") as route:
+        proxy = f"http://127.0.0.1:{port_of(route)}"
+        done = await curl("--proxy", proxy, "http://evil.example.com/")
+        assert b"evil.example.com:80 is denied: target_allow has no rule" in done.stdout
+
+
+async def test_curl_reaches_two_servers_by_their_tls_names_on_one_port(
+    authority: trustme.CA, bundle: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        targets = await stack.enter_async_context(servers(authority, "web.vm", "db.vm"))
+        route = await stack.enter_async_context(naming("sni", targets))
+        for name in targets:
+            there = f"{name}:443:127.0.0.1:{port_of(route)}"
+            done = await curl("--cacert", bundle, "--connect-to", there, f"https://{name}/")
+            assert done.stdout == f"{name} Host: {name}\n".encode(), done
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("evil.vm", b"unrecognized name"), ("127.0.0.1", b"alert")]
+)
+async def test_curl_prints_the_alert_of_a_refused_server_name(name: str, said: bytes) -> None:
+    async with naming("sni") as route:
+        there = f"::127.0.0.1:{port_of(route)}"
+        done = await curl("--insecure", "--connect-to", there, f"https://{name}/")
+        assert done.returncode != 0
+        assert said in done.stderr, done
+
+
+async def test_curl_reaches_two_servers_by_host_on_one_port() -> None:
+    async with AsyncExitStack() as stack:
+        targets = await stack.enter_async_context(servers(None, "web.vm", "db.vm"))
+        route = await stack.enter_async_context(naming("http-host", targets))
+        for name in targets:
+            there = f"{name}:80:127.0.0.1:{port_of(route)}"
+            done = await curl("--connect-to", there, f"http://{name}/")
+            assert done.stdout == f"{name} Host: {name}\n".encode(), done
+
+
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+async def test_openssl_reaches_a_server_by_its_name(
+    version: str, authority: trustme.CA, bundle: Path
+) -> None:
+    require(openssl="openssl")
+    async with AsyncExitStack() as stack:
+        targets = await stack.enter_async_context(servers(authority, "web.vm"))
+        route = await stack.enter_async_context(naming("sni", targets))
+        done = await run(
+            *("openssl", "s_client", "-quiet", "-verify_return_error", version),
+            *("-CAfile", bundle, "-servername", "web.vm", "-verify_hostname", "web.vm"),
+            *("-connect", f"127.0.0.1:{port_of(route)}"),
+            data=b"GET / HTTP/1.1\r\nHost: web.vm\r\n\r\n",
+        )
+        assert b"web.vm Host: web.vm" in done.stdout, done
+
+
+async def test_apt_downloads_two_files_through_the_proxy(tmp_path: Path) -> None:
+    require(**{APT_HELPER: "apt"})
+    async with AsyncExitStack() as stack:
+        targets = await stack.enter_async_context(servers(None, "deb.vm"))
+        route = await stack.enter_async_context(naming("proxy", targets))
+        for scheme in ("http", "socks5h"):
+            file = tmp_path / scheme
+            done = await run(
+                *(APT_HELPER, "-o", f"Acquire::http::Proxy={scheme}://127.0.0.1:{port_of(route)}"),
+                *("-o", "APT::Sandbox::User=root", "download-file", "http://deb.vm/a", file),
+            )
+            assert file.read_text() == "deb.vm Host: deb.vm\n", done
