@@ -60,17 +60,19 @@ async def test_pipes_of_a_burst_are_closed_while_their_thread_stays_busy() -> No
     async with open_pump(PumpSettings("native", threads=1)) as pump, trio.open_nursery() as nursery:
         steady = Relayed(pump, ("tcp", "unix"), Bounds())
         nursery.start_soon(steady.run)
-        nursery.start_soon(upload, steady, bytes(400 * MEBIBYTE))
-        await until(lambda: steady.meter.upstream_bytes)
-        before = len(open_descriptors())
-        runs = [Relayed(pump, ("tcp", "unix"), Bounds()) for _ in range(20)]
-        async with trio.open_nursery() as burst:
-            for run in runs:
-                burst.start_soon(run.run)
-                burst.start_soon(upload, run, bytes(4 * MEBIBYTE))
-        assert steady.meter.running, "the thread was to stay busy"
-        await until(lambda: len(open_descriptors()) <= before + 4)
-        assert steady.meter.running, "the thread was to stay busy"
+        async with trio.open_nursery() as uploading:
+            uploading.start_soon(upload, steady, bytes(400 * MEBIBYTE))
+            await until(lambda: steady.meter.upstream_bytes)
+            before = len(open_descriptors())
+            runs = [Relayed(pump, ("tcp", "unix"), Bounds()) for _ in range(20)]
+            async with trio.open_nursery() as burst:
+                for run in runs:
+                    burst.start_soon(run.run)
+                    burst.start_soon(upload, run, bytes(4 * MEBIBYTE))
+            assert steady.meter.running, "the thread was to stay busy"
+            await until(lambda: len(open_descriptors()) <= before + 4)
+            assert steady.meter.running, "the thread was to stay busy"
+            uploading.cancel_scope.cancel()  # before the transfer, whose end is a reset
         nursery.cancel_scope.cancel()
     await steady.client.aclose()
     await steady.target.aclose()
