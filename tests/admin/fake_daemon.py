@@ -29,6 +29,9 @@ class FakeRoutes:
         """Return that a route listens."""
         return "listening"
 
+    def not_direct(self, _stats: RouteStats) -> None:
+        """Return that a route is direct."""
+
 
 class FakeDaemon:
     """A daemon whose counters and answers a test chooses.

@@ -23,7 +23,7 @@ class Health(Protocol):
         ...
 
     async def alive(self) -> None:
-        """Return once every thread of the pump has answered."""
+        """Return once every thread of the pump has answered, and all counters are up to date."""
         ...
 
     async def reach(self, name: str) -> str | None:
@@ -44,6 +44,10 @@ class Routes(RoutesSource, Protocol):
 
     def state_of(self, stats: RouteStats) -> RouteState:
         """Return the state of a route."""
+        ...
+
+    def not_direct(self, stats: RouteStats) -> str | None:
+        """Return why a route is not direct (`config.direct`), in words; None where it is."""
         ...
 
     def queued_by(self, stats: RouteStats) -> QueueReason | None:

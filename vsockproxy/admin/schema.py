@@ -101,6 +101,10 @@ class Route(BaseModel):
     queued_by: Annotated[
         str | None, _described("The limit, if the state is queued; as in accept_pauses.")
     ] = None
+    not_direct: Annotated[
+        str | None,
+        _described("Why the pump does not accept and dial by itself; null where it does."),
+    ] = None
     live: Annotated[int, _described("Live connections.")]
     held: Annotated[int, _described("Live connections held until their target is up.")]
     accepted: Annotated[int, _described("Connections accepted since the daemon started.")]

@@ -59,6 +59,7 @@ def route(daemon: Daemon, stats: RouteStats) -> schema.Route:
         targets=[_target(target) for target in stats.targets],
         state=state,
         queued_by=daemon.supervisor.queued_by(stats) if state == "queued" else None,
+        not_direct=daemon.supervisor.not_direct(stats),
         live=len(stats.live),
         held=stats.held,
         accepted=stats.connections,

@@ -7,7 +7,7 @@ or a configuration.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, TextIO
 
 from rich import box
@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from vsockproxy.config.direct import why_not_direct
 from vsockproxy.config.key import declared_keys
 from vsockproxy.config.settings import Config, Policy, Route
 from vsockproxy.readable import count, duration, size
@@ -63,10 +64,20 @@ def status(daemon: Answer, routes: Answer) -> RenderableType:
     parts: list[RenderableType] = [Text(_summary(daemon))]
     parts += [Text(f"not ready: {line}", "red") for line in daemon["not_ready"]]
     parts += [Text(""), _routes(routes["routes"])]
+    parts += _not_direct((route["name"], route["not_direct"]) for route in routes["routes"])
     errors = [route for route in routes["routes"] if route["last_error"]]
     if errors:
         parts += [Text(""), *map(_last_error, errors)]
     return Group(*parts)
+
+
+def _not_direct(routes: Iterable[tuple[str, str | None]]) -> list[RenderableType]:
+    """Return the routes that are not direct, a line for each reason."""
+    names: dict[str, list[str]] = {}
+    for name, why_not in routes:
+        if why_not is not None:
+            names.setdefault(why_not, []).append(name)
+    return [Text(f"not direct: {', '.join(some)}: {why_not}") for why_not, some in names.items()]
 
 
 def _summary(daemon: Answer) -> str:
@@ -138,7 +149,8 @@ def connections(page: Answer) -> RenderableType:
 
 def configuration(config: Config) -> RenderableType:
     """Return a table of a configuration's routes, and a summary."""
-    return Group(_configured_routes(config), Text(_configuration_summary(config)))
+    not_direct = _not_direct((route.name, why_not_direct(route)) for route in config.routes)
+    return Group(_configured_routes(config), Text(_configuration_summary(config)), *not_direct)
 
 
 def _configured_routes(config: Config) -> Table:

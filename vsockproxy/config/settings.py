@@ -28,6 +28,7 @@ from vsockproxy.config.key import key
 from vsockproxy.config.process import AdminSettings, LogSettings, TlsSettings
 
 Balance = Literal["first", "round_robin"]
+Direct = Literal["auto", "off"]
 HalfClose = Literal["auto", "forward", "hold"]
 KeepAlive = float | Literal["auto"] | None
 OverLimit = Literal["queue", "reject"]
@@ -189,6 +190,11 @@ class Policy:
         " `buffer_size` needs a larger `buffer_max`",
         kinds.SIZE,
         group="sockets",
+    )
+    direct: Direct = key(
+        "auto",
+        "Lets the pump accept and dial where no client needs a decision: see *Direct routes*",
+        group="connections",
     )
     max_connections: int | None = key(
         None, "Connections of the route at the same time", kinds.COUNT, group="limits"

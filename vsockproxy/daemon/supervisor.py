@@ -181,6 +181,11 @@ class Supervisor:
             return "paused"
         return "queued" if listener.queue_reason() else "listening"
 
+    def not_direct(self, stats: RouteStats) -> str | None:
+        """Return why a route is not direct (`config.direct`), in words; None where it is."""
+        listener = self.listeners.get(stats.route.listen)
+        return listener.not_direct() if listener else "it does not accept clients"
+
     def queued_by(self, stats: RouteStats) -> QueueReason | None:
         """Return the limit that queues the clients of a route, or None."""
         listener = self.listeners.get(stats.route.listen)

@@ -28,6 +28,10 @@ class FailedDials:
         ``client`` is its descriptor, which is closed. Returns the reason of the connection's end.
         """
         reset_descriptor(client, family)
+        return self.count(connection, error)
+
+    def count(self, connection: Connection, error: DialError) -> str:
+        """Count and log a failure whose client is reset; return the reason of the end."""
         reason = f"dial_{error.reason}"
         if error.reason == "client_left":
             return reason
