@@ -152,7 +152,10 @@ class Weather:
 
 
 def configuration(folder: Path, number: int) -> str:
-    """Return the routes of reload ``number``: three with a new policy, a fourth if it is odd."""
+    """Return the routes of reload ``number``.
+
+    Three have a new policy, not direct at every third reload; a fourth exists if it is odd.
+    """
     lines = [
         "[log]",
         'format = "json"',
@@ -161,6 +164,7 @@ def configuration(folder: Path, number: int) -> str:
         f'listen = "unix:{folder}/metrics"',
         "[defaults]",
         f'connect_timeout = "{1 + number % 5}s"',
+        f'direct = "{"off" if number % 3 == 2 else "auto"}"',
         "[forward]",
         f'"unix:{folder}/echo" = "unix:{folder}/target"',
         f'"{ADDRESS[0]}:{ADDRESS[1]}" = "unix:{folder}/target"',

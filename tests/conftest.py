@@ -45,7 +45,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     `native`, which deselects it where that pump was not built.
     """
     for item in items:
-        if isinstance(item, pytest.Function) and "native" in _parameters(item):
+        if isinstance(item, pytest.Function) and {"native", "direct"} & set(
+            map(str, _parameters(item))
+        ):
             item.add_marker("native")
     if "VSOCKPROXY_SOAK" not in os.environ:
         _deselect(config, items, "soak")

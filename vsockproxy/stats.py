@@ -210,18 +210,28 @@ class RouteStats:
         if source is not None:
             self.sources[source] = self.sources.get(source, 0) + 1
 
-    def close(self, connection: Connection, reason: str) -> None:
-        """Add a connection's numbers to the route's totals; call it once for each connection."""
+    def close(self, connection: Connection, reason: str, seconds: float | None = None) -> None:
+        """Add a connection's numbers to the route's totals; call it once for each connection.
+
+        It was open for ``seconds``; by default it has ended now.
+        """
         self.live.remove(connection)
         if connection.source is not None:
             self._forget_source(connection.source)
+        if seconds is None:
+            seconds = monotonic() - connection.opened
+        self._total(reason, seconds, connection.upstream_bytes, connection.downstream_bytes)
+
+    def count_passed(self, reason: str, seconds: float, upstream: int, downstream: int) -> None:
+        """Count a connection that was never among the live ones."""
+        self.connections += 1
+        self._total(reason, seconds, upstream, downstream)
+
+    def _total(self, reason: str, seconds: float, upstream: int, downstream: int) -> None:
         self.closed[reason] += 1
-        self.connection_seconds.observe(monotonic() - connection.opened)
-        upstream, downstream = self._ended_bytes
-        self._ended_bytes = (
-            upstream + connection.upstream_bytes,
-            downstream + connection.downstream_bytes,
-        )
+        self.connection_seconds.observe(seconds)
+        ended = self._ended_bytes
+        self._ended_bytes = (ended[0] + upstream, ended[1] + downstream)
 
     def _forget_source(self, source: str) -> None:
         self.sources[source] -= 1

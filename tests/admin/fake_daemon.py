@@ -32,6 +32,9 @@ class FakeRoutes:
     def closed_by(self, _stats: RouteStats) -> None:
         """Return that a route accepts clients."""
 
+    def not_direct(self, _stats: RouteStats) -> None:
+        """Return that a route is direct."""
+
 
 class FakeDaemon:
     """A daemon whose counters and answers a test chooses.

@@ -80,6 +80,7 @@ class ControlledDaemon:
         client = await self.connect(name)
         await client.send_all(b"x")
         assert await client.receive_some() == b"x"
+        await until(lambda: self.stats(name).live - before)
         [connection] = self.stats(name).live - before
         return client, connection
 

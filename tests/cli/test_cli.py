@@ -131,7 +131,7 @@ def test_check_shows_each_route_on_one_line_without_a_terminal(
     )
     done = command("check", write(more))
     assert (done.returncode, done.stderr) == (0, "")
-    head, _, *routes, summary = done.stdout.splitlines()
+    head, _, *routes, summary, not_direct = done.stdout.splitlines()
     assert head.split() == ["route", "listen", "target", "settings"]
     assert [line.split() for line in routes] == [
         ["fd:web", "fd:web", f"unix:{tmp_path}/target"],
@@ -140,6 +140,7 @@ def test_check_shows_each_route_on_one_line_without_a_terminal(
         ["db", "tcp:5432", "tcp:db.lan:5432", "idle_timeout=1h"],
     ]
     assert summary == "4 routes; metrics: tcp:9490"
+    assert not_direct == "not direct: db: its target's host name is resolved at each dial"
 
 
 def test_check_fits_a_terminal_of_80_columns(write: Write) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 import trio.testing
 
-from tests.sockets import read_to_end
+from tests.sockets import ends_by_reset, read_to_end
 from tests.waiting import until
 from vsockproxy.address.endpoint import (
     ListenEndpoint,
@@ -20,6 +20,7 @@ from vsockproxy.address.endpoint import (
 )
 from vsockproxy.config.settings import Config, PumpChoice, PumpSettings, Route
 from vsockproxy.daemon.daemon import Daemon
+from vsockproxy.errors import first_of
 from vsockproxy.stats import RouteStats
 
 LOOPBACK = TcpEndpoint("127.0.0.1", 0)
@@ -58,6 +59,14 @@ class Running:
         assert isinstance(address, TcpEndpoint)
         assert address.host is not None
         return await trio.open_tcp_stream(address.host, address.port)
+
+    async def resets(self, name: str) -> bool:
+        """Connect a client; return whether it is reset, which its connect may say already."""
+        try:
+            client = await self.connect(name)
+        except OSError as error:
+            return isinstance(first_of(error.__cause__ or error), ConnectionResetError)
+        return await ends_by_reset(client)
 
     async def reload(self, *routes: Route, metrics: UnixEndpoint | None = None) -> None:
         config = replace(self.daemon.config, routes=routes, metrics=_listed(metrics))

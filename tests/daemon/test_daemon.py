@@ -124,7 +124,7 @@ async def test_a_routes_bandwidth_holds_for_its_connections_together(
 async def test_a_client_whose_target_refuses_is_reset_and_counted(tmp_path: Path) -> None:
     missing = UnixEndpoint(str(tmp_path / "missing.sock"))
     async with running(Route("dead", LOOPBACK, missing)) as daemon:
-        assert await ends_by_reset(await daemon.connect("dead"))
+        assert await daemon.resets("dead")
         await daemon.closed("dead", "dial_not_found")
         assert daemon.stats("dead").dial_failures == {"not_found": 1}
 
@@ -192,7 +192,7 @@ async def test_a_defect_in_one_connection_ends_that_connection_alone(
             os.close(target)
             raise ZeroDivisionError
 
-    route = Route("echo", LOOPBACK, guest, Policy(half_close="forward"))
+    route = Route("echo", LOOPBACK, guest, Policy(half_close="forward", direct="off"))
     async with running(route) as daemon:
         [listener] = daemon.supervisor.listeners.values()
         relay = listener._relay

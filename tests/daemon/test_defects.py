@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,7 +127,8 @@ async def test_an_acceptor_with_a_defect_is_started_again_and_connections_go_on(
     guest: MuxEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener_module, "_AFTER_DEFECT", 0.0)
-    async with running(route("echo", guest)) as daemon:
+    indirect = Route("echo", LOOPBACK, guest, replace(POLICY, direct="off"))
+    async with running(indirect) as daemon:
         client = await live_client(daemon)
         accept = daemon.daemon._pump.accept
 
@@ -164,7 +166,8 @@ async def test_an_error_while_an_acceptor_waits_for_clients_ends_nothing(
     guest: MuxEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener_module, "_AFTER_DEFECT", 0.0)
-    async with running(route("echo", guest)) as daemon:
+    indirect = Route("echo", LOOPBACK, guest, replace(POLICY, direct="off"))
+    async with running(indirect) as daemon:
         client = await live_client(daemon)
         sock = daemon.supervisor.listeners[LOOPBACK].sockets[0].sock
         wait_readable = trio.lowlevel.wait_readable
@@ -221,7 +224,7 @@ async def test_a_route_that_ends_by_a_defect_is_off_until_a_reload_and_others_go
 async def test_a_defect_at_the_end_of_a_connection_ends_no_other(
     guest: MuxEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: RouteStats, connection: Connection, reason: str) -> None:
+    def fail(self: RouteStats, connection: Connection, reason: str, *_: object) -> None:
         raise RuntimeError("a defect")
 
     async with running(route("echo", guest)) as daemon:

@@ -52,6 +52,7 @@ async def test_a_changed_target_applies_only_to_new_connections(
             async with await daemon.connect("web") as client:
                 assert await read_to_end(client) == b"the other"
             assert await exchange(live, b"after") == b"after"
+            await until(lambda: daemon.stats("web").connections >= 2)
             assert daemon.stats("web").connections == 2
             assert daemon.daemon.reloads.results == {"success": 1, "failure": 0}
 

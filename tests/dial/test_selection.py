@@ -182,6 +182,7 @@ async def test_a_flapping_target_is_logged_once_in_ten_seconds(tmp_path: Path) -
                 assert await ends_by_reset(client)
             async with mux_server(Path(guest.path), {80: echo}):
                 assert await route.exchange(b"hello") == b"hello"
+        await route.closed("finished", 3)
         assert len(route.events("dial_failed")) == len(route.events("target_up")) == 1
         assert state_of(route) == "up"
 
@@ -261,6 +262,7 @@ async def test_a_down_target_leaves_a_route_ready_without_ready_when_up(tmp_path
     async with serving(PLAIN, dial_to=guest_at(tmp_path)) as route:
         async with route.connect() as client:
             assert await ends_by_reset(client)
+        await route.closed("dial_not_found")
         assert state_of(route) == "down"
         assert route.listener.not_ready() is None
 

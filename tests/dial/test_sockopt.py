@@ -19,12 +19,10 @@ from vsockproxy.address.endpoint import (
     TcpEndpoint,
     VsockEndpoint,
 )
-from vsockproxy.config.settings import Policy
+from vsockproxy.config.settings import Direct, Policy
 from vsockproxy.dial.dial import dial
 from vsockproxy.dial.sockopt import (
     CLIENTS_KEEPALIVE,
-    Options,
-    apply,
     listener_options,
     target_options,
 )
@@ -94,18 +92,14 @@ async def test_a_reload_changes_the_options_of_new_clients() -> None:
         assert await route.exchange(b"x") == b"x"
 
 
-async def test_a_relay_dials_with_the_policys_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Options] = []
-
-    def noting(sock: socket.socket, family: int, options: Options) -> None:
-        seen.append(options)
-        apply(sock, family, options)
-
-    monkeypatch.setattr("vsockproxy.dial.connecting.apply", noting)
-    policy = Policy(keepalive=45.0)
-    async with serving(policy) as route:
-        assert await route.exchange(b"x") == b"x"
-    assert seen == [target_options(policy)]
+@pytest.mark.parametrize("direct", ["auto", "off"])
+async def test_a_relay_dials_with_the_policys_options(direct: Direct) -> None:
+    policy = Policy(keepalive=45.0, user_timeout=3.5, direct=direct)
+    async with serving(policy) as route, await route.live():
+        [connection] = route.stats.live
+        assert connection.running is not None
+        with socket.socket(fileno=connection.running.duplicate(True)) as target:
+            assert options_of(target) == await dialled(policy)
 
 
 def test_the_defaults_set_one_option_on_a_target() -> None:

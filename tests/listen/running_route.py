@@ -63,18 +63,22 @@ class Served:
         return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
     async def live(self, source: str = "127.0.0.1") -> trio.SocketStream:
-        """Connect a client, and return once its first byte is echoed."""
+        """Connect a client, and return once its first byte is echoed and the route knows of it."""
+        before = self.stats.connections
         client = self.connect(source)
         await client.send_all(b"x")
         assert await client.receive_some() == b"x"
+        await until(lambda: self.stats.connections > before)
         return client
 
     async def exchange(self, data: bytes, source: str = "127.0.0.1") -> bytes:
-        """Send ``data`` and a FIN; return the whole answer."""
+        """Send ``data`` and a FIN; return the whole answer once the route knows of the dial."""
         async with self.connect(source) as client:
             await client.send_all(data)
             await client.send_eof()
-            return await read_to_end(client)
+            answer = await read_to_end(client)
+        await self.listener._pump.alive()
+        return answer
 
     async def rejected(self, reason: str, number: int = 1) -> None:
         """Wait until ``number`` clients have been rejected for a reason."""

@@ -6,13 +6,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from vsockproxy.config.settings import PumpChoice, PumpSettings
-from vsockproxy.pump.choice import open_pump
+from tests.pump.direct_pump import KINDS, opened
 from vsockproxy.pump.transfer import Pump
 
 
-@pytest.fixture
-async def pump(choice: PumpChoice) -> AsyncIterator[Pump]:
+@pytest.fixture(params=KINDS)
+async def pump(request: pytest.FixtureRequest) -> AsyncIterator[Pump]:
     """Run a pump of each kind."""
-    async with open_pump(PumpSettings(choice, threads=2)) as pump:
+    async with opened(request.param) as pump:
         yield pump

@@ -26,6 +26,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "pump.h"
@@ -289,7 +290,7 @@ static void ends_start(struct vsp_pump *pump, struct vsp_bandwidth *shared, stru
 	CHECK(pthread_create(&ends->target_thread, NULL, target_main, ends) == 0);
 }
 
-static void end_check(const struct vsp_end *end, const struct ends *ends)
+static void end_check(const struct vsp_news *end, const struct ends *ends)
 {
 	switch (ends->scenario) {
 	case ANSWER_AFTER_EOF:
@@ -319,7 +320,7 @@ static void round_run(struct vsp_pump *pump, unsigned round)
 {
 	struct vsp_bandwidth *shared = vsp_bandwidth_new((uint64_t)SIZE * AT_ONCE * 10);
 	struct ends ends[AT_ONCE];
-	struct vsp_end reaped[5]; /* fewer than there are, so that reaping takes several calls */
+	struct vsp_news reaped[5]; /* fewer than there are, so that reaping takes several calls */
 	unsigned left = AT_ONCE;
 
 	for (unsigned i = 0; i < AT_ONCE; i++)
@@ -379,7 +380,7 @@ static void free_while_running(void)
 	close(target);
 }
 
-static void relay_reap(struct vsp_pump *pump, struct vsp_end *ret_end)
+static void relay_reap(struct vsp_pump *pump, struct vsp_news *ret_end)
 {
 	struct pollfd done = {.fd = vsp_pump_fd(pump), .events = POLLIN};
 
@@ -392,7 +393,7 @@ static void stream_without_splice(struct vsp_pump *pump)
 {
 	const struct vsp_policy policy = {.idle_ms = LONG_MS, .linger_ms = 1000};
 	struct ends ends = {.scenario = ANSWER_AFTER_EOF};
-	struct vsp_end end;
+	struct vsp_news end;
 	int client_side;
 	int target_side;
 
@@ -427,7 +428,7 @@ static void relay_without_watch(void)
 	const struct vsp_policy policy = {.idle_ms = LONG_MS, .linger_ms = 1000};
 	struct vsp_relay *relay;
 	struct vsp_pump *pump;
-	struct vsp_end end;
+	struct vsp_news end;
 	char byte;
 	int client;
 	int client_side;
@@ -447,6 +448,164 @@ static void relay_without_watch(void)
 	vsp_pump_free(pump);
 	close(client);
 	close(target);
+}
+
+/* ---- direct routes: the threads accept and dial ---- */
+
+enum {
+	DIRECT = 64,    /* clients of a round */
+	PLACES = 20,    /* of them at a time, so that the server halts and is begun again */
+	FAILING_EACH = 5, /* each such client belongs to the route whose target does not listen */
+};
+
+static void listen_at_loopback(int *ret_listener, struct sockaddr_in *ret_address)
+{
+	socklen_t size = sizeof(*ret_address);
+
+	*ret_address = (struct sockaddr_in){.sin_family = AF_INET};
+	ret_address->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	*ret_listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	CHECK(bind(*ret_listener, (struct sockaddr *)ret_address, size) == 0);
+	CHECK(listen(*ret_listener, 2 * DIRECT) == 0);
+	CHECK(getsockname(*ret_listener, (struct sockaddr *)ret_address, &size) == 0);
+}
+
+/* A VMM of one port: answers each CONNECT by OK and the bytes that follow it, until told to end. */
+static void *vmm_main(void *argument)
+{
+	int listener = (int)(intptr_t)argument;
+	char line[64];
+	int fd;
+
+	while ((fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) >= 0) {
+		ssize_t size = recv(fd, line, sizeof(line), 0);
+		const char *newline = size > 0 ? memchr(line, '\n', (size_t)size) : NULL;
+
+		if (newline && send(fd, "OK 1234\nbanner", 14, MSG_NOSIGNAL) == 14) {
+			shutdown(fd, SHUT_WR);
+			while (recv(fd, line, sizeof(line), 0) > 0)
+				;
+		}
+		close(fd);
+	}
+	return NULL;
+}
+
+struct front {
+	int listener;
+	struct sockaddr_in address;
+	struct vsp_server *server;
+};
+
+static void front_serve(struct vsp_pump *pump, struct front *front, uint32_t tag,
+			const struct vsp_way *way, struct vsp_limit *own, struct vsp_limit *all)
+{
+	CHECK(vsp_pump_serve(pump, tag, tag, front->listener, way, own, all, &front->server) == 0);
+}
+
+static void *direct_client_main(void *argument)
+{
+	const struct front *front = argument;
+	char data[64];
+	size_t place = 0;
+	ssize_t count;
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	/* A client whose dial fails may be reset before its connect or send has returned. */
+	if (connect(fd, (const struct sockaddr *)&front->address, sizeof(front->address)) == 0 &&
+	    send(fd, "question", 8, MSG_NOSIGNAL) == 8 && shutdown(fd, SHUT_WR) == 0) {
+		while ((count = recv(fd, data + place, sizeof(data) - place, 0)) > 0)
+			place += (size_t)count;
+		CHECK(count < 0 || (place == 6 && memcmp(data, "banner", 6) == 0));
+	}
+	close(fd);
+	return NULL;
+}
+
+/* Every client is told of once, whatever becomes of it, while servers halt, stop and begin. */
+static void direct_round(void)
+{
+	struct vsp_way ways[2] = {{.connect_ms = LONG_MS, .handshake_ms = LONG_MS, .answers = true},
+				  {.connect_ms = LONG_MS}};
+	struct sockaddr_un vmm = {.sun_family = AF_UNIX};
+	struct vsp_limit *all = vsp_limit_new();
+	struct vsp_limit *own[2] = {vsp_limit_new(), vsp_limit_new()};
+	struct front fronts[2];
+	pthread_t clients[DIRECT];
+	pthread_t vmm_thread;
+	struct vsp_pump *pump;
+	struct vsp_news news[7];
+	unsigned opened = 0, connected = 0, ended = 0, failed = 0, upstream = 0, turn = 0;
+	socklen_t size = sizeof(vmm);
+	int vmm_listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int error;
+
+	CHECK(vsp_pump_new(THREADS, &pump) == 0);
+	CHECK(bind(vmm_listener, (struct sockaddr *)&vmm, sizeof(sa_family_t)) == 0);
+	CHECK(listen(vmm_listener, 4) == 0); /* few: a dial finds its backlog full */
+	CHECK(getsockname(vmm_listener, (struct sockaddr *)&vmm, &size) == 0);
+	memcpy(ways[0].address, &vmm, size);
+	ways[0].address_size = size;
+	memcpy(ways[0].request, "CONNECT 5\n", 11);
+	vmm.sun_path[1] ^= 1; /* nothing listens there */
+	memcpy(ways[1].address, &vmm, size);
+	ways[1].address_size = size;
+	vsp_limit_set(all, PLACES);
+	CHECK(pthread_create(&vmm_thread, NULL, vmm_main, (void *)(intptr_t)vmm_listener) == 0);
+	for (unsigned i = 0; i < 2; i++) {
+		vsp_limit_set(own[i], PLACES);
+		listen_at_loopback(&fronts[i].listener, &fronts[i].address);
+		fcntl(fronts[i].listener, F_SETFL, O_NONBLOCK);
+		front_serve(pump, &fronts[i], i, &ways[i], own[i], all);
+	}
+	for (unsigned i = 0; i < DIRECT; i++)
+		CHECK(pthread_create(&clients[i], NULL, direct_client_main,
+				     &fronts[i % FAILING_EACH == 0]) == 0);
+	while (ended < DIRECT) {
+		struct pollfd done = {.fd = vsp_pump_fd(pump), .events = POLLIN};
+		unsigned which = turn++ % 2;
+		int64_t halted;
+		int count;
+
+		poll(&done, 1, 20);
+		while ((count = vsp_pump_reap(pump, news, 7)) > 0) {
+			for (int i = 0; i < count; i++) {
+				opened += news[i].what & VSP_NEWS_OPENED ? 1 : 0;
+				connected += news[i].what & VSP_NEWS_CONNECTED ? 1 : 0;
+				if (!(news[i].what & VSP_NEWS_ENDED))
+					continue;
+				ended++;
+				upstream += (unsigned)news[i].upstream_bytes;
+				failed += news[i].reason == VSP_DIAL_FAILED ? 1 : 0;
+				CHECK((news[i].route == 1) == (news[i].reason == VSP_DIAL_FAILED));
+			}
+		}
+		while ((halted = vsp_pump_halted(pump, &error)) >= 0) {
+			CHECK(error == 0);
+			vsp_server_stop(fronts[halted].server);
+			front_serve(pump, &fronts[halted], (uint32_t)halted, &ways[halted],
+				    own[halted], all);
+		}
+		vsp_server_stop(fronts[which].server); /* as a reload does */
+		front_serve(pump, &fronts[which], which, &ways[which], own[which], all);
+	}
+	for (unsigned i = 0; i < DIRECT; i++)
+		pthread_join(clients[i], NULL);
+	CHECK(opened == DIRECT && connected == DIRECT - failed);
+	CHECK(failed == (DIRECT + FAILING_EACH - 1) / FAILING_EACH);
+	CHECK(upstream == 8 * connected);
+	shutdown(vmm_listener, SHUT_RDWR);
+	pthread_join(vmm_thread, NULL);
+	CHECK(vsp_limit_live(all) == 0 && vsp_limit_untold(all) == 0);
+	for (unsigned i = 0; i < 2; i++) {
+		vsp_server_stop(fronts[i].server);
+		CHECK(vsp_limit_live(own[i]) == 0 && vsp_limit_untold(own[i]) == 0);
+		vsp_limit_unref(own[i]);
+		close(fronts[i].listener);
+	}
+	vsp_limit_unref(all);
+	vsp_pump_free(pump);
+	close(vmm_listener);
 }
 
 static unsigned open_descriptors(void)
@@ -475,6 +634,8 @@ int main(void)
 	free_while_running();
 	streams_without_splice();
 	relay_without_watch();
+	for (unsigned round = 0; round < ROUNDS; round++)
+		direct_round();
 	CHECK(open_descriptors() == before);
 	printf("%d relays ended as they should\n", ROUNDS * AT_ONCE);
 	return 0;

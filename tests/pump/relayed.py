@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from tests.sockets import PAIRS, stream, transports
+from tests.pump.direct_pump import join
+from tests.sockets import stream, transports
 from tests.waiting import until
 from vsockproxy.pump.transfer import Bounds, Meter, Pump, Transfer
 
@@ -25,25 +26,17 @@ class Relayed:
     """A transfer under way, with both of its outer ends."""
 
     def __init__(self, pump: Pump, families: Families, bounds: Bounds) -> None:
-        client, self._client_side = PAIRS[families[0]]()
-        self._target_side, target = PAIRS[families[1]]()
+        self.meter = Meter()
+        client, target, self._transfer = join(pump, families, bounds, self.meter)
         self.client = stream(client)
         self.target = stream(target)
-        self.meter = Meter()
         self.ended = trio.Event()
         self.transfer: Transfer | None = None
-        self._pump = pump
-        self._bounds = bounds
 
     async def run(self) -> None:
         """Relay until the transfer has ended."""
         try:
-            self.transfer = await self._pump.transfer(
-                self._client_side.detach(),
-                self._target_side.detach(),
-                self._bounds,
-                self.meter,
-            )
+            self.transfer = await self._transfer()
         finally:
             self.ended.set()
 

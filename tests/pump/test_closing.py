@@ -40,7 +40,7 @@ AGAIN = 20  # a race is lost by some of them
 @pytest.mark.native
 def test_the_rule_in_c_is_the_rule_in_python() -> None:
     from vsockproxy.pump._native._pump import lib  # noqa: PLC0415 - where it is compiled
-    from vsockproxy.pump.native import REASONS  # noqa: PLC0415
+    from vsockproxy.pump.native_relay import REASONS  # noqa: PLC0415
 
     names: dict[int, Closing] = {
         lib.VSP_CLOSE: "close",

@@ -10,10 +10,9 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from tests.pump.direct_pump import join
 from tests.pump.schedule import Schedule, play, schedule
 from tests.sockets import PAIRS
-from vsockproxy.config.settings import PumpChoice, PumpSettings
-from vsockproxy.pump.choice import open_pump
 from vsockproxy.pump.transfer import Meter, Pump
 
 NUMBER = int(os.environ.get("VSOCKPROXY_SCHEDULES", "1500"))
@@ -30,26 +29,21 @@ async def test_an_end_sees_a_clean_eof_if_and_only_if_it_has_every_byte_without_
     await run_all(straight)
 
 
-async def test_an_end_sees_a_clean_eof_if_and_only_if_it_has_every_byte(
-    choice: PumpChoice,
-) -> None:
-    async with open_pump(PumpSettings(choice, threads=2)) as pump:
+async def test_an_end_sees_a_clean_eof_if_and_only_if_it_has_every_byte(pump: Pump) -> None:
+    async def through(plan: Schedule) -> list[str]:
+        return await relayed(pump, plan)
 
-        async def through(plan: Schedule) -> list[str]:
-            return await relayed(pump, plan)
-
-        await run_all(through)
+    await run_all(through)
 
 
 async def relayed(pump: Pump, plan: Schedule) -> list[str]:
     """Run a schedule through a pump."""
-    left, client = PAIRS[plan.families[0]]()
-    target, right = PAIRS[plan.families[1]]()
     meter = Meter()
+    left, right, run = join(pump, plan.families, plan.bounds, meter)
     ended = trio.Event()
 
     async def transfer() -> None:
-        await pump.transfer(client.detach(), target.detach(), plan.bounds, meter)
+        await run()
         ended.set()
 
     async def interfere() -> None:

@@ -14,9 +14,8 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.pump.direct_pump import KINDS, join, opened
 from tests.sockets import Pair, reset, tcp_pair
-from vsockproxy.config.settings import PumpChoice, PumpSettings
-from vsockproxy.pump.choice import open_pump
 from vsockproxy.pump.transfer import Bounds, Meter
 
 Seen = Literal["open", "eof", "reset"]
@@ -123,21 +122,16 @@ def told(end: End) -> Story:
     return Story(len(end.received), right, end.seen)
 
 
-@pytest.mark.parametrize("choice", ["native", "portable"])
+@pytest.mark.parametrize("kind", KINDS)
 @given(script=steps, last=last_steps)
 @settings(deadline=None, max_examples=200)
 async def test_both_ends_see_the_same_as_without_a_proxy(
-    choice: PumpChoice, script: list[Step], last: str
+    kind: str, script: list[Step], last: str
 ) -> None:
     direct = await play(tcp_pair(), script, last)
-    async with open_pump(PumpSettings(choice)) as pump, trio.open_nursery() as nursery:
-        left, client = tcp_pair()
-        target, right = tcp_pair()
-
-        async def transfer() -> None:
-            await pump.transfer(client.detach(), target.detach(), Bounds(), Meter())
-
-        nursery.start_soon(transfer)
+    async with opened(kind, threads=1) as pump, trio.open_nursery() as nursery:
+        left, right, run = join(pump, ("tcp", "tcp"), Bounds(), Meter())
+        nursery.start_soon(run)
         relayed = await play((left, right), script, last)
         nursery.cancel_scope.cancel()
     assert relayed == direct

@@ -78,12 +78,12 @@ async def test_a_transfer_that_memory_is_short_for_leaves_no_descriptor(
     async with open_pump(PumpSettings("native")) as pump:
         run = Relayed(pump, ("tcp", "unix"), Bounds())
         with monkeypatch.context() as patch:
-            patch.setattr("vsockproxy.pump.native._milliseconds", _no_memory)
+            patch.setattr("vsockproxy.pump.native.fill_policy", _no_memory)
             with pytest.raises(MemoryError):
                 await run.run()
         await run.client.aclose()
         await run.target.aclose()
 
 
-def _no_memory(*_: object) -> int:
+def _no_memory(*_: object) -> None:
     raise MemoryError

@@ -17,7 +17,7 @@ from tests.listen.running_route import Served, serving
 from tests.sockets import ends_by_reset, read_to_end, tcp_pair
 from tests.waiting import PATIENCE, until
 from vsockproxy.address.endpoint import AF_VSOCK, UnixEndpoint, VsockEndpoint
-from vsockproxy.config.settings import Policy, PumpChoice, PumpSettings, Route
+from vsockproxy.config.settings import Direct, Policy, PumpChoice, PumpSettings, Route
 from vsockproxy.connection import Connection
 from vsockproxy.pump.choice import open_pump
 from vsockproxy.pump.portable import PortablePump
@@ -29,6 +29,12 @@ ROUTE = Route("route", UnixEndpoint("/run/front"), UnixEndpoint("/run/back"))
 def only(route: Served) -> Connection:
     [connection] = route.stats.live
     return connection
+
+
+def is_dialled(connection: Connection) -> bool:
+    """Return whether a target is being dialled, by the connection's task or by the pump."""
+    by_pump = connection.running is not None and connection.dial_seconds is None
+    return connection.dialling is not None or by_pump
 
 
 async def test_ending_a_connection_resets_both_sides_and_counts_the_reason(
@@ -72,18 +78,19 @@ async def test_ending_one_connection_leaves_the_others(choice: PumpChoice) -> No
             assert await read_to_end(second) == b"still here"
 
 
-async def test_killing_a_connection_ends_its_dial(tmp_path: Path) -> None:
+@pytest.mark.parametrize("direct", ["auto", "off"])
+async def test_killing_a_connection_ends_its_dial(tmp_path: Path, direct: Direct) -> None:
     full = tmp_path / "full"
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
         listener.bind(str(full))
         listener.listen(0)
         first.connect(str(full))
-        async with serving(Policy(connect_timeout=3600.0)) as route:
+        async with serving(Policy(connect_timeout=3600.0, direct=direct)) as route:
             route.listener.reconfigure(
                 replace(route.listener.route, target=UnixEndpoint(str(full)))
             )
             async with route.connect() as client:
-                await until(lambda: bool(route.stats.live) and only(route).dialling is not None)
+                await until(lambda: bool(route.stats.live) and is_dialled(only(route)))
                 only(route).end("killed")
                 assert await ends_by_reset(client)
                 await route.closed("killed")

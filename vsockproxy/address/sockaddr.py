@@ -7,9 +7,11 @@ Connects and binds nothing: `dial.dial` and `listen.bind` do.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,6 +128,18 @@ def address_of(family: int, raw: bytes) -> Any:
         peer = VsockEndpoint.from_sockaddr(raw)
         return peer.cid, peer.port
     return ""
+
+
+def packed(family: int, address: Any) -> bytes:
+    """Return the ``struct sockaddr`` of a Unix path or a TCP address, as the kernel reads it."""
+    head = family.to_bytes(2, sys.byteorder)
+    if family == socket.AF_UNIX:
+        path = os.fsencode(address)
+        return head + path if path.startswith(b"\0") else head + path + b"\0"
+    raw = socket.inet_pton(family, address[0])
+    if family == socket.AF_INET:
+        return head + _SOCKADDR_IN.pack(address[1], raw) + bytes(8)
+    return head + _SOCKADDR_IN6.pack(address[1], 0, raw) + _SCOPE.pack(0)
 
 
 def peer_name(family: int, address: Any) -> str:

@@ -18,6 +18,7 @@ from pydantic_core import to_json
 from vsockproxy.admin import schema, view
 from vsockproxy.admin.daemon_interface import Daemon
 from vsockproxy.admin.openapi import OPERATIONS, Operation, openapi
+from vsockproxy.admin.probes import up_to_date
 from vsockproxy.admin.rates import Rates
 from vsockproxy.admin.selection import (
     find_connection,
@@ -61,7 +62,7 @@ def control_server(daemon: Daemon, further: Sequence[Route] = ()) -> HttpServer:
     routes = [
         Route(
             operation.path,
-            partial(_answer, operation, getattr(api, operation.name)),
+            partial(_answer, daemon, operation, getattr(api, operation.name)),
             operation.method,
         )
         for operation in OPERATIONS
@@ -86,7 +87,10 @@ class _Call:
 _Perform = Callable[[_Call], Awaitable["BaseModel | dict[str, Any]"]]
 
 
-async def _answer(operation: Operation, perform: _Perform, request: Request) -> Response:
+async def _answer(
+    daemon: Daemon, operation: Operation, perform: _Perform, request: Request
+) -> Response:
+    await up_to_date(daemon)
     query = body = None
     if operation.query is not None:
         last = {name: values[-1] for name, values in request.query.items()}

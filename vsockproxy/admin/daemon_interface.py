@@ -24,7 +24,7 @@ class Health(Protocol):
         ...
 
     async def alive(self) -> None:
-        """Return once every thread of the pump has answered."""
+        """Return once every thread of the pump has answered, and all counters are up to date."""
         ...
 
     def closed_routes(self) -> list[str]:
@@ -53,6 +53,10 @@ class Routes(RoutesSource, Protocol):
 
     def closed_by(self, stats: RouteStats) -> str | None:
         """Return why a route accepts no clients, and what to do; None where it does."""
+        ...
+
+    def not_direct(self, stats: RouteStats) -> str | None:
+        """Return why a route is not direct (`config.direct`), in words; None where it is."""
         ...
 
     def queued_by(self, stats: RouteStats) -> QueueReason | None:

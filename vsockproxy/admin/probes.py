@@ -54,12 +54,19 @@ def read_only_routes(registry: CollectorRegistry, health: Health) -> list[Route]
     return [
         Route("/healthz", partial(_healthz, health)),
         Route("/readyz", partial(_readyz, health)),
-        Route("/metrics", partial(_metrics, registry)),
+        Route("/metrics", partial(_metrics, registry, health)),
     ]
 
 
-async def _metrics(registry: CollectorRegistry, request: Request) -> Response:
+async def up_to_date(health: Health) -> None:
+    """Return once the counters have all that the pump's threads know, or one does not answer."""
+    with trio.move_on_after(_HEALTH_TIMEOUT):
+        await health.alive()
+
+
+async def _metrics(registry: CollectorRegistry, health: Health, request: Request) -> Response:
     """Answer a scrape, whose text is made in turns."""
+    await up_to_date(health)
     names = request.query.get("name[]", [])
     text = scrape(registry.collect(), request.headers.get("accept", ""), frozenset(names))
     return Response(await body_of(text.pieces), media_type=text.media_type)

@@ -126,6 +126,10 @@ class Route(BaseModel):
         str | None,
         _described("Why it accepts no clients, and what to do; null if listening or queued."),
     ] = None
+    not_direct: Annotated[
+        str | None,
+        _described("Why the pump does not accept and dial by itself; null where it does."),
+    ] = None
     live: Annotated[int, _described("Live connections.")]
     held: Annotated[int, _described("Live connections held until their target is up.")]
     accepted: Annotated[int, _described("Connections accepted since the daemon started.")]

@@ -70,6 +70,7 @@ def route(daemon: Daemon, stats: RouteStats) -> schema.Route:
         state=state,
         queued_by=daemon.supervisor.queued_by(stats) if state == "queued" else None,
         closed_by=daemon.supervisor.closed_by(stats),
+        not_direct=daemon.supervisor.not_direct(stats),
         live=len(stats.live),
         held=stats.held,
         accepted=stats.connections,

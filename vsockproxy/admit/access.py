@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from vsockproxy.admit.peer import peer_at
-from vsockproxy.config.access import Peer
+from vsockproxy.config.access import Access, Peer
 from vsockproxy.config.settings import Policy
 from vsockproxy.connection import Connection
 from vsockproxy.stats import RouteStats
@@ -28,10 +28,10 @@ class AccessRules:
 
     def __init__(self, policy: Policy, stats: RouteStats) -> None:
         """Follow a policy; connections that are open already count for their source."""
-        self._access = policy.access
+        self._access = Access(policy.allow, policy.deny)
         self._most = policy.max_connections_per_source
         self._stats = stats
-        self.has_any = bool(policy.access) or self._most is not None
+        self.has_any = bool(self._access) or self._most is not None
         if self._most is not None:
             self._count_sources()
 

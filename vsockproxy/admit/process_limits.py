@@ -14,10 +14,12 @@ import trio
 
 from vsockproxy.admit import descriptors, memory
 from vsockproxy.config.process import Limits
+from vsockproxy.pump.direct import Places
 
 _EACH: Final = 2  # descriptors of a connection
 _MANY: Final = 1000  # descriptors that are listed in under a millisecond
 _PERIOD: Final = 1.0  # seconds from one count of more than these to the next; arbitrary
+_BATCH: Final = 64  # clients that one step admits
 _UNASKED: Final = 64  # clients admitted from one question about memory to the next
 
 
@@ -35,6 +37,9 @@ class Admission:
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.live = 0
+        self._direct = 0  # of them: those that the pump has accepted
+        self._places: Places | None = None
+        self._allowed: float | None = None  # as the pump knows it
         self.unasked = _UNASKED
         self.queue = trio.lowlevel.ParkingLot()
         self.queued = 0
@@ -47,7 +52,55 @@ class Admission:
         self._most = math.inf if limits.max_connections is None else limits.max_connections
         self._room: int | None = None  # descriptors for connections; None: not counted yet
         self.ceiling = 0.0
+        self.allow()
         self.queue.unpark_all()
+
+    # ---- connections that the pump accepts ----
+
+    def share(self, places: Places) -> None:
+        """Let the pump accept clients as well, within ``places``."""
+        if places is not self._places:
+            self._places, self._allowed = places, None
+            self.allow()
+
+    @property
+    def open(self) -> int:
+        """The number of open connections, those included that the pump has not told of yet."""
+        return self.live if self._places is None else self.live + self._places.untold
+
+    def allow(self) -> None:
+        """Tell the pump how many connections it may have: none if memory is short.
+
+        A batch fewer than fit: so many are admitted here in one step, in which it may accept too.
+        """
+        if self._places is None:
+            return
+        own = -(-(self.live - self._direct) // _BATCH) * _BATCH  # rounded up: it changes less often
+        most = 0 if self.unasked >= _UNASKED else self.ceiling - own - _BATCH
+        if most != self._allowed:
+            self._allowed = most
+            self._places.allow(most)
+
+    def has_places(self) -> bool:
+        """Return whether the pump may accept clients, as `allow` tells it."""
+        return self.is_far and self._places is not None and self._has_room(self._places)
+
+    def _has_room(self, places: Places) -> bool:
+        self.allow()
+        return self._allowed is not None and self._direct + places.untold < self._allowed
+
+    def count_direct(self, change: int) -> None:
+        """Count a connection that the pump has accepted, or its end."""
+        self.live += change
+        self._direct += change
+        if change > 0:
+            self.count_passed()
+
+    def count_passed(self) -> None:
+        """Count a client that the pump has accepted; ask for memory now and then."""
+        self.unasked += 1
+        if self.unasked >= _UNASKED and self.is_out_of_memory():
+            self.allow()
 
     def recount(self) -> int:
         """Count the descriptors for connections again, those of ``live`` included; return them.
@@ -55,7 +108,7 @@ class Admission:
         Where that would take long, `count_aside` has counted them in the last second.
         """
         if not self._is_counted_aside():
-            self._note(descriptors.count_open() - _EACH * self.live)
+            self._note(descriptors.count_open() - _EACH * self.open)
         return self._measure()
 
     async def count_aside(self) -> None:
@@ -66,16 +119,16 @@ class Admission:
         while descriptors.count_quickly() is None:
             await trio.sleep(_PERIOD)
             if self._is_counted_aside():
-                before = self.live
+                before = self.open
                 with suppress(RuntimeError):  # no thread can be started
                     opened = await trio.to_thread.run_sync(
                         descriptors.count_open, abandon_on_cancel=True
                     )
-                    self._note(opened - _EACH * min(before, self.live))
+                    self._note(opened - _EACH * min(before, self.open))
                     self._measure()
 
     def _is_counted_aside(self) -> bool:
-        return self._others + _EACH * self.live > _MANY and descriptors.count_quickly() is None
+        return self._others + _EACH * self.open > _MANY and descriptors.count_quickly() is None
 
     def _note(self, others: int) -> None:
         """Keep a number of descriptors that connections do not have."""
@@ -90,11 +143,12 @@ class Admission:
         largest = descriptors.limit()
         room = self._room = largest - descriptors.reserve(largest) - self._taken
         self.ceiling = min(self._most, room // _EACH)
+        self.allow()
         return room
 
     def descriptors_free(self) -> int:
         """Return how many descriptors new connections may take, counted now."""
-        return max(0, self.recount() - _EACH * self.live)
+        return max(0, self.recount() - _EACH * self.open)
 
     def connections_free(self) -> int:
         """Return how many new connections have descriptors, counted now."""
@@ -108,22 +162,23 @@ class Admission:
     @property
     def is_far(self) -> bool:
         """Whether a client can certainly be accepted, without a question to the kernel."""
-        return self.live < self.ceiling and self.unasked < _UNASKED
+        return self.unasked < _UNASKED and self.open < self.ceiling
 
     def is_short(self) -> bool:
         """Return whether too few descriptors are free for another connection."""
         room = self.recount() if self._room is None else self._room
-        return room < _EACH * (self.live + 1)
+        return room < _EACH * (self.open + 1)
 
     def is_out_of_memory(self) -> bool:
         """Return whether too little memory is left for more connections."""
         if self.unasked >= _UNASKED and memory.is_left():
             self.unasked = 0
+            self.allow()
         return self.unasked >= _UNASKED
 
     def is_full(self) -> bool:
         """Return whether all routes together have reached limits.max_connections."""
-        return self.live >= self._most
+        return self.open >= self._most
 
     def wake_one(self) -> None:
         """Wake one queued acceptor if there is room; one that cannot use it must call this too."""

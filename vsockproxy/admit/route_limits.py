@@ -8,6 +8,7 @@ The numbers that it compares with limits are those of `stats`, so a reload can c
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
@@ -22,6 +23,7 @@ from vsockproxy.config.access import Peer, matches_any
 from vsockproxy.config.settings import Policy, Route
 from vsockproxy.connection import Connection
 from vsockproxy.log.output import Throttle
+from vsockproxy.pump.direct import Places
 from vsockproxy.stats import RouteStats
 
 LimitName = Literal["max_connections", "limits_max_connections", "connection_rate"]
@@ -67,6 +69,8 @@ class Gate:
         self._shared = admission
         self._log = Throttle(log)
         self._queue = trio.lowlevel.ParkingLot()
+        self._places: Places | None = None
+        self._direct = 0  # connections that the pump has accepted, as far as they were told of
         self._rate: float | None = None
         self._bucket: TokenBucket | None = None
         self.reconfigure(stats.route)
@@ -80,6 +84,7 @@ class Gate:
         )
         self._most = math.inf if policy.max_connections is None else policy.max_connections
         self._follow_rate(policy)
+        self._allow()
         self._queue.unpark_all()
 
     def _follow_rate(self, policy: Policy) -> None:
@@ -111,7 +116,9 @@ class Gate:
         return "limits_max_connections" if self._shared.is_full() else None
 
     def _is_at_limit(self) -> bool:
-        return len(self._stats.live) >= self._most
+        # A connection whose end was not told yet still counts here: no view may show too many.
+        untold = 0 if self._places is None else max(0, self._places.untold)
+        return len(self._stats.live) + untold >= self._most
 
     async def wait_for_room(self) -> None:
         """Wait until a client may be accepted.
@@ -157,6 +164,13 @@ class Gate:
         """Count the descriptors again, after the kernel has refused one."""
         self._shared.recount()
 
+    def is_short_by(self, error: OSError) -> bool:
+        """Return whether the error of an accept(2) by the pump is a limit that queues clients."""
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            return False
+        self.recount()
+        return self.queue_reason() is not None
+
     def connections_free(self) -> int:
         """Return how many new connections have descriptors, counted now."""
         return self._shared.connections_free()
@@ -166,7 +180,7 @@ class Gate:
     def room(self, most: int) -> int:
         """Return how many clients may be accepted together: ``most`` far from limits, else 1."""
         shared = self._shared
-        is_far = shared.live + most < shared.ceiling and self._most == math.inf
+        is_far = shared.open + most < shared.ceiling and self._most == math.inf
         return most if is_far and self._bucket is None and not self._is_strict else 1
 
     def admit(self, client: int, connection: Connection) -> bool:
@@ -183,6 +197,7 @@ class Gate:
         self._stats.open(connection)
         self._shared.live += 1
         self._shared.unasked += 1
+        self._allow()
         return True
 
     def leave(self, connection: Connection, reason: str) -> None:
@@ -191,7 +206,54 @@ class Gate:
             self._stats.close(connection, reason)
         finally:
             self._shared.live -= 1
+            self._allow()
             self.wake_others()
+
+    # ---- clients that the pump accepts ----
+
+    def share(self, places: Places, all_places: Places) -> None:
+        """Let the pump accept clients as well, within ``places``, and those of all routes."""
+        self._places = places
+        self._shared.share(all_places)
+        self._allow()
+
+    def _allow(self) -> None:
+        """Tell the pump how many connections it may have.
+
+        One fewer than the limit, and a batch fewer than the shared one: so many are accepted here
+        in one step, in which the pump may accept as well.
+        """
+        if self._places is not None:
+            self._places.allow(self._most - (len(self._stats.live) - self._direct) - 1)
+        self._shared.allow()
+
+    def is_far(self) -> bool:
+        """Return whether the pump may accept clients now."""
+        if self._places is None or self.queue_reason() is not None:
+            return False
+        own = self._places.untold + len(self._stats.live) + 1
+        return own < self._most and self._shared.has_places()
+
+    def count(self, connection: Connection) -> None:
+        """Count a connection that the pump has accepted; it ends by `uncount`."""
+        self._direct += 1
+        self._stats.open(connection)
+        self._shared.count_direct(1)
+
+    def uncount(self, connection: Connection, reason: str, seconds: float) -> None:
+        """Count the end of such a connection, and wake acceptors for the room it leaves."""
+        try:
+            self._stats.close(connection, reason, seconds)
+        finally:
+            self._direct -= 1
+            self._shared.count_direct(-1)
+            self.wake_others()
+
+    def count_passed(self, reason: str, seconds: float, upstream: int, downstream: int) -> None:
+        """Count such a connection that is over already."""
+        self._stats.count_passed(reason, seconds, upstream, downstream)
+        self._shared.count_passed()
+        self.wake_others()
 
     def identify(self, connection: Connection) -> RejectReason | None:
         """Judge a connection by its PROXY header; return why it is rejected, or None.

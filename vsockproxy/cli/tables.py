@@ -7,7 +7,7 @@ or a configuration.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TextIO
 
 from rich import box
@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from vsockproxy.config.direct import why_not_direct
 from vsockproxy.config.key import declared_keys
 from vsockproxy.config.settings import Config, Policy, Route
 from vsockproxy.readable import count, duration, size
@@ -69,6 +70,7 @@ def status(daemon: Answer, routes: Answer) -> RenderableType:
     parts += [Text(line, "yellow") for line in daemon["closed_routes"]]
     parts += _failed_reload(daemon["failed_reload"])
     parts += [Text(""), _routes(routes["routes"])]
+    parts += _not_direct((route["name"], route["not_direct"]) for route in routes["routes"])
     errors = [route for route in routes["routes"] if route["last_error"]]
     if errors:
         parts += [Text(""), *map(_last_error, errors)]
@@ -83,6 +85,15 @@ def _failed_reload(failure: Answer | None) -> list[Text]:
         Text(f"the last reload failed {ago} ago, the old configuration runs: {line}", "red")
         for line in failure["problems"]
     ]
+
+
+def _not_direct(routes: Iterable[tuple[str, str | None]]) -> list[RenderableType]:
+    """Return the routes that are not direct, a line for each reason."""
+    names: dict[str, list[str]] = {}
+    for name, why_not in routes:
+        if why_not is not None:
+            names.setdefault(why_not, []).append(name)
+    return [Text(f"not direct: {', '.join(some)}: {why_not}") for why_not, some in names.items()]
 
 
 def _summary(daemon: Answer) -> str:
@@ -166,7 +177,8 @@ def _named(live: Answer) -> str:
 
 def configuration(config: Config) -> RenderableType:
     """Return a table of a configuration's routes, and a summary."""
-    return Group(_configured_routes(config), Text(_configuration_summary(config)))
+    not_direct = _not_direct((route.name, why_not_direct(route)) for route in config.routes)
+    return Group(_configured_routes(config), Text(_configuration_summary(config)), *not_direct)
 
 
 def _configured_routes(config: Config) -> Table:

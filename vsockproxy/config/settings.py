@@ -20,7 +20,7 @@ from vsockproxy.address.endpoint import (
     is_behind_a_vmm,
 )
 from vsockproxy.config import kinds
-from vsockproxy.config.access import Access, Rule
+from vsockproxy.config.access import Rule
 from vsockproxy.config.by_name import ByName
 from vsockproxy.config.destination import Destinations, Pattern
 from vsockproxy.config.guest import Guest
@@ -30,6 +30,7 @@ from vsockproxy.config.reach import Reach
 from vsockproxy.config.request import By
 
 Balance = Literal["first", "round_robin"]
+Direct = Literal["auto", "off"]
 HalfClose = Literal["auto", "forward", "hold"]
 KeepAlive = float | Literal["auto"] | None
 OverLimit = Literal["queue", "reject"]
@@ -193,6 +194,11 @@ class Policy:
         kinds.SIZE,
         group="sockets",
     )
+    direct: Direct = key(
+        "auto",
+        "Lets the pump accept and dial where no client needs a decision: see *Direct routes*",
+        group="connections",
+    )
     max_connections: int | None = key(
         None, "Connections of the route at the same time", kinds.COUNT, group="limits"
     )
@@ -285,11 +291,6 @@ class Policy:
         kinds.PATTERNS,
         group="targets",
     )
-
-    @property
-    def access(self) -> Access:
-        """Return the rules that say which clients may connect."""
-        return Access(self.allow, self.deny)
 
     @property
     def destinations(self) -> Destinations:

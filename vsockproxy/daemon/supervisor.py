@@ -228,6 +228,11 @@ class Supervisor:
             return f"an operator has drained it; vsockproxy resume {quote(route.name)}"
         return "it is not in the configuration any more: it drains"
 
+    def not_direct(self, stats: RouteStats) -> str | None:
+        """Return why a route is not direct (`config.direct`), in words; None where it is."""
+        listener = self.listeners.get(stats.route.listen)
+        return listener.not_direct() if listener else "it does not accept clients"
+
     def queued_by(self, stats: RouteStats) -> QueueReason | None:
         """Return the limit that queues the clients of a route, or None."""
         listener = self.listeners.get(stats.route.listen)

@@ -52,6 +52,12 @@ async def connect(
         assigned(number)
 
 
+def await_late_answer(descriptor: int) -> None:
+    """Take over the socket of a dial that was given up, and close it after the VMM's answer."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
+    UNANSWERED.get().keep(sock, partial(_read_line, reply=LineReader()))
+
+
 async def _answer(sock: socket.socket, endpoint: MuxEndpoint, deadline: float) -> int:
     """Return the number in the VMM's OK; given up before it, leave the socket to `Unanswered`."""
     reply = LineReader()

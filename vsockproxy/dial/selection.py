@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import trio
 
+from vsockproxy.address.endpoint import Target
 from vsockproxy.config.settings import Route
 from vsockproxy.connection import Connection
 from vsockproxy.dial.held_clients import MOST_HELD, HeldClients, Outcome, Reached
@@ -115,6 +116,20 @@ class Selection:
                 failed.log_change()
             return await self._hold(client, connection, began + longest)
         raise failure or self._known_error("not dialled: fail_fast")
+
+    def note_success(self, endpoint: Target) -> None:
+        """Take note that a target has answered a dial by the pump."""
+        for target in self._targets:
+            if target.state.name != "up" and target.state.address == endpoint:
+                target.note_success()
+                self._notify()
+
+    def note_failure(self, endpoint: Target, error: DialError) -> None:
+        """Take note of the error of a dial by the pump."""
+        for target in self._targets:
+            if target.state.address == endpoint:
+                target.note_failure(error)
+                self._notify()
 
     def change_of(self, connection: Connection) -> dict[str, object]:
         """Return the log field for a change of the state of a connection's target; see `Dialer`."""

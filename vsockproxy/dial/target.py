@@ -99,11 +99,9 @@ class Dialer:
                 with cancellable():
                     sock = await self._dial_target(assigned)
         except DialError as error:
-            self._note_failure(error)
+            self.note_failure(error)
             raise
-        if self.state.name != "up":
-            self.state.become("up")
-            self.log_change()
+        self.note_success()
         return sock
 
     async def _dial_target(self, assigned: Callable[[int], object]) -> socket.socket:
@@ -140,7 +138,14 @@ class Dialer:
         error = self.state.last_error
         return self.state.name == "down" and error is not None and error.reason not in ABSENT | OURS
 
-    def _note_failure(self, error: DialError) -> None:
+    def note_success(self) -> None:
+        """Take note that the target has answered a dial."""
+        if self.state.name != "up":
+            self.state.become("up")
+            self.log_change()
+
+    def note_failure(self, error: DialError) -> None:
+        """Take note of a failed dial."""
         self.state.keep_error(error)
         if error.reason not in OURS:
             self.state.become("refused" if error.reason == "refused" else "down")

@@ -30,11 +30,13 @@ from vsockproxy.listen.renew import keep_file
 from vsockproxy.listen.sockets import Lease, Listen
 from vsockproxy.log.output import Throttle
 from vsockproxy.pump.reset import reset_descriptor
-from vsockproxy.pump.transfer import Accepted, Bounds, EndReason, Pump
+from vsockproxy.pump.transfer import Accepted, EndReason, Pump
 from vsockproxy.reasons import accept_remedy
 from vsockproxy.relay.by_name import ByNameTargets
+from vsockproxy.relay.direct import DirectRelays
+from vsockproxy.relay.direct_clients import DirectClients
 from vsockproxy.relay.failed_dial import FailedDials
-from vsockproxy.relay.relay import Relay
+from vsockproxy.relay.relay import Relay, bounds_of
 from vsockproxy.stats import RouteStats
 
 _BATCH: Final = 64  # clients accepted before other tasks get their turn; arbitrary
@@ -106,6 +108,16 @@ class RouteListener:
         self._resumed = trio.Event()
         self._drains = False
         self._defective_until = -math.inf
+        clients = partial(
+            DirectClients,
+            stats=stats,
+            gate=self._gate,
+            selection=self._selection,
+            failed_dials=self._failed_dials,
+            numbers=numbers,
+            log=log,
+        )
+        self._direct = DirectRelays(self._gate, pump, clients)
         self._relay = self._make_relay(stats.route)
 
     @property
@@ -137,21 +149,8 @@ class RouteListener:
         self._relay = self._make_relay(route)
 
     def _make_relay(self, route: Route) -> Relay:
-        policy = route.policy
-        shared = policy.bandwidth and (
-            self._pump.share(policy.bandwidth),
-            self._pump.share(policy.bandwidth),
-        )
-        bounds = Bounds(
-            idle_timeout=policy.idle_timeout,
-            half_close_timeout=policy.half_close_timeout,
-            half_close_hold=route.half_close_hold,
-            bandwidth=policy.connection_bandwidth,
-            shared=shared or None,
-            max_lifetime=policy.max_lifetime,
-            linger_timeout=policy.linger_timeout,
-            vmm=route.has_vmm,
-        )
+        bounds = bounds_of(route, self._pump)
+        self._direct.reconfigure(route, bounds)
         return Relay(
             self.stats,
             self._gate,
@@ -185,6 +184,7 @@ class RouteListener:
         """
         with self._relaying:
             async with self._selection.tended(), trio.open_nursery() as relays:
+                relays.start_soon(self._direct.outlast, self.released)
                 self._lease.accept_queued = partial(self._accept_queued, relays=relays)
                 try:
                     with self._accepting:
@@ -211,13 +211,19 @@ class RouteListener:
             return f"route {self.route.name}: {_DEFECT}"
         return self._selection.not_ready()
 
+    def not_direct(self) -> str | None:
+        """Return why the pump does not accept and dial by itself, in words; None where it does."""
+        return self._direct.why_not
+
     def pause(self) -> None:
         """Leave new clients in the backlog until `resume`; live connections go on."""
         self.is_paused = True
+        self._direct.pause()
 
     def resume(self) -> None:
         """Accept again."""
         self.is_paused = False
+        self._direct.resume()
         self._resumed.set()
         self._resumed = trio.Event()
 
@@ -247,6 +253,7 @@ class RouteListener:
         self._relaying.deadline = trio.current_time() + self.route.policy.drain_timeout
 
     def _name_endings(self, reason: EndReason) -> None:
+        self._direct.name_endings(reason)
         for connection in self.stats.live:
             if connection.ending != "killed":  # an operator is ending it already
                 connection.ending = reason
@@ -277,15 +284,21 @@ class RouteListener:
     async def _accept(self, sock: socket.socket, relays: trio.Nursery) -> None:
         failures = 0
         while True:
-            await trio.lowlevel.wait_readable(sock)
-            if self._gate.queue_reason():
-                await self._gate.wait_for_room()
-            if self.is_paused:
+            error = await self._direct.serve(sock.fileno())
+            if error is None:
+                await trio.lowlevel.wait_readable(sock)
+                if self._gate.queue_reason():
+                    await self._gate.wait_for_room()
+                if self.is_paused:
+                    self._gate.wake_others()
+                    await self._resumed.wait()
+                    continue
+                error = self._accept_batch(sock, relays)
                 self._gate.wake_others()
-                await self._resumed.wait()
-                continue
-            error = self._accept_batch(sock, relays)
-            self._gate.wake_others()
+            else:
+                self.stats.accept_errors += 1
+                if error.errno in _PEER_ERRORS or self._gate.is_short_by(error):
+                    continue
             if error is None:
                 failures = self._recovered(failures)
                 await trio.lowlevel.checkpoint()

@@ -60,6 +60,13 @@ class PortablePump:
             meter.settle(run.upstream.bytes, run.downstream.bytes)
         return Transfer(run.upstream.bytes, run.downstream.bytes, reason)
 
+    @property
+    def places(self) -> None:
+        """See `Pump.places`."""
+
+    def route(self) -> None:
+        """See `Pump.route`."""
+
     def share(self, bandwidth: int) -> SharedBandwidth:
         """See `transfer.Pump.share`."""
         return Bucket(bandwidth)

@@ -6,7 +6,10 @@ Owns: the values and protocols that both pumps share.  Knows neither of them.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from vsockproxy.pump.direct import DirectRoute, Places
 
 EndReason = Literal[
     "finished",  # nothing was lost: both ended, or one closed with nothing under way
@@ -173,8 +176,23 @@ class Pump(Protocol):
         """Return a bandwidth, in bytes a second, for transfers to share in one direction."""
         ...
 
+    @property
+    def places(self) -> Places | None:
+        """Return the places of all direct routes together; None where the pump has no such routes.
+
+        None are allowed at first.
+        """
+        ...
+
+    def route(self) -> DirectRoute | None:
+        """Return a new direct route, without places at first; None where `places` is."""
+        ...
+
     async def alive(self) -> None:
-        """Return once every thread or task that moves bytes has shown that it runs."""
+        """Return once every thread or task that moves bytes has shown that it runs.
+
+        What it had to tell by the call is told then.
+        """
         ...
 
     def accept(self, listener: int, room: int) -> Sequence[Accepted]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import Any, Final
 
+from vsockproxy.config.settings import Policy
 from vsockproxy.connection import Connection
 from vsockproxy.pump.transfer import ENDINGS
 
@@ -12,10 +13,16 @@ from vsockproxy.pump.transfer import ENDINGS
 _CLEAN: Final = frozenset({"finished", "client_reset", "dial_client_left"})
 
 
-def log_end(connection: Connection, reason: str, log: Any) -> None:
-    """Write the access line of a connection, unless its route's policy wants none."""
-    if not _is_logged(connection, reason):
+def log_end(connection: Connection, reason: str, log: Any, seconds: float | None = None) -> None:
+    """Write the access line of a connection, unless its route's policy wants none.
+
+    It was open for ``seconds``; by default it has ended now.
+    """
+    moved = connection.upstream_bytes + connection.downstream_bytes
+    if not is_logged(connection.route.policy, reason, moved):
         return
+    if seconds is None:
+        seconds = monotonic() - connection.opened
     words: dict[str, object] = {"why": ENDINGS[reason]} if reason in ENDINGS else {}
     if connection.dial_seconds is not None:
         words["dial_seconds"] = round(connection.dial_seconds, 6)
@@ -28,7 +35,7 @@ def log_end(connection: Connection, reason: str, log: Any) -> None:
         **connection.names(),
         upstream_bytes=connection.upstream_bytes,
         downstream_bytes=connection.downstream_bytes,
-        seconds=round(monotonic() - connection.opened, 6),
+        seconds=round(seconds, 6),
         reason=reason,
         **words,
     )
@@ -38,9 +45,9 @@ def log_end(connection: Connection, reason: str, log: Any) -> None:
 _TOLD: Final = ("dial_", "rejected_")
 
 
-def _is_logged(connection: Connection, reason: str) -> bool:
+def is_logged(policy: Policy, reason: str, moved: int) -> bool:
+    """Return whether a policy wants a line for a connection that has moved so many bytes."""
     if reason.startswith(_TOLD) and reason not in _CLEAN:
         return False
-    policy = connection.route.policy
-    is_empty = reason in _CLEAN and not connection.upstream_bytes + connection.downstream_bytes
+    is_empty = reason in _CLEAN and not moved
     return policy.access_log and (policy.log_empty or not is_empty)

@@ -19,6 +19,7 @@ from vsockproxy.address.endpoint import is_behind_a_vmm
 from vsockproxy.address.sockaddr import borrowed
 from vsockproxy.admit.route_limits import Gate, RejectReason
 from vsockproxy.config.by_name import ByName
+from vsockproxy.config.settings import Route
 from vsockproxy.connection import Connection, EndedError
 from vsockproxy.dial.selection import Selection
 from vsockproxy.errors import DialError, dial_error
@@ -220,3 +221,19 @@ class Relay:
 
 def _is_killed(connection: Connection) -> bool:
     return connection.ending == "killed"
+
+
+def bounds_of(route: Route, pump: Pump) -> Bounds:
+    """Return the bounds of a route's connections, which share its bandwidth."""
+    policy = route.policy
+    shared = policy.bandwidth and (pump.share(policy.bandwidth), pump.share(policy.bandwidth))
+    return Bounds(
+        idle_timeout=policy.idle_timeout,
+        half_close_timeout=policy.half_close_timeout,
+        half_close_hold=route.half_close_hold,
+        bandwidth=policy.connection_bandwidth,
+        shared=shared or None,
+        max_lifetime=policy.max_lifetime,
+        linger_timeout=policy.linger_timeout,
+        vmm=route.has_vmm,
+    )

@@ -86,6 +86,11 @@ struct vsp_bandwidth *vsp_bandwidth_new(uint64_t rate)
 	return bucket;
 }
 
+void vsp_bandwidth_ref(struct vsp_bandwidth *bucket)
+{
+	atomic_fetch_add(&bucket->references, 1);
+}
+
 void vsp_bandwidth_unref(struct vsp_bandwidth *bucket)
 {
 	if (!bucket || atomic_fetch_sub(&bucket->references, 1) != 1)
@@ -114,7 +119,7 @@ int vsp_throttle_new(uint64_t rate, struct vsp_bandwidth *shared, struct vsp_thr
 		}
 	}
 	if (shared)
-		atomic_fetch_add(&shared->references, 1);
+		vsp_bandwidth_ref(shared);
 	throttle->buckets[1] = shared;
 	*ret = throttle;
 	return 0;

@@ -20,6 +20,9 @@ struct vsp_throttle {
 	uint64_t due_ms; /* no bandwidth is left until then; 0 where there is some */
 };
 
+/* Take another reference to a bandwidth. */
+void vsp_bandwidth_ref(struct vsp_bandwidth *bandwidth);
+
 /*
  * Throttle a direction to `rate` bytes a second and to what `shared` has left; 0 and NULL are no
  * limit.  0 and *ret, which is NULL without any limit and is the caller's to free; or -ENOMEM.

@@ -12,17 +12,21 @@ _HERE = Path(__file__).parent
 
 LAYERS = (
     (
+        "accept",
         "bandwidth",
+        "limit",
         "peer",
         "pipe",
         "side",
         "timer",
     ),  # one object each; they know nothing of each other
-    ("loop",),  # what the relays of one thread share; a header only
+    ("loop", "route"),  # what the relays of one thread share (a header only), and those of a route
     ("move",),  # one direction of a relay: how its bytes move
     ("relay",),  # two sides, two directions: how they begin and leave their thread
+    ("dial",),  # a direct relay's target: how it is connected
     ("closing", "half_close"),  # how the sockets are closed; how a FIN is passed on, or held
-    ("ends", "turn"),  # ended relays on their way to the caller; what a relay does when it is woken
+    ("outbox", "turn"),  # news on its way to the caller; what a relay does when it is woken
+    ("server",),  # a listening socket whose clients become direct relays
     ("thread",),  # epoll, the inbox and the clock: what wakes relays
     ("pump",),  # the threads together, and the calls of pump.h
 )

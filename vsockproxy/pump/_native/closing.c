@@ -18,6 +18,7 @@
 #include <sys/socket.h>
 
 #include "closing.h"
+#include "dial.h"
 
 enum {
 	FIRST_PAUSE_MS = 1, /* doubled each time without progress, up to: */
@@ -137,6 +138,8 @@ void vsp_closing_begin(struct vsp_relay *relay, struct vsp_loop *loop, enum vsp_
 {
 	if (relay->closing)
 		return;
+	if (vsp_dial_is_under_way(relay))
+		vsp_dial_give_up(relay, loop);
 	relay->closing = true;
 	relay->reason = (unsigned char)reason;
 	relay->progress_ms = loop->now_ms;
@@ -148,6 +151,8 @@ void vsp_closing_begin(struct vsp_relay *relay, struct vsp_loop *loop, enum vsp_
 	for (int which = CLIENT; which <= TARGET; which++) {
 		struct vsp_side *side = &relay->sides[which];
 
+		if (side->fd < 0) /* a target that was not reached */
+			continue;
 		if (side->close == VSP_LINGER)
 			vsp_side_shut(side);
 		if (side->close == VSP_LINGER || side->close == VSP_DELIVER)

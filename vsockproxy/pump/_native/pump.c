@@ -1,28 +1,43 @@
-/* The calls of pump.h that concern the whole pump, and accepting. */
+/* The calls of pump.h that concern the whole pump. */
 
 #define _GNU_SOURCE
 
 #include <errno.h>
-#include <netinet/in.h>
 #include <stdatomic.h>
-#include <stdbool.h>
-#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
-#include <sys/socket.h>
 
-#include "ends.h"
+#include "outbox.h"
 #include "pipe.h"
 #include "pump.h"
 #include "relay.h"
+#include "route.h"
+#include "server.h"
 #include "thread.h"
 
 struct vsp_pump {
-	struct vsp_ends ends;
+	struct vsp_outbox outbox;
+	struct vsp_servers servers;
+	struct vsp_loop **loops; /* of the threads */
 	_Atomic int pipes_left;
 	unsigned thread_count;
 	struct vsp_thread threads[];
 };
+
+/* Open what the threads share.  0, or a negative errno; vsp_pump_free follows in either case. */
+static int pump_prepare(struct vsp_pump *pump, unsigned threads)
+{
+	int error = vsp_outbox_open(&pump->outbox);
+
+	atomic_init(&pump->pipes_left, vsp_pipes_most());
+	pump->loops = calloc(threads, sizeof(struct vsp_loop *));
+	if (!error && !pump->loops)
+		error = -ENOMEM;
+	for (unsigned i = 0; i < threads && !error; i++)
+		pump->loops[i] = &pump->threads[i].loop;
+	vsp_servers_open(&pump->servers, &pump->outbox, pump->loops, threads);
+	return error;
+}
 
 int vsp_pump_new(unsigned threads, struct vsp_pump **ret)
 {
@@ -31,11 +46,10 @@ int vsp_pump_new(unsigned threads, struct vsp_pump **ret)
 
 	if (!pump)
 		return -ENOMEM;
-	atomic_init(&pump->pipes_left, vsp_pipes_most());
-	error = vsp_ends_open(&pump->ends);
+	error = pump_prepare(pump, threads);
 	while (!error && pump->thread_count < threads) {
-		error = vsp_thread_start(&pump->threads[pump->thread_count], &pump->ends,
-					 &pump->pipes_left);
+		error = vsp_thread_start(&pump->threads[pump->thread_count], &pump->outbox,
+					 &pump->servers, &pump->pipes_left);
 		if (!error)
 			pump->thread_count++;
 	}
@@ -51,42 +65,15 @@ void vsp_pump_free(struct vsp_pump *pump)
 {
 	for (unsigned i = 0; i < pump->thread_count; i++)
 		vsp_thread_stop(&pump->threads[i]);
-	vsp_ends_close(&pump->ends);
+	vsp_outbox_close(&pump->outbox);
+	vsp_servers_close(&pump->servers);
+	free(pump->loops);
 	free(pump);
 }
 
 int vsp_pump_fd(const struct vsp_pump *pump)
 {
-	return pump->ends.readable;
-}
-
-/* Return the size of an address without the zeros that end an IPv4 one. */
-static unsigned int address_size(const struct vsp_client *client, socklen_t size)
-{
-	const struct sockaddr *address = (const struct sockaddr *)client->address;
-
-	if (address->sa_family == AF_INET)
-		return offsetof(struct sockaddr_in, sin_zero);
-	return size < sizeof(client->address) ? size : sizeof(client->address);
-}
-
-int vsp_accept(int listener, struct vsp_client *ret_clients, int room)
-{
-	int count = 0;
-
-	while (count < room) {
-		struct vsp_client *client = &ret_clients[count];
-		socklen_t size = sizeof(client->address);
-
-		client->fd = accept4(listener, (struct sockaddr *)client->address, &size,
-				     SOCK_CLOEXEC | SOCK_NONBLOCK);
-		/* An error after the first client is left to the next call, if it lasts. */
-		if (client->fd < 0)
-			return count > 0 ? count : -errno;
-		client->size = address_size(client, size);
-		count++;
-	}
-	return count;
+	return pump->outbox.readable;
 }
 
 int vsp_pump_add(struct vsp_pump *pump, uint32_t tag, int client, int target,
@@ -98,7 +85,7 @@ int vsp_pump_add(struct vsp_pump *pump, uint32_t tag, int client, int target,
 	if (!relay)
 		return -ENOMEM;
 	for (unsigned i = 1; i < pump->thread_count; i++)
-		if (atomic_load(&pump->threads[i].load) < atomic_load(&thread->load))
+		if (atomic_load(&pump->threads[i].loop.load) < atomic_load(&thread->loop.load))
 			thread = &pump->threads[i];
 	*ret = relay;
 	vsp_thread_give(thread, relay);
@@ -110,9 +97,28 @@ void vsp_relay_cancel(struct vsp_relay *relay)
 	vsp_thread_cancel(relay);
 }
 
-int vsp_pump_reap(struct vsp_pump *pump, struct vsp_end *ret_ends, int room)
+int vsp_pump_serve(struct vsp_pump *pump, uint32_t tag, uint32_t route, int listener,
+		   const struct vsp_way *way, struct vsp_limit *own, struct vsp_limit *shared,
+		   struct vsp_server **ret)
 {
-	return vsp_ends_reap(&pump->ends, ret_ends, room);
+	struct vsp_route *made = vsp_route_new(route, way, own, shared);
+	int error;
+
+	if (!made)
+		return -ENOMEM;
+	error = vsp_servers_add(&pump->servers, tag, made, listener, ret);
+	vsp_route_unref(made); /* the server has its own reference */
+	return error;
+}
+
+int64_t vsp_pump_halted(struct vsp_pump *pump, int *ret_error)
+{
+	return vsp_outbox_reap_halt(&pump->outbox, ret_error);
+}
+
+int vsp_pump_reap(struct vsp_pump *pump, struct vsp_news *ret_news, int room)
+{
+	return vsp_outbox_reap(&pump->outbox, ret_news, room);
 }
 
 void vsp_pump_ask(struct vsp_pump *pump)

@@ -20,6 +20,8 @@
 struct vsp_pump;
 struct vsp_relay;
 struct vsp_bandwidth;
+struct vsp_limit;
+struct vsp_server;
 
 /* How a relay ended. */
 enum vsp_reason {
@@ -30,7 +32,8 @@ enum vsp_reason {
 	VSP_CLIENT_RESET,       /* the client closed before it had taken, or sent, everything */
 	VSP_TARGET_RESET,       /* the target closed before it had taken, or sent, everything */
 	VSP_CANCELLED,          /* by vsp_relay_cancel */
-	VSP_NO_MEMORY           /* the kernel, or malloc, had none for it */
+	VSP_NO_MEMORY,          /* the kernel, or malloc, had none for it */
+	VSP_DIAL_FAILED         /* the target of a direct route could not be reached */
 };
 
 /* How one socket of a relay is closed. */
@@ -48,12 +51,40 @@ enum vsp_close {
  */
 enum vsp_close vsp_close_of(enum vsp_reason reason, bool client, bool whole, bool ended, bool tcp);
 
-/* A relay that has ended: both its sockets are closed, and its handle is invalid. */
-struct vsp_end {
-	uint32_t tag;
+/* What a struct vsp_news tells; a set. */
+enum vsp_what {
+	VSP_NEWS_OPENED = 1,    /* a direct route has accepted a client */
+	VSP_NEWS_CONNECTED = 2, /* its target is connected */
+	VSP_NEWS_ENDED = 4      /* both sockets are closed, and the relay's handle is invalid */
+};
+
+/* Why a dial has failed. */
+enum vsp_cause {
+	VSP_ERRNO,            /* `error` says */
+	VSP_CLOSED_BEFORE_OK, /* the VMM closed instead of its OK; `error` may say how */
+	VSP_MALFORMED         /* the VMM sent another line */
+};
+
+/* News of a relay. */
+struct vsp_news {
+	struct vsp_relay *relay;
 	uint64_t upstream_bytes;
 	uint64_t downstream_bytes;
-	int reason; /* enum vsp_reason */
+	int64_t opened_us;    /* of CLOCK_MONOTONIC; of a direct relay, as all below */
+	int64_t connected_us; /* 0 before its target is connected */
+	int64_t ended_us;
+	uint64_t vmm_port;    /* in a VMM's OK */
+	uint32_t tag;
+	uint32_t what;        /* a set of enum vsp_what */
+	uint32_t reason;      /* enum vsp_reason */
+	uint32_t route;       /* the tag of its route; UINT32_MAX: vsp_pump_add gave it */
+	uint32_t cause;       /* enum vsp_cause, of VSP_DIAL_FAILED */
+	int32_t error;
+	int32_t unanswered;   /* a VMM's socket that still owes its OK: the caller's to close; or -1 */
+	uint32_t line_size;
+	uint32_t address_size;
+	char line[32];              /* of VSP_MALFORMED */
+	unsigned char address[128]; /* the client's, a struct sockaddr */
 };
 
 /* How a relay is treated.  0 and NULL are no limit. */
@@ -77,16 +108,50 @@ struct vsp_policy {
 struct vsp_bandwidth *vsp_bandwidth_new(uint64_t rate);
 void vsp_bandwidth_unref(struct vsp_bandwidth *bandwidth);
 
+/* A socket option of a target; `value` is an int, or the 64 bits that AF_VSOCK's options take. */
+struct vsp_option {
+	int level;
+	int name;
+	int64_t value;
+};
+
+/* How a direct route connects its clients, and how it treats them. */
+struct vsp_way {
+	unsigned char address[128]; /* the target's, a struct sockaddr */
+	unsigned int address_size;
+	uint64_t connect_ms;   /* for a dial in all */
+	uint64_t handshake_ms; /* for a VMM's OK, within connect_ms; 0: no other limit */
+	char request[32];      /* what a VMM is sent first, with its newline; empty: nothing */
+	bool answers;          /* it answers that by OK */
+	unsigned int option_count;
+	struct vsp_option options[8];
+	struct vsp_policy policy;
+};
+
+/*
+ * Make a limit of open connections, which allows none; NULL without memory.  The caller gives its
+ * reference back by vsp_limit_unref.
+ */
+struct vsp_limit *vsp_limit_new(void);
+void vsp_limit_unref(struct vsp_limit *limit);
+
+/* Allow `most` open connections, from the next accept on. */
+void vsp_limit_set(struct vsp_limit *limit, int64_t most);
+
+/* Return how many are open now, and of how many the end has not been reaped. */
+int64_t vsp_limit_live(const struct vsp_limit *limit);
+int64_t vsp_limit_untold(const struct vsp_limit *limit);
+
 /* Start a pump with `threads` threads.  0 and *ret, the caller's to free; or a negative errno. */
 int vsp_pump_new(unsigned threads, struct vsp_pump **ret);
 
 /*
- * Cancel every relay, stop the threads, free everything.  Ends that were not reaped are lost.
- * No call may follow.
+ * Cancel every relay, stop the threads, free everything.  News that was not reaped is lost.  Every
+ * server is stopped before.  No call may follow.
  */
 void vsp_pump_free(struct vsp_pump *pump);
 
-/* Return a descriptor that is readable while there are ends to reap.  The pump owns it. */
+/* Return a descriptor that is readable while there is news to reap.  The pump owns it. */
 int vsp_pump_fd(const struct vsp_pump *pump);
 
 /* An accepted client: its socket is the caller's, non-blocking and close-on-exec. */
@@ -137,12 +202,34 @@ int vsp_relay_descriptor(const struct vsp_relay *relay, bool target);
 /* Return a duplicate of it, the caller's to close; or a negative errno, -EBADF once it is closed. */
 int vsp_relay_duplicate(const struct vsp_relay *relay, bool target);
 
-/* Write up to `room` ends to `ret_ends`, free their relays, and return how many were written. */
-int vsp_pump_reap(struct vsp_pump *pump, struct vsp_end *ret_ends, int room);
+/*
+ * Have the threads accept at a listening socket, non-blocking and open until vsp_server_stop, and
+ * serve its clients by `way`, within both limits.  `tag` names the server, a small number that no
+ * other one has; `route` is for the news of its relays.  0 and *ret, valid until vsp_server_stop;
+ * or a negative errno.
+ */
+int vsp_pump_serve(struct vsp_pump *pump, uint32_t tag, uint32_t route, int listener,
+		   const struct vsp_way *way, struct vsp_limit *own, struct vsp_limit *shared,
+		   struct vsp_server **ret);
+
+/* Accept no more; when it returns nothing does.  The relays go on.  The handle is invalid. */
+void vsp_server_stop(struct vsp_server *server);
 
 /*
- * Ask every thread to show that its loop turns; and return how many have not answered.  A thread
- * that is well answers within one turn.
+ * Return the tag of a server that has halted, each once; or -1.  It accepts no more, and still has
+ * to be stopped.  *ret_error is 0 where a limit is reached, or accept(2)'s errno.
+ */
+int64_t vsp_pump_halted(struct vsp_pump *pump, int *ret_error);
+
+/* Give a direct relay the tag by which later news names it. */
+void vsp_relay_set_tag(struct vsp_relay *relay, uint32_t tag);
+
+/* Write up to `room` news to `ret_news`, free ended relays, and return how many were written. */
+int vsp_pump_reap(struct vsp_pump *pump, struct vsp_news *ret_news, int room);
+
+/*
+ * Ask every thread to show that its loop turns, and to publish its news; and return how many have
+ * not answered.  A thread that is well answers within one turn.
  */
 void vsp_pump_ask(struct vsp_pump *pump);
 unsigned vsp_pump_silent(const struct vsp_pump *pump);

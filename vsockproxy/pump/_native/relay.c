@@ -5,10 +5,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "peer.h"
 #include "relay.h"
 
 /* Return a bound of at most 49 days. */
@@ -50,10 +50,43 @@ struct vsp_relay *vsp_relay_new(uint32_t tag, int client, int target,
 	return relay;
 }
 
+struct vsp_relay *vsp_relay_new_direct(struct vsp_route *route, const struct vsp_client *client,
+				       int domain, struct vsp_loop *loop)
+{
+	struct vsp_relay *relay = vsp_relay_new(UINT32_MAX, client->fd, -1, &route->way.policy);
+
+	if (!relay)
+		return NULL;
+	relay->direct = calloc(1, sizeof(*relay->direct) + client->size);
+	if (!relay->direct) {
+		vsp_relay_unref(relay);
+		return NULL;
+	}
+	relay->direct->route = vsp_route_ref(route);
+	relay->direct->unanswered = -1;
+	relay->direct->address_size = client->size;
+	memcpy(relay->direct->address, client->address, client->size);
+	relay->direct->opened_us = vsp_clock_us();
+	relay->sides[CLIENT].domain = (unsigned char)domain;
+	relay->thread = loop->thread;
+	return relay;
+}
+
+static void direct_free(struct vsp_direct *direct)
+{
+	if (!direct)
+		return;
+	if (direct->unanswered >= 0)
+		close(direct->unanswered);
+	vsp_route_unref(direct->route);
+	free(direct);
+}
+
 void vsp_relay_unref(struct vsp_relay *relay)
 {
 	if (atomic_fetch_sub(&relay->references, 1) != 1)
 		return;
+	direct_free(relay->direct);
 	for (int direction = UPSTREAM; direction <= DOWNSTREAM; direction++)
 		vsp_throttle_free(relay->halves[direction].throttle);
 	free(relay);
@@ -63,23 +96,41 @@ void vsp_relay_unref(struct vsp_relay *relay)
 
 int vsp_relay_enter(struct vsp_relay *relay, struct vsp_loop *loop)
 {
-	int error;
-
 	relay->started = true;
 	relay->next_live = loop->live;
 	if (loop->live)
 		loop->live->previous_live = relay;
 	loop->live = relay;
 	loop->live_count++;
-	for (int which = CLIENT; which <= TARGET; which++)
-		vsp_side_ask_domain(&relay->sides[which]);
-	relay->sides[CLIENT].lossless = relay->sides[CLIENT].domain == AF_UNIX;
-	error = vsp_timers_reserve(&loop->timers, loop->live_count);
+	return vsp_timers_reserve(&loop->timers, loop->live_count);
+}
+
+int vsp_relay_watch(struct vsp_relay *relay, struct vsp_loop *loop)
+{
+	int error = 0;
+
 	for (int which = CLIENT; which <= TARGET && !error; which++)
-		error = vsp_side_watch(&relay->sides[which], loop->epoll);
-	/* One that listened, handed its socket on and has ended before says nothing by its end. */
-	relay->sides[TARGET].vmm = relay->vmm && !vsp_peer_has_ended(relay->sides[TARGET].fd);
+		if (relay->sides[which].fd >= 0 && !relay->sides[which].watched)
+			error = vsp_side_watch(&relay->sides[which], loop->epoll);
 	return error;
+}
+
+void vsp_relay_tell(struct vsp_relay *relay, struct vsp_loop *loop, enum vsp_what what)
+{
+	uint64_t tell_ms = loop->now_ms;
+
+	/* A task awaits the end of a relay that the caller has given; the others are counted. */
+	if (relay->direct && loop->told_ms + TELL_MS > tell_ms)
+		tell_ms = loop->told_ms + TELL_MS;
+
+	if (!relay->changes) {
+		relay->next_changed = NULL;
+		*loop->changed_tail = relay;
+		loop->changed_tail = &relay->next_changed;
+	}
+	relay->changes |= (unsigned char)what;
+	if (tell_ms < loop->tell_ms)
+		loop->tell_ms = tell_ms;
 }
 
 void vsp_relay_leave(struct vsp_relay *relay, struct vsp_loop *loop)
@@ -93,12 +144,21 @@ void vsp_relay_leave(struct vsp_relay *relay, struct vsp_loop *loop)
 	if (relay->next_live)
 		relay->next_live->previous_live = relay->previous_live;
 	loop->live_count--;
+	atomic_fetch_sub(&loop->load, 1);
+	if (relay->direct) {
+		relay->direct->ended_us = vsp_clock_us();
+		vsp_route_give(relay->direct->route);
+	}
 	/* Published when this turn is over: a later event of the same turn may be its own. */
-	relay->next_ended = loop->ended;
-	loop->ended = relay;
+	vsp_relay_tell(relay, loop, VSP_NEWS_ENDED);
 }
 
 /* ---- in any thread, by the caller's reference ---- */
+
+void vsp_relay_set_tag(struct vsp_relay *relay, uint32_t tag)
+{
+	relay->tag = tag; /* the threads do not read it */
+}
 
 uint64_t vsp_relay_upstream(const struct vsp_relay *relay)
 {

@@ -27,6 +27,8 @@ static int side_control(struct vsp_side *side, int epoll, int operation)
 static void side_ask_for_sendable(struct vsp_side *side, int epoll, bool sendable)
 {
 	side->sendable = sendable;
+	if (!side->watched)
+		return;
 	/* A change cannot fail for a socket that is in the set already. */
 	(void)side_control(side, epoll, EPOLL_CTL_MOD);
 }
@@ -36,13 +38,18 @@ void vsp_side_ask_domain(struct vsp_side *side)
 	int domain = AF_UNSPEC;
 	socklen_t size = sizeof(domain);
 
+	if (side->domain != AF_UNSPEC)
+		return;
 	getsockopt(side->fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
 	side->domain = (unsigned char)domain;
 }
 
 int vsp_side_watch(struct vsp_side *side, int epoll)
 {
-	return side_control(side, epoll, EPOLL_CTL_ADD);
+	int error = side_control(side, epoll, EPOLL_CTL_ADD);
+
+	side->watched = !error;
+	return error;
 }
 
 /*
@@ -148,15 +155,22 @@ void vsp_side_reset_at_close(const struct vsp_side *side)
 		setsockopt(side->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
 }
 
-void vsp_side_close(struct vsp_side *side, int epoll)
+void vsp_side_ignore(struct vsp_side *side, int epoll)
 {
-	int fd = side->fd;
-
 	/*
 	 * close() removes it from the set only with the socket's last descriptor, and a child that
 	 * is being forked may hold another one.
 	 */
-	epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL);
+	if (side->watched)
+		epoll_ctl(epoll, EPOLL_CTL_DEL, side->fd, NULL);
+	side->watched = false;
+}
+
+void vsp_side_close(struct vsp_side *side, int epoll)
+{
+	int fd = side->fd;
+
+	vsp_side_ignore(side, epoll);
 	side->fd = -1; /* before the number can be another file's: vsp_relay_duplicate */
 	close(fd);
 }

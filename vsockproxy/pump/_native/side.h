@@ -20,6 +20,7 @@ struct vsp_side {
 	_Atomic int fd; /* -1 before it is closed */
 	short error;    /* the errno that ended it, or 0 */
 	unsigned char domain; /* AF_INET... */
+	bool watched;   /* it is in the epoll set */
 	bool sendable;  /* EPOLLOUT is asked for: see vsp_side_block */
 	bool urgent;    /* it has, or had, urgent data, which ends reads early */
 	bool readable;  /* recv may have something */
@@ -33,11 +34,14 @@ struct vsp_side {
 	unsigned queued;     /* bytes that its peer's kernel had not taken; once its relay closes */
 };
 
-/* Learn what kind of socket it is, on which its close depends as well. */
+/* Learn what kind of socket it is, unless that is known: its close depends on it as well. */
 void vsp_side_ask_domain(struct vsp_side *side);
 
 /* Watch the socket for edges in an epoll set.  0, or a negative errno. */
 int vsp_side_watch(struct vsp_side *side, int epoll);
+
+/* Take the socket out of the epoll set. */
+void vsp_side_ignore(struct vsp_side *side, int epoll);
 
 /* Remember what an edge says: `events` is a set of EPOLLIN... */
 void vsp_side_note(struct vsp_side *side, int epoll, uint32_t events);

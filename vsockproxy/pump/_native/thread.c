@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "closing.h"
@@ -19,14 +18,6 @@ enum {
 	EVENTS = 256,    /* taken by one epoll_wait */
 	SPARE_MS = 1000, /* until spare pipes that were not needed are closed */
 };
-
-static uint64_t clock_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
 
 /* ---- the inbox: written by the caller's thread ---- */
 
@@ -61,7 +52,7 @@ static void inbox_put(struct vsp_thread *thread, struct vsp_relay *relay, bool c
 void vsp_thread_give(struct vsp_thread *thread, struct vsp_relay *relay)
 {
 	relay->thread = thread;
-	atomic_fetch_add(&thread->load, 1);
+	atomic_fetch_add(&thread->loop.load, 1);
 	inbox_put(thread, relay, false);
 }
 
@@ -112,7 +103,6 @@ static bool inbox_serve(struct vsp_thread *thread)
 	int cancels;
 	bool stopping;
 
-	atomic_store(&thread->answered, atomic_load(&thread->asked));
 	while ((relay = inbox_take(thread, &cancels, &stopping))) {
 		if (!relay->started)
 			vsp_turn_start(relay, &thread->loop);
@@ -141,9 +131,16 @@ static void busy_serve(struct vsp_loop *loop)
 	}
 }
 
-static void ends_serve(struct vsp_thread *thread)
+/* Publish the relays' news, if it is time or the caller has asked; then answer. */
+static void news_serve(struct vsp_thread *thread)
 {
-	atomic_fetch_sub(&thread->load, vsp_ends_publish(thread->ends, &thread->loop));
+	unsigned asked = atomic_load(&thread->asked);
+	bool answer = asked != thread->answered;
+
+	if (answer || thread->loop.tell_ms <= thread->loop.now_ms)
+		vsp_outbox_publish(thread->outbox, &thread->loop);
+	if (answer)
+		atomic_store(&thread->answered, asked);
 }
 
 /* Return how long epoll_wait may sleep, in milliseconds; -1 is until an event. */
@@ -153,6 +150,8 @@ static int sleep_ms(const struct vsp_loop *loop)
 	uint64_t longest_ms = loop->pipes.spare ? SPARE_MS : INT_MAX;
 	uint64_t due_ms = vsp_timers_earliest_ms(&loop->timers);
 
+	if (loop->tell_ms < due_ms)
+		due_ms = loop->tell_ms;
 	if (loop->busy)
 		return 0;
 	if (due_ms == NEVER)
@@ -172,20 +171,22 @@ static void *thread_main(void *argument)
 	while (running) {
 		int count = epoll_wait(loop->epoll, events, EVENTS, sleep_ms(loop));
 
-		loop->now_ms = clock_ms();
+		loop->now_ms = (uint64_t)vsp_clock_us() / 1000;
 		if (loop->now_ms - thread->trimmed_ms >= SPARE_MS) {
 			vsp_pipes_trim(&loop->pipes);
 			thread->trimmed_ms = loop->now_ms;
 		}
 		busy_serve(loop);
 		for (int i = 0; i < count; i++) {
-			if (events[i].data.ptr)
+			if (vsp_servers_own(events[i].data.u64))
+				vsp_servers_accept(thread->servers, events[i].data.u64, loop);
+			else if (events[i].data.ptr)
 				vsp_turn_event(events[i].data.ptr, loop, events[i].events);
 			else
 				running = inbox_serve(thread);
 		}
 		vsp_turn_timers(loop);
-		ends_serve(thread);
+		news_serve(thread);
 	}
 	while (loop->live) {
 		vsp_closing_begin(loop->live, loop, VSP_CANCELLED);
@@ -193,7 +194,7 @@ static void *thread_main(void *argument)
 			vsp_closing_hurry(loop->live, loop);
 	}
 	busy_serve(loop); /* for the list's references */
-	ends_serve(thread);
+	vsp_outbox_publish(thread->outbox, loop);
 	return NULL;
 }
 
@@ -217,6 +218,9 @@ static int thread_prepare(struct vsp_thread *thread)
 	struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.ptr = NULL};
 
 	thread->inbox_tail = &thread->inbox;
+	thread->loop.thread = thread;
+	thread->loop.changed_tail = &thread->loop.changed;
+	thread->loop.tell_ms = NEVER;
 	pthread_mutex_init(&thread->mutex, NULL);
 	thread->loop.epoll = epoll_create1(EPOLL_CLOEXEC);
 	/* Never read: edge-triggered, every write is an event. */
@@ -227,13 +231,15 @@ static int thread_prepare(struct vsp_thread *thread)
 	return epoll_ctl(thread->loop.epoll, EPOLL_CTL_ADD, thread->wake, &event) < 0 ? -errno : 0;
 }
 
-int vsp_thread_start(struct vsp_thread *thread, struct vsp_ends *ends, _Atomic int *pipes_left)
+int vsp_thread_start(struct vsp_thread *thread, struct vsp_outbox *outbox,
+		     struct vsp_servers *servers, _Atomic int *pipes_left)
 {
 	sigset_t all;
 	sigset_t before;
 	int error;
 
-	thread->ends = ends;
+	thread->outbox = outbox;
+	thread->servers = servers;
 	thread->loop.pipes.left = pipes_left;
 	error = thread_prepare(thread);
 	if (!error) {

@@ -8,17 +8,18 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include "ends.h"
 #include "loop.h"
+#include "outbox.h"
 #include "relay.h"
+#include "server.h"
 
 struct vsp_thread {
 	struct vsp_loop loop;      /* touched by the thread alone */
-	struct vsp_ends *ends;     /* the pump's; where its ended relays go */
+	struct vsp_outbox *outbox;   /* the pump's; where its relays' news goes */
+	struct vsp_servers *servers; /* the pump's; where it accepts */
 	uint64_t trimmed_ms; /* when spare pipes were last closed */
 	pthread_t id;
 	int wake; /* an eventfd: the inbox has something */
-	_Atomic size_t load;       /* relays that were given to it and have not ended */
 	_Atomic unsigned asked;    /* how often vsp_thread_ask was called */
 	_Atomic unsigned answered; /* ... as the thread last saw it */
 	pthread_mutex_t mutex;     /* of the inbox: relays to start or to cancel, and `stopping` */
@@ -28,10 +29,11 @@ struct vsp_thread {
 };
 
 /*
- * Start a zeroed thread, which publishes to `ends` and may open as many pipes as `pipes_left`
- * says.  0, or a negative errno, and nothing of it is left.
+ * Start a zeroed thread, which publishes to `outbox`, accepts at `servers` and may open as many
+ * pipes as `pipes_left` says.  0, or a negative errno, and nothing of it is left.
  */
-int vsp_thread_start(struct vsp_thread *thread, struct vsp_ends *ends, _Atomic int *pipes_left);
+int vsp_thread_start(struct vsp_thread *thread, struct vsp_outbox *outbox,
+		     struct vsp_servers *servers, _Atomic int *pipes_left);
 
 /* End the thread's relays and the thread.  Returns once it has ended. */
 void vsp_thread_stop(struct vsp_thread *thread);

@@ -2,8 +2,17 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "timer.h"
+
+int64_t vsp_clock_us(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
 
 static void timer_place(struct vsp_timers *timers, struct vsp_timer *timer, size_t place)
 {

@@ -12,6 +12,9 @@ enum {
 	NOT_SET = -1,
 };
 
+/* Return the time in microseconds of CLOCK_MONOTONIC. */
+int64_t vsp_clock_us(void);
+
 /* A deadline; a member of the object that it wakes. */
 struct vsp_timer {
 	uint64_t deadline_ms; /* of CLOCK_MONOTONIC */

@@ -8,9 +8,12 @@
 #define _GNU_SOURCE
 
 #include <stddef.h>
+#include <sys/socket.h>
 
 #include "closing.h"
+#include "dial.h"
 #include "half_close.h"
+#include "peer.h"
 #include "turn.h"
 
 /* The time-outs on silence count from now on. */
@@ -173,28 +176,78 @@ void vsp_turn_move(struct vsp_relay *relay, struct vsp_loop *loop)
 
 /* ---- what begins a turn ---- */
 
-void vsp_turn_start(struct vsp_relay *relay, struct vsp_loop *loop)
+/* Begin to move bytes: both sides are connected. */
+static void relay_begin(struct vsp_relay *relay, struct vsp_loop *loop)
 {
+	struct vsp_side *target = &relay->sides[TARGET];
+
+	for (int which = CLIENT; which <= TARGET; which++)
+		vsp_side_ask_domain(&relay->sides[which]);
+	relay->sides[CLIENT].lossless = relay->sides[CLIENT].domain == AF_UNIX;
+	/* One that listened, handed its socket on and has ended before says nothing by its end. */
+	target->vmm = relay->vmm && !vsp_peer_has_ended(target->fd);
 	relay_touch(relay, loop);
-	if (relay->end_ms != NEVER)
-		relay->end_ms += loop->now_ms;
-	if (vsp_relay_enter(relay, loop) < 0) {
-		vsp_closing_begin(relay, loop, VSP_NO_MEMORY);
-		return;
-	}
 	/* The request is often here already: moving now saves the wait for its edge. */
 	vsp_turn_move(relay, loop);
+	if (!relay->ended && vsp_relay_watch(relay, loop) < 0)
+		vsp_closing_begin(relay, loop, VSP_NO_MEMORY);
+}
+
+/* Add a relay to the live ones.  Whether it goes on. */
+static bool relay_enter(struct vsp_relay *relay, struct vsp_loop *loop)
+{
+	if (relay->end_ms != NEVER)
+		relay->end_ms += loop->now_ms;
+	if (vsp_relay_enter(relay, loop) == 0)
+		return true;
+	vsp_closing_begin(relay, loop, VSP_NO_MEMORY);
+	return false;
+}
+
+/* Act on how a dial goes. */
+static void relay_dialled(struct vsp_relay *relay, struct vsp_loop *loop, enum vsp_dialled how)
+{
+	if (how == VSP_FAILED)
+		vsp_closing_begin(relay, loop, VSP_DIAL_FAILED);
+	if (how != VSP_REACHED)
+		return;
+	vsp_relay_tell(relay, loop, VSP_NEWS_CONNECTED);
+	relay_begin(relay, loop);
+}
+
+void vsp_turn_start(struct vsp_relay *relay, struct vsp_loop *loop)
+{
+	if (relay_enter(relay, loop))
+		relay_begin(relay, loop);
+}
+
+void vsp_turn_accept(struct vsp_relay *relay, struct vsp_loop *loop)
+{
+	atomic_fetch_add(&loop->load, 1);
+	vsp_relay_tell(relay, loop, VSP_NEWS_OPENED);
+	if (relay_enter(relay, loop))
+		relay_dialled(relay, loop, vsp_dial_begin(relay, loop));
 }
 
 void vsp_turn_event(struct vsp_side *side, struct vsp_loop *loop, uint32_t events)
 {
+	struct vsp_relay *relay = side->relay;
+
 	if (side->fd < 0)
 		return;
+	if (vsp_dial_is_under_way(relay)) {
+		enum vsp_dialled how = vsp_dial_event(relay, loop, events);
+
+		if (how == VSP_REACHED) /* the edge may be about the stream as well */
+			vsp_side_note(side, loop->epoll, events);
+		relay_dialled(relay, loop, how);
+		return;
+	}
 	vsp_side_note(side, loop->epoll, events);
-	if (side->relay->closing)
-		vsp_closing_move(side->relay, loop);
+	if (relay->closing)
+		vsp_closing_move(relay, loop);
 	else
-		vsp_turn_move(side->relay, loop);
+		vsp_turn_move(relay, loop);
 }
 
 /* A relay's deadline has come: end it, move it, or see that bytes have put the deadline off. */
@@ -208,6 +261,10 @@ static void relay_due(struct vsp_relay *relay, struct vsp_loop *loop)
 	}
 	if (relay->end_ms <= loop->now_ms) {
 		vsp_closing_begin(relay, loop, VSP_MAX_LIFETIME);
+		return;
+	}
+	if (vsp_dial_is_under_way(relay)) {
+		relay_dialled(relay, loop, vsp_dial_due(relay, loop));
 		return;
 	}
 	if (relay_silent_ms(relay) <= loop->now_ms) {

@@ -11,6 +11,9 @@
 /* Begin to relay; may end the relay. */
 void vsp_turn_start(struct vsp_relay *relay, struct vsp_loop *loop);
 
+/* Begin to serve a client that a direct route has accepted: dial, then relay; may end the relay. */
+void vsp_turn_accept(struct vsp_relay *relay, struct vsp_loop *loop);
+
 /* Take in what an edge of one of its sockets says, and move. */
 void vsp_turn_event(struct vsp_side *side, struct vsp_loop *loop, uint32_t events);
 

@@ -1,0 +1,202 @@
+/*
+ * News of the relays of all threads: threads publish it, the caller reaps it.
+ *
+ * A relay is in the list once, however much it has to tell: what is reaped is all that was
+ * published of it until then.  So a connection that is over before the caller looks costs it one
+ * piece of news.
+ */
+
+#define _GNU_SOURCE
+
+#include <errno.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "outbox.h"
+
+int vsp_outbox_open(struct vsp_outbox *outbox)
+{
+	pthread_mutex_init(&outbox->mutex, NULL);
+	outbox->tail = &outbox->first;
+	outbox->readable = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	return outbox->readable < 0 ? -errno : 0;
+}
+
+/* Take the first relay off the list, NULL without one, and what was published of it. */
+static struct vsp_relay *outbox_take(struct vsp_outbox *outbox, unsigned *ret_what)
+{
+	struct vsp_relay *relay;
+
+	pthread_mutex_lock(&outbox->mutex);
+	relay = outbox->first;
+	if (relay) {
+		outbox->first = relay->next_published;
+		if (!outbox->first)
+			outbox->tail = &outbox->first;
+		*ret_what = relay->published;
+		relay->published = 0;
+	}
+	pthread_mutex_unlock(&outbox->mutex);
+	return relay;
+}
+
+void vsp_outbox_close(struct vsp_outbox *outbox)
+{
+	struct vsp_relay *relay;
+	unsigned what;
+
+	while (outbox->tail && (relay = outbox_take(outbox, &what)))
+		if (what & VSP_NEWS_ENDED)
+			vsp_relay_unref(relay);
+	if (outbox->readable >= 0)
+		close(outbox->readable);
+	pthread_mutex_destroy(&outbox->mutex);
+}
+
+/* ---- from the threads ---- */
+
+static void outbox_wake(struct vsp_outbox *outbox)
+{
+	const uint64_t one = 1;
+
+	(void)!write(outbox->readable, &one, sizeof(one));
+}
+
+/* Publish one relay, under the mutex.  It is the caller's from here on. */
+static void outbox_put(struct vsp_outbox *outbox, struct vsp_relay *relay)
+{
+	bool listed = relay->published;
+
+	relay->published |= relay->changes;
+	relay->changes = 0;
+	if (listed)
+		return;
+	relay->next_published = NULL;
+	*outbox->tail = relay;
+	outbox->tail = &relay->next_published;
+}
+
+void vsp_outbox_publish(struct vsp_outbox *outbox, struct vsp_loop *loop)
+{
+	struct vsp_relay *relay = loop->changed;
+	bool wake;
+
+	if (!relay)
+		return;
+	loop->changed = NULL;
+	loop->changed_tail = &loop->changed;
+	loop->tell_ms = NEVER;
+	loop->told_ms = loop->now_ms;
+	pthread_mutex_lock(&outbox->mutex);
+	wake = !outbox->first; /* else the caller is awake, or about to be */
+	while (relay) {
+		struct vsp_relay *next = relay->next_changed;
+
+		outbox_put(outbox, relay);
+		relay = next;
+	}
+	pthread_mutex_unlock(&outbox->mutex);
+	if (wake)
+		outbox_wake(outbox);
+}
+
+void vsp_outbox_publish_halt(struct vsp_outbox *outbox, struct vsp_halt *halt)
+{
+	pthread_mutex_lock(&outbox->mutex);
+	halt->published = true;
+	halt->next = outbox->halts;
+	outbox->halts = halt;
+	pthread_mutex_unlock(&outbox->mutex);
+	outbox_wake(outbox);
+}
+
+/* ---- from the caller ---- */
+
+void vsp_outbox_withdraw_halt(struct vsp_outbox *outbox, struct vsp_halt *halt)
+{
+	struct vsp_halt **place = &outbox->halts;
+
+	pthread_mutex_lock(&outbox->mutex);
+	if (halt->published) {
+		while (*place != halt)
+			place = &(*place)->next;
+		*place = halt->next;
+		halt->published = false;
+	}
+	pthread_mutex_unlock(&outbox->mutex);
+}
+
+int64_t vsp_outbox_reap_halt(struct vsp_outbox *outbox, int *ret_error)
+{
+	struct vsp_halt *halt;
+	int64_t tag = -1;
+
+	pthread_mutex_lock(&outbox->mutex);
+	halt = outbox->halts;
+	if (halt) {
+		outbox->halts = halt->next;
+		halt->published = false;
+		tag = halt->tag;
+		*ret_error = halt->error;
+	}
+	pthread_mutex_unlock(&outbox->mutex);
+	return tag;
+}
+
+/* Fill in what only a direct relay has to tell. */
+static void news_of_direct(struct vsp_news *news, struct vsp_direct *direct)
+{
+	news->route = direct->route->tag;
+	news->opened_us = direct->opened_us;
+	if (news->what & VSP_NEWS_OPENED) {
+		news->address_size = direct->address_size;
+		memcpy(news->address, direct->address, direct->address_size);
+	}
+	if (news->what & VSP_NEWS_CONNECTED) {
+		news->connected_us = direct->connected_us;
+		news->vmm_port = direct->vmm_port;
+	}
+	if (!(news->what & VSP_NEWS_ENDED))
+		return;
+	news->ended_us = direct->ended_us;
+	if (news->reason == VSP_DIAL_FAILED) {
+		news->cause = direct->cause;
+		news->error = direct->error;
+		news->line_size = direct->line_size;
+		memcpy(news->line, direct->line, direct->line_size);
+	}
+	news->unanswered = direct->unanswered;
+	direct->unanswered = -1;
+	vsp_route_told(direct->route);
+}
+
+int vsp_outbox_reap(struct vsp_outbox *outbox, struct vsp_news *ret_news, int room)
+{
+	struct vsp_relay *relay;
+	uint64_t wakes;
+	unsigned what;
+	int count = 0;
+
+	/* Before the list is looked at: news that is published later wakes again. */
+	(void)!read(outbox->readable, &wakes, sizeof(wakes));
+	while (count < room && (relay = outbox_take(outbox, &what))) {
+		struct vsp_news *news = &ret_news[count++];
+
+		news->relay = relay;
+		news->tag = relay->tag;
+		news->what = what;
+		news->upstream_bytes = vsp_relay_upstream(relay);
+		news->downstream_bytes = vsp_relay_downstream(relay);
+		news->reason = what & VSP_NEWS_ENDED ? relay->reason : VSP_FINISHED;
+		news->route = UINT32_MAX;
+		news->unanswered = -1;
+		news->line_size = 0;
+		news->address_size = 0;
+		if (relay->direct)
+			news_of_direct(news, relay->direct);
+		if (what & VSP_NEWS_ENDED)
+			vsp_relay_unref(relay);
+	}
+	return count;
+}

@@ -1,0 +1,39 @@
+/* A direct route: how its clients are connected and treated, and how many it may have. */
+
+#ifndef VSP_ROUTE_H
+#define VSP_ROUTE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "bandwidth.h"
+#include "limit.h"
+#include "pump.h"
+
+enum {
+	LIMITS = 2, /* the route's own, and that of all direct routes */
+};
+
+/* It never changes: a reload makes another one, and the relays of this one keep it. */
+struct vsp_route {
+	struct vsp_way way;
+	struct vsp_limit *limits[LIMITS]; /* a reference to each */
+	uint32_t tag;
+	_Atomic int references;
+};
+
+/* Make a route with one reference, the caller's; NULL without memory. */
+struct vsp_route *vsp_route_new(uint32_t tag, const struct vsp_way *way, struct vsp_limit *own,
+				struct vsp_limit *shared);
+struct vsp_route *vsp_route_ref(struct vsp_route *route);
+void vsp_route_unref(struct vsp_route *route);
+
+/* Take one connection's place in each limit; whether there was one in all. */
+bool vsp_route_take(struct vsp_route *route);
+
+/* Give the places back; and note that the caller knows of the connection's end. */
+void vsp_route_give(struct vsp_route *route);
+void vsp_route_told(struct vsp_route *route);
+
+#endif

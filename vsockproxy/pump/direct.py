@@ -1,0 +1,150 @@
+"""The interface of a pump that accepts and dials: what a direct route tells it, and what it tells.
+
+Owns: the values and protocols.  A direct route's clients need no decision in Python: the native
+pump accepts, dials and relays them, and tells of them at most every few milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Protocol
+
+from vsockproxy.pump.transfer import Bounds, EndReason, LiveTransfer, Meter
+
+DialCause = Literal["errno", "closed_before_ok", "protocol"]
+"""What a failed dial's `DialFailure` is about: its errno, or a VMM's handshake."""
+
+
+class Way(NamedTuple):
+    """How the clients of a direct route are connected and treated.
+
+    Attributes:
+      address: the target's, as a ``struct sockaddr``.
+      connect_timeout: seconds for a dial in all.
+      handshake_timeout: seconds for a VMM's OK within that; None: no other limit.
+      request: the line that a VMM is sent first; empty for other targets.
+      answers: the VMM answers it by OK.
+      options: level, name and value of socket options, set before the dial.
+      bounds: of each transfer; max_lifetime counts from the accept.
+    """
+
+    address: bytes
+    connect_timeout: float
+    handshake_timeout: float | None
+    request: bytes
+    answers: bool
+    options: tuple[tuple[int, int, int], ...]
+    bounds: Bounds
+
+
+class Opening(NamedTuple):
+    """An accepted client.
+
+    Attributes:
+      opened: the time of its accept, in seconds of `time.monotonic`.
+      address: its own, as a ``struct sockaddr``.
+    """
+
+    opened: float
+    address: bytes
+
+
+class DialFailure(NamedTuple):
+    """Why a dial has failed: ``errno`` is 0 where there is none, ``line`` is a VMM's."""
+
+    cause: DialCause
+    errno: int
+    line: bytes
+
+
+class Ending(NamedTuple):
+    """The end of a connection whose sockets are closed.
+
+    Attributes:
+      reason: as of a `Transfer`; None where ``failure`` says why there was none.
+      seconds: from its accept.
+      upstream_bytes, downstream_bytes: what the two sockets have taken.
+    """
+
+    reason: EndReason | None
+    failure: DialFailure | None
+    seconds: float
+    upstream_bytes: int
+    downstream_bytes: int
+
+
+class Dialled(NamedTuple):
+    """A connected target: the dial's duration, and the number in a VMM's OK, else 0."""
+
+    seconds: float
+    vmm_port: int
+
+
+class Clients(Protocol):
+    """Is told of the clients that the pump accepts for one configuration of a route."""
+
+    def opened(self, opening: Opening, running: LiveTransfer) -> Meter:
+        """Return the meter of a connection that is open, which follows ``running`` from now on."""
+        ...
+
+    def connected(self, meter: Meter, dialled: Dialled) -> None:
+        """Take note that its target is connected."""
+        ...
+
+    def ended(self, meter: Meter, ending: Ending) -> None:
+        """Take note of its end; the meter is settled."""
+        ...
+
+    def passed(self, opening: Opening, dialled: Dialled | None, ending: Ending) -> None:
+        """Take note of a connection that is over, and was never told of."""
+        ...
+
+    def unanswered(self, descriptor: int) -> None:
+        """Take over a VMM's socket that still owes its OK, and close it after that."""
+        ...
+
+
+class Places(Protocol):
+    """The connections that the pump may have open: of one route, or of all direct ones."""
+
+    def allow(self, most: float) -> None:
+        """Allow ``most`` open connections, from the next accept on."""
+        ...
+
+    @property
+    def untold(self) -> int:
+        """Return how many more are open than were told of; negative where ends are not told."""
+        ...
+
+
+class DirectRoute(Protocol):
+    """A route whose clients the pump accepts.
+
+    Attributes:
+      places: the route's.
+    """
+
+    @property
+    def places(self) -> Places:
+        """Return the route's places."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every connection's end was told."""
+        ...
+
+    async def serve(self, listener: int, way: Way, clients: Clients) -> None:
+        """Accept at a listening socket until a limit is reached.
+
+        ``listener`` is its descriptor, which stays the caller's and open. Connections go on.
+
+        Raises:
+          OSError: accept(2) failed, or the pump has no memory for it.
+
+        Cancellation: nothing is accepted any more once the scope's `cancel` returns.
+        """
+        ...
+
+    def close(self) -> None:
+        """Forget the route, whose connections are over."""
+        ...

@@ -1,0 +1,262 @@
+"""Direct routes of the native pump: what C accepts and dials, as Python knows it.
+
+Owns: `NativeRoute` and `NativePlaces`, and `DirectNews`, which turns a piece of news into a call of
+`Clients`.  A connection that is over before it is told of costs no object here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+import trio
+from outcome import Error, Value
+
+from vsockproxy.pump._native._pump import ffi, lib
+from vsockproxy.pump.direct import (
+    Clients,
+    DialCause,
+    DialFailure,
+    Dialled,
+    Ending,
+    Opening,
+    Way,
+)
+from vsockproxy.pump.native_relay import (
+    REASONS,
+    LiveRelay,
+    News,
+    Slots,
+    fill_policy,
+    milliseconds,
+    raise_errno,
+)
+
+_MICRO: Final = 1e-6
+_NO_LIMIT: Final = 2**62
+_CAUSES: Final[dict[int, DialCause]] = {
+    lib.VSP_ERRNO: "errno",
+    lib.VSP_CLOSED_BEFORE_OK: "closed_before_ok",
+    lib.VSP_MALFORMED: "protocol",
+}
+
+
+class NativePlaces:
+    """A ``struct vsp_limit``; see `direct.Places`.
+
+    Attributes:
+      told: the open connections that were told of.
+    """
+
+    __slots__ = ("limit", "told")
+
+    def __init__(self) -> None:
+        limit = lib.vsp_limit_new()
+        if limit == ffi.NULL:
+            raise MemoryError
+        self.limit = ffi.gc(limit, lib.vsp_limit_unref)
+        self.told = 0
+
+    def allow(self, most: float) -> None:
+        """See `direct.Places`."""
+        lib.vsp_limit_set(self.limit, int(min(most, _NO_LIMIT)))
+
+    @property
+    def untold(self) -> int:
+        """See `direct.Places`."""
+        return lib.vsp_limit_live(self.limit) - self.told
+
+
+class DirectRoutes:
+    """The direct routes of one pump, and what is told of their connections.
+
+    Attributes:
+      places: those of all routes together.
+    """
+
+    def __init__(self, pump: Any, relays: Slots[Any]) -> None:
+        """Share the table of ``relays`` with the pump: a tag names one in either's news."""
+        self.places = NativePlaces()
+        self._pump = pump
+        self._relays = relays
+        self._clients: Slots[tuple[Clients, NativePlaces]] = Slots()
+        self._servers: Slots[Callable[[int], None]] = Slots()
+        self._error = ffi.new("int *")
+
+    def route(self) -> NativeRoute:
+        """Return a new route."""
+        return NativeRoute(self)
+
+    def halt(self) -> None:
+        """Wake the tasks whose servers have halted."""
+        while (tag := lib.vsp_pump_halted(self._pump, self._error)) >= 0:
+            wake = self._servers[tag]
+            assert wake is not None
+            wake(self._error[0])
+
+    def tell(self, news: News) -> None:
+        """Tell the clients of a direct route of one connection.
+
+        Raises: what they raise; the connection is then known to be over, or is live.
+        """
+        known = self._clients[news.route]
+        assert known is not None
+        clients, places = known
+        if news.unanswered >= 0:
+            clients.unanswered(news.unanswered)
+        ended = _ending(news) if news.what & lib.VSP_NEWS_ENDED else None
+        dialled = _dialled(news) if news.what & lib.VSP_NEWS_CONNECTED else None
+        if not news.what & lib.VSP_NEWS_OPENED:
+            live = self._relays[news.tag]
+        elif ended is not None:
+            clients.passed(_opening(news), dialled, ended)
+            return
+        else:
+            live = self._open(clients, places, news)
+        assert live is not None
+        try:
+            if dialled is not None:
+                clients.connected(live.meter, dialled)
+        finally:
+            if ended is not None:
+                self._close(live, places, news)
+                clients.ended(live.meter, ended)
+
+    def _open(self, clients: Clients, places: NativePlaces, news: News) -> LiveRelay:
+        places.told += 1
+        self.places.told += 1
+        live = LiveRelay(ffi.cast("struct vsp_relay *", news.relay))
+        lib.vsp_relay_set_tag(live.relay, self._relays.take(live))
+        live.meter = clients.opened(_opening(news), live)
+        return live
+
+    def _close(self, live: LiveRelay, places: NativePlaces, news: News) -> None:
+        places.told -= 1
+        self.places.told -= 1
+        self._relays.free(news.tag)
+        live.meter.settle(news.upstream_bytes, news.downstream_bytes)
+
+    # ---- what a route calls ----
+
+    def add(self, clients: Clients, places: NativePlaces) -> int:
+        """Return the number that names clients in news."""
+        return self._clients.take((clients, places))
+
+    def forget(self, number: int) -> None:
+        """Forget clients of whom no news can come any more."""
+        self._clients.free(number)
+
+    async def serve(self, listener: int, way: Way, number: int, places: NativePlaces) -> None:
+        """See `direct.DirectRoute.serve`."""
+        task = trio.lowlevel.current_task()
+        server = ffi.new("struct vsp_server **")
+        # Kept alive: the policy's shared bandwidths are `way`'s until C has its own references.
+        struct = _struct_of(way)
+
+        def wake(error: int) -> None:
+            halted = OSError(error, os.strerror(error))
+            trio.lowlevel.reschedule(task, Error(halted) if error else Value(None))
+
+        def stop(_: object) -> trio.lowlevel.Abort:
+            lib.vsp_server_stop(server[0])
+            server[0] = ffi.NULL
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        tag = self._servers.take(wake)
+        try:
+            raise_errno(
+                lib.vsp_pump_serve(
+                    self._pump,
+                    tag,
+                    number,
+                    listener,
+                    struct,
+                    places.limit,
+                    self.places.limit,
+                    server,
+                )
+            )
+            await trio.lowlevel.wait_task_rescheduled(stop)
+        finally:
+            if server[0] != ffi.NULL:
+                lib.vsp_server_stop(server[0])
+            self._servers.free(tag)
+
+
+class NativeRoute:
+    """A direct route; see `direct.DirectRoute`."""
+
+    def __init__(self, routes: DirectRoutes) -> None:
+        self.places = NativePlaces()
+        self._routes = routes
+        self._numbers: dict[Clients, int] = {}
+
+    @property
+    def is_over(self) -> bool:
+        """See `direct.DirectRoute`."""
+        return not lib.vsp_limit_untold(self.places.limit)
+
+    async def serve(self, listener: int, way: Way, clients: Clients) -> None:
+        """See `direct.DirectRoute`."""
+        # The pump's sockets are audited as those of the socket module are.
+        family = int.from_bytes(way.address[:2], sys.byteorder)
+        sys.audit("socket.__new__", self, family, socket.SOCK_STREAM, 0)
+        if clients not in self._numbers:
+            self._forget_others()
+            self._numbers[clients] = self._routes.add(clients, self.places)
+        await self._routes.serve(listener, way, self._numbers[clients], self.places)
+
+    def _forget_others(self) -> None:
+        """Forget the clients of earlier configurations, if news of none of them can come."""
+        if self.is_over:
+            for number in self._numbers.values():
+                self._routes.forget(number)
+            self._numbers.clear()
+
+    def close(self) -> None:
+        """See `direct.DirectRoute`."""
+        assert self.is_over
+        self._forget_others()
+
+
+# ---- values for C, and out of it ----
+
+
+def _struct_of(way: Way) -> Any:
+    """Return a way as a ``struct vsp_way``."""
+    struct = ffi.new("struct vsp_way *")
+    ffi.memmove(struct.address, way.address, len(way.address))
+    struct.address_size = len(way.address)
+    struct.connect_ms = milliseconds(way.connect_timeout)
+    struct.handshake_ms = milliseconds(way.handshake_timeout)
+    ffi.memmove(struct.request, way.request, len(way.request))
+    struct.answers = way.answers
+    struct.option_count = len(way.options)
+    for place, (level, name, value) in zip(struct.options, way.options, strict=False):
+        place.level, place.name, place.value = level, name, value
+    fill_policy(struct.policy, way.bounds)
+    return struct
+
+
+def _opening(news: News) -> Opening:
+    return Opening(news.opened_us * _MICRO, news.address[: news.address_size])
+
+
+def _dialled(news: News) -> Dialled:
+    return Dialled((news.connected_us - news.opened_us) * _MICRO, news.vmm_port)
+
+
+def _ending(news: News) -> Ending:
+    failure = None
+    if news.reason == lib.VSP_DIAL_FAILED:
+        failure = DialFailure(_CAUSES[news.cause], news.error, news.line[: news.line_size])
+    return Ending(
+        REASONS.get(news.reason),
+        failure,
+        (news.ended_us - news.opened_us) * _MICRO,
+        news.upstream_bytes,
+        news.downstream_bytes,
+    )
