@@ -130,7 +130,9 @@ async def test_with_a_fifth_of_the_dials_failing_every_counter_is_exact(
         assert sum(stats.dial_seconds.counts) == number - failed
         assert sum(stats.connection_seconds.counts) == number
         lines = Counter(event["reason"] for event in route.events("connection_closed"))
-        assert lines == (stats.closed if access_log else Counter())
+        assert lines == Counter(finished=number - failed if access_log else 0)
+        [told] = route.events("dial_failed")  # one in ten seconds
+        assert told["reason"] == "refused"
         numbers = [event["number"] for event in route.events("connection_closed")]
         assert len(set(map(str, numbers))) == len(numbers)
 
