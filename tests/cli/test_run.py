@@ -113,7 +113,8 @@ async def test_forward_relays_without_a_file(tcp: socket.socket, target: socket.
 
 async def test_status_finds_a_forward_with_a_control_socket(tmp_path: Path) -> None:
     socket_file = tmp_path / "admin.sock"
-    async with daemon("forward", f"unix:{tmp_path}/web", "3:80", "--admin", socket_file) as running:
+    listen, target = f"unix:{tmp_path}/web", f"unix:{tmp_path}/guest"
+    async with daemon("forward", listen, target, "--admin", socket_file) as running:
         await running.wait_for("ready")
         call = partial(command, "status", "--socket", socket_file)
         done = await trio.to_thread.run_sync(call)
@@ -126,18 +127,18 @@ async def test_each_listener_has_a_line_at_the_start_and_where_its_target_change
 ) -> None:
     file = tmp_path / "x.toml"
     file.write_text(
-        f'[forward]\n"unix:{tmp_path}/web" = "3:80"\n[metrics]\nlisten = "unix:{tmp_path}/m"\n'
+        f'[forward]\n"unix:{tmp_path}/web" = "unix:/g/3"\n[metrics]\nlisten = "unix:{tmp_path}/m"\n'
     )
     async with daemon("run", "-c", file) as running:
         web = {"route": f"unix:{tmp_path}/web", "listen": f"unix:{tmp_path}/web"}
-        await running.wait_for("listening", **web, target="vsock:3:80")
+        await running.wait_for("listening", **web, target="unix:/g/3")
         await running.wait_for("listening", server="metrics", listen=f"unix:{tmp_path}/m")
         await running.wait_for("ready")
-        for text in (file.read_text(), file.read_text().replace("3:80", "4:80")):
+        for text in (file.read_text(), file.read_text().replace("/g/3", "/g/4")):
             file.write_text(text)
             running.send_signal(signal.SIGHUP)
             await running.wait_for("reloaded")
-        await running.wait_for("listening", **web, target="vsock:4:80")
+        await running.wait_for("listening", **web, target="unix:/g/4")
         assert await running.stop() == 0
     assert sum("event=listening" in line for line in running.lines) == 3
 
