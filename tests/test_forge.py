@@ -9,6 +9,7 @@ from typing import Any, Final
 import pytest
 from ruamel.yaml import YAML
 
+import vsockproxy
 from tests.daemon_process import REPOSITORY
 
 FORGE: Final = REPOSITORY / ".github"
@@ -65,6 +66,6 @@ def test_the_files_that_the_map_of_the_code_names_exist() -> None:
     page = (REPOSITORY / "CONTRIBUTING.md").read_text()
     section = page.partition("## Where is what?")[2].partition("\n## ")[0]
     named = {name for name in re.findall(r"`([\w./]+)`", section) if "/" in name or "." in name}
-    places = (REPOSITORY, REPOSITORY / "vsockproxy")
+    places = (REPOSITORY, Path(vsockproxy.__file__).parent)
     assert len(named) > 20
     assert {name for name in named if not any((place / name).exists() for place in places)} == set()
