@@ -66,6 +66,7 @@ def test_the_files_that_the_map_of_the_code_names_exist() -> None:
     page = (REPOSITORY / "CONTRIBUTING.md").read_text()
     section = page.partition("## Where is what?")[2].partition("\n## ")[0]
     named = {name for name in re.findall(r"`([\w./]+)`", section) if "/" in name or "." in name}
-    places = (REPOSITORY, Path(vsockproxy.__file__).parent)
+    package = Path(vsockproxy.__file__).parent
+    places = (REPOSITORY, package, package.parent)
     assert len(named) > 20
     assert {name for name in named if not any((place / name).exists() for place in places)} == set()
