@@ -43,13 +43,15 @@ class Problem:
     """One error in a configuration file.
 
     ``path`` is the key path (``route[2].listen``), empty for the file as a whole; ``line`` and
-    ``column`` count from 1 and are None where the format keeps no positions.
+    ``column`` count from 1 and are None where the format keeps no positions. ``source`` is the
+    included file that has the problem; empty: the configuration itself.
     """
 
     path: str
     message: str
     line: int | None = None
     column: int | None = None
+    source: str = ""
 
 
 class ConfigError(VsockproxyError):
@@ -61,7 +63,7 @@ class ConfigError(VsockproxyError):
         super().__init__("\n".join(self._render(problem) for problem in problems))
 
     def _render(self, problem: Problem) -> str:
-        place = self.source
+        place = problem.source or self.source
         if problem.line is not None:
             place += f":{problem.line}"
             if problem.column is not None:

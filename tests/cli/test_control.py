@@ -300,3 +300,27 @@ def test_a_control_socket_without_permission_raises_permission_denied() -> None:
             pytest.raises(DaemonUnreachableError, match="permission denied"),
         ):
             Client(folder / "admin.sock").get("/v1/status")
+
+
+async def test_reload_and_check_cover_included_files(installation: Installation) -> None:
+    folder = installation.folder
+    file, included = folder / "file.toml", folder / "conf.d/db.toml"
+    file.write_text('include = ["conf.d/*.toml"]\n' + file.read_text())
+    included.parent.mkdir()
+    await installation.run("reload")
+    included.write_text(f'[forward]\n"unix:{folder}/db.sock" = "unix:{folder}/guest"\n')
+    name = f"unix:{folder}/db.sock"
+    diff = (await installation.run("check", "--diff", str(file))).stdout
+    assert diff == f"added: {name}\n"
+    assert f"added: {name}" in (await installation.run("reload", "--dry-run")).stdout
+    doctor = await installation.run("doctor")
+    assert "file.toml has changed since the daemon read it" in doctor.stdout
+    assert f"added: {name}" in (await installation.run("reload")).stdout
+    included.write_text("[forward]\nbroken\n")
+    failed = await installation.run("reload", status=1)
+    assert f"{included}:2:7: " in failed.stderr
+    shown = (await installation.run("status")).stdout
+    assert f"{included}:2:7: " in shown
+    assert name in shown
+    included.unlink()
+    assert f"removed: {name}" in (await installation.run("reload")).stdout

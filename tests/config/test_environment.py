@@ -284,7 +284,8 @@ def test_every_key_of_a_file_has_its_variable() -> None:
         for key in model.model_fields:
             assert f"VSOCKPROXY_{table.upper()}_{own}{key.upper()}" in names
     assert len(names) == sum(len(model.model_fields) for model in TABLES.values()) + 1
-    assert set(FileTables.model_fields) == {*TABLES, "forward"}
+    of_files_only = {"include"}
+    assert set(FileTables.model_fields) == {*TABLES, "forward", *of_files_only}
 
 
 def test_the_page_lists_every_variable_and_no_other() -> None:

@@ -51,7 +51,8 @@ def sections_of(text: str, heading: str) -> Iterator[tuple[str, str]]:
 
 def test_the_page_has_every_key_and_no_other() -> None:
     sections = dict(sections_of(PAGE.read_text(), r"## `\[+([a-z]+)\]+`"))
-    assert set(sections) == set(FileTables.model_fields)
+    assert {*sections, "include"} == set(FileTables.model_fields)
+    assert "\n## `include`\n" in PAGE.read_text()
     for table, model in TABLES.items():
         text = sections[table].split("\n## ")[0]
         assert set(re.findall(r"(?m)^\| `(\w+)` \|", text)) == keys_of(model), table
@@ -61,7 +62,8 @@ def test_the_sample_has_every_key_and_no_other() -> None:
     found: dict[str, set[str]] = {}
     for name, text in sections_of(FULL.read_text(), r"\[+([a-z]+)(?:\.\w+)?\]+"):
         found.setdefault(name, set()).update(re.findall(r"(?m)^#?(\w+) = ", text))
-    assert set(found) == set(FileTables.model_fields)
+    assert {*found, "include"} == set(FileTables.model_fields)
+    assert "\n#include = [" in FULL.read_text().split("\n[")[0]
     for table, model in TABLES.items():
         extra = set(PolicyKeys.model_fields) if model is RouteTable else set()
         assert keys_of(model) <= found[table] <= keys_of(model) | extra, table

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from vsockproxy.errors import ConfigError, Problem
 
@@ -26,11 +26,19 @@ _BARE_KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True, slots=True)
 class KeyProblem:
-    """A problem with a key; ``place`` is given only where it is not the key's own."""
+    """A problem with a key; ``place`` and ``source`` are given where they are not the key's own."""
 
     path: KeyPath
     message: str
     place: Place | None = None
+    source: str = ""
+
+
+class Part(NamedTuple):
+    """Where a key of an included file stands: the file, and the key's path in it."""
+
+    document: Document
+    path: KeyPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +51,47 @@ class Document:
       places: where each key stands; empty for TOML, whose parser gives no positions.
       problems: problems that did not stop the parser, such as a doubled key, whose second
         value is left out.
+      parts: the entries that come from included files, by their paths in ``tree``.
     """
 
     source: str
     tree: dict[str, Plain]
     places: Mapping[KeyPath, Place] = field(default_factory=dict)
     problems: tuple[KeyProblem, ...] = ()
+    parts: Mapping[KeyPath, Part] = field(default_factory=dict)
 
     def error(self, problems: Iterable[KeyProblem]) -> ConfigError:
-        """Return one error for all problems, in the order of their keys in the file."""
+        """Return one error for all problems, in the order of the files and of the keys in each."""
         ranks = {path: rank for rank, path in enumerate(key_paths(self.tree))}
-        ranked = [(_nearest(one.path, ranks), self._located(one)) for one in problems]
-        ranked.sort(key=lambda one: (one[1].line or 0, one[1].column or 0, one[0] or 0))
-        return ConfigError(self.source, tuple(problem for _, problem in ranked))
+        files = dict.fromkeys(["", *(part.document.source for part in self.parts.values())])
+        order = list(files)
+
+        def rank(one: tuple[int, Problem]) -> tuple[int, int, int, int]:
+            rank, problem = one
+            file = order.index(problem.source) if problem.source in files else len(order)
+            return file, problem.line or 0, problem.column or 0, rank
+
+        ranked = [(_nearest(one.path, ranks) or 0, self._located(one)) for one in problems]
+        return ConfigError(self.source, tuple(problem for _, problem in sorted(ranked, key=rank)))
+
+    def source_of(self, path: KeyPath) -> str:
+        """Return the name of the file in which a key stands."""
+        part = _nearest(path, self.parts)
+        return part.document.source if part else self.source
+
+    def place_of(self, path: KeyPath) -> Place | None:
+        """Return the place of a key, or of the closest key around it."""
+        place: Place | None = _nearest(path, self.places)
+        return place
 
     def _located(self, problem: KeyProblem) -> Problem:
-        place = problem.place or _nearest(problem.path, self.places) or (None, None)
-        return Problem(write_path(problem.path), problem.message, *place)
+        document, path, source = self, problem.path, problem.source
+        key = _nearest_key(path, self.parts)
+        if key is not None and not source:
+            document, start = self.parts[key]
+            path, source = (*start, *path[len(key) :]), document.source
+        line, column = problem.place or document.place_of(path) or (None, None)
+        return Problem(write_path(path), problem.message, line, column, source)
 
 
 def write_path(path: KeyPath) -> str:
@@ -94,12 +126,11 @@ def key_paths(tree: Plain, path: KeyPath = ()) -> Iterator[KeyPath]:
             yield from key_paths(value, (*path, index))
 
 
-_Entry = TypeVar("_Entry")
-
-
-def _nearest(path: KeyPath, table: Mapping[KeyPath, _Entry]) -> _Entry | None:
+def _nearest(path: KeyPath, table: Mapping[KeyPath, Any]) -> Any:
     """Return the entry of ``path``, or of the closest key around it where ``path`` is missing."""
-    for size in range(len(path), 0, -1):
-        if path[:size] in table:
-            return table[path[:size]]
-    return None
+    key = _nearest_key(path, table)
+    return None if key is None else table[key]
+
+
+def _nearest_key(path: KeyPath, table: Mapping[KeyPath, object]) -> KeyPath | None:
+    return next((path[:size] for size in range(len(path), 0, -1) if path[:size] in table), None)

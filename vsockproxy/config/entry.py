@@ -1,16 +1,20 @@
 """One entry of ``[forward]`` or ``[[route]]``: its texts, and the key path of each.
 
-Owns: `Entry`.  Must not know what the texts mean: that is `load`'s.
+Owns: `Entry`, and that its ranges of ports are of equal length.  Must not know what the texts
+mean: that is `load`'s.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vsockproxy.address.endpoint import Handshake
 from vsockproxy.config.by_name import ByName
 from vsockproxy.config.document import KeyPath
 from vsockproxy.config.settings import Policy
+from vsockproxy.errors import AddressError
+from vsockproxy.readable import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +61,14 @@ class Entry:
         if key == "target":
             return self.at_target
         return (*self.path, key) if key in self.own else ("defaults", key)
+
+
+def check_lengths(
+    target: str, ports: Sequence[str], listen: str, listen_ports: Sequence[str]
+) -> None:
+    """Raise `AddressError` if a target and a listener have different numbers of ports."""
+    if len(ports) != len(listen_ports):
+        raise AddressError(
+            f"{target!r} has {count(len(ports), 'port')} and {listen!r} has"
+            f" {count(len(listen_ports), 'port')}: use ranges of equal length"
+        )

@@ -24,10 +24,10 @@ from vsockproxy.address.grammar import expand_ports, parse_target
 from vsockproxy.config.by_name import ByName
 from vsockproxy.config.by_name_table import ByNameReader, without_by
 from vsockproxy.config.document import Document, KeyPath, Plain, write_path
-from vsockproxy.config.entry import Entry
-from vsockproxy.config.file import read_document
+from vsockproxy.config.entry import Entry, check_lengths
 from vsockproxy.config.guest import Cid, Guest, KnownGuests, Mux, MuxGlob, StaticWay, UnixSockets
 from vsockproxy.config.guest_table import check_name, read_guest
+from vsockproxy.config.include import read_documents
 from vsockproxy.config.listen_conflicts import Claims, find_loop, is_loop
 from vsockproxy.config.policy import fit_policy
 from vsockproxy.config.problems import KeyProblemError, NotedError, Problems
@@ -51,7 +51,6 @@ from vsockproxy.config.settings import (
 )
 from vsockproxy.config.tables import nearest, read_tables
 from vsockproxy.errors import AddressError, ConfigError
-from vsockproxy.readable import count
 
 COMMAND_LINE: Final = "command line"
 
@@ -62,12 +61,12 @@ _NO_ROUTE: Final = (
 
 
 def load_config(path: Path) -> Config:
-    """Return the configuration in a file.
+    """Return the configuration in a file and those that it includes.
 
     Raises:
       ConfigError: the file cannot be read or used; the error has all of its problems.
     """
-    return build_config(read_document(path))
+    return build_config(read_documents(path))
 
 
 def build_config(document: Document) -> Config:
@@ -108,7 +107,7 @@ class _Builder:
         self._problems = Problems([*document.problems, *problems])
         self._unread = {problem.path for problem in self._problems.found}
         self._claims = Claims()
-        self._names: set[str] = set()
+        self._names: dict[str, str] = {}  # where the route of each stands
         self._guests: list[Guest] = []
         self._known = KnownGuests()
 
@@ -123,7 +122,8 @@ class _Builder:
         for name, table in self._tables.guests.items():
             self._read_guest(name, table)
         routes = tuple(route for entry in self._entries() for route in self._routes(entry))
-        if not routes and not (self._problems.found and self._has_entries()):
+        is_fleet = self._tables.include is not None  # its guests, and their routes, come and go
+        if not (routes or is_fleet or (self._problems.found and self._has_entries())):
             self._problems.add((), _NO_ROUTE)
         if loop := find_loop(routes):
             sentence = f"routes dial each other in a loop, {' -> '.join(loop)}: change a target"
@@ -241,7 +241,7 @@ class _Builder:
                     with self._problems.collecting(entry.at_target):
                         columns.append(expand_ports(text))
             for text, column in zip(entry.targets, columns, strict=True):
-                _check_lengths(text, column, entry.listen, listens)
+                check_lengths(text, column, entry.listen, listens)
             for listen_text, *target_texts in zip(listens, *columns, strict=True):
                 name = entry.route_name(listen_text, spread=len(listens) > 1)
                 yield self._route(entry, name, listen_text, target_texts)
@@ -257,7 +257,7 @@ class _Builder:
         with self._problems.together():
             if entry.name is not None:
                 with self._problems.collecting(entry.at("name")):
-                    self._take_name(name)
+                    self._take_name(name, entry)
             with self._problems.collecting(entry.at_target):
                 listen, targets = self._ends(entry, name, listen_text, target_texts)
         policy = self._policy(entry, listen, targets)
@@ -274,9 +274,9 @@ class _Builder:
         """
         with self._problems.together():
             with self._problems.collecting(entry.at("listen")):
-                listen = self._claim(listen_text, name)
+                listen = self._claim(listen_text, name, entry)
                 if entry.name is None:
-                    self._take_name(name)
+                    self._take_name(name, entry)
             with self._problems.collecting(entry.at_target):
                 targets = self._targets(target_texts, entry)
         fixed = entry.by_name.fixed if entry.by_name else []
@@ -285,22 +285,28 @@ class _Builder:
                 raise AddressError(f"{text!r} is the route's own listener: choose another target")
         return listen, targets
 
-    def _claim(self, text: str, name: str) -> ListenEndpoint:
+    def _claim(self, text: str, name: str, entry: Entry) -> ListenEndpoint:
         """Return a route's listener, now reserved for the route."""
         listen = read_listen(text)
-        if owner := self._claims.take(listen, f"the route {name!r}"):
+        if owner := self._claims.take(listen, f"the route {name!r}{self._where(entry)}"):
             raise AddressError(f"{text!r} is already in use by {owner}: choose another address")
         return listen
 
-    def _take_name(self, name: str) -> None:
+    def _where(self, entry: Entry) -> str:
+        """Return the file of an entry as words, if there are several files."""
+        document = self._document
+        return f" in {document.source_of(entry.path)}" if document.parts else ""
+
+    def _take_name(self, name: str, entry: Entry) -> None:
         """Reserve a name, which is a label of the metrics: short, printable and unique."""
         if not name.isprintable() or name.strip() != name or not 0 < len(name) <= _LONGEST_NAME:
             raise AddressError(
                 f"{name!r} is not a name: expected 1 to {_LONGEST_NAME} printable characters"
             )
         if name in self._names:
-            raise AddressError(f"{name!r} is the name of another route: choose another name")
-        self._names.add(name)
+            where = self._names[name]
+            raise AddressError(f"{name!r} is the name of another route{where}: choose another name")
+        self._names[name] = self._where(entry)
 
     def _targets(self, texts: Sequence[str], entry: Entry) -> tuple[Target, ...]:
         targets: list[Target] = []
@@ -387,13 +393,3 @@ class _Builder:
         """Raise `NotedError` if a guest has a problem, which is noted at its own key."""
         if ("guests",) in self._unread or self._problems.are_at(("guests", name)):
             raise NotedError
-
-
-def _check_lengths(
-    target: str, ports: Sequence[str], listen: str, listen_ports: Sequence[str]
-) -> None:
-    if len(ports) != len(listen_ports):
-        raise AddressError(
-            f"{target!r} has {count(len(ports), 'port')} and {listen!r} has"
-            f" {count(len(listen_ports), 'port')}: use ranges of equal length"
-        )

@@ -83,6 +83,15 @@ def _parse_command(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _parse_include(value: object) -> tuple[str, ...]:
+    if not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        raise ValueError(
+            f"{shown(value)} is not a list of files: expected one,"
+            ' as in ["/etc/vsockproxy/conf.d/*.toml"]'
+        )
+    return tuple(value)
+
+
 Address = Annotated[str, BeforeValidator(_parse_address)]
 
 
@@ -366,6 +375,7 @@ class LimitsTable(_Table):
 class FileTables(_Table):
     """A whole configuration."""
 
+    include: Annotated[tuple[str, ...] | None, PlainValidator(_parse_include)] = None
     forward: dict[str, Address] = {}
     route: list[RouteTable] = []
     guests: dict[str, GuestTable] = {}

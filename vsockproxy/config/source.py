@@ -88,9 +88,9 @@ class Source:
             from vsockproxy.config.environment import environment_document  # noqa: PLC0415 - late
 
             return environment_document(self.environ)
-        from vsockproxy.config.file import read_document  # noqa: PLC0415 - see above
+        from vsockproxy.config.include import read_documents  # noqa: PLC0415 - see above
 
-        return read_document(self.file)
+        return read_documents(self.file)
 
 
 def find_source(
