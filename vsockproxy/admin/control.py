@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Final, NoReturn
 
@@ -18,6 +18,7 @@ from pydantic_core import to_json
 from vsockproxy.admin import schema, view
 from vsockproxy.admin.daemon_interface import Daemon
 from vsockproxy.admin.openapi import OPERATIONS, Operation, openapi
+from vsockproxy.admin.permission import Requester, audit, denial, is_allowed, requester_of
 from vsockproxy.admin.probes import up_to_date
 from vsockproxy.admin.rates import Rates
 from vsockproxy.admin.selection import (
@@ -27,12 +28,13 @@ from vsockproxy.admin.selection import (
     page,
     select,
 )
+from vsockproxy.config.permission import Level
 from vsockproxy.config.tables import sentence_of
 from vsockproxy.connection import Connection
 from vsockproxy.errors import AddressError, OrderError, SocketError, VsockproxyError
 from vsockproxy.http.loop_share import body_of, every
 from vsockproxy.http.message import JSON, HttpError, Request, Response
-from vsockproxy.http.router import Route, Router
+from vsockproxy.http.router import Answer, Route, Router
 from vsockproxy.http.server import HttpServer
 from vsockproxy.log.output import Throttle, get_logger
 from vsockproxy.stats import RouteStats
@@ -42,6 +44,10 @@ _REMEDIES: Final = {
     413: "send one JSON object, as in GET /v1/schema",
     500: "report it with the log's line http_request_failed",
 }
+
+
+FORBIDDEN: Final = 403
+_LONGEST_AUDIT: Final = 1000  # characters of a request in the log
 
 
 _dumped: Final = partial(to_json, inf_nan_mode="null")
@@ -67,7 +73,9 @@ def control_server(daemon: Daemon, further: Sequence[Route] = ()) -> HttpServer:
         )
         for operation in OPERATIONS
     ]
-    return HttpServer("admin", Router([*routes, *further], _refusal, log), log)
+    readable = [replace(one, answer=partial(_answer_read, daemon, one.answer)) for one in further]
+    router = Router([*routes, *readable], _refusal, log)
+    return HttpServer("admin", router, log, identify=requester_of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +96,45 @@ _Perform = Callable[[_Call], Awaitable["BaseModel | dict[str, Any]"]]
 
 
 async def _answer(
+    daemon: Daemon, operation: Operation, perform: _Perform, request: Request
+) -> Response:
+    if operation.level == "read":
+        _check(daemon, request, "read")
+        return await _performed(daemon, operation, perform, request)
+    result = "failed"
+    try:
+        _check(daemon, request, operation.level)
+        response = await _performed(daemon, operation, perform, request)
+        result = "done"
+    except HttpError as error:
+        result = f"{'denied' if error.status == FORBIDDEN else 'failed'}: {error.sentence}"
+        raise
+    finally:  # a client that has gone, or a defect, also leaves its line
+        what = _what(request)
+        audit(get_logger(), request.peer or Requester(), operation.name, what, result)
+    return response
+
+
+async def _answer_read(daemon: Daemon, answer: Answer, request: Request) -> Response:
+    _check(daemon, request, "read")
+    return await answer(request)
+
+
+def _check(daemon: Daemon, request: Request, level: Level) -> None:
+    peer = (request.peer or Requester()).peer
+    if not is_allowed(daemon.config.admin, peer, level):
+        raise ApiError(FORBIDDEN, *denial(peer, level))
+
+
+def _what(request: Request) -> str:
+    """Return what an action is about, for its audit line: from the path, the query and the body."""
+    path = [str(value) for value in request.parameters.values()]
+    query = [f"{name}={value}" for name, values in request.query.items() for value in values]
+    body = request.body.decode(errors="replace") if request.body else ""
+    return " ".join([*path, *query, *filter(None, [body])])[:_LONGEST_AUDIT]
+
+
+async def _performed(
     daemon: Daemon, operation: Operation, perform: _Perform, request: Request
 ) -> Response:
     await up_to_date(daemon)

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from vsockproxy.admin import schema
+from vsockproxy.config.permission import Level
 
 VERSION: Final = "1"
 
@@ -26,6 +27,7 @@ class Operation:
     Attributes:
       name: the method of `control._Api` that performs it.
       path: as `router.Route` has it, with the types of its parameters.
+      changes: adds, replaces or removes routes or guests.
     """
 
     name: str
@@ -35,6 +37,14 @@ class Operation:
     answer: type[BaseModel] | None
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
+    changes: bool = False
+
+    @property
+    def level(self) -> Level:
+        """Return the permission that it needs."""
+        if self.changes:
+            return "change"
+        return "read" if self.method == "GET" else "steer"
 
     @property
     def parameters(self) -> list[str]:
@@ -153,6 +163,10 @@ def _described(operation: Operation) -> dict[str, Any]:
         "parameters": [*_in_path(operation), *_in_query(operation)],
         "responses": {
             "200": {"description": operation.summary, "content": _json(operation.answer)},
+            "403": {
+                "description": f"The client may not {operation.level}: see [admin] may.",
+                "content": _json(schema.Failure),
+            },
             "default": {
                 "description": "The request failed; nothing has changed.",
                 "content": _json(schema.Failure),

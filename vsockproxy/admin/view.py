@@ -29,11 +29,12 @@ from vsockproxy.admin.daemon_interface import Daemon
 from vsockproxy.admin.rates import Rates
 from vsockproxy.config.changes import TABLES, Facts, RouteFacts
 from vsockproxy.config.guest import Guest
+from vsockproxy.config.permission import Grant
 from vsockproxy.config.settings import Config, Route
 from vsockproxy.connection import Connection
 from vsockproxy.stats import RouteStats, TargetState
 
-_ADDRESSES: Final = (TcpEndpoint, VsockEndpoint, UnixEndpoint, MuxEndpoint, FdEndpoint)
+_AS_TEXT: Final = (TcpEndpoint, VsockEndpoint, UnixEndpoint, MuxEndpoint, FdEndpoint, Grant)
 
 
 def status(daemon: Daemon) -> schema.Status:
@@ -207,7 +208,7 @@ def plain(value: object) -> Any:
     """Return a setting as JSON: tables as objects, addresses and access rules as texts."""
     if isinstance(value, tuple):
         return [plain(item) for item in value]
-    if is_dataclass(value) and not isinstance(value, (*_ADDRESSES, type)) and not _is_rule(value):
+    if is_dataclass(value) and not isinstance(value, (*_AS_TEXT, type)) and not _is_rule(value):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     return value if value is None or isinstance(value, str | int | float) else str(value)
 

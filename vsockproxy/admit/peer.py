@@ -45,12 +45,25 @@ def peer_of(client: int, family: int, address: Any) -> Peer:
         return _user_of(sock)
 
 
+def pid_of(client: socket.socket) -> int | None:
+    """Return the process that connected a Unix client, which may have ended; None if unknown."""
+    with suppress(OSError):
+        return _credentials(client)[0]
+    return None
+
+
 def _user_of(sock: socket.socket) -> Peer:
     with suppress(OSError):
-        raw = sock.getsockopt(socket.SOL_SOCKET, _PEERCRED, _CREDENTIALS.size)
-        _, uid, gid = _CREDENTIALS.unpack(raw)
+        _, uid, gid = _credentials(sock)
         return Peer(uid=uid, gids=frozenset({gid, *_groups(sock)}))
     return Peer()
+
+
+def _credentials(sock: socket.socket) -> tuple[int, int, int]:
+    """Return the pid, uid and gid of a Unix client; raises `OSError`."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, _PEERCRED, _CREDENTIALS.size)
+    pid, uid, gid = _CREDENTIALS.unpack(raw)
+    return pid, uid, gid
 
 
 def _groups(sock: socket.socket) -> list[int]:

@@ -28,6 +28,7 @@ from vsockproxy.config.duration import (
     parse_user_timeout,
     write_duration,
 )
+from vsockproxy.config.permission import parse_may
 from vsockproxy.config.users import parse_group, parse_mode, parse_owner, write_mode
 from vsockproxy.config.value import AUTO, OFF
 
@@ -77,6 +78,7 @@ RULES: Final = Kind("rules", parse_rules, write=_write_list)
 ALLOW: Final = Kind('rules or "off"', parse_allow, write=_write_list)
 PATTERNS: Final = Kind("patterns", parse_patterns, write=_write_list)
 TARGET_ALLOW: Final = Kind('patterns or "off"', parse_target_allow, write=_write_list)
+PERMISSIONS: Final = Kind("permissions", parse_may, write=_write_list)
 MODE: Final = Kind('text or "auto"', parse_mode, none=AUTO, write=write_mode)
 OWNER: Final = Kind('user or "auto"', parse_owner, none=AUTO)
 GROUP: Final = Kind('group or "auto"', parse_group, none=AUTO)

@@ -11,6 +11,7 @@ from typing import Literal
 from vsockproxy.address.endpoint import UnixEndpoint
 from vsockproxy.config import kinds
 from vsockproxy.config.key import key
+from vsockproxy.config.permission import Grant
 
 LogFormat = Literal["auto", "human", "logfmt", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -49,11 +50,13 @@ class AdminSettings:
     Attributes:
       socket: ``"auto"`` is in the folder that a service manager made; None is no socket.
       group: None is the daemon's own.
+      may: what users and groups may do; None: all whom the file's mode lets in read and steer.
     """
 
     socket: UnixEndpoint | Literal["auto"] | None = "auto"
     mode: int = 0o600
     group: int | None = None
+    may: tuple[Grant, ...] | None = None
 
     @property
     def listen(self) -> UnixEndpoint | None:

@@ -23,11 +23,12 @@ from vsockproxy.address.endpoint import Handshake
 from vsockproxy.config.by_name import ToItem, parse_to
 from vsockproxy.config.guest import LIBVIRT_URI
 from vsockproxy.config.key import Key, declared_keys
-from vsockproxy.config.kinds import GROUP, MODE
+from vsockproxy.config.kinds import GROUP, MODE, PERMISSIONS
+from vsockproxy.config.permission import Grant
 from vsockproxy.config.process import AdminSettings, Limits, LogSettings
 from vsockproxy.config.request import By
 from vsockproxy.config.settings import Policy, PumpSettings
-from vsockproxy.config.value import AUTO, parse_list, shown
+from vsockproxy.config.value import AUTO, parse_command, parse_include, parse_list, shown
 
 _ADMIN: Final = AdminSettings()
 _TARGETS_EXAMPLE: Final = '["3:80", "4:80"]'
@@ -67,29 +68,6 @@ def _parse_addresses(value: object) -> tuple[str, ...]:
     if not addresses:
         raise ValueError(f"an empty list has no address: expected one, as in {_LISTEN_EXAMPLE}")
     return addresses
-
-
-def _parse_command(value: object) -> tuple[str, ...]:
-    """Return a program and its arguments, which no shell interprets."""
-    if not (isinstance(value, list) and value and all(isinstance(item, str) for item in value)):
-        raise ValueError(
-            f"{shown(value)} is not a command: expected a list of texts,"
-            ' as in ["/usr/bin/cid-of", "web"]'
-        )
-    if not value[0].startswith("/"):
-        raise ValueError(f"{value[0]!r} is not an absolute path: no shell searches the PATH")
-    if any("\0" in item for item in value):
-        raise ValueError("a command cannot contain a NUL character")
-    return tuple(value)
-
-
-def _parse_include(value: object) -> tuple[str, ...]:
-    if not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
-        raise ValueError(
-            f"{shown(value)} is not a list of files: expected one,"
-            ' as in ["/etc/vsockproxy/conf.d/*.toml"]'
-        )
-    return tuple(value)
 
 
 Address = Annotated[str, BeforeValidator(_parse_address)]
@@ -273,7 +251,7 @@ class GuestTable(_Table):
             "The CID that this program prints; run at each dial, without a shell",
             words="list of texts",
         ),
-        PlainValidator(_parse_command),
+        PlainValidator(parse_command),
     ] = None
     to_host: Annotated[
         bool,
@@ -350,11 +328,21 @@ class AdminTable(_Table):
     group: Annotated[
         int | None,
         Key(
-            'Group of the socket\'s file; with `mode = "0660"`, its members can control the daemon',
+            'Group of the socket\'s file; with `mode = "0660"`, its members may use it',
             GROUP,
         ),
         BeforeValidator(GROUP.parse),
     ] = _ADMIN.group
+    may: Annotated[
+        tuple[Grant, ...] | None,
+        Key(
+            "What users and groups may do beside root and the daemon's user: `read`, `steer` or"
+            ' `change`, and `uid:` or `gid:`, as in `["change uid:orchestrator"]`',
+            PERMISSIONS,
+            default="all who can connect read and steer",
+        ),
+        PlainValidator(PERMISSIONS.parse),
+    ] = None
 
 
 @_with_keys_of(LogSettings)
@@ -375,7 +363,7 @@ class LimitsTable(_Table):
 class FileTables(_Table):
     """A whole configuration."""
 
-    include: Annotated[tuple[str, ...] | None, PlainValidator(_parse_include)] = None
+    include: Annotated[tuple[str, ...] | None, PlainValidator(parse_include)] = None
     forward: dict[str, Address] = {}
     route: list[RouteTable] = []
     guests: dict[str, GuestTable] = {}

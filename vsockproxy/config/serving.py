@@ -87,7 +87,7 @@ def read_admin(table: AdminTable, claims: Claims) -> AdminSettings:
     """
     mode = AdminSettings().mode if table.mode is None else table.mode
     if table.socket in (AUTO, OFF):
-        return AdminSettings(AUTO if table.socket == AUTO else None, mode, table.group)
+        return AdminSettings(AUTO if table.socket == AUTO else None, mode, table.group, table.may)
     endpoint = UnixEndpoint(table.socket.removeprefix("unix:"))
     if endpoint.path.startswith("@"):
         raise AddressError(
@@ -96,4 +96,4 @@ def read_admin(table: AdminTable, claims: Claims) -> AdminSettings:
     check_absolute(endpoint.path)
     if owner := claims.take(endpoint, write_path(ADMIN_SOCKET)):
         raise AddressError(f"{table.socket!r} is already in use by {owner}: choose another path")
-    return AdminSettings(endpoint, mode, table.group)
+    return AdminSettings(endpoint, mode, table.group, table.may)

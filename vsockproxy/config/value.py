@@ -47,3 +47,27 @@ def shown(value: object) -> str:
         return "a huge number"  # Python refuses to print some of them
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."
+
+
+def parse_command(value: object) -> tuple[str, ...]:
+    """Return a program and its arguments, which no shell interprets."""
+    if not (isinstance(value, list) and value and all(isinstance(item, str) for item in value)):
+        raise ValueError(
+            f"{shown(value)} is not a command: expected a list of texts,"
+            ' as in ["/usr/bin/cid-of", "web"]'
+        )
+    if not value[0].startswith("/"):
+        raise ValueError(f"{value[0]!r} is not an absolute path: no shell searches the PATH")
+    if any("\0" in item for item in value):
+        raise ValueError("a command cannot contain a NUL character")
+    return tuple(value)
+
+
+def parse_include(value: object) -> tuple[str, ...]:
+    """Return the files and patterns of files in a list."""
+    if not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        raise ValueError(
+            f"{shown(value)} is not a list of files: expected one,"
+            ' as in ["/etc/vsockproxy/conf.d/*.toml"]'
+        )
+    return tuple(value)

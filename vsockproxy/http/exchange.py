@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, aclosing, nullcontext
+from dataclasses import replace
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
@@ -37,21 +38,27 @@ Answering = Callable[[], AbstractContextManager[None]]
 
 
 async def exchange(
-    stream: trio.abc.Stream, router: Router, answering: Answering = nullcontext
+    stream: trio.abc.Stream,
+    router: Router,
+    answering: Answering = nullcontext,
+    peer: object = None,
 ) -> None:
     """Read a request and send its response; the stream stays the caller's.
 
     Raises:
       trio.BrokenResourceError: the client has gone.
     """
-    await _Exchange(stream, router, answering).run()
+    await _Exchange(stream, router, answering, peer).run()
 
 
 class _Exchange:
-    def __init__(self, stream: trio.abc.Stream, router: Router, answering: Answering) -> None:
+    def __init__(
+        self, stream: trio.abc.Stream, router: Router, answering: Answering, peer: object
+    ) -> None:
         self._stream = stream
         self._router = router
         self._answering = answering
+        self._peer = peer
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._is_head = False
 
@@ -64,7 +71,7 @@ class _Exchange:
             if request is None:
                 return
             with self._answering():
-                response = await self._router.answer(request)
+                response = await self._router.answer(replace(request, peer=self._peer))
                 accept = request.headers.get("accept-encoding", "")
                 await self._send(encoded(response, accept))
         await self._linger()

@@ -22,6 +22,7 @@ class Request:
       query: the values of each parameter, in the order sent.
       headers: by names in lower case; several of one name are joined by commas.
       parameters: those in the path, as the route that matched names them.
+      peer: the client, as the server's `server.Identify` tells it.
     """
 
     method: str
@@ -30,6 +31,7 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    peer: Any = None
 
 
 Body = bytes | AsyncGenerator[bytes, None]

@@ -32,6 +32,14 @@ Tls = Callable[[], ssl.SSLContext | None]
 """Return the certificates for the next client; None serves it without TLS."""
 
 
+Identify = Callable[[socket.socket], object]
+"""Return who a client is, for `Request.peer`; the socket stays the server's."""
+
+
+def unidentified(_client: socket.socket) -> None:
+    """Return nothing about a client."""
+
+
 def without_tls() -> None:
     """Return no certificates."""
 
@@ -46,6 +54,7 @@ class HttpServer:
         log: Any,
         *,
         tls: Tls = without_tls,
+        identify: Identify = unidentified,
         lifetime: float = LIFETIME,
         max_clients: int = MAX_CLIENTS,
     ) -> None:
@@ -58,6 +67,7 @@ class HttpServer:
         self._router = router
         self._log = log
         self._tls = tls
+        self._identify = identify
         self._lifetime = lifetime
         self._max_clients = max_clients
         self._open: dict[trio.CancelScope, None] = {}  # the oldest first
@@ -120,7 +130,8 @@ class HttpServer:
             self._open[scope] = None
             try:
                 async with stream:
-                    await exchange(stream, self._router, self._answering)
+                    peer = self._identify(client)
+                    await exchange(stream, self._router, self._answering, peer)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass  # the client has gone
             except Exception as error:  # noqa: BLE001 - one client must not end the daemon

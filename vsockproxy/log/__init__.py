@@ -53,6 +53,8 @@ reason, error, remedy |
 | `route_paused` | info | an operator stopped a route's accepting | route |
 | `route_resumed` | info | an operator started it again | route |
 | `route_draining` | info | an operator closed a route's listener | route, connections |
+| `admin_action` | info | an operator changed something by the control socket, or was not \
+allowed to | action, what, uid, pid, result |
 | `http_server_failed` | warning | the metrics or API server cannot accept; it retries | server, \
 reason, error, remedy, *left_out*; after a bug exception |
 | `http_request_failed` | warning | a bug failed HTTP requests | request, reason, error, \
