@@ -38,6 +38,10 @@ class OrderError(VsockproxyError):
         super().__init__(sentence)
 
 
+class MissingError(OrderError):
+    """An operator's order is about something that does not exist."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One error in a configuration file.

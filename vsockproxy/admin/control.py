@@ -28,10 +28,19 @@ from vsockproxy.admin.selection import (
     page,
     select,
 )
+from vsockproxy.config.added import Kind
+from vsockproxy.config.changes import Changes
 from vsockproxy.config.permission import Level
 from vsockproxy.config.tables import sentence_of
 from vsockproxy.connection import Connection
-from vsockproxy.errors import AddressError, OrderError, SocketError, VsockproxyError
+from vsockproxy.errors import (
+    AddressError,
+    ConfigError,
+    MissingError,
+    OrderError,
+    SocketError,
+    VsockproxyError,
+)
 from vsockproxy.http.loop_share import body_of, every
 from vsockproxy.http.message import JSON, HttpError, Request, Response
 from vsockproxy.http.router import Answer, Route, Router
@@ -293,6 +302,42 @@ class _Api:
             fingerprint=daemon.reloads.fingerprint, source=daemon.config.source, **names
         )
 
+    # ---- what is added at run time ----
+
+    async def add_route(self, call: _Call) -> schema.Changed:
+        return await self._add("route", call)
+
+    async def replace_route(self, call: _Call) -> schema.Changed:
+        return await self._replace("route", call)
+
+    async def remove_route(self, call: _Call) -> schema.Changed:
+        return await _changed(self._daemon.changing_entries.remove("route", call.path["name"]))
+
+    async def add_guest(self, call: _Call) -> schema.Changed:
+        return await self._add("guest", call)
+
+    async def replace_guest(self, call: _Call) -> schema.Changed:
+        return await self._replace("guest", call)
+
+    async def remove_guest(self, call: _Call) -> schema.Changed:
+        return await _changed(self._daemon.changing_entries.remove("guest", call.path["name"]))
+
+    async def _add(self, kind: Kind, call: _Call) -> schema.Changed:
+        table = dict(call.body.root)
+        name = table.pop("name", None)
+        if not isinstance(name, str):
+            raise ApiError(400, f"the body has no name of a {kind}", 'send {"name": NAME, ...}')
+        query: schema.ChangeQuery = call.query
+        change = self._daemon.changing_entries.add(kind, name, table, persist=query.persist)
+        return await _changed(change)
+
+    async def _replace(self, kind: Kind, call: _Call) -> schema.Changed:
+        name, table = call.path["name"], dict(call.body.root)
+        if table.pop("name", name) != name:
+            remedy = f"leave name out; to rename a {kind}, add the new one and remove the old one"
+            raise ApiError(400, f"the body has another name than {name!r}", remedy)
+        return await _changed(self._daemon.changing_entries.replace(kind, name, table))
+
     # ---- lookup ----
 
     async def _selected(self, route: str | None, client: str | None) -> list[Connection]:
@@ -314,6 +359,22 @@ class _Api:
         return find_connection(self._daemon, number) or _not_found(
             f"there is no live connection {number}", "GET /v1/connections lists the connections"
         )
+
+
+async def _changed(change: Awaitable[Changes]) -> schema.Changed:
+    """Return what a change has changed, or raise why it could not be made."""
+    try:
+        changes = asdict(await change)
+    except MissingError as error:
+        raise ApiError(404, str(error), error.remedy) from error
+    except OrderError as error:
+        raise ApiError(409, str(error), error.remedy) from error
+    except ConfigError as error:
+        raise ApiError(400, str(error), "nothing has changed: correct it, and repeat") from error
+    except SocketError as error:
+        remedy = f"nothing has changed; {error.remedy}"
+        raise ApiError(409, error.summary, remedy) from error
+    return schema.Changed(**{name: list(changes[name]) for name in schema.Changed.model_fields})
 
 
 async def _end_all(connections: list[Connection]) -> schema.Ended:

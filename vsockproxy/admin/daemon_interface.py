@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from vsockproxy.admit.route_limits import QueueReason
+from vsockproxy.config.added import Added, Kind, Table
 from vsockproxy.config.changes import Changes
 from vsockproxy.config.settings import Config
 from vsockproxy.log.recent import RecentEvents
@@ -64,22 +65,48 @@ class Routes(RoutesSource, Protocol):
         ...
 
 
+class Entries(Protocol):
+    """Routes and guests that are added at run time, as `daemon.change.Changing` has them.
+
+    Each raises `OrderError`, `ConfigError` or `ListenError`, and then nothing has changed.
+    """
+
+    async def add(self, kind: Kind, name: str, table: Table, *, persist: bool) -> Changes:
+        """Add a route or a guest."""
+        ...
+
+    async def replace(self, kind: Kind, name: str, table: Table) -> Changes:
+        """Replace what was added."""
+        ...
+
+    async def remove(self, kind: Kind, name: str) -> Changes:
+        """Remove what was added."""
+        ...
+
+
 class Daemon(Health, MetricsSource, Protocol):
     """A running daemon: its state, and what an operator can change.
 
     Attributes:
       config: the running configuration.
+      added: what of it was added at run time.
       events: the recent events of the log.
       started: when the daemon started, in seconds of the epoch.
     """
 
     config: Config
+    added: Added
     events: RecentEvents
     started: float
 
     @property
     def supervisor(self) -> Routes:
         """The routes at work."""
+        ...
+
+    @property
+    def changing_entries(self) -> Entries:
+        """Adds, replaces and removes routes and guests."""
         ...
 
     async def pause(self, name: str) -> None:

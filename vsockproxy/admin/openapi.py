@@ -31,7 +31,7 @@ class Operation:
     """
 
     name: str
-    method: Literal["GET", "POST", "DELETE"]
+    method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
     summary: str
     answer: type[BaseModel] | None
@@ -113,6 +113,39 @@ OPERATIONS: Final = (
         "Reload the configuration, as SIGHUP does.",
         schema.Reloaded,
         query=schema.ReloadQuery,
+    ),
+    *(
+        operation
+        for kind, path in (("route", _ROUTE), ("guest", "/v1/guests/{name:path}"))
+        for operation in (
+            Operation(
+                f"add_{kind}",
+                "POST",
+                f"/v1/{kind}s",
+                f"Add a {kind}, until the daemon ends or, with persist, in a file.",
+                schema.Changed,
+                query=schema.ChangeQuery,
+                body=schema.Entry,
+                changes=True,
+            ),
+            Operation(
+                f"replace_{kind}",
+                "PUT",
+                path,
+                f"Replace a {kind} that was added.",
+                schema.Changed,
+                body=schema.Entry,
+                changes=True,
+            ),
+            Operation(
+                f"remove_{kind}",
+                "DELETE",
+                path,
+                f"Remove a {kind} that was added, and the file that persist has written.",
+                schema.Changed,
+                changes=True,
+            ),
+        )
     ),
     Operation("config", "GET", "/v1/config", "Get the configuration.", schema.Configuration),
     Operation(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from vsockproxy.connection import Stage
 from vsockproxy.stats import RouteState, TargetStateName
@@ -36,6 +36,7 @@ SortKey = Literal[
 ]
 
 _BY = "How clients name their targets, as in sni; null where the configuration has the targets."
+_IS_ADDED = "Whether it was added at run time, and no file has it."
 _TO = "Where the names lead, as NAME = TARGET, in the order in which they are tried."
 
 
@@ -253,6 +254,29 @@ class Reloaded(BaseModel):
     needs_restart: Annotated[list[str], _described("Settings that only a restart changes.")]
 
 
+class ChangeQuery(_Request):
+    """How long an added route or guest lasts."""
+
+    persist: Annotated[
+        bool,
+        _described("Write it to a file in the folder of the first include, and reload."),
+    ] = False
+
+
+class Entry(RootModel[dict[str, Any]]):
+    """A route or a guest: the keys that its table has in a file, and for one that is new a name."""
+
+
+class Changed(BaseModel):
+    """What a change of routes or guests has changed."""
+
+    added: Annotated[list[str], _described("Names of the new routes.")]
+    removed: Annotated[list[str], _described("Names of the routes that drain.")]
+    moved: Annotated[list[str], _described("Names of the routes with another listener.")]
+    retargeted: Annotated[list[str], _described("Names of the routes with other targets.")]
+    changed: Annotated[list[str], _described("Names of the routes with other settings only.")]
+
+
 class RouteSettings(BaseModel):
     """One route of the configuration, with its whole policy."""
 
@@ -263,6 +287,7 @@ class RouteSettings(BaseModel):
     by: Annotated[str | None, _described(_BY)] = None
     to: Annotated[list[str], _described(_TO)] = []
     policy: dict[str, Any]
+    is_added: Annotated[bool, _described(_IS_ADDED)] = False
 
 
 class GuestSettings(BaseModel):
@@ -271,6 +296,7 @@ class GuestSettings(BaseModel):
     name: str
     way: Annotated[str, _described("Keys that say how it is reached, as in cid = 3.")]
     to_host: Annotated[bool, _described("Whether to_host is set.")]
+    is_added: Annotated[bool, _described(_IS_ADDED)] = False
 
 
 class Configuration(BaseModel):

@@ -27,6 +27,7 @@ from vsockproxy.address.endpoint import (
 from vsockproxy.admin import schema
 from vsockproxy.admin.daemon_interface import Daemon
 from vsockproxy.admin.rates import Rates
+from vsockproxy.config.added import Added
 from vsockproxy.config.changes import TABLES, Facts, RouteFacts
 from vsockproxy.config.guest import Guest
 from vsockproxy.config.permission import Grant
@@ -126,25 +127,31 @@ def connection(live: Connection, rates: Rates) -> schema.Connection:
 
 def configuration(daemon: Daemon) -> schema.Configuration:
     """Return the running configuration, with routes and guests that are made as they are read."""
-    return _settings(daemon.config, daemon.reloads.fingerprint)
+    return _settings(daemon.config, daemon.reloads.fingerprint, daemon.added)
 
 
 def answered_facts(answer: Mapping[str, Any]) -> Facts:
-    """Return what `compare` takes of an answer with the JSON of `configuration`."""
+    """Return what `compare` takes of an answer with the JSON of `configuration`.
+
+    What was added at run time is left out: it stays beside what a file says.
+    """
     routes = {
         one["name"]: RouteFacts(
             one["listen"], [*one["targets"], one["by"], *one["to"]], one["policy"]
         )
         for one in answer["routes"]
+        if not one["is_added"]
     }
-    return Facts(routes, {name: answer[name] for name in TABLES}, answer["pump"])
+    guests = [one for one in answer["guests"] if not one["is_added"]]
+    tables = {**{name: answer[name] for name in TABLES}, "guests": guests}
+    return Facts(routes, tables, answer["pump"])
 
 
 def facts_as_answered(config: Config, socket: Path) -> Facts:
     """Return `answered_facts` of a daemon with a configuration and this control socket."""
     if config.admin.socket == "auto":
         config = replace(config, admin=replace(config.admin, socket=UnixEndpoint(str(socket))))
-    fields = {name: _listed(value) for name, value in _settings(config, "")}
+    fields = {name: _listed(value) for name, value in _settings(config, "", Added())}
     return answered_facts(json.loads(to_json(fields, inf_nan_mode="null")))
 
 
@@ -152,12 +159,12 @@ def _listed(value: object) -> object:
     return list(value) if isinstance(value, Iterator) else value
 
 
-def _settings(config: Config, fingerprint: str) -> schema.Configuration:
+def _settings(config: Config, fingerprint: str, added: Added) -> schema.Configuration:
     return schema.Configuration(
         source=config.source,
         fingerprint=fingerprint,
-        routes=map(_route_settings, config.routes),
-        guests=map(_guest_settings, config.guests),
+        routes=(_route_settings(one, one.name in added.routes) for one in config.routes),
+        guests=(_guest_settings(one, one.name in added.guests) for one in config.guests),
         metrics=_one_or_list(plain(config.metrics)),
         metrics_tls=plain(config.metrics_tls),
         admin=plain(config.admin),
@@ -182,7 +189,7 @@ def events(daemon: Daemon, after: int) -> list[schema.Event]:
     ]
 
 
-def _route_settings(settings: Route) -> schema.RouteSettings:
+def _route_settings(settings: Route, is_added: bool) -> schema.RouteSettings:
     return schema.RouteSettings(
         name=settings.name,
         listen=str(settings.listen),
@@ -191,12 +198,15 @@ def _route_settings(settings: Route) -> schema.RouteSettings:
         by=settings.by,
         to=settings.to,
         policy=plain(settings.policy),
+        is_added=is_added,
     )
 
 
-def _guest_settings(guest: Guest) -> schema.GuestSettings:
+def _guest_settings(guest: Guest, is_added: bool) -> schema.GuestSettings:
     to_host = guest.to_host or getattr(guest.way, "to_host", False)
-    return schema.GuestSettings(name=guest.name, way=str(guest.way), to_host=to_host)
+    return schema.GuestSettings(
+        name=guest.name, way=str(guest.way), to_host=to_host, is_added=is_added
+    )
 
 
 def _one_or_list(addresses: list[str]) -> str | list[str] | None:

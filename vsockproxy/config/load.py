@@ -25,14 +25,14 @@ from vsockproxy.config.by_name import ByName
 from vsockproxy.config.by_name_table import ByNameReader, without_by
 from vsockproxy.config.document import Document, KeyPath, Plain, write_path
 from vsockproxy.config.entry import Entry, check_lengths
-from vsockproxy.config.guest import Cid, Guest, KnownGuests, Mux, MuxGlob, StaticWay, UnixSockets
-from vsockproxy.config.guest_table import check_name, read_guest
+from vsockproxy.config.guest import StaticWay
+from vsockproxy.config.guest_finder import GuestFinder
 from vsockproxy.config.include import read_documents
 from vsockproxy.config.listen_conflicts import Claims, find_loop, is_loop
 from vsockproxy.config.policy import fit_policy
 from vsockproxy.config.problems import KeyProblemError, NotedError, Problems
-from vsockproxy.config.process import AdminSettings, Limits, LogSettings
-from vsockproxy.config.schema import GuestTable, RouteTable
+from vsockproxy.config.process import AdminSettings, Limits, LogSettings, Written
+from vsockproxy.config.schema import RouteTable
 from vsockproxy.config.serving import (
     ADMIN_SOCKET,
     METRICS_LISTEN,
@@ -49,7 +49,7 @@ from vsockproxy.config.settings import (
     PumpSettings,
     Route,
 )
-from vsockproxy.config.tables import nearest, read_tables
+from vsockproxy.config.tables import read_tables
 from vsockproxy.errors import AddressError, ConfigError
 
 COMMAND_LINE: Final = "command line"
@@ -78,6 +78,15 @@ def build_config(document: Document) -> Config:
     return _Builder(document).config()
 
 
+def build_onto(base: Config, document: Document) -> Config:
+    """Return a configuration with the routes and guests of a document besides its own.
+
+    Raises:
+      ConfigError: with all problems of the document, conflicts with ``base`` included.
+    """
+    return _Builder(document, base).config()
+
+
 def forward_config(
     pairs: Sequence[tuple[str, str]], tables: Mapping[str, Plain] | None = None
 ) -> Config:
@@ -101,15 +110,20 @@ def forward_config(
 class _Builder:
     """Builds the configuration of one document; `config` is called once."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, base: Config | None = None) -> None:
         self._document = document
         self._tables, problems = read_tables(document.tree)
         self._problems = Problems([*document.problems, *problems])
         self._unread = {problem.path for problem in self._problems.found}
         self._claims = Claims()
         self._names: dict[str, str] = {}  # where the route of each stands
-        self._guests: list[Guest] = []
-        self._known = KnownGuests()
+        self._base = base
+        self._guests = GuestFinder(self._problems, self._unread, base.guests if base else ())
+        for route in base.routes if base else ():
+            self._names[route.name] = ""
+            self._claims.take(route.listen, f"the route {route.name!r}")
+        for server in (*base.metrics, *filter(None, [base.admin.listen])) if base else ():
+            self._claims.take(server, "the daemon itself")
 
     def config(self) -> Config:
         metrics: tuple[MetricsListen, ...] = ()
@@ -119,27 +133,40 @@ class _Builder:
         self._problems.found.extend(tls_problems(self._tables.metrics))
         with self._problems.collecting(ADMIN_SOCKET):
             admin = read_admin(self._tables.admin, self._claims)
-        for name, table in self._tables.guests.items():
-            self._read_guest(name, table)
+        self._guests.read(self._tables.guests)
+        before = self._base.routes if self._base else ()
         routes = tuple(route for entry in self._entries() for route in self._routes(entry))
-        is_fleet = self._tables.include is not None  # its guests, and their routes, come and go
+        # The routes of a fleet come and go.
+        is_fleet = self._base or self._tables.include is not None
         if not (routes or is_fleet or (self._problems.found and self._has_entries())):
             self._problems.add((), _NO_ROUTE)
-        if loop := find_loop(routes):
+        if loop := find_loop((*before, *routes)):
             sentence = f"routes dial each other in a loop, {' -> '.join(loop)}: change a target"
             self._problems.add((), sentence)
         if self._problems.found:
             raise self._document.error(self._problems.found)
+        if self._base:
+            guests = (*self._base.guests, *self._guests.own)
+            return replace(self._base, routes=(*before, *routes), guests=guests)
         return Config(
             routes=routes,
             metrics=metrics,
             log=LogSettings(**self._tables.log.model_dump()),
             pump=PumpSettings(**self._tables.pump.model_dump()),
             limits=Limits(**self._tables.limits.model_dump()),
-            guests=tuple(self._guests),
+            guests=tuple(self._guests.own),
             admin=admin,
             metrics_tls=read_tls(self._tables.metrics),
             source=self._document.source,
+            written=self._written(),
+        )
+
+    def _written(self) -> Written:
+        folder = Path(self._document.source).parent
+        defaults = self._document.tree.get("defaults")
+        return Written(
+            defaults if isinstance(defaults, dict) else {},
+            tuple(str(folder / pattern) for pattern in self._tables.include or ()),
         )
 
     def _has_entries(self) -> bool:
@@ -147,15 +174,6 @@ class _Builder:
         tree = self._document.tree
         tried = any(path[:1] in ((), ("forward",), ("route",)) for path in self._unread)
         return bool(tried or tree.get("forward") or tree.get("route"))
-
-    def _read_guest(self, name: str, table: GuestTable) -> None:
-        path = ("guests", name)
-        with self._problems.collecting(path):
-            check_name(name)
-            self._check_guest(name)
-            guest = read_guest(name, table)
-            self._guests.append(guest)
-            self._known.add(guest)
 
     def _entries(self) -> Iterator[Entry]:
         tables = self._tables
@@ -212,9 +230,9 @@ class _Builder:
             raise NotedError
 
         def check(name: str, target: str) -> None:
-            self._guest(name, target=target)
+            self._guests.find(name, target=target)
 
-        return ByNameReader(table, path, self._known, check, self._problems).read(policy)
+        return ByNameReader(table, path, self._guests.known, check, self._problems).read(policy)
 
     def _note_incomplete(self, table: RouteTable, path: KeyPath) -> None:
         if path in self._unread:
@@ -295,7 +313,8 @@ class _Builder:
     def _where(self, entry: Entry) -> str:
         """Return the file of an entry as words, if there are several files."""
         document = self._document
-        return f" in {document.source_of(entry.path)}" if document.parts else ""
+        is_told = document.parts and not self._base
+        return f" in {document.source_of(entry.path)}" if is_told else ""
 
     def _take_name(self, name: str, entry: Entry) -> None:
         """Reserve a name, which is a label of the metrics: short, printable and unique."""
@@ -323,7 +342,7 @@ class _Builder:
         check_path(endpoint)
         if not isinstance(endpoint, GuestEndpoint):
             return endpoint
-        way = self._guest(endpoint.guest, target=text).way
+        way = self._guests.find(endpoint.guest, target=text).way
         if isinstance(way, StaticWay):
             return way.address(endpoint.port)
         return replace(endpoint, over=way.over)
@@ -349,7 +368,7 @@ class _Builder:
         return endpoint
 
     def _policy(self, entry: Entry, listen: ListenEndpoint, targets: tuple[Target, ...]) -> Policy:
-        policy, own, find_cid = entry.policy, entry.own, self._find_cid
+        policy, own, find_cid = entry.policy, entry.own, self._guests.cid
         fitted = fit_policy(policy, own, listen, targets, find_cid, by_name=entry.by_name)
         for key, message in fitted.problems:
             path = entry.at_policy(key)
@@ -358,38 +377,3 @@ class _Builder:
         if fitted.problems:
             raise NotedError
         return fitted.policy
-
-    def _find_cid(self, name: str) -> int:
-        """Return the CID of a guest in a list of rules."""
-        way = self._guest(name).way
-        if isinstance(way, Mux | MuxGlob | UnixSockets):
-            raise AddressError(
-                f"the guest {name!r} has no CID: its VMM connects for it; use a uid: or gid: rule"
-            )
-        if not isinstance(way, Cid):
-            raise AddressError(
-                f"the CID of the guest {name!r} is looked up at each dial, but a rule needs a fixed"
-                " one: give the VM a fixed CID, and write its number here"
-            )
-        return way.cid
-
-    def _guest(self, name: str, *, target: str = "") -> Guest:
-        """Return a guest, by its name in a rule or in the text of a target.
-
-        Raises:
-          AddressError: there is no such guest.
-          NotedError: the guest has a problem.
-        """
-        self._check_guest(name)
-        if guest := self._known.find(name):
-            return guest
-        hint = nearest(name, self._tables.guests)
-        remedy = target and f"for a TCP target write tcp:{target}"
-        advice = " ".join(filter(None, (hint, remedy)))
-        quoted = target and f"{target!r}: "
-        raise AddressError(f"{quoted}no guest {name!r} in [guests]" + (advice and f"; {advice}"))
-
-    def _check_guest(self, name: str) -> None:
-        """Raise `NotedError` if a guest has a problem, which is noted at its own key."""
-        if ("guests",) in self._unread or self._problems.are_at(("guests", name)):
-            raise NotedError

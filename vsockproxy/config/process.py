@@ -5,8 +5,9 @@ Owns: the declaration of the keys of ``[log]`` and ``[limits]``.  `settings` has
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from vsockproxy.address.endpoint import UnixEndpoint
 from vsockproxy.config import kinds
@@ -62,6 +63,19 @@ class AdminSettings:
     def listen(self) -> UnixEndpoint | None:
         """Return the socket's address; None where it is ``"auto"`` or there is no socket."""
         return self.socket if isinstance(self.socket, UnixEndpoint) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a file says, for routes and guests that are added to it while it runs.
+
+    Attributes:
+      defaults: the table ``[defaults]``.
+      include: the patterns of further files, as absolute paths.
+    """
+
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    include: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,13 @@
 """The daemon's configuration as frozen values: `Config`, its `Route` and their `Policy`.
 
-Owns: the declaration of every policy key, with its default and its documentation; `key` says
-what is made from it.  Made by `load` from a file, the environment or a command line, and by
-hand in tests.  Must not know files, sockets, trio or pydantic.
+Owns: the declaration of every policy key, with its default and documentation (see `key`).  Made by
+`load`, and by hand in tests.  Must not know files, sockets, trio or pydantic.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vsockproxy.address.endpoint import (
@@ -25,7 +24,7 @@ from vsockproxy.config.by_name import ByName
 from vsockproxy.config.destination import Destinations, Pattern
 from vsockproxy.config.guest import Guest
 from vsockproxy.config.key import key
-from vsockproxy.config.process import AdminSettings, Limits, LogSettings, TlsSettings
+from vsockproxy.config.process import AdminSettings, Limits, LogSettings, TlsSettings, Written
 from vsockproxy.config.reach import Reach
 from vsockproxy.config.request import By
 
@@ -380,6 +379,7 @@ class Config:
       metrics: where the metrics are served; empty: nowhere.
       guests: all of ``[guests]``, with or without a route to them.
       source: the file's name, ``environment`` or ``command line``.
+      written: what routes that are added while it runs need of the file.
     """
 
     routes: tuple[Route, ...]
@@ -391,10 +391,10 @@ class Config:
     admin: AdminSettings = AdminSettings()  # noqa: RUF009 - it is frozen
     metrics_tls: TlsSettings | None = None
     source: str = "command line"
+    written: Written = field(default_factory=Written, repr=False, compare=False)
 
     @property
     def fingerprint(self) -> str:
         """Return twelve hexadecimal digits that change with anything but ``source``."""
-        return hashlib.sha256(
-            repr(replace(self, source="")).encode(errors="surrogateescape")
-        ).hexdigest()[:12]
+        text = repr(replace(self, source=""))
+        return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from vsockproxy.address.endpoint import ListenEndpoint
+from vsockproxy.config.added import Added
 from vsockproxy.config.changes import Changes
 from vsockproxy.config.settings import Config
+from vsockproxy.daemon.change import Changing
 from vsockproxy.daemon.http_servers import HttpServers, http_endpoints
 from vsockproxy.daemon.reload import START_AGAIN, Load, Reloading
 from vsockproxy.daemon.supervisor import Supervisor
@@ -42,6 +44,8 @@ class Daemon:
 
     Attributes:
       config: the configuration that runs now.
+      base: it without what was added at run time.
+      added: what was added at run time.
       started: when it was made, in seconds of the epoch.
       reloads: how reloading went so far.
       events: the recent failures and changes.
@@ -62,13 +66,15 @@ class Daemon:
         ``load`` is what a reload reads; without it there is no reload. With ``store`` listening
         sockets outlive the process. ``notifier`` tells systemd what the daemon does.
         """
-        self.config = config
+        self.config = self.base = config
+        self.added = Added()
         self.started = time()
         self.events = RecentEvents()
         self._log: Any = Recorder(get_logger(), self.events)
         self._notifier = notifier or Notifier({}, 0)
         self.reloads = Reloads(config)
         self._reloading = Reloading(self, load, self._notifier, self._log)
+        self.changing_entries = Changing(self, self._reloading)
         self._sockets = ListeningSockets(inherited, store=store, log=self._log)
         self._http = HttpServers(self, self._sockets, self._log)
         self.supervisor = Supervisor(config, self._sockets, self._log)
@@ -180,6 +186,11 @@ class Daemon:
             self._sockets.close_unleased()
         return not self._stops
 
+    async def swap(self, config: Config) -> None:
+        """Run a configuration with the present certificates, or raise as `open` and `apply`."""
+        await self._open_endpoints(config)
+        await self.apply(config, self._certificates)
+
     async def _put_back(self, config: Config, certificates: ssl.SSLContext | None) -> None:
         """Run a configuration again that another one has replaced in part."""
         try:
@@ -219,12 +230,12 @@ class Daemon:
 
     async def pause(self, name: str) -> None:
         """Leave a route's clients in the backlog until `resume`; raises `OrderError`."""
-        async with self._ordering():
+        async with self.ordering():
             self.supervisor.pause(name)
 
     async def drain(self, name: str) -> None:
         """Close a route's listener until `resume`; raises `OrderError`."""
-        async with self._ordering():
+        async with self.ordering():
             await self.supervisor.drain(name)
 
     async def resume(self, name: str) -> None:
@@ -234,7 +245,7 @@ class Daemon:
           OrderError: it cannot.
           ListenError: the address of a drained route cannot be had; it stays drained.
         """
-        async with self._ordering():
+        async with self.ordering():
             wanted = self._wanted(self.config) | self.supervisor.drained_endpoint(name)
             resolved = await self._sockets.resolve(wanted)
             self._check_orders()
@@ -242,7 +253,7 @@ class Daemon:
             self.supervisor.resume(name)
 
     @asynccontextmanager
-    async def _ordering(self) -> AsyncIterator[None]:
+    async def ordering(self) -> AsyncIterator[None]:
         """Keep reloads and other orders away; raise `OrderError` where a stop came first."""
         async with self.changing:
             self._check_orders()

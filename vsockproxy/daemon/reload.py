@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from vsockproxy.config.added import KINDS, Added, with_added, without_clashes
 from vsockproxy.config.changes import Changes, compare, facts_of
 from vsockproxy.config.settings import Config
 from vsockproxy.errors import ConfigError, ListenError, OrderError, VsockproxyError
@@ -62,11 +63,15 @@ class Reloading:
     async def preview(self) -> Changes:
         """Return what a reload would change; raises `OrderError` as far as that can be known."""
         try:
-            config = await trio.to_thread.run_sync(self._loader())
+            _, _, config = await self._plan(self._loader())
             await self._daemon.read_certificates(config)
         except VsockproxyError as error:
             raise OrderError("\n".join(_problems(error)), _remedy(error)) from error
         return self._changes(self._daemon.config, config)
+
+    async def read(self) -> Config:
+        """Return the configuration as it is now; raises `OrderError` or `ConfigError`."""
+        return await trio.to_thread.run_sync(self._loader())
 
     def _loader(self) -> Load:
         """Return what reads the configuration; raises `OrderError` where there is no reload."""
@@ -100,19 +105,44 @@ class Reloading:
           VsockproxyError: it cannot be read or run, and nothing has changed.
           Exception: a defect, or no thread or memory is left; the present one runs on.
         """
-        daemon = self._daemon
-        async with daemon.changing:
-            before = daemon.config
+        async with self._daemon.changing:
             try:
-                config = await trio.to_thread.run_sync(load)
-                is_applied = await daemon.apply(config, await daemon.open(config))
+                return await self._take_in(load)
             except Exception as error:
-                daemon.reloads.failed(_problems(error))
+                self._daemon.reloads.failed(_problems(error))
                 raise
-            changes = self._changes(before, config)
-            if is_applied:
-                self._report(config, changes)
-            return changes
+
+    async def take_in(self) -> Changes:
+        """Reload as a part of a change: ``changing`` is held, and a failure is the change's."""
+        return await self._take_in(self._loader())
+
+    async def _take_in(self, load: Load) -> Changes:
+        daemon = self._daemon
+        before = daemon.config
+        base, added, config = await self._plan(load)
+        is_applied = await daemon.apply(config, await daemon.open(config))
+        self._report_clashes(daemon.added, added, base)
+        daemon.base, daemon.added = base, added
+        changes = self._changes(before, config)
+        if is_applied:
+            self._report(base, changes)
+        return changes
+
+    async def _plan(self, load: Load) -> tuple[Config, Added, Config]:
+        """Return the files' configuration, what stays added to it, and both together."""
+        present = self._daemon.added
+
+        def plan() -> tuple[Config, Added, Config]:
+            base = load()
+            added = without_clashes(base, present)
+            return base, added, with_added(base, added)
+
+        return await trio.to_thread.run_sync(plan)
+
+    def _report_clashes(self, before: Added, after: Added, base: Config) -> None:
+        for kind in KINDS:
+            for name in before.of(kind).keys() - after.of(kind).keys():
+                self._log.warning("added_entry_replaced", kind=kind, name=name, config=base.source)
 
     def _changes(self, before: Config, config: Config) -> Changes:
         return compare(facts_of(before, self._pump), facts_of(config))

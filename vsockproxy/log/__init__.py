@@ -25,6 +25,8 @@ error; route or server |
 | `reloaded` | info | a new configuration is in use | routes, config |
 | `reload_failed` | error | the old configuration stays in use | problem; after a bug exception |
 | `reload_not_undone` | error | a bug broke a reload and its undoing | remedy, exception |
+| `added_entry_replaced` | warning | a file has a route or guest of a name that was added at run \
+time: the file's is in use | kind, name, config |
 | `needs_restart` | warning | a reload cannot change these settings | settings |
 | `unused_socket` | warning | systemd passed a socket that no route uses | name, remedy |
 | `connection_closed` | info | the access line, but for `dial_failed` and `client_rejected` | \

@@ -1,0 +1,91 @@
+"""A file for each route or guest that is added to last: in the folder of the first ``include``.
+
+Owns: the file's name, and writing it so that it is there as a whole or not at all.  All of it
+waits for a disk: a running daemon calls it in a thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from vsockproxy.config.added import Kind
+from vsockproxy.errors import OrderError
+
+_SUFFIXES: Final = (".toml", ".yaml", ".yml")
+_MODE: Final = 0o644
+_LONGEST_NAME: Final = 255  # bytes, of a file
+
+
+def file_of(include: Sequence[str], kind: Kind, name: str) -> Path:
+    """Return the path of an entry's file.
+
+    Raises:
+      OrderError: the configuration includes no folder, or the name is too long for a file.
+    """
+    stem = f"{kind}-{quote(name, safe=' @+=,')}"
+    for pattern in include[:1]:
+        for suffix in _SUFFIXES:
+            if fnmatchcase(stem + suffix, Path(pattern).name):
+                if len(stem + suffix) > _LONGEST_NAME:
+                    raise OrderError(f"{name!r} is too long for a file", "choose a shorter name")
+                return Path(pattern).with_name(stem + suffix)
+    raise OrderError(
+        "the configuration includes no folder for a file",
+        'begin it with include = ["/etc/vsockproxy/conf.d/*.toml"]',
+    )
+
+
+def read(file: Path) -> bytes | None:
+    """Return what is in a file; None if it does not exist; raises `OSError`."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def write(file: Path, data: bytes | None) -> None:
+    """Have a file contain ``data``, or remove it for None, and wait until the disk has that.
+
+    Raises:
+      OrderError: that cannot be done; the file is as it was.
+    """
+    try:
+        if data is None:
+            file.unlink(missing_ok=True)
+        else:
+            _replace(file, data)
+        _sync(file.parent)
+    except OSError as error:
+        raise OrderError(
+            f"cannot write {file}: {error.strerror}",
+            f"have the daemon's user write to {file.parent} (systemd: ReadWritePaths=)",
+        ) from error
+
+
+def _replace(file: Path, data: bytes) -> None:
+    beside = file.with_name(f".{file.name[:200]}.{os.getpid()}.tmp")  # hidden: no pattern has it
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, _MODE)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(descriptor)
+        beside.replace(file)
+    except OSError:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
