@@ -85,6 +85,10 @@ class Client:
         """Return the answer to a POST."""
         return self._request("POST", path, None if body is None else json.dumps(body))
 
+    def put(self, path: str, body: Answer) -> Answer:
+        """Return the answer to a PUT."""
+        return self._request("PUT", path, json.dumps(body))
+
     def delete(self, path: str) -> Answer:
         """Return the answer to a DELETE."""
         return self._request("DELETE", path)

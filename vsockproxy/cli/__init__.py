@@ -13,6 +13,7 @@ from pathlib import Path
 
 import typer
 
+from vsockproxy.cli import change as change_commands
 from vsockproxy.cli import check as checks
 from vsockproxy.cli import connect as connecting
 from vsockproxy.cli import control as control_commands
@@ -25,7 +26,16 @@ from vsockproxy.cli.program import FAILED, app
 __all__ = ["app", "main"]
 
 # In the order of --help.
-for commands in (daemons, connecting, checks, diagnosis, guests, control_commands, top_command):
+for commands in (
+    daemons,
+    connecting,
+    checks,
+    diagnosis,
+    guests,
+    control_commands,
+    change_commands,
+    top_command,
+):
     commands.add_to(app)
 
 

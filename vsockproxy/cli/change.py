@@ -1,0 +1,125 @@
+"""The commands route and guest: add, replace and remove them in a running daemon."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from vsockproxy.cli.program import ConfigOption, SocketOption, daemon_client
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vsockproxy.config.document import Plain
+
+
+class Action(StrEnum):
+    """What to do."""
+
+    ADD = "add"
+    REPLACE = "replace"
+    REMOVE = "remove"
+
+
+ActionArgument = Annotated[Action, typer.Argument(help="add, replace or remove.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Its name.")]
+KeysArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE...", help="Keys of its table, as in a TOML file."),
+]
+PersistOption = Annotated[
+    bool, typer.Option("--persist", help="Write it to a file in the first include's folder.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command(short_help="Add, replace or remove a route at run time.")(route)
+    app.command(short_help="Add, replace or remove a guest at run time.")(guest)
+
+
+def route(
+    action: ActionArgument,
+    name: NameArgument,
+    keys: KeysArgument = None,
+    config: ConfigOption = None,
+    *,
+    socket: SocketOption = None,
+    persist: PersistOption = False,
+) -> None:
+    """Add, replace or remove a route of the running daemon, without a reload.
+
+    It lasts until the daemon ends; with --persist it is a file that the next
+    daemon reads too. A route of any other file cannot be changed.
+
+    \b
+    vsockproxy route add sbx-7 listen=unix:/run/sbx-7.sock target=sbx-7:443
+    vsockproxy route remove sbx-7
+    """
+    _change("routes", action, name, keys or [], persist, config, socket)
+
+
+def guest(
+    action: ActionArgument,
+    name: NameArgument,
+    keys: KeysArgument = None,
+    config: ConfigOption = None,
+    *,
+    socket: SocketOption = None,
+    persist: PersistOption = False,
+) -> None:
+    """Add, replace or remove a guest of the running daemon, as route does.
+
+    \b
+    vsockproxy guest add sbx-7 mux=/run/sbx/7/v.sock
+    vsockproxy guest replace sbx-7 cid=12
+    """
+    _change("guests", action, name, keys or [], persist, config, socket)
+
+
+def _change(
+    kind: str,
+    action: Action,
+    name: str,
+    keys: list[str],
+    persist: bool,
+    config: Path | None,
+    socket: Path | None,
+) -> None:
+    from vsockproxy.config.changes import Changes, describe  # noqa: PLC0415 - at its use
+
+    if persist and action is not Action.ADD:
+        raise typer.BadParameter("--persist is for add: the others find the file by themselves")
+    if bool(keys) == (action is Action.REMOVE):
+        raise typer.BadParameter("add and replace need KEY=VALUE, and remove has none")
+    table = dict(map(_pair, keys))
+    path = f"/v1/{kind}/{quote(name, safe='')}"
+    with daemon_client(config, socket) as daemon:
+        match action:
+            case Action.ADD:
+                where = f"/v1/{kind}?persist=true" if persist else f"/v1/{kind}"
+                answer = daemon.post(where, {**table, "name": name})
+            case Action.REPLACE:
+                answer = daemon.put(path, table)
+            case Action.REMOVE:
+                answer = daemon.delete(path)
+    none: dict[str, Any] = dict.fromkeys(Changes.__dataclass_fields__, ())
+    for line in describe(none | answer):
+        typer.echo(line)
+
+
+def _pair(text: str) -> tuple[str, Plain]:
+    """Return a key and its value: a TOML value if it is one, else a text."""
+    import tomllib  # noqa: PLC0415 - at its use
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise typer.BadParameter(f"{text!r} has no value: write KEY=VALUE, as in cid=3")
+    try:
+        found: Plain = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+    return key, found if isinstance(found, dict | list | str | int | float) else value
