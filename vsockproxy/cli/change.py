@@ -59,7 +59,7 @@ def route(
     vsockproxy route add sbx-7 listen=unix:/run/sbx-7.sock target=sbx-7:443
     vsockproxy route remove sbx-7
     """
-    _change("routes", action, name, keys or [], persist, config, socket)
+    _change("routes", action, name, keys or [], persist=persist, config=config, socket=socket)
 
 
 def guest(
@@ -77,7 +77,7 @@ def guest(
     vsockproxy guest add sbx-7 mux=/run/sbx/7/v.sock
     vsockproxy guest replace sbx-7 cid=12
     """
-    _change("guests", action, name, keys or [], persist, config, socket)
+    _change("guests", action, name, keys or [], persist=persist, config=config, socket=socket)
 
 
 def _change(
@@ -85,6 +85,7 @@ def _change(
     action: Action,
     name: str,
     keys: list[str],
+    *,
     persist: bool,
     config: Path | None,
     socket: Path | None,
