@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import trio
 
 from vsockproxy.admit.process_limits import Admission
+from vsockproxy.config.added import Added
 from vsockproxy.config.settings import Config
 from vsockproxy.guests.directory import Guests
 from vsockproxy.stats import Reloads, RouteState, RouteStats
@@ -64,6 +65,7 @@ class FakeDaemon:
         self.pump_name = "native"
         self.supervisor = FakeRoutes(stats, admission or Admission(), guests or Guests())
         self.config = Config(tuple(one.route for one in stats))
+        self.added = Added()
         self.reloads = Reloads(self.config)
         self._not_ready = not_ready
         self._unreachable = unreachable

@@ -213,8 +213,13 @@ async def test_the_running_configuration_has_every_target_and_guest(tmp_path: Pa
     assert settings["targets"] == [str(route.target), "tcp:127.0.0.1:9"]
     assert settings["target"] == str(route.target)
     assert shown["guests"] == [
-        {"name": "db", "way": "cid = 3, to_host = true", "to_host": True},
-        {"name": "web", "way": 'libvirt = "vm1"', "to_host": True},
+        {
+            "name": "db",
+            "way": "cid = 3, to_host = true",
+            "to_host": True,
+            "is_added": False,
+        },
+        {"name": "web", "way": 'libvirt = "vm1"', "to_host": True, "is_added": False},
     ]
     assert {field.name for field in fields(Config)} <= set(shown)
     assert shown["metrics"] is None
