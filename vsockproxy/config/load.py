@@ -31,7 +31,7 @@ from vsockproxy.config.guest_table import check_name, read_guest
 from vsockproxy.config.listen_conflicts import Claims, find_loop, is_loop
 from vsockproxy.config.policy import fit_policy
 from vsockproxy.config.problems import KeyProblemError, NotedError, Problems
-from vsockproxy.config.process import AdminSettings, Limits, LogSettings
+from vsockproxy.config.process import AdminSettings, Limits, LogSettings, MetricsListen
 from vsockproxy.config.schema import GuestTable, RouteTable
 from vsockproxy.config.serving import (
     ADMIN_SOCKET,
@@ -42,13 +42,7 @@ from vsockproxy.config.serving import (
     read_tls,
     tls_problems,
 )
-from vsockproxy.config.settings import (
-    Config,
-    MetricsListen,
-    Policy,
-    PumpSettings,
-    Route,
-)
+from vsockproxy.config.settings import Config, Policy, PumpSettings, Route
 from vsockproxy.config.tables import nearest, read_tables
 from vsockproxy.errors import AddressError, ConfigError
 from vsockproxy.readable import count
@@ -139,6 +133,7 @@ class _Builder:
             guests=tuple(self._guests),
             admin=admin,
             metrics_tls=read_tls(self._tables.metrics),
+            metrics_page=self._tables.metrics.page,
             source=self._document.source,
         )
 

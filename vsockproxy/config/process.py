@@ -1,4 +1,4 @@
-"""What concerns the process and no route: its limits, log, control socket and certificates.
+"""What concerns the process and no route: its limits, log, control socket and metrics.
 
 Owns: the declaration of the keys of ``[log]`` and ``[limits]``.  `settings` has the rest.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vsockproxy.address.endpoint import UnixEndpoint
+from vsockproxy.address.endpoint import FdEndpoint, TcpEndpoint, UnixEndpoint
 from vsockproxy.config import kinds
 from vsockproxy.config.key import key
 
 LogFormat = Literal["auto", "human", "logfmt", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+MetricsListen = TcpEndpoint | UnixEndpoint | FdEndpoint
+PageChoice = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True, slots=True)

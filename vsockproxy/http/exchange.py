@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, aclosing, nullcontext
+from dataclasses import replace
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
@@ -37,21 +38,30 @@ Answering = Callable[[], AbstractContextManager[None]]
 
 
 async def exchange(
-    stream: trio.abc.Stream, router: Router, answering: Answering = nullcontext
+    stream: trio.abc.Stream,
+    router: Router,
+    answering: Answering = nullcontext,
+    *,
+    is_local: bool = False,
 ) -> None:
     """Read a request and send its response; the stream stays the caller's.
+
+    ``is_local`` is the request's.
 
     Raises:
       trio.BrokenResourceError: the client has gone.
     """
-    await _Exchange(stream, router, answering).run()
+    await _Exchange(stream, router, answering, is_local).run()
 
 
 class _Exchange:
-    def __init__(self, stream: trio.abc.Stream, router: Router, answering: Answering) -> None:
+    def __init__(
+        self, stream: trio.abc.Stream, router: Router, answering: Answering, is_local: bool
+    ) -> None:
         self._stream = stream
         self._router = router
         self._answering = answering
+        self._is_local = is_local
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._is_head = False
 
@@ -64,7 +74,7 @@ class _Exchange:
             if request is None:
                 return
             with self._answering():
-                response = await self._router.answer(request)
+                response = await self._router.answer(replace(request, is_local=self._is_local))
                 accept = request.headers.get("accept-encoding", "")
                 await self._send(encoded(response, accept))
         await self._linger()

@@ -8,6 +8,7 @@ from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TEXT: Final = "text/plain; charset=utf-8"
+HTML: Final = "text/html; charset=utf-8"
 JSON: Final = "application/json"
 
 _MAX_PARAMETERS: Final = 200  # of a query; splitting one takes time
@@ -22,6 +23,7 @@ class Request:
       query: the values of each parameter, in the order sent.
       headers: by names in lower case; several of one name are joined by commas.
       parameters: those in the path, as the route that matched names them.
+      is_local: whether only this machine's clients reach its listener.
     """
 
     method: str
@@ -30,6 +32,7 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    is_local: bool = False
 
 
 Body = bytes | AsyncGenerator[bytes, None]
