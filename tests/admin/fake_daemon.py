@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from time import time
 
 import trio
 
 from vsockproxy.admit.process_limits import Admission
 from vsockproxy.config.settings import Config
 from vsockproxy.guests.directory import Guests
+from vsockproxy.log.recent import RecentEvents
 from vsockproxy.stats import Reloads, RouteState, RouteStats
 
 
@@ -31,6 +33,13 @@ class FakeRoutes:
 
     def closed_by(self, _stats: RouteStats) -> None:
         """Return that a route accepts clients."""
+
+    def queued_by(self, _stats: RouteStats) -> None:
+        """Return that no limit queues clients."""
+
+    def live(self) -> int:
+        """Return the number of open connections."""
+        return sum(len(stats.live) for stats in self._stats)
 
     def not_direct(self, _stats: RouteStats) -> None:
         """Return that a route is direct."""
@@ -65,6 +74,8 @@ class FakeDaemon:
         self.supervisor = FakeRoutes(stats, admission or Admission(), guests or Guests())
         self.config = Config(tuple(one.route for one in stats))
         self.reloads = Reloads(self.config)
+        self.events = RecentEvents()
+        self.started = time()
         self._not_ready = not_ready
         self._unreachable = unreachable
         self._hung = hung

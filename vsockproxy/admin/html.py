@@ -30,7 +30,8 @@ nav, form { margin: .5rem 0; }
 a { color: var(--link); }
 input, button { font: inherit; max-width: 100%; }
 table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th { text-align: left; background: var(--head); font-weight: 600; }
+th { text-align: left; background: var(--head); font-weight: 600; white-space: nowrap; }
+td[data-name=Client] { min-width: 11rem; }
 th, td { padding: .3rem .5rem; vertical-align: top; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; }
 td.number, th.number { text-align: right; overflow-wrap: normal; white-space: nowrap; }
@@ -53,6 +54,8 @@ p.bad, p.warn, td.bad { font-weight: 400; white-space: normal; }
   td[data-name]::before { content: attr(data-name); position: absolute; left: 0; width: 7rem;
     color: var(--dim); }
   td.note { padding-left: 0; }
+  td:empty { display: none; }
+  td.number div { display: inline; margin-left: .6rem; }
 }
 """
 _HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()

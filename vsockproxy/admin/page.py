@@ -102,11 +102,11 @@ class StatusPage:
         ]
         pages = max(1, -(-len(chosen) // _ROUTES))
         view = replace(view, page=min(view.page, pages))
-        live = await every(
-            one
+        seen = await every(
+            (one, not view.match or view.shows(one.route.name, one.client, one.target))
             for one in live_connections(self._daemon)
-            if not view.match or view.shows(one.route.name, one.client, one.target)
         )
+        live = [one for one, is_shown in seen if is_shown]
         return _Shown(
             view,
             chosen[(view.page - 1) * _ROUTES : view.page * _ROUTES],
