@@ -55,7 +55,7 @@ p.bad, p.warn, td.bad { font-weight: 400; white-space: normal; }
     color: var(--dim); }
   td.note { padding-left: 0; }
   td:empty { display: none; }
-  td.number div { display: inline; margin-left: .6rem; }
+  td.number div.dim { display: inline; margin-left: .6rem; }
 }
 """
 _HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
