@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from time import time
 
 import trio
 
@@ -11,6 +12,7 @@ from vsockproxy.admit.process_limits import Admission
 from vsockproxy.config.added import Added
 from vsockproxy.config.settings import Config
 from vsockproxy.guests.directory import Guests
+from vsockproxy.log.recent import RecentEvents
 from vsockproxy.stats import Reloads, RouteState, RouteStats
 
 
@@ -32,6 +34,13 @@ class FakeRoutes:
 
     def closed_by(self, _stats: RouteStats) -> None:
         """Return that a route accepts clients."""
+
+    def queued_by(self, _stats: RouteStats) -> None:
+        """Return that no limit queues clients."""
+
+    def live(self) -> int:
+        """Return the number of open connections."""
+        return sum(len(stats.live) for stats in self._stats)
 
     def not_direct(self, _stats: RouteStats) -> None:
         """Return that a route is direct."""
@@ -67,6 +76,8 @@ class FakeDaemon:
         self.config = Config(tuple(one.route for one in stats))
         self.added = Added()
         self.reloads = Reloads(self.config)
+        self.events = RecentEvents()
+        self.started = time()
         self._not_ready = not_ready
         self._unreachable = unreachable
         self._hung = hung

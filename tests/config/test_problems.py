@@ -22,7 +22,7 @@ WRONG_TOML = {
         'forwad = 1\n[forward]\n80 = "3:80"\n[metrics]\nport = 1',
         [
             "forwad: unknown key: did you mean forward?",
-            "metrics.port: unknown key: known keys are listen, certificate, key, client_ca",
+            "metrics.port: unknown key: known keys are listen, certificate, key, client_ca, page",
         ],
     ),
     "keys of TLS without a certificate": (

@@ -92,7 +92,7 @@ async def test_top_of_a_busy_daemon_shows_sorts_filters_and_kills(watched: Watch
             await top.shows(f"connection {number} ended")
             assert await victim.receive_some() == b""
             await top.type("p")
-            await top.shows("paused")
+            await top.shows("screen frozen")
             await top.type("p")
             await top.shows("connections by id")
             top.resize(120, 30)

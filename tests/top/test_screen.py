@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from tests.top.api_answers import connection, event, route, snapshot, status
@@ -87,7 +88,7 @@ events
     no running VM owns CID 7 no running VM owns CID 7
 12:34:56 W web: dial_failed: no running VM owns CID 7 no running VM owns CID 7
     no running VM owns CID 7 no running VM owns CID 7
-q quit  s sort  r reverse  / filter  p pause  k kill  ? help
+q quit  s sort  r reverse  / filter  p freeze  k kill  ? help
 """
 
 
@@ -161,7 +162,7 @@ def test_the_second_line_shows_the_most_serious_condition() -> None:
     traffic.observe(snapshot(9.0, status=status(not_ready=["draining: 3 connections are left"])))
     assert "not ready: draining: 3 connections are left" in text_of(traffic, panel)[1]
     panel.press("p")
-    assert "paused" in text_of(traffic, panel)[1]
+    assert "screen frozen" in text_of(traffic, panel)[1]
     traffic.record_failure("no daemon: it has ended")
     assert "retrying: no daemon: it has ended" in text_of(traffic, panel)[1]
 
@@ -185,3 +186,22 @@ def test_the_help_fits_the_smallest_terminal() -> None:
     smallest = [line.rstrip() for line in text_of(busy(), panel, *SMALLEST)]
     assert smallest == wide[: SMALLEST[1]]
     assert not any(wide[SMALLEST[1] :])
+
+
+def test_names_with_control_or_wide_characters_leave_every_row_its_width() -> None:
+    name = "a\x1b[2J\u202e日本語の名前"
+    traffic = Traffic()
+    traffic.observe(
+        snapshot(
+            1.0,
+            route(name),
+            connections=[connection(1, route=name, client=name, target=name)],
+            total=1,
+            events=[event(1, route=name)],
+            status=status(not_ready=[name]),
+        )
+    )
+    for columns in (72, 80, 120):
+        shown = text_of(traffic, Panel(), columns)
+        assert {cell_len(line) for line in shown} == {columns}
+        assert not [line for line in shown if not line.isprintable()]

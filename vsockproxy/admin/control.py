@@ -20,7 +20,7 @@ from vsockproxy.admin.daemon_interface import Daemon
 from vsockproxy.admin.openapi import OPERATIONS, Operation, openapi
 from vsockproxy.admin.permission import Requester, audit, denial, is_allowed, requester_of
 from vsockproxy.admin.probes import up_to_date
-from vsockproxy.admin.rates import Rates
+from vsockproxy.admin.rates import Rates, connection_bytes
 from vsockproxy.admin.selection import (
     find_connection,
     find_route,
@@ -208,7 +208,7 @@ class _Api:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._rates = Rates()
+        self._rates = Rates(connection_bytes)
 
     # ---- reading ----
 

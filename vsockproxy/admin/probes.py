@@ -1,4 +1,4 @@
-"""The read-only paths: ``GET /metrics``, ``/healthz`` and ``/readyz``, and an index of them.
+"""The read-only paths: ``GET /metrics``, ``/healthz`` and ``/readyz``, and a list of them.
 
 Owns: these answers.  Nothing here changes the daemon: it is served over TCP too.
 """
@@ -17,13 +17,14 @@ from vsockproxy.admin.daemon_interface import Health
 from vsockproxy.admin.scrape import scrape
 from vsockproxy.http.loop_share import body_of
 from vsockproxy.http.message import HttpError, Request, Response, text
-from vsockproxy.http.router import Route, Router
+from vsockproxy.http.router import Answer, Route, Router
 from vsockproxy.http.server import LIFETIME, HttpServer, Tls, without_tls
 from vsockproxy.log.output import Throttle, get_logger
 
 _INDEX: Final = """\
 vsockproxy
 
+GET /                     the status page, for people: {page}
 GET /metrics              metrics of every route, for Prometheus
 GET /readyz               200 if no route fails; else 503 and what is missing. A route that an
                           operator has paused or drained is named, and leaves the daemon ready
@@ -39,13 +40,14 @@ _MAX_DIALS: Final = 16  # per request
 def metrics_server(
     registry: CollectorRegistry,
     health: Health,
+    page: Answer | None = None,
     *,
     tls: Tls = without_tls,
     lifetime: float = LIFETIME,
 ) -> HttpServer:
-    """Return the server of the read-only paths."""
+    """Return the server of the read-only paths, with ``page`` at ``/`` in place of their list."""
     log = Throttle(get_logger())
-    routes = [Route("/", _index), *read_only_routes(registry, health)]
+    routes = [Route("/", page or _index), *read_only_routes(registry, health)]
     return HttpServer("metrics", Router(routes, _refusal, log), log, tls=tls, lifetime=lifetime)
 
 
@@ -97,7 +99,12 @@ def _of_route(name: str, problem: str | None) -> list[str]:
 
 
 async def _index(_request: Request) -> Response:
-    return text(_INDEX)
+    return index("not served")
+
+
+def index(page: str) -> Response:
+    """Return the list of the paths, with a sentence about the status page."""
+    return text(_INDEX.format(page=page))
 
 
 def _refusal(request: Request | None, error: HttpError) -> Response:

@@ -308,6 +308,7 @@ class Configuration(BaseModel):
     guests: Iterable[GuestSettings]
     metrics: Annotated[Any, _described("The listener's address, or a list of several.")]
     metrics_tls: Any
+    metrics_page: Annotated[str, _described("When the status page is shown: auto, on, off.")]
     admin: Any
     limits: Any
     log: Any

@@ -11,20 +11,22 @@ from contextlib import suppress
 from heapq import merge
 from itertools import islice
 from operator import itemgetter
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vsockproxy.address.endpoint import TcpEndpoint, VsockEndpoint
 from vsockproxy.address.grammar import parse_listen
 from vsockproxy.address.sockaddr import literal_addresses
 from vsockproxy.admin.daemon_interface import Daemon
 from vsockproxy.admin.rates import Rates
-from vsockproxy.admin.schema import ConnectionQuery, SortKey
 from vsockproxy.admit.peer import peer_at
 from vsockproxy.config.access import CidRule, NetworkRule, parse_rule
 from vsockproxy.connection import Connection
 from vsockproxy.errors import AddressError
 from vsockproxy.http.loop_share import every
 from vsockproxy.stats import RouteStats
+
+if TYPE_CHECKING:
+    from vsockproxy.admin.schema import ConnectionQuery, SortKey
 
 _Position = tuple[Any, int]
 """The value that a connection is sorted by, and its number: no two are equal."""
@@ -99,7 +101,7 @@ def _is_client(text: str) -> bool:
 
 
 async def page(
-    connections: Iterable[Connection], query: ConnectionQuery, rates: Rates
+    connections: Iterable[Connection], query: ConnectionQuery, rates: Rates[Connection]
 ) -> tuple[list[Connection], str | None]:
     """Return one page of connections in the query's order, and the cursor of the next one.
 
@@ -115,19 +117,37 @@ async def page(
     if query.after is not None:
         last = _read_cursor(query.after, query.sort)
         placed = [pair for pair in placed if (pair[0] < last if descending else pair[0] > last)]
-    # One sort of ten thousand would keep the loop: the rest of a merge costs only what is shown.
-    runs = await every(
-        sorted(placed[start : start + _RUN], key=itemgetter(0), reverse=descending)
-        for start in range(0, len(placed), _RUN)
-    )
-    merged = merge(*runs, key=itemgetter(0), reverse=descending)
-    best = await every(islice(merged, query.limit + 1))
+    best = await _in_order(placed, query.limit + 1, descending=descending)
     shown = best[: query.limit]
     more = len(best) > query.limit
     return [live for _, live in shown], _write_cursor(shown[-1][0]) if more else None
 
 
-def _position_by(sort: SortKey, rates: Rates) -> Callable[[Connection], _Position]:
+async def busiest(
+    connections: Iterable[Connection], number: int, rates: Rates[Connection]
+) -> list[Connection]:
+    """Return the connections with the highest rates, the highest first."""
+    position = _position_by("rate", rates)
+    placed = await every((position(connection), connection) for connection in connections)
+    return [live for _, live in await _in_order(placed, number, descending=True)]
+
+
+async def _in_order(
+    placed: list[tuple[_Position, Connection]], number: int, *, descending: bool
+) -> list[tuple[_Position, Connection]]:
+    """Return the first ones in the order of their positions.
+
+    One sort of ten thousand would keep the loop: the rest of a merge costs only what is shown.
+    """
+    runs = await every(
+        sorted(placed[start : start + _RUN], key=itemgetter(0), reverse=descending)
+        for start in range(0, len(placed), _RUN)
+    )
+    merged = merge(*runs, key=itemgetter(0), reverse=descending)
+    return await every(islice(merged, number))
+
+
+def _position_by(sort: SortKey, rates: Rates[Connection]) -> Callable[[Connection], _Position]:
     values: dict[str, Callable[[Connection], Any]] = {
         "id": lambda live: live.number,
         "route": lambda live: live.route.name,

@@ -96,7 +96,7 @@ def _target(target: TargetState) -> schema.Target:
     )
 
 
-def connection(live: Connection, rates: Rates) -> schema.Connection:
+def connection(live: Connection, rates: Rates[Connection]) -> schema.Connection:
     """Return the state and counters of a live connection."""
     upstream_rate, downstream_rate = rates.of(live)
     upstream_ended, downstream_ended = live.halves
@@ -167,6 +167,7 @@ def _settings(config: Config, fingerprint: str, added: Added) -> schema.Configur
         guests=(_guest_settings(one, one.name in added.guests) for one in config.guests),
         metrics=_one_or_list(plain(config.metrics)),
         metrics_tls=plain(config.metrics_tls),
+        metrics_page=config.metrics_page,
         admin=plain(config.admin),
         limits=plain(config.limits),
         log=plain(config.log),

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from vsockproxy.config.settings import Config, PumpSettings
 
-TABLES: Final = ("guests", "metrics", "metrics_tls", "admin", "limits", "log")
+TABLES: Final = ("guests", "metrics", "metrics_tls", "metrics_page", "admin", "limits", "log")
 """The settings beside the routes that a reload changes; `pump` needs a restart."""
 
 

@@ -31,7 +31,13 @@ from vsockproxy.config.include import read_documents
 from vsockproxy.config.listen_conflicts import Claims, find_loop, is_loop
 from vsockproxy.config.policy import fit_policy
 from vsockproxy.config.problems import KeyProblemError, NotedError, Problems
-from vsockproxy.config.process import AdminSettings, Limits, LogSettings, Written
+from vsockproxy.config.process import (
+    AdminSettings,
+    Limits,
+    LogSettings,
+    MetricsListen,
+    Written,
+)
 from vsockproxy.config.schema import RouteTable
 from vsockproxy.config.serving import (
     ADMIN_SOCKET,
@@ -42,13 +48,7 @@ from vsockproxy.config.serving import (
     read_tls,
     tls_problems,
 )
-from vsockproxy.config.settings import (
-    Config,
-    MetricsListen,
-    Policy,
-    PumpSettings,
-    Route,
-)
+from vsockproxy.config.settings import Config, Policy, PumpSettings, Route
 from vsockproxy.config.tables import read_tables
 from vsockproxy.errors import AddressError, ConfigError
 
@@ -157,6 +157,7 @@ class _Builder:
             guests=tuple(self._guests.own),
             admin=admin,
             metrics_tls=read_tls(self._tables.metrics),
+            metrics_page=self._tables.metrics.page,
             source=self._document.source,
             written=self._written(),
         )

@@ -1,4 +1,4 @@
-"""What concerns the process and no route: its limits, log, control socket and certificates.
+"""What concerns the process and no route: its limits, log, control socket and metrics.
 
 Owns: the declaration of the keys of ``[log]`` and ``[limits]``.  `settings` has the rest.
 """
@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vsockproxy.address.endpoint import UnixEndpoint
+from vsockproxy.address.endpoint import FdEndpoint, TcpEndpoint, UnixEndpoint
 from vsockproxy.config import kinds
 from vsockproxy.config.key import key
 from vsockproxy.config.permission import Grant
 
 LogFormat = Literal["auto", "human", "logfmt", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+MetricsListen = TcpEndpoint | UnixEndpoint | FdEndpoint
+PageChoice = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True, slots=True)

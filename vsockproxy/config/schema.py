@@ -25,7 +25,7 @@ from vsockproxy.config.guest import LIBVIRT_URI
 from vsockproxy.config.key import Key, declared_keys
 from vsockproxy.config.kinds import GROUP, MODE, PERMISSIONS
 from vsockproxy.config.permission import Grant
-from vsockproxy.config.process import AdminSettings, Limits, LogSettings
+from vsockproxy.config.process import AdminSettings, Limits, LogSettings, PageChoice
 from vsockproxy.config.request import By
 from vsockproxy.config.settings import Policy, PumpSettings
 from vsockproxy.config.value import AUTO, parse_command, parse_include, parse_list, shown
@@ -307,6 +307,13 @@ class MetricsTable(_Table):
             default="none",
         ),
     ] = None
+    page: Annotated[
+        PageChoice,
+        Key(
+            "The [status page](metrics.md#the-status-page) at `/`, which shows clients and targets:"
+            " `auto` serves it on Unix sockets and loopback addresses, `on` on every listener"
+        ),
+    ] = "auto"
 
 
 class AdminTable(_Table):

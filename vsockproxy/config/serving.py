@@ -21,9 +21,8 @@ from vsockproxy.address.endpoint import (
 from vsockproxy.address.grammar import parse_listen
 from vsockproxy.config.document import KeyPath, KeyProblem, write_path
 from vsockproxy.config.listen_conflicts import Claims
-from vsockproxy.config.process import AdminSettings, TlsSettings
+from vsockproxy.config.process import AdminSettings, MetricsListen, TlsSettings
 from vsockproxy.config.schema import AdminTable, MetricsTable
-from vsockproxy.config.settings import MetricsListen
 from vsockproxy.config.value import AUTO, OFF
 from vsockproxy.errors import AddressError
 

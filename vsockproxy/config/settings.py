@@ -10,21 +10,22 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from vsockproxy.address.endpoint import (
-    FdEndpoint,
-    ListenEndpoint,
-    Target,
-    TcpEndpoint,
-    UnixEndpoint,
-    is_behind_a_vmm,
-)
+from vsockproxy.address.endpoint import ListenEndpoint, Target, is_behind_a_vmm
 from vsockproxy.config import kinds
 from vsockproxy.config.access import Rule
 from vsockproxy.config.by_name import ByName
 from vsockproxy.config.destination import Destinations, Pattern
 from vsockproxy.config.guest import Guest
 from vsockproxy.config.key import key
-from vsockproxy.config.process import AdminSettings, Limits, LogSettings, TlsSettings, Written
+from vsockproxy.config.process import (
+    AdminSettings,
+    Limits,
+    LogSettings,
+    MetricsListen,
+    PageChoice,
+    TlsSettings,
+    Written,
+)
 from vsockproxy.config.reach import Reach
 from vsockproxy.config.request import By
 
@@ -368,15 +369,13 @@ class PumpSettings:
     )
 
 
-MetricsListen = TcpEndpoint | UnixEndpoint | FdEndpoint
-
-
 @dataclass(frozen=True, slots=True)
 class Config:
     """The daemon's whole configuration.
 
     Attributes:
       metrics: where the metrics are served; empty: nowhere.
+      metrics_page: where the status page is served: on local listeners, on all, on none.
       guests: all of ``[guests]``, with or without a route to them.
       source: the file's name, ``environment`` or ``command line``.
       written: what routes that are added while it runs need of the file.
@@ -390,6 +389,7 @@ class Config:
     guests: tuple[Guest, ...] = ()
     admin: AdminSettings = AdminSettings()  # noqa: RUF009 - it is frozen
     metrics_tls: TlsSettings | None = None
+    metrics_page: PageChoice = "auto"
     source: str = "command line"
     written: Written = field(default_factory=Written, repr=False, compare=False)
 

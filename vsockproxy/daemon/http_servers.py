@@ -31,7 +31,7 @@ _BACKLOG: Final = 128  # scrapers and operators are few
 _METRICS: Final = "metrics"
 _ADMIN: Final = "admin"
 _MODULES: Final = {
-    _METRICS: ("vsockproxy.metrics", "vsockproxy.admin.probes"),
+    _METRICS: ("vsockproxy.metrics", "vsockproxy.admin.probes", "vsockproxy.admin.page"),
     _ADMIN: ("vsockproxy.metrics", "vsockproxy.admin.probes", "vsockproxy.admin.control"),
 }
 _PAUSE: Final = 1.0  # seconds until a server that failed is tried again
@@ -150,7 +150,10 @@ class HttpServers:
 
         registry = make_registry(self._daemon)
         if name == _METRICS:
-            return metrics_server(registry, self._daemon, tls=lambda: self._tls)
+            from vsockproxy.admin.page import StatusPage  # noqa: PLC0415
+
+            page = StatusPage(self._daemon)
+            return metrics_server(registry, self._daemon, page.answer, tls=lambda: self._tls)
         from vsockproxy.admin.control import control_server  # noqa: PLC0415
 
         return control_server(self._daemon, read_only_routes(registry, self._daemon))

@@ -42,23 +42,33 @@ async def exchange(
     router: Router,
     answering: Answering = nullcontext,
     peer: object = None,
+    *,
+    is_local: bool = False,
 ) -> None:
     """Read a request and send its response; the stream stays the caller's.
+
+    ``is_local`` is the request's.
 
     Raises:
       trio.BrokenResourceError: the client has gone.
     """
-    await _Exchange(stream, router, answering, peer).run()
+    await _Exchange(stream, router, answering, peer, is_local).run()
 
 
 class _Exchange:
     def __init__(
-        self, stream: trio.abc.Stream, router: Router, answering: Answering, peer: object
+        self,
+        stream: trio.abc.Stream,
+        router: Router,
+        answering: Answering,
+        peer: object,
+        is_local: bool,
     ) -> None:
         self._stream = stream
         self._router = router
         self._answering = answering
         self._peer = peer
+        self._is_local = is_local
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._is_head = False
 
@@ -71,7 +81,8 @@ class _Exchange:
             if request is None:
                 return
             with self._answering():
-                response = await self._router.answer(replace(request, peer=self._peer))
+                known = replace(request, peer=self._peer, is_local=self._is_local)
+                response = await self._router.answer(known)
                 accept = request.headers.get("accept-encoding", "")
                 await self._send(encoded(response, accept))
         await self._linger()

@@ -8,6 +8,7 @@ from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TEXT: Final = "text/plain; charset=utf-8"
+HTML: Final = "text/html; charset=utf-8"
 JSON: Final = "application/json"
 
 _MAX_PARAMETERS: Final = 200  # of a query; splitting one takes time
@@ -23,6 +24,7 @@ class Request:
       headers: by names in lower case; several of one name are joined by commas.
       parameters: those in the path, as the route that matched names them.
       peer: the client, as the server's `server.Identify` tells it.
+      is_local: whether only this machine's clients reach its listener.
     """
 
     method: str
@@ -32,6 +34,7 @@ class Request:
     body: bytes = b""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     peer: Any = None
+    is_local: bool = False
 
 
 Body = bytes | AsyncGenerator[bytes, None]

@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from ipaddress import ip_address
 from typing import Any, Final
 
 import trio
@@ -42,6 +43,14 @@ def unidentified(_client: socket.socket) -> None:
 
 def without_tls() -> None:
     """Return no certificates."""
+
+
+def is_local(listener: socket.socket) -> bool:
+    """Return whether only clients of this machine reach a listener: a Unix or loopback address."""
+    if listener.family == socket.AF_UNIX:
+        return True
+    address = ip_address(listener.getsockname()[0].partition("%")[0])
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 class HttpServer:
@@ -121,9 +130,9 @@ class HttpServer:
                 continue
             pause = _FIRST_PAUSE
             self._close_oldest()
-            clients.start_soon(self._serve, client, name="http client")
+            clients.start_soon(self._serve, client, is_local(sock), name="http client")
 
-    async def _serve(self, client: socket.socket) -> None:
+    async def _serve(self, client: socket.socket, is_local: bool) -> None:
         """Serve one client, and close it: at its end, after its lifetime or when cancelled."""
         stream = self._encrypted(trio.SocketStream(trio.socket.from_stdlib_socket(client)))
         with trio.move_on_after(self._lifetime) as scope:
@@ -131,7 +140,7 @@ class HttpServer:
             try:
                 async with stream:
                     peer = self._identify(client)
-                    await exchange(stream, self._router, self._answering, peer)
+                    await exchange(stream, self._router, self._answering, peer, is_local=is_local)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass  # the client has gone
             except Exception as error:  # noqa: BLE001 - one client must not end the daemon

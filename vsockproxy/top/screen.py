@@ -14,6 +14,7 @@ from typing import Final, Literal, NamedTuple
 from rich.cells import cell_len
 from rich.text import Text
 
+from vsockproxy.log.format import escape
 from vsockproxy.readable import count, duration, size
 from vsockproxy.top.panel import Panel
 from vsockproxy.top.traffic import HISTORY, Answer, RouteRates, Snapshot, Traffic
@@ -37,7 +38,7 @@ _STYLES: Final = {
     "dialling": "yellow",
 }
 _BRIEF: Final = {"half-closed": "half", "dialling": "dials"}
-_KEYS: Final = "q quit  s sort  r reverse  / filter  p pause  k kill  ? help"
+_KEYS: Final = "q quit  s sort  r reverse  / filter  p freeze  k kill  ? help"
 _HELP: Final = """\
 up, down   select a connection; also page up, page down, home, end
 k, delete  end the selected connection, after confirmation
@@ -45,7 +46,7 @@ s          next sort key: rate, bytes, age, idle, id, route, client
 r          reverse the order
 /          filter by id, route, client, target or state
 escape     clear the filter
-p, space   pause or resume refreshing
+p, space   freeze the screen, or refresh it again; routes go on
 ?, h       show this help
 q          quit
 
@@ -219,7 +220,7 @@ class _Layout:
     def _line(self, columns: Sequence[_Column], cells: Sequence[Text | str]) -> Text:
         line = Text()
         for column, cell in zip(columns, cells, strict=True):
-            text = Text(cell) if isinstance(cell, str) else cell
+            text = Text(escape(cell)) if isinstance(cell, str) else cell
             text.truncate(column.width, overflow=self._overflow)
             text.align("right" if column.is_right else "left", column.width)
             line.append_text(text).append(" ")
@@ -244,9 +245,10 @@ def _state(traffic: Traffic, panel: Panel) -> Text:
     if traffic.trouble is not None:
         return Text(f"no answer from the daemon, retrying: {traffic.trouble}", "bold red")
     if panel.is_paused:
-        return Text("paused; press p to resume", "bold yellow")
+        return Text("screen frozen; press p to refresh it again", "bold yellow")
     if traffic.snapshot is not None and traffic.snapshot.status["not_ready"]:
-        return Text(f"not ready: {'; '.join(traffic.snapshot.status['not_ready'])}", "bold red")
+        reasons = "; ".join(traffic.snapshot.status["not_ready"])
+        return Text(escape(f"not ready: {reasons}"), "bold red")
     only = f", filter {panel.filter!r} (escape clears it)" if panel.filter else ""
     return Text(f"connections by {panel.sort}, {panel.direction}ending{only}")
 
@@ -267,7 +269,8 @@ def _event(event: Answer) -> str:
     """Return an event as one line; ``I``, ``W`` and ``E`` are info, warning and error."""
     when = time.strftime("%H:%M:%S", time.localtime(event["time"]))
     about = f"{event['route']}: " if event["route"] else ""
-    return f"{when} {event['level'][0].upper()} {about}{event['event']}: {event['message']}"
+    line = f"{when} {event['level'][0].upper()} {about}{event['event']}: {event['message']}"
+    return escape(line)
 
 
 def _connection(connection: Answer, *, wide: bool) -> list[Text | str]:
