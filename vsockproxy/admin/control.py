@@ -7,6 +7,7 @@ daemon's state is read by `view`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,6 +36,7 @@ from vsockproxy.http.message import JSON, HttpError, Request, Response
 from vsockproxy.http.router import Route, Router
 from vsockproxy.http.server import HttpServer
 from vsockproxy.log.output import Throttle, get_logger
+from vsockproxy.readable import escape
 from vsockproxy.stats import RouteStats
 
 _SEE_SCHEMA: Final = "GET /v1/schema lists the operations and their parameters"
@@ -44,7 +46,19 @@ _REMEDIES: Final = {
 }
 
 
-_dumped: Final = partial(to_json, inf_nan_mode="null")
+def _dumped(value: object) -> bytes:
+    """Return a value as JSON in printable ASCII: curl(1) shows it on any terminal."""
+    content = to_json(value, inf_nan_mode="null")
+    return content if _is_plain(content) else _NOT_PLAIN.sub(_escaped, content.decode()).encode()
+
+
+_is_plain: Final = re.compile(rb"[ -~]*").fullmatch
+_NOT_PLAIN: Final = re.compile(r"[^ -~]")
+
+
+def _escaped(match: re.Match[str]) -> str:
+    units = match[0].encode("utf-16-be")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
 
 
 class ApiError(HttpError):
@@ -243,7 +257,7 @@ class _Api:
             raise ApiError(409, str(error), error.remedy) from error
         names = {name: list(listed) for name, listed in asdict(changes).items()}
         return schema.Reloaded(
-            fingerprint=daemon.reloads.fingerprint, source=daemon.config.source, **names
+            fingerprint=daemon.reloads.fingerprint, source=escape(daemon.config.source), **names
         )
 
     # ---- lookup ----

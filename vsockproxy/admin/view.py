@@ -31,6 +31,7 @@ from vsockproxy.config.changes import TABLES, Facts, RouteFacts
 from vsockproxy.config.guest import Guest
 from vsockproxy.config.settings import Config, Route
 from vsockproxy.connection import Connection
+from vsockproxy.readable import escape
 from vsockproxy.stats import RouteStats, TargetState
 
 _ADDRESSES: Final = (TcpEndpoint, VsockEndpoint, UnixEndpoint, MuxEndpoint, FdEndpoint)
@@ -44,7 +45,7 @@ def status(daemon: Daemon) -> schema.Status:
         pid=os.getpid(),
         started=daemon.started,
         uptime_seconds=time() - daemon.started,
-        source=daemon.config.source,
+        source=_text(daemon.config.source),
         fingerprint=daemon.reloads.fingerprint,
         pump=daemon.pump_name,
         ready=not not_ready,
@@ -63,7 +64,7 @@ def route(daemon: Daemon, stats: RouteStats) -> schema.Route:
     error = stats.last_error
     return schema.Route(
         name=stats.route.name,
-        listen=str(stats.route.listen),
+        listen=_text(stats.route.listen),
         targets=[_target(target) for target in stats.targets],
         by=stats.route.by,
         to=stats.route.to,
@@ -87,7 +88,7 @@ def route(daemon: Daemon, stats: RouteStats) -> schema.Route:
 
 def _target(target: TargetState) -> schema.Target:
     return schema.Target(
-        address=str(target.address),
+        address=_text(target.address),
         state=target.name,
         state_seconds=target.seconds,
         last_error=None if target.last_error is None else str(target.last_error),
@@ -103,8 +104,8 @@ def connection(live: Connection, rates: Rates) -> schema.Connection:
         id=live.number,
         route=live.route.name,
         client=live.client,
-        asked=None if live.request is None else str(live.request),
-        target=str(live.target),
+        asked=None if live.request is None else _text(live.request),
+        target=_text(live.target),
         state=live.stage if live.dial_seconds is None else "half-closed" if half_closed else "open",
         halves=schema.Halves(
             upstream="ended" if upstream_ended else "open",
@@ -153,7 +154,7 @@ def _listed(value: object) -> object:
 
 def _settings(config: Config, fingerprint: str) -> schema.Configuration:
     return schema.Configuration(
-        source=config.source,
+        source=_text(config.source),
         fingerprint=fingerprint,
         routes=map(_route_settings, config.routes),
         guests=map(_guest_settings, config.guests),
@@ -184,9 +185,9 @@ def events(daemon: Daemon, after: int) -> list[schema.Event]:
 def _route_settings(settings: Route) -> schema.RouteSettings:
     return schema.RouteSettings(
         name=settings.name,
-        listen=str(settings.listen),
-        target=str(settings.target),
-        targets=[str(target) for target in settings.targets],
+        listen=_text(settings.listen),
+        target=_text(settings.target),
+        targets=[_text(target) for target in settings.targets],
         by=settings.by,
         to=settings.to,
         policy=plain(settings.policy),
@@ -195,7 +196,7 @@ def _route_settings(settings: Route) -> schema.RouteSettings:
 
 def _guest_settings(guest: Guest) -> schema.GuestSettings:
     to_host = guest.to_host or getattr(guest.way, "to_host", False)
-    return schema.GuestSettings(name=guest.name, way=str(guest.way), to_host=to_host)
+    return schema.GuestSettings(name=guest.name, way=_text(guest.way), to_host=to_host)
 
 
 def _one_or_list(addresses: list[str]) -> str | list[str] | None:
@@ -209,7 +210,12 @@ def plain(value: object) -> Any:
         return [plain(item) for item in value]
     if is_dataclass(value) and not isinstance(value, (*_ADDRESSES, type)) and not _is_rule(value):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    return value if value is None or isinstance(value, int | float) else _text(value)
+
+
+def _text(value: object) -> str:
+    """Return a text that JSON can hold: a file's name need not be UTF-8."""
+    return escape(str(value))
 
 
 def _is_rule(value: object) -> bool:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vsockproxy import __version__
+from vsockproxy.cli.output import Color, say
 from vsockproxy.cli.program import (
+    ColorOption,
     ConfigOption,
     SocketOption,
     daemon_client,
@@ -45,6 +47,7 @@ def check(
     diff: Annotated[
         bool, typer.Option("--diff", help="Show what it changes in the running daemon.")
     ] = False,
+    _color: ColorOption = Color.AUTO,
 ) -> None:
     """Show the routes of a configuration file, or all of its problems.
 
@@ -77,16 +80,16 @@ def _show_changes(config: Config, file: Path | None, socket: Path | None) -> Non
         running = answered_facts(daemon.get("/v1/config"))
     changes = compare(running, facts_as_answered(config, daemon.path))
     for line in describe(asdict(changes)):
-        typer.echo(line)
+        say(line)
 
 
 def version() -> None:
     """Show the version, the Python it runs on, and which pump moves the bytes and why."""
     import trio  # noqa: PLC0415 - at its use
 
-    typer.echo(f"vsockproxy {__version__}")
-    typer.echo(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
-    typer.echo(f"pump: {trio.run(_describe_pump)}")
+    say(f"vsockproxy {__version__}")
+    say(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    say(f"pump: {trio.run(_describe_pump)}")
 
 
 async def _describe_pump() -> str:
@@ -125,4 +128,4 @@ def health(
             answer = probe.ask(listen, timeout)
     except VsockproxyError as error:
         fail(*str(error).splitlines())
-    typer.echo(answer)
+    say(answer)

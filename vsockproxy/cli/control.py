@@ -5,7 +5,6 @@ Owns: `status`, `connections`, `kill`, `pause`, `drain`, `resume` and `reload`.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from enum import StrEnum
@@ -14,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vsockproxy.cli.program import ConfigOption, JsonOption, SocketOption, daemon_client, fail
+from vsockproxy.cli.output import Color, say, say_json
+from vsockproxy.cli.program import (
+    ColorOption,
+    ConfigOption,
+    JsonOption,
+    SocketOption,
+    daemon_client,
+    fail,
+)
 from vsockproxy.errors import VsockproxyError
 from vsockproxy.readable import count
 
@@ -88,13 +95,17 @@ def add_to(app: typer.Typer) -> None:
 
 
 def status(
-    config: ConfigOption = None, *, socket: SocketOption = None, as_json: JsonOption = False
+    config: ConfigOption = None,
+    *,
+    socket: SocketOption = None,
+    as_json: JsonOption = False,
+    _color: ColorOption = Color.AUTO,
 ) -> None:
     """Show the running daemon and the state, connections, bytes and last error of each route."""
     with daemon_client(config, socket) as client:
         daemon, routes = client.get("/v1/status"), client.get("/v1/routes")
     if as_json:
-        typer.echo(json.dumps({**daemon, **routes}, indent=2))
+        say_json({**daemon, **routes})
         return
     from vsockproxy.cli import tables  # noqa: PLC0415 - at its use
 
@@ -111,6 +122,7 @@ def connections(
     limit: Annotated[int, typer.Option(min=1, max=_LARGEST_PAGE, help="Maximum rows.")] = 100,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh every second.")] = False,
     as_json: JsonOption = False,
+    _color: ColorOption = Color.AUTO,
 ) -> None:
     """List live connections: client, target, state, bytes, rate, idle time and age.
 
@@ -136,7 +148,7 @@ def connections(
 def _print_all(daemon: Client, query: Answer) -> None:
     pages = list(daemon.connections(**query, limit=_LARGEST_PAGE))
     everything = [live for page in pages for live in page["connections"]]
-    typer.echo(json.dumps({"total": len(everything), "connections": everything}, indent=2))
+    say_json({"total": len(everything), "connections": everything})
 
 
 def kill(
@@ -164,7 +176,7 @@ def kill(
             ended, missing = _kill_each(daemon, ids)
         else:
             ended, missing = daemon.post("/v1/connections/end", given)["ended"], []
-    typer.echo(f"ended {count(len(ended), 'connection')}")
+    say(f"ended {count(len(ended), 'connection')}")
     if missing:
         fail(*missing)
 
@@ -242,7 +254,7 @@ def _order(
                 failures += str(error).splitlines()
             else:
                 live = count(answer["live"], "live connection")
-                typer.echo(f"{answer['name']}: {answer['state']}, {live}")
+                say(f"{answer['name']}: {answer['state']}, {live}")
     if failures:
         fail(*failures)
 
@@ -265,8 +277,8 @@ def reload(
     with daemon_client(config, socket) as daemon:
         answer = daemon.post("/v1/reload?dry_run=true" if dry_run else "/v1/reload")
     if dry_run:
-        typer.echo(f"a reload of {answer['source']} would change:")
+        say(f"a reload of {answer['source']} would change:")
     else:
-        typer.echo(f"reloaded {answer['source']}: {answer['fingerprint']}")
+        say(f"reloaded {answer['source']}: {answer['fingerprint']}")
     for line in describe(answer):
-        typer.echo(f"  {line}")
+        say(f"  {line}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, closing, contextmanager, nullcontext
 from functools import partial
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from vsockproxy.cli.output import Color, is_colored, say
 from vsockproxy.cli.program import (
     FAILED,
     WRONG,
+    ColorOption,
     ConfigOption,
     fail,
     read,
@@ -42,7 +45,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(short_help="Run the daemon with an embedded guest, without a VM.")(demo)
 
 
-def run(config: ConfigOption = None) -> None:
+def run(config: ConfigOption = None, *, _color: ColorOption = Color.AUTO) -> None:
     """Run the daemon with the routes of a file, or of $VSOCKPROXY_FORWARD.
 
     SIGTERM or SIGINT drains: the daemon closes its listeners and waits at most
@@ -84,6 +87,7 @@ def forward(
     log_format: Annotated[
         str | None, typer.Option(metavar="FORMAT", help="auto, human, logfmt or json.")
     ] = None,
+    _color: ColorOption = Color.AUTO,
 ) -> None:
     """Run the daemon with a route from each LISTEN to the TARGET after it.
 
@@ -149,6 +153,7 @@ def demo(
             help="Run these routes, with a guest for each vsock-mux target.",
         ),
     ] = None,
+    _color: ColorOption = Color.AUTO,
 ) -> None:
     """Run the daemon with an embedded guest, to try vsockproxy without a VM.
 
@@ -179,7 +184,7 @@ def demo(
         _serve(
             built,
             beside=embedded.embedded_guests(built, delay),
-            ready=lambda: typer.echo(embedded.greeting(built, os.environ, delay)),
+            ready=lambda: say(*embedded.greeting(built, os.environ, delay).split("\n")),
             hint=(
                 f"to use other ports or paths, edit {config}"
                 if config
@@ -213,7 +218,7 @@ def _serve(
 
     failures: list[str] = []
     drained, status = False, FAILED
-    with closing(configure(config.log)):
+    with closing(configure(config.log, colors=is_colored(sys.stderr))):
         try:
             serve = partial(supervise, load=load, is_file=is_file)
             with _one_line_without_memory():

@@ -29,8 +29,12 @@ def configure(
     settings: LogSettings,
     stream: TextIO | None = None,
     environ: Mapping[str, str] = os.environ,
+    *,
+    colors: bool | None = None,
 ) -> Output:
     """Send every event of this process to ``stream``, standard error by default.
+
+    Lines for people have colours if ``colors`` is true; by default on a terminal.
 
     A line that cannot be written (a full disk, a closed pipe, a stalled reader) is dropped and
     counted; the daemon goes on.  A logger that has logged before keeps its old configuration.
@@ -40,7 +44,7 @@ def configure(
     Raises:
       OSError: no descriptor is left for a duplicate of the stream's.
     """
-    output = Output(sys.stderr if stream is None else stream, environ)
+    output = Output(sys.stderr if stream is None else stream, environ, colors)
     output.use(settings)
     structlog.configure(
         processors=output.processors,
@@ -74,13 +78,16 @@ def lines_lost() -> int:
 class Output:
     """The destination of the lines, and structlog's logger and logger factory at once."""
 
-    def __init__(self, stream: TextIO, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, stream: TextIO, environ: Mapping[str, str], colors: bool | None = None
+    ) -> None:
         # Past the stream's buffer: Python would flush a line that a full disk refused again at
         # exit, fail again, and end with status 120.
         self._writer: LineWriter | None = None
         self._put: Callable[[str], object] = stream.write
         self._descriptor: int | None = None
         self._is_terminal = stream.isatty()
+        self._colors = self._is_terminal if colors is None else colors
         self._environ = environ
         # Loggers keep this list: it is changed in place.
         self.processors: list[Processor] = []
@@ -88,7 +95,9 @@ class Output:
             self._descriptor = stream.fileno()
         except OSError:  # io.UnsupportedOperation: a stream in memory
             return
-        self._writer = LineWriter(self._descriptor, _report_lost)
+        # A file's lines are UTF-8 in every locale; a terminal gets what its locale can spell.
+        encoding = stream.encoding if self._is_terminal else "utf-8"
+        self._writer = LineWriter(self._descriptor, _report_lost, encoding)
         self._put = self._writer.put
 
     def use(self, settings: LogSettings) -> None:
@@ -96,7 +105,10 @@ class Output:
         self.processors[:] = [
             _dropped_below(settings.level),
             *rendering.processors(
-                settings.format, is_terminal=self._is_terminal, in_journal=self._is_journal()
+                settings.format,
+                is_terminal=self._is_terminal,
+                in_journal=self._is_journal(),
+                colors=self._colors,
             ),
         ]
 
