@@ -21,7 +21,7 @@ from vsockproxy.config.source import default_file
 COMMANDS: Final = (
     *("run", "forward", "demo", "connect", "ssh-config", "check", "health", "version"),
     *("doctor", "probe", "cid", "guests"),
-    *("status", "connections", "kill", "pause", "drain", "resume", "reload"),
+    *("status", "connections", "kill", "pause", "drain", "resume", "reload", "log-level"),
 )
 
 

@@ -56,6 +56,7 @@ ARGUMENTS: Final[dict[str, list[str]]] = {
     "resume": ["{name}", "{hostile}"],
     "reload": [],
     "top": [],
+    "log-level": ["info"],
 }
 
 

@@ -35,7 +35,7 @@ from vsockproxy.http.loop_share import body_of, every
 from vsockproxy.http.message import JSON, HttpError, Request, Response
 from vsockproxy.http.router import Route, Router
 from vsockproxy.http.server import HttpServer
-from vsockproxy.log.output import Throttle, get_logger
+from vsockproxy.log.output import Throttle, get_logger, set_level
 from vsockproxy.readable import escape
 from vsockproxy.stats import RouteStats
 
@@ -259,6 +259,12 @@ class _Api:
         return schema.Reloaded(
             fingerprint=daemon.reloads.fingerprint, source=escape(daemon.config.source), **names
         )
+
+    async def log_level(self, call: _Call) -> schema.LogLevelSet:
+        request: schema.LogLevelRequest = call.body
+        level = set_level(request.level)
+        get_logger().info("log_level_changed", to=level)
+        return schema.LogLevelSet(level=level)
 
     # ---- lookup ----
 

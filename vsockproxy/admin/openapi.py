@@ -104,6 +104,14 @@ OPERATIONS: Final = (
         schema.Reloaded,
         query=schema.ReloadQuery,
     ),
+    Operation(
+        "log_level",
+        "POST",
+        "/v1/log-level",
+        "Log from another level on, until the daemon ends.",
+        schema.LogLevelSet,
+        body=schema.LogLevelRequest,
+    ),
     Operation("config", "GET", "/v1/config", "Get the configuration.", schema.Configuration),
     Operation(
         "events",

@@ -31,6 +31,7 @@ from vsockproxy.config.changes import TABLES, Facts, RouteFacts
 from vsockproxy.config.guest import Guest
 from vsockproxy.config.settings import Config, Route
 from vsockproxy.connection import Connection
+from vsockproxy.log.output import current_level
 from vsockproxy.readable import escape
 from vsockproxy.stats import RouteStats, TargetState
 
@@ -51,6 +52,8 @@ def status(daemon: Daemon) -> schema.Status:
         ready=not not_ready,
         not_ready=not_ready,
         closed_routes=daemon.closed_routes(),
+        log_level=current_level(),
+        log_level_configured=daemon.config.log.level,
         live=daemon.supervisor.live(),
         descriptors_free=daemon.supervisor.admission.descriptors_free(),
         reloads=dict(daemon.reloads.results),

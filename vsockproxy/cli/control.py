@@ -92,6 +92,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(short_help="Close routes' listeners, keep their connections.")(drain)
     app.command(short_help="Resume paused or drained routes.")(resume)
     app.command(short_help="Reload the configuration.")(reload)
+    app.command("log-level", short_help="Change what the daemon logs.")(log_level)
 
 
 def status(
@@ -282,3 +283,29 @@ def reload(
         say(f"reloaded {answer['source']}: {answer['fingerprint']}")
     for line in describe(answer):
         say(f"  {line}")
+
+
+class Level(StrEnum):
+    """A level of the log; ``reset`` is the one of the start."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    RESET = "reset"
+
+
+def log_level(
+    level: Annotated[Level, typer.Argument(help="The least severe level that is logged.")],
+    config: ConfigOption = None,
+    *,
+    socket: SocketOption = None,
+) -> None:
+    """Log from another level on, until the daemon ends; status shows it.
+
+    It wins over --log-level, $VSOCKPROXY_LOG_LEVEL and the file, also after a
+    reload. reset goes back to these.
+    """
+    wanted = None if level is Level.RESET else level.value
+    with daemon_client(config, socket) as daemon:
+        say(f"log level: {daemon.post('/v1/log-level', {'level': wanted})['level']}")

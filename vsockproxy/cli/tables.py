@@ -78,6 +78,9 @@ def cell(text: str, style: str = "") -> Text:
 def status(daemon: Answer, routes: Answer) -> RenderableType:
     """Return a line about the daemon, a table of its routes, and the last error of each."""
     parts: list[RenderableType] = [cell(_summary(daemon))]
+    if daemon["log_level"] != daemon["log_level_configured"]:
+        configured = daemon["log_level_configured"]
+        parts.append(cell(f"log level: {daemon['log_level']} (configured: {configured})", "yellow"))
     parts += [cell(f"not ready: {line}", "red") for line in daemon["not_ready"]]
     parts += [cell(line, "yellow") for line in daemon["closed_routes"]]
     parts += _failed_reload(daemon["failed_reload"])
