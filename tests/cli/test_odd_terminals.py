@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
@@ -20,7 +21,7 @@ import trio
 import typer.main
 
 from tests.admin.running_daemon import ControlledDaemon, controlled_daemon
-from tests.daemon_process import command
+from tests.daemon_process import command, daemon
 from tests.waiting import until
 from vsockproxy.address.endpoint import MuxEndpoint
 from vsockproxy.cli import app
@@ -64,11 +65,11 @@ ARGUMENTS: Final[dict[str, list[str]]] = {
 async def running(tmp_path: Path) -> AsyncIterator[ControlledDaemon]:
     """Yield a daemon whose one route has failed to reach a target with a hostile path."""
     target = MuxEndpoint(f"{tmp_path}/{HOSTILE}", 80)
-    async with controlled_daemon(tmp_path, NAME, target=target) as daemon:
-        client = await daemon.connect(NAME)
-        await until(lambda: daemon.stats(NAME).last_error)
+    async with controlled_daemon(tmp_path, NAME, target=target) as started:
+        client = await started.connect(NAME)
+        await until(lambda: started.stats(NAME).last_error)
         await client.aclose()
-        yield daemon
+        yield started
 
 
 @pytest.fixture
@@ -229,3 +230,12 @@ def test_the_log_for_people_has_colours_as_the_option_says(
     done = command(name, *arguments[name], "--color", color)
     assert "pump_started" in done.stderr
     assert ("\x1b[" in done.stderr) == (color == "always")
+
+
+@pytest.mark.parametrize("name", ["status", "connections"])
+async def test_watch_redraws_until_it_is_interrupted(running: ControlledDaemon, name: str) -> None:
+    environ = {"VSOCKPROXY_ADMIN": str(running.socket)}
+    async with daemon(name, "--watch", environ=environ) as watching:
+        await until(lambda: watching.output.count("route ") > 1)
+        watching.send_signal(signal.SIGINT)
+        assert await watching.wait() == 0

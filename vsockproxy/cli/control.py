@@ -44,16 +44,25 @@ ClientOption = Annotated[
 
 def _route_names(context: typer.Context, incomplete: str) -> list[str]:
     """Return the route names that complete a word; none if no daemon answers."""
+    return [name for name in _asked(context, "routes", "name") if name.startswith(incomplete)]
+
+
+def _asked(context: typer.Context, what: str, key: str) -> list[str]:
+    """Return a field of each route or connection of the daemon; none if it does not answer."""
     from vsockproxy.admin.client import Client, find_socket  # noqa: PLC0415 - at its use
 
     options = (context.params.get("socket"), context.params.get("config"))
     path, config = (Path(option) if option else None for option in options)
     try:
         client = Client(find_socket(path, config, os.environ), _COMPLETION_TIMEOUT)
-        names = [route["name"] for route in client.get("/v1/routes")["routes"]]
+        return [str(one[key]) for one in client.get(f"/v1/{what}")[what]]
     except VsockproxyError:
         return []
-    return [name for name in names if name.startswith(incomplete)]
+
+
+def _ids(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the ids of live connections that complete a word; none if no daemon answers."""
+    return [one for one in _asked(context, "connections", "id") if one.startswith(incomplete)]
 
 
 RoutesArgument = Annotated[
@@ -95,22 +104,31 @@ def add_to(app: typer.Typer) -> None:
     app.command("log-level", short_help="Change what the daemon logs.")(log_level)
 
 
+WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Refresh every second.")]
+
+
 def status(
     config: ConfigOption = None,
     *,
     socket: SocketOption = None,
+    watch: WatchOption = False,
     as_json: JsonOption = False,
     _color: ColorOption = Color.AUTO,
 ) -> None:
     """Show the running daemon and the state, connections, bytes and last error of each route."""
     with daemon_client(config, socket) as client:
-        daemon, routes = client.get("/v1/status"), client.get("/v1/routes")
-    if as_json:
-        say_json({**daemon, **routes})
-        return
-    from vsockproxy.cli import tables  # noqa: PLC0415 - at its use
+        if as_json:
+            say_json({**client.get("/v1/status"), **client.get("/v1/routes")})
+            return
+        from vsockproxy.cli import tables  # noqa: PLC0415 - at its use
 
-    tables.show(sys.stdout, tables.status(daemon, routes))
+        def table() -> Any:
+            return tables.status(client.get("/v1/status"), client.get("/v1/routes"))
+
+        if watch:
+            tables.watch(sys.stdout, table, _EVERY)
+        else:
+            tables.show(sys.stdout, table())
 
 
 def connections(
@@ -121,7 +139,7 @@ def connections(
     client: ClientOption = None,
     sort: Annotated[Sort, typer.Option(help="Sort key; numbers descend.")] = Sort.ID,
     limit: Annotated[int, typer.Option(min=1, max=_LARGEST_PAGE, help="Maximum rows.")] = 100,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh every second.")] = False,
+    watch: WatchOption = False,
     as_json: JsonOption = False,
     _color: ColorOption = Color.AUTO,
 ) -> None:
@@ -155,7 +173,7 @@ def _print_all(daemon: Client, query: Answer) -> None:
 def kill(
     ids: Annotated[
         list[int] | None,
-        typer.Argument(metavar="ID...", help="Ids, as shown by connections."),
+        typer.Argument(metavar="ID...", help="Ids, as shown by connections.", autocompletion=_ids),
     ] = None,
     config: ConfigOption = None,
     *,
