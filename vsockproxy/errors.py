@@ -1,6 +1,7 @@
 """What can go wrong, as types, and the words an operator can act on.
 
-Owns: the exception tree.  The sentences and remedies of failed sockets are rows of `reasons`.
+Owns: the exception tree; messages that quote files and peers have printable characters only.
+The sentences and remedies of failed sockets are rows of `reasons`.
 Knows nothing of sockets, trio or configuration.
 
 The tree splits by the party that must act:
@@ -15,6 +16,7 @@ import errno as _errno
 from dataclasses import dataclass
 from typing import Self
 
+from vsockproxy.readable import escape
 from vsockproxy.reasons import Addressed, Cause, Operation, Reason, explain
 
 
@@ -74,7 +76,7 @@ class ConfigError(VsockproxyError):
                 place += f":{problem.column}"
         if problem.path:
             place += f": {problem.path}"
-        return f"{place}: {problem.message}"
+        return escape(f"{place}: {problem.message}")
 
 
 class SocketError(VsockproxyError):
@@ -103,12 +105,12 @@ class SocketError(VsockproxyError):
     ) -> None:
         self.endpoint = endpoint
         self.reason: Reason = reason
-        self.explanation = explanation
-        self.remedy = remedy
+        self.explanation = escape(explanation)
+        self.remedy = escape(remedy)
         self.errno = errno
         code = "" if errno is None else f" [{_errno.errorcode.get(errno, errno)}]"
-        self.summary = f"cannot {self.operation} {endpoint}: {explanation}{code}"
-        super().__init__(f"{self.summary}; {remedy}" if remedy else self.summary)
+        self.summary = f"cannot {self.operation} {escape(str(endpoint))}: {self.explanation}{code}"
+        super().__init__(f"{self.summary}; {self.remedy}" if remedy else self.summary)
 
     def with_context(self, words: str) -> Self:
         """Return a copy without a traceback whose sentence ends with ``words``, if any.

@@ -1,11 +1,12 @@
-"""Sizes, durations and counts as text, in the same form in every command.
+"""Sizes, durations and counts as text, in the same form in every command; foreign text in one line.
 
-Owns: the three forms.  JSON, logs and metrics do not use them: they hold plain numbers of
+Owns: these forms.  JSON, logs and metrics do not use the first three: they hold plain numbers of
 bytes and seconds.
 """
 
 from __future__ import annotations
 
+import codecs
 from typing import Final
 
 _SIZES: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -48,3 +49,20 @@ def _short(number: float, unit: str) -> str:
 def count(number: int, noun: str) -> str:
     """Return a number and its noun, in the plural unless the number is 1: ``2 connections``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+# Looked up at import: the first look-up opens a file, and later no descriptor may be left.
+_escape_character: Final = codecs.lookup("unicode_escape").encode
+
+
+def escape(text: str) -> str:
+    r"""Return ``text`` with non-printable characters as Python's escapes: ``\n``, ``\x1b``.
+
+    Names, addresses and answers that a client, a VMM or a file chose can then neither forge a
+    line, nor control a terminal, nor turn the direction of writing.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else _escape_character(char)[0].decode() for char in text
+    )

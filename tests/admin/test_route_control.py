@@ -211,7 +211,12 @@ async def test_readyz_with_an_unknown_parameter_is_an_error(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("path", "body"), [("/v1/connections/end", {"all": True}), ("/v1/reload", None)]
+    ("path", "body"),
+    [
+        ("/v1/connections/end", {"all": True}),
+        ("/v1/reload", None),
+        ("/v1/log-level", {"level": "error"}),
+    ],
 )
 async def test_a_repeated_order_to_the_daemon_succeeds(
     tmp_path: Path, path: str, body: object
@@ -222,7 +227,7 @@ async def test_a_repeated_order_to_the_daemon_succeeds(
 
 def test_every_order_is_repeated_in_a_test() -> None:
     orders = {one.name for one in OPERATIONS if one.method == "POST" and not one.changes}
-    assert orders == {*VERBS, "end_some", "reload"}
+    assert orders == {*VERBS, "end_some", "log_level", "reload"}
 
 
 async def test_pause_queues_clients_until_resume_and_survives_a_reload(tmp_path: Path) -> None:

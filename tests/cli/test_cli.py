@@ -1,5 +1,6 @@
 """The command line: help, errors, `check`, and the choice of the configuration file."""
 
+import json
 import os
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from vsockproxy.config.source import default_file
 COMMANDS: Final = (
     *("run", "forward", "demo", "connect", "ssh-config", "check", "health", "version"),
     *("doctor", "probe", "cid", "guests"),
-    *("status", "connections", "kill", "pause", "drain", "resume", "reload"),
+    *("status", "connections", "kill", "pause", "drain", "resume", "reload", "log-level"),
 )
 
 
@@ -54,6 +55,10 @@ def test_help_does_not_import_slow_modules() -> None:
 
 def test_version_shows_the_pump_and_the_reason() -> None:
     assert command("--version").stdout == f"vsockproxy {__version__}\n"
+    assert command("-V").stdout == f"vsockproxy {__version__}\n"
+    facts = json.loads(command("version", "--json").stdout)
+    assert facts["version"] == __version__
+    assert facts["pump"] in ("native", "portable")
     first, python, pump = command("version").stdout.splitlines()
     assert first == f"vsockproxy {__version__}"
     assert python.startswith("Python 3.")
@@ -141,6 +146,14 @@ def test_check_shows_each_route_on_one_line_without_a_terminal(
     ]
     assert summary == "4 routes; metrics: tcp:9490"
     assert not_direct == "not direct: db: its target's host name is resolved at each dial"
+
+
+def test_a_quiet_check_prints_nothing_but_problems(write: Write) -> None:
+    done = command("check", "--quiet", write())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = command("check", "-q", write("[logs]\n"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "logs" in done.stderr
 
 
 def test_check_fits_a_terminal_of_80_columns(write: Write) -> None:

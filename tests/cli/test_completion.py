@@ -64,7 +64,11 @@ async def test_a_routes_name_is_completed_from_the_running_daemon(tmp_path: Path
         environ = {"VSOCKPROXY_ADMIN": str(running.socket)}
         complete = partial(completed, "bash", tmp_path=tmp_path, environ=environ)
         names = await trio.to_thread.run_sync(complete, BASH.format(words="drain w"))
+        client, connection = await running.live("web")
+        ids = await trio.to_thread.run_sync(complete, BASH.format(words="kill ''"))
+        await client.aclose()
         option = await trio.to_thread.run_sync(complete, BASH.format(words="kill --route d"))
+    assert ids == [str(connection.number)]
     assert names == ["web", "web-2"]
     assert option == ["db"]
 

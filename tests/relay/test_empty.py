@@ -18,6 +18,7 @@ from tests.waiting import PATIENCE, until
 from vsockproxy.address.endpoint import UnixEndpoint
 from vsockproxy.config.access import parse_rule
 from vsockproxy.config.settings import Policy, PumpChoice
+from vsockproxy.pump.transfer import EndReason
 
 LOOPBACK = (parse_rule("127.0.0.1"),)
 
@@ -54,6 +55,21 @@ async def test_without_log_empty_a_check_that_resets_has_no_line(choice: PumpCho
         await until(lambda: [one for one in route.stats.live if one.running])
         await reset(client)
         await route.closed("client_reset")
+        assert lines(route) == []
+
+
+@pytest.mark.parametrize("reason", ["drained", "shutdown"])
+async def test_an_empty_connection_that_ends_with_the_daemon_has_no_line_by_default(
+    choice: PumpChoice, reason: EndReason
+) -> None:
+    async with serving(Policy(), service=hold, choice=choice) as route:
+        async with route.connect() as client:
+            await until(lambda: [one for one in route.stats.live if one.running])
+            await client.send_eof()
+            [connection] = route.stats.live
+            connection.end(reason)
+            await route.closed(reason)
+        assert route.stats.connections == 1
         assert lines(route) == []
 
 

@@ -21,6 +21,7 @@ from vsockproxy.admin.socket_path import default_places, is_live, of_user
 from vsockproxy.config.source import ADMIN, PLACES, NoSourceError, find_source
 from vsockproxy.config.value import AUTO, OFF
 from vsockproxy.errors import ConfigError, VsockproxyError
+from vsockproxy.readable import escape
 from vsockproxy.unix_http import UnixConnection
 
 Answer = dict[str, Any]
@@ -140,7 +141,19 @@ def _read(response: HTTPResponse) -> Answer:
         answer = {}
     if not isinstance(answer, dict):
         raise ValueError("the answer is not an object")
-    return answer
+    return {name: _printable(value) for name, value in answer.items()}
+
+
+def _printable(value: Any) -> Any:
+    """Return a value of an answer, whose texts a terminal can show: a peer may have chosen them."""
+    match value:
+        case str():
+            return escape(value)
+        case list():
+            return [_printable(item) for item in value]
+        case dict():
+            return {escape(key): _printable(item) for key, item in value.items()}
+    return value
 
 
 def _refusal(status: int, answer: Answer) -> RequestError:

@@ -7,16 +7,16 @@ daemon's state is read by `view`.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Final, NoReturn
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import to_json
 
 from vsockproxy.admin import schema, view
 from vsockproxy.admin.daemon_interface import Daemon
+from vsockproxy.admin.json_body import json_bytes, json_pieces
 from vsockproxy.admin.openapi import OPERATIONS, Operation, openapi
 from vsockproxy.admin.permission import Requester, audit, denial, is_allowed, requester_of
 from vsockproxy.admin.probes import up_to_date
@@ -45,7 +45,8 @@ from vsockproxy.http.loop_share import body_of, every
 from vsockproxy.http.message import JSON, HttpError, Request, Response
 from vsockproxy.http.router import Answer, Route, Router
 from vsockproxy.http.server import HttpServer
-from vsockproxy.log.output import Throttle, get_logger
+from vsockproxy.log.output import Throttle, get_logger, set_level
+from vsockproxy.readable import escape
 from vsockproxy.stats import RouteStats
 
 _SEE_SCHEMA: Final = "GET /v1/schema lists the operations and their parameters"
@@ -53,13 +54,8 @@ _REMEDIES: Final = {
     413: "send one JSON object, as in GET /v1/schema",
     500: "report it with the log's line http_request_failed",
 }
-
-
 FORBIDDEN: Final = 403
 _LONGEST_AUDIT: Final = 1000  # characters of a request in the log
-
-
-_dumped: Final = partial(to_json, inf_nan_mode="null")
 
 
 class ApiError(HttpError):
@@ -154,29 +150,8 @@ async def _performed(
     if operation.body is not None:
         body = _validated(operation.body.model_validate_json, request.body)
     answer = await perform(_Call(request.parameters, query, body))
-    pieces = iter([_dumped(answer)]) if isinstance(answer, dict) else _json(answer)
+    pieces = iter([json_bytes(answer)]) if isinstance(answer, dict) else json_pieces(answer)
     return Response(await body_of(pieces), media_type=JSON)
-
-
-def _json(answer: BaseModel) -> Iterator[bytes]:
-    """Yield an answer as JSON, each item of its lists by itself: there can be thousands."""
-    before = b"{"
-    for name, value in answer:
-        yield before + _dumped(name) + b":"
-        if isinstance(value, Iterator):
-            yield from _json_list(value)
-        else:
-            yield _dumped(value)
-        before = b","
-    yield b"}"
-
-
-def _json_list(items: Iterator[object]) -> Iterator[bytes]:
-    before = b"["
-    for item in items:
-        yield before + _dumped(item)
-        before = b","
-    yield b"[]" if before == b"[" else b"]"
 
 
 def _validated(validate: Callable[[Any], BaseModel], data: object) -> BaseModel:
@@ -299,8 +274,14 @@ class _Api:
             raise ApiError(409, str(error), error.remedy) from error
         names = {name: list(listed) for name, listed in asdict(changes).items()}
         return schema.Reloaded(
-            fingerprint=daemon.reloads.fingerprint, source=daemon.config.source, **names
+            fingerprint=daemon.reloads.fingerprint, source=escape(daemon.config.source), **names
         )
+
+    async def log_level(self, call: _Call) -> schema.LogLevelSet:
+        request: schema.LogLevelRequest = call.body
+        level = set_level(request.level)
+        get_logger().info("log_level_changed", to=level)
+        return schema.LogLevelSet(level=level)
 
     # ---- what is added at run time ----
 

@@ -11,7 +11,7 @@ import html
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from vsockproxy.log.format import escape
+from vsockproxy.readable import escape
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --text: #1b1f24; --dim: #59636e; --back: #fff; --line: #d6dbe0;

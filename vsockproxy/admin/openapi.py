@@ -114,6 +114,14 @@ OPERATIONS: Final = (
         schema.Reloaded,
         query=schema.ReloadQuery,
     ),
+    Operation(
+        "log_level",
+        "POST",
+        "/v1/log-level",
+        "Log from another level on, until the daemon ends.",
+        schema.LogLevelSet,
+        body=schema.LogLevelRequest,
+    ),
     *(
         operation
         for kind, path in (("route", _ROUTE), ("guest", "/v1/guests/{name:path}"))

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
+from vsockproxy.config.process import LogLevel
 from vsockproxy.connection import Stage
 from vsockproxy.stats import RouteState, TargetStateName
 
@@ -71,6 +72,8 @@ class Status(BaseModel):
         list[str],
         _described("Routes that an operator or a missing folder keeps closed, a sentence each."),
     ]
+    log_level: Annotated[LogLevel, _described("The least severe level that is logged now.")]
+    log_level_configured: Annotated[LogLevel, _described("The level of [log].")]
     live: Annotated[int, _described("Live connections of all routes.")]
     descriptors_free: Annotated[int, _described("File descriptors available to connections.")]
     reloads: Annotated[dict[str, int], _described("Reloads, by result: success or failure.")]
@@ -226,6 +229,18 @@ class EndRequest(_Request):
     route: Annotated[str | None, _described("Name of a route.")] = None
     client: Annotated[str | None, _described("As in GET /v1/connections.")] = None
     all: Annotated[bool, _described("Every connection; excludes the filters.")] = False
+
+
+class LogLevelRequest(_Request):
+    """The level of the log from now on, until the daemon ends."""
+
+    level: Annotated[LogLevel | None, _described("Null is the level of the start.")]
+
+
+class LogLevelSet(BaseModel):
+    """The level of the log that holds now."""
+
+    level: LogLevel
 
 
 class Ended(BaseModel):

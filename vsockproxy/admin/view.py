@@ -33,6 +33,8 @@ from vsockproxy.config.guest import Guest
 from vsockproxy.config.permission import Grant
 from vsockproxy.config.settings import Config, Route
 from vsockproxy.connection import Connection
+from vsockproxy.log.output import current_level
+from vsockproxy.readable import escape
 from vsockproxy.stats import RouteStats, TargetState
 
 _AS_TEXT: Final = (TcpEndpoint, VsockEndpoint, UnixEndpoint, MuxEndpoint, FdEndpoint, Grant)
@@ -46,12 +48,14 @@ def status(daemon: Daemon) -> schema.Status:
         pid=os.getpid(),
         started=daemon.started,
         uptime_seconds=time() - daemon.started,
-        source=daemon.config.source,
+        source=_text(daemon.config.source),
         fingerprint=daemon.reloads.fingerprint,
         pump=daemon.pump_name,
         ready=not not_ready,
         not_ready=not_ready,
         closed_routes=daemon.closed_routes(),
+        log_level=current_level(),
+        log_level_configured=daemon.config.log.level,
         live=daemon.supervisor.live(),
         descriptors_free=daemon.supervisor.admission.descriptors_free(),
         reloads=dict(daemon.reloads.results),
@@ -65,7 +69,7 @@ def route(daemon: Daemon, stats: RouteStats) -> schema.Route:
     error = stats.last_error
     return schema.Route(
         name=stats.route.name,
-        listen=str(stats.route.listen),
+        listen=_text(stats.route.listen),
         targets=[_target(target) for target in stats.targets],
         by=stats.route.by,
         to=stats.route.to,
@@ -89,7 +93,7 @@ def route(daemon: Daemon, stats: RouteStats) -> schema.Route:
 
 def _target(target: TargetState) -> schema.Target:
     return schema.Target(
-        address=str(target.address),
+        address=_text(target.address),
         state=target.name,
         state_seconds=target.seconds,
         last_error=None if target.last_error is None else str(target.last_error),
@@ -105,8 +109,8 @@ def connection(live: Connection, rates: Rates[Connection]) -> schema.Connection:
         id=live.number,
         route=live.route.name,
         client=live.client,
-        asked=None if live.request is None else str(live.request),
-        target=str(live.target),
+        asked=None if live.request is None else _text(live.request),
+        target=_text(live.target),
         state=live.stage if live.dial_seconds is None else "half-closed" if half_closed else "open",
         halves=schema.Halves(
             upstream="ended" if upstream_ended else "open",
@@ -161,7 +165,7 @@ def _listed(value: object) -> object:
 
 def _settings(config: Config, fingerprint: str, added: Added) -> schema.Configuration:
     return schema.Configuration(
-        source=config.source,
+        source=_text(config.source),
         fingerprint=fingerprint,
         routes=(_route_settings(one, one.name in added.routes) for one in config.routes),
         guests=(_guest_settings(one, one.name in added.guests) for one in config.guests),
@@ -193,9 +197,9 @@ def events(daemon: Daemon, after: int) -> list[schema.Event]:
 def _route_settings(settings: Route, is_added: bool) -> schema.RouteSettings:
     return schema.RouteSettings(
         name=settings.name,
-        listen=str(settings.listen),
-        target=str(settings.target),
-        targets=[str(target) for target in settings.targets],
+        listen=_text(settings.listen),
+        target=_text(settings.target),
+        targets=[_text(target) for target in settings.targets],
         by=settings.by,
         to=settings.to,
         policy=plain(settings.policy),
@@ -206,7 +210,7 @@ def _route_settings(settings: Route, is_added: bool) -> schema.RouteSettings:
 def _guest_settings(guest: Guest, is_added: bool) -> schema.GuestSettings:
     to_host = guest.to_host or getattr(guest.way, "to_host", False)
     return schema.GuestSettings(
-        name=guest.name, way=str(guest.way), to_host=to_host, is_added=is_added
+        name=guest.name, way=_text(guest.way), to_host=to_host, is_added=is_added
     )
 
 
@@ -221,7 +225,12 @@ def plain(value: object) -> Any:
         return [plain(item) for item in value]
     if is_dataclass(value) and not isinstance(value, (*_AS_TEXT, type)) and not _is_rule(value):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    return value if value is None or isinstance(value, int | float) else _text(value)
+
+
+def _text(value: object) -> str:
+    """Return a text that JSON can hold: a file's name need not be UTF-8."""
+    return escape(str(value))
 
 
 def _is_rule(value: object) -> bool:

@@ -21,6 +21,7 @@ from vsockproxy.cli import diagnose as diagnosis
 from vsockproxy.cli import guests
 from vsockproxy.cli import run as daemons
 from vsockproxy.cli import top as top_command
+from vsockproxy.cli.output import make_unfailing
 from vsockproxy.cli.program import FAILED, app
 
 __all__ = ["app", "main"]
@@ -42,6 +43,7 @@ for commands in (
 def main() -> None:
     """Run the `vsockproxy` program."""
     _open_closed_streams()
+    make_unfailing()
     try:
         app(prog_name="vsockproxy")
     except OSError as error:

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vsockproxy import __version__
+from vsockproxy.cli.output import Color, say, say_json
 from vsockproxy.cli.program import (
+    ColorOption,
     ConfigOption,
+    JsonOption,
     SocketOption,
     daemon_client,
     fail,
@@ -45,6 +48,10 @@ def check(
     diff: Annotated[
         bool, typer.Option("--diff", help="Show what it changes in the running daemon.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print nothing but the problems.")
+    ] = False,
+    _color: ColorOption = Color.AUTO,
 ) -> None:
     """Show the routes of a configuration file, or all of its problems.
 
@@ -56,6 +63,8 @@ def check(
     read(lambda: _check_certificates(checked))
     if diff:
         _show_changes(checked, config or file, socket)
+        return
+    if quiet:
         return
     from vsockproxy.cli import tables  # noqa: PLC0415 - at its use
 
@@ -77,24 +86,30 @@ def _show_changes(config: Config, file: Path | None, socket: Path | None) -> Non
         running = answered_facts(daemon.get("/v1/config"))
     changes = compare(running, facts_as_answered(config, daemon.path))
     for line in describe(asdict(changes)):
-        typer.echo(line)
+        say(line)
 
 
-def version() -> None:
+def version(as_json: JsonOption = False) -> None:
     """Show the version, the Python it runs on, and which pump moves the bytes and why."""
     import trio  # noqa: PLC0415 - at its use
 
-    typer.echo(f"vsockproxy {__version__}")
-    typer.echo(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
-    typer.echo(f"pump: {trio.run(_describe_pump)}")
+    python, system = platform.python_version(), platform.system()
+    pump, why = trio.run(_describe_pump)
+    if as_json:
+        facts = {"version": __version__, "python": python, "system": system}
+        say_json({**facts, "machine": platform.machine(), "pump": pump, "why": why})
+        return
+    say(f"vsockproxy {__version__}")
+    say(f"Python {python} on {system} {platform.machine()}")
+    say(f"pump: {pump} ({why})")
 
 
-async def _describe_pump() -> str:
+async def _describe_pump() -> tuple[str, str]:
     from vsockproxy.config.settings import PumpSettings  # noqa: PLC0415 - at its use
     from vsockproxy.pump.choice import open_pump  # noqa: PLC0415 - at its use
 
     async with open_pump(PumpSettings()) as pump:
-        return f"{pump.name} ({pump.why})"
+        return pump.name, pump.why
 
 
 def health(
@@ -125,4 +140,4 @@ def health(
             answer = probe.ask(listen, timeout)
     except VsockproxyError as error:
         fail(*str(error).splitlines())
-    typer.echo(answer)
+    say(answer)

@@ -225,11 +225,14 @@ def ssh_config(
     if not line.isprintable():
         fail(f"{line!r} cannot be written to ssh_config: rename the file", status=WRONG)
     # The file may end without a newline.
-    typer.echo(f"\n# The guests of vsockproxy by name, as in: ssh root@GUEST.{domain}")
-    typer.echo(f"Host *.{domain}")
-    typer.echo(f"    ProxyCommand {line} %h:%p")
-    if pass_fd:
-        typer.echo("    ProxyUseFdpass yes")
+    lines = [
+        "",
+        f"# The guests of vsockproxy by name, as in: ssh root@GUEST.{domain}",
+        f"Host *.{domain}",
+        f"    ProxyCommand {line} %h:%p",
+        *(["    ProxyUseFdpass yes"] if pass_fd else []),
+    ]
+    typer.echo(os.fsencode("\n".join(lines)))  # a path's own bytes, whatever the locale
 
 
 def _program() -> list[str]:

@@ -5,7 +5,6 @@ Owns: `status`, `connections`, `kill`, `pause`, `drain`, `resume` and `reload`.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from enum import StrEnum
@@ -14,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vsockproxy.cli.program import ConfigOption, JsonOption, SocketOption, daemon_client, fail
+from vsockproxy.cli.output import Color, say, say_json
+from vsockproxy.cli.program import (
+    ColorOption,
+    ConfigOption,
+    JsonOption,
+    SocketOption,
+    daemon_client,
+    fail,
+)
 from vsockproxy.errors import VsockproxyError
 from vsockproxy.readable import count
 
@@ -37,16 +44,25 @@ ClientOption = Annotated[
 
 def _route_names(context: typer.Context, incomplete: str) -> list[str]:
     """Return the route names that complete a word; none if no daemon answers."""
+    return [name for name in _asked(context, "routes", "name") if name.startswith(incomplete)]
+
+
+def _asked(context: typer.Context, what: str, key: str) -> list[str]:
+    """Return a field of each route or connection of the daemon; none if it does not answer."""
     from vsockproxy.admin.client import Client, find_socket  # noqa: PLC0415 - at its use
 
     options = (context.params.get("socket"), context.params.get("config"))
     path, config = (Path(option) if option else None for option in options)
     try:
         client = Client(find_socket(path, config, os.environ), _COMPLETION_TIMEOUT)
-        names = [route["name"] for route in client.get("/v1/routes")["routes"]]
+        return [str(one[key]) for one in client.get(f"/v1/{what}")[what]]
     except VsockproxyError:
         return []
-    return [name for name in names if name.startswith(incomplete)]
+
+
+def _ids(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the ids of live connections that complete a word; none if no daemon answers."""
+    return [one for one in _asked(context, "connections", "id") if one.startswith(incomplete)]
 
 
 RoutesArgument = Annotated[
@@ -85,20 +101,34 @@ def add_to(app: typer.Typer) -> None:
     app.command(short_help="Close routes' listeners, keep their connections.")(drain)
     app.command(short_help="Resume paused or drained routes.")(resume)
     app.command(short_help="Reload the configuration.")(reload)
+    app.command("log-level", short_help="Change what the daemon logs.")(log_level)
+
+
+WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Refresh every second.")]
 
 
 def status(
-    config: ConfigOption = None, *, socket: SocketOption = None, as_json: JsonOption = False
+    config: ConfigOption = None,
+    *,
+    socket: SocketOption = None,
+    watch: WatchOption = False,
+    as_json: JsonOption = False,
+    _color: ColorOption = Color.AUTO,
 ) -> None:
     """Show the running daemon and the state, connections, bytes and last error of each route."""
     with daemon_client(config, socket) as client:
-        daemon, routes = client.get("/v1/status"), client.get("/v1/routes")
-    if as_json:
-        typer.echo(json.dumps({**daemon, **routes}, indent=2))
-        return
-    from vsockproxy.cli import tables  # noqa: PLC0415 - at its use
+        if as_json:
+            say_json({**client.get("/v1/status"), **client.get("/v1/routes")})
+            return
+        from vsockproxy.cli import tables  # noqa: PLC0415 - at its use
 
-    tables.show(sys.stdout, tables.status(daemon, routes))
+        def table() -> Any:
+            return tables.status(client.get("/v1/status"), client.get("/v1/routes"))
+
+        if watch:
+            tables.watch(sys.stdout, table, _EVERY)
+        else:
+            tables.show(sys.stdout, table())
 
 
 def connections(
@@ -109,8 +139,9 @@ def connections(
     client: ClientOption = None,
     sort: Annotated[Sort, typer.Option(help="Sort key; numbers descend.")] = Sort.ID,
     limit: Annotated[int, typer.Option(min=1, max=_LARGEST_PAGE, help="Maximum rows.")] = 100,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh every second.")] = False,
+    watch: WatchOption = False,
     as_json: JsonOption = False,
+    _color: ColorOption = Color.AUTO,
 ) -> None:
     """List live connections: client, target, state, bytes, rate, idle time and age.
 
@@ -136,13 +167,13 @@ def connections(
 def _print_all(daemon: Client, query: Answer) -> None:
     pages = list(daemon.connections(**query, limit=_LARGEST_PAGE))
     everything = [live for page in pages for live in page["connections"]]
-    typer.echo(json.dumps({"total": len(everything), "connections": everything}, indent=2))
+    say_json({"total": len(everything), "connections": everything})
 
 
 def kill(
     ids: Annotated[
         list[int] | None,
-        typer.Argument(metavar="ID...", help="Ids, as shown by connections."),
+        typer.Argument(metavar="ID...", help="Ids, as shown by connections.", autocompletion=_ids),
     ] = None,
     config: ConfigOption = None,
     *,
@@ -164,7 +195,7 @@ def kill(
             ended, missing = _kill_each(daemon, ids)
         else:
             ended, missing = daemon.post("/v1/connections/end", given)["ended"], []
-    typer.echo(f"ended {count(len(ended), 'connection')}")
+    say(f"ended {count(len(ended), 'connection')}")
     if missing:
         fail(*missing)
 
@@ -242,7 +273,7 @@ def _order(
                 failures += str(error).splitlines()
             else:
                 live = count(answer["live"], "live connection")
-                typer.echo(f"{answer['name']}: {answer['state']}, {live}")
+                say(f"{answer['name']}: {answer['state']}, {live}")
     if failures:
         fail(*failures)
 
@@ -265,8 +296,34 @@ def reload(
     with daemon_client(config, socket) as daemon:
         answer = daemon.post("/v1/reload?dry_run=true" if dry_run else "/v1/reload")
     if dry_run:
-        typer.echo(f"a reload of {answer['source']} would change:")
+        say(f"a reload of {answer['source']} would change:")
     else:
-        typer.echo(f"reloaded {answer['source']}: {answer['fingerprint']}")
+        say(f"reloaded {answer['source']}: {answer['fingerprint']}")
     for line in describe(answer):
-        typer.echo(f"  {line}")
+        say(f"  {line}")
+
+
+class Level(StrEnum):
+    """A level of the log; ``reset`` is the one of the start."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    RESET = "reset"
+
+
+def log_level(
+    level: Annotated[Level, typer.Argument(help="The least severe level that is logged.")],
+    config: ConfigOption = None,
+    *,
+    socket: SocketOption = None,
+) -> None:
+    """Log from another level on, until the daemon ends; status shows it.
+
+    It wins over --log-level, $VSOCKPROXY_LOG_LEVEL and the file, also after a
+    reload. reset goes back to these.
+    """
+    wanted = None if level is Level.RESET else level.value
+    with daemon_client(config, socket) as daemon:
+        say(f"log level: {daemon.post('/v1/log-level', {'level': wanted})['level']}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -14,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vsockproxy.cli.output import Color, is_colored, printable, say, say_json
 from vsockproxy.cli.program import (
     FAILED,
+    ColorOption,
     ConfigOption,
     JsonOption,
     SocketOption,
@@ -80,10 +81,9 @@ def probe(
     text = read(lambda: _unescaped(send), VsockproxyError)
     result = trio.run(probe_target, endpoint, guests, limit, retry_time, text)
     if as_json:
-        typer.echo(json.dumps(result.as_json()))
+        say_json(result.as_json(), indent=None)
     else:
-        for line in describe(result):
-            typer.echo(line)
+        say(*describe(result))
     raise typer.Exit(0 if result.reached else FAILED)
 
 
@@ -116,7 +116,9 @@ def _progress() -> Iterator[Callable[[Probe, float], None]]:
         return
     from rich.console import Console  # noqa: PLC0415 - at its use
 
-    with Console(stderr=True, markup=False, highlight=False).status("dialling") as status:
+    console = Console(stderr=True, markup=False, highlight=False)
+    spinner = "line" if console.options.ascii_only else "dots"
+    with console.status("dialling", spinner=spinner) as status:
         yield lambda result, left: status.update(f"{duration(left)} left: {result.what}")
 
 
@@ -146,11 +148,11 @@ def cid(as_json: JsonOption = False) -> None:
         number = None if found == CID_ANY else found
         words = describe_cid(found)
     if as_json:
-        typer.echo(json.dumps({"cid": number, "meaning": words}))
+        say_json({"cid": number, "meaning": words}, indent=None)
         raise typer.Exit(FAILED if number is None else 0)
     if number is None:
         fail(words)
-    typer.echo(words if sys.stdout.isatty() else number)
+    say(words if sys.stdout.isatty() else number)
 
 
 def doctor(
@@ -162,6 +164,7 @@ def doctor(
         typer.Option(metavar="DIR", help="Examine the machine whose /proc, /sys, ... are in DIR."),
     ] = Path("/"),
     as_json: JsonOption = False,
+    _color: ColorOption = Color.AUTO,
 ) -> None:
     """Find problems of this machine and show their remedies.
 
@@ -191,7 +194,7 @@ def doctor(
         )
     )
     if as_json:
-        typer.echo(json.dumps(report.as_json(findings), indent=2))
+        say_json(report.as_json(findings))
     else:
         _print(findings)
     raise typer.Exit(FAILED if any(finding.level == "problem" for finding in findings) else 0)
@@ -213,9 +216,10 @@ def _print(findings: list[Finding]) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
     for finding in findings:
         first, *rest = report.lines_of(finding, width)
-        level = typer.style(finding.level, fg=report.COLOURS[finding.level], bold=True)
-        coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        typer.echo(first.replace(finding.level, level, 1) if coloured else first)
-        for line in rest:
-            typer.echo(line)
-    typer.echo(report.summary(findings))
+        shown = printable(first)
+        if is_colored(sys.stdout):
+            level = typer.style(finding.level, fg=report.COLOURS[finding.level], bold=True)
+            shown = shown.replace(finding.level, level, 1)
+        typer.echo(shown, color=True)
+        say(*rest)
+    say(report.summary(findings))

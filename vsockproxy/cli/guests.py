@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
+from vsockproxy.cli.output import say, say_json
 from vsockproxy.cli.program import ConfigOption, JsonOption, read
 from vsockproxy.config.source import NoSourceError, find_source
 
@@ -40,12 +40,10 @@ def guests(config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
     records = trio.run(_locate, configured)
     vms, errors = trio.run(survey)
     if as_json:
-        typer.echo(json.dumps(_as_json(configured, records, vms, errors), indent=2))
+        say_json(_as_json(configured, records, vms, errors))
         return
-    for line in _lines(configured, records, vms):
-        typer.echo(line)
-    for error in errors:
-        typer.echo(f"vsockproxy: {error}", err=True)
+    say(*_lines(configured, records, vms))
+    say(*(f"vsockproxy: {error}" for error in errors), err=True)
 
 
 def _configured(config: Path | None) -> Sequence[Guest]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn, TypeVar
 import typer
 
 from vsockproxy import __version__
+from vsockproxy.cli.output import Color, choose_color, say
 from vsockproxy.config.source import NoSourceError, Source, find_source
 from vsockproxy.errors import ConfigError, VsockproxyError
 
@@ -81,12 +82,17 @@ SocketOption = Annotated[
     ),
 ]
 
+ColorOption = Annotated[
+    Color,
+    typer.Option("--color", callback=choose_color, help="auto obeys NO_COLOR and the terminal."),
+]
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"vsockproxy {__version__}")
+        say(f"vsockproxy {__version__}")
         raise typer.Exit
 
 
@@ -95,7 +101,11 @@ def _options(
     _version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+            "--version",
+            "-V",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the version and exit.",
         ),
     ] = False,
 ) -> None:
@@ -171,5 +181,5 @@ def daemon_client(
 def fail(*lines: str, status: int = FAILED) -> NoReturn:
     """Print lines to stderr, each after the program's name, and exit."""
     for line in filter(None, lines):
-        typer.echo(f"vsockproxy: {line}", err=True)
+        say(f"vsockproxy: {line}", err=True)
     raise typer.Exit(status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, closing, contextmanager, nullcontext
 from functools import partial
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from vsockproxy.cli.output import Color, is_colored, say
 from vsockproxy.cli.program import (
     FAILED,
     WRONG,
+    ColorOption,
     ConfigOption,
     fail,
     read,
@@ -26,13 +29,29 @@ from vsockproxy.errors import ConfigError, VsockproxyError, sentences
 
 if TYPE_CHECKING:
     from vsockproxy.config.document import Plain
+    from vsockproxy.config.process import LogFormat, LogLevel
     from vsockproxy.config.settings import Config
+    from vsockproxy.log.output import Output
 
 _OUT_OF_MEMORY = b"""\
 vsockproxy: no memory is left: the daemon has ended, and its connections with it; \
 raise LimitAS= (or ulimit -v), or set max_connections
 """
 _GRACE = 30.0  # seconds for which the demo's clients are held beyond the guest's delay
+
+
+LogLevelOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LEVEL", envvar="VSOCKPROXY_LOG_LEVEL", help="debug, info, warning or error."
+    ),
+]
+LogFormatOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FORMAT", envvar="VSOCKPROXY_LOG_FORMAT", help="auto, human, logfmt or json."
+    ),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -42,7 +61,13 @@ def add_to(app: typer.Typer) -> None:
     app.command(short_help="Run the daemon with an embedded guest, without a VM.")(demo)
 
 
-def run(config: ConfigOption = None) -> None:
+def run(
+    config: ConfigOption = None,
+    *,
+    log_level: LogLevelOption = None,
+    log_format: LogFormatOption = None,
+    _color: ColorOption = Color.AUTO,
+) -> None:
     """Run the daemon with the routes of a file, or of $VSOCKPROXY_FORWARD.
 
     SIGTERM or SIGINT drains: the daemon closes its listeners and waits at most
@@ -51,7 +76,17 @@ def run(config: ConfigOption = None) -> None:
     status is 0 if every connection ended before that, 1 if some were reset.
     """
     source = source_of(config)
-    _serve(read(source.load), load=source.load, is_file=source.file is not None)
+    log = _fixed_log(log_level, log_format)
+    _serve(read(source.load), load=source.load, is_file=source.file is not None, log=log)
+
+
+def _fixed_log(level: str | None, form: str | None) -> tuple[LogLevel | None, LogFormat | None]:
+    """Return the options that were given; exit with status 2 if one is not valid."""
+    from vsockproxy.config.load import forward_config  # noqa: PLC0415 - at its use
+
+    tables = {"log": _given(level=level, format=form)}
+    log = read(lambda: forward_config([("unix:@listen", "unix:@target")], tables)).log
+    return log.level if level else None, log.format if form else None
 
 
 def forward(
@@ -78,12 +113,9 @@ def forward(
         str | None,
         typer.Option(metavar="HOW", help="A client's half-close: auto, forward or hold."),
     ] = None,
-    log_level: Annotated[
-        str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")
-    ] = None,
-    log_format: Annotated[
-        str | None, typer.Option(metavar="FORMAT", help="auto, human, logfmt or json.")
-    ] = None,
+    log_level: LogLevelOption = None,
+    log_format: LogFormatOption = None,
+    _color: ColorOption = Color.AUTO,
 ) -> None:
     """Run the daemon with a route from each LISTEN to the TARGET after it.
 
@@ -149,6 +181,7 @@ def demo(
             help="Run these routes, with a guest for each vsock-mux target.",
         ),
     ] = None,
+    _color: ColorOption = Color.AUTO,
 ) -> None:
     """Run the daemon with an embedded guest, to try vsockproxy without a VM.
 
@@ -179,7 +212,7 @@ def demo(
         _serve(
             built,
             beside=embedded.embedded_guests(built, delay),
-            ready=lambda: typer.echo(embedded.greeting(built, os.environ, delay)),
+            ready=lambda: say(*embedded.greeting(built, os.environ, delay).split("\n")),
             hint=(
                 f"to use other ports or paths, edit {config}"
                 if config
@@ -196,6 +229,7 @@ def _serve(
     hint: str = "",
     load: Callable[[], Config] | None = None,
     is_file: bool = False,
+    log: tuple[LogLevel | None, LogFormat | None] = (None, None),
 ) -> NoReturn:
     """Run the daemon until a signal ends it, and exit with its status.
 
@@ -205,15 +239,15 @@ def _serve(
       hint: a remedy to print after an error.
       load: reads the configuration again for a reload; None if it cannot be reloaded.
       is_file: whether it can have changed, so that SIGHUP asks for a reload.
+      log: the level and the format that win over the configuration's, where they are given.
     """
     import trio  # noqa: PLC0415 - at its use
 
     from vsockproxy.daemon.signals import supervise  # noqa: PLC0415 - at its use
-    from vsockproxy.log.output import configure  # noqa: PLC0415 - at its use
 
     failures: list[str] = []
     drained, status = False, FAILED
-    with closing(configure(config.log)):
+    with closing(_configured_log(config, log)):
         try:
             serve = partial(supervise, load=load, is_file=is_file)
             with _one_line_without_memory():
@@ -225,6 +259,13 @@ def _serve(
     if failures:
         fail(*failures, hint, status=status)
     raise typer.Exit(0 if drained else FAILED)
+
+
+def _configured_log(config: Config, fixed: tuple[LogLevel | None, LogFormat | None]) -> Output:
+    from vsockproxy.log.output import configure  # noqa: PLC0415 - at its use
+
+    level, form = fixed
+    return configure(config.log, colors=is_colored(sys.stderr), level=level, form=form)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from vsockproxy.cli.output import is_colored, printable
 from vsockproxy.config.direct import why_not_direct
 from vsockproxy.config.key import declared_keys
 from vsockproxy.config.settings import Config, Policy, Route
@@ -60,14 +61,28 @@ def watch(stream: TextIO, make: Callable[[], RenderableType], every: float) -> N
 
 def _console(stream: TextIO) -> Console:
     width = None if stream.isatty() else _UNWRAPPED
-    return Console(file=stream, markup=False, highlight=False, width=width)
+    return Console(
+        file=stream,
+        markup=False,
+        highlight=False,
+        width=width,
+        color_system="standard" if is_colored(stream) else None,
+    )
+
+
+def cell(text: str, style: str = "") -> Text:
+    """Return a text that may be a client's, a VMM's or a file's, as the terminal can show it."""
+    return Text(printable(text), style)
 
 
 def status(daemon: Answer, routes: Answer) -> RenderableType:
     """Return a line about the daemon, a table of its routes, and the last error of each."""
-    parts: list[RenderableType] = [Text(_summary(daemon))]
-    parts += [Text(f"not ready: {line}", "red") for line in daemon["not_ready"]]
-    parts += [Text(line, "yellow") for line in daemon["closed_routes"]]
+    parts: list[RenderableType] = [cell(_summary(daemon))]
+    if daemon["log_level"] != daemon["log_level_configured"]:
+        configured = daemon["log_level_configured"]
+        parts.append(cell(f"log level: {daemon['log_level']} (configured: {configured})", "yellow"))
+    parts += [cell(f"not ready: {line}", "red") for line in daemon["not_ready"]]
+    parts += [cell(line, "yellow") for line in daemon["closed_routes"]]
     parts += _failed_reload(daemon["failed_reload"])
     parts += [Text(""), _routes(routes["routes"])]
     parts += _not_direct((route["name"], route["not_direct"]) for route in routes["routes"])
@@ -82,7 +97,7 @@ def _failed_reload(failure: Answer | None) -> list[Text]:
         return []
     ago = duration(max(0.0, time.time() - failure["time"]))
     return [
-        Text(f"the last reload failed {ago} ago, the old configuration runs: {line}", "red")
+        cell(f"the last reload failed {ago} ago, the old configuration runs: {line}", "red")
         for line in failure["problems"]
     ]
 
@@ -93,7 +108,7 @@ def _not_direct(routes: Iterable[tuple[str, str | None]]) -> list[RenderableType
     for name, why_not in routes:
         if why_not is not None:
             names.setdefault(why_not, []).append(name)
-    return [Text(f"not direct: {', '.join(some)}: {why_not}") for why_not, some in names.items()]
+    return [cell(f"not direct: {', '.join(some)}: {why_not}") for why_not, some in names.items()]
 
 
 def _summary(daemon: Answer) -> str:
@@ -109,9 +124,9 @@ def _routes(routes: list[Answer]) -> Table:
     table = _table("route", "listen", "target", "state", *numbers)
     for route in routes:
         table.add_row(
-            Text(route["name"]),
-            Text(route["listen"]),
-            Text(_by_name(route["by"], route["to"]) or " ".join(map(_target, route["targets"]))),
+            cell(route["name"]),
+            cell(route["listen"]),
+            cell(_by_name(route["by"], route["to"]) or " ".join(map(_target, route["targets"]))),
             _state(route["state"], route["queued_by"]),
             str(route["live"]),
             str(route["accepted"]),
@@ -140,7 +155,7 @@ def _last_error(route: Answer) -> Text:
     ago = duration(max(0.0, time.time() - error["time"]))
     remedy = f"; {error['remedy']}" if error["remedy"] else ""
     text = f"{route['name']}, {ago} ago: {error['reason']}: {error['message']}{remedy}"
-    return Text(text, "red")
+    return cell(text, "red")
 
 
 def connections(page: Answer) -> RenderableType:
@@ -152,9 +167,9 @@ def connections(page: Answer) -> RenderableType:
     for live in shown:
         table.add_row(
             str(live["id"]),
-            Text(live["route"]),
-            Text(live["client"]),
-            Text(_named(live)),
+            cell(live["route"]),
+            cell(live["client"]),
+            cell(_named(live)),
             _state(live["state"]),
             size(live["upstream_bytes"]),
             size(live["downstream_bytes"]),
@@ -163,7 +178,7 @@ def connections(page: Answer) -> RenderableType:
             duration(live["age_seconds"]),
         )
     more = f", {len(shown)} shown" if len(shown) < page["total"] else ""
-    return Group(table, Text(f"{count(page['total'], 'connection')}{more}"))
+    return Group(table, cell(f"{count(page['total'], 'connection')}{more}"))
 
 
 def _named(live: Answer) -> str:
@@ -178,7 +193,7 @@ def _named(live: Answer) -> str:
 def configuration(config: Config) -> RenderableType:
     """Return a table of a configuration's routes, and a summary."""
     not_direct = _not_direct((route.name, why_not_direct(route)) for route in config.routes)
-    return Group(_configured_routes(config), Text(_configuration_summary(config)), *not_direct)
+    return Group(_configured_routes(config), cell(_configuration_summary(config)), *not_direct)
 
 
 def _configured_routes(config: Config) -> Table:
@@ -192,7 +207,7 @@ def _configured_routes(config: Config) -> Table:
         columns["settings"] = lambda route: settings[route.name]
     table = _table(*columns)
     for route in config.routes:
-        table.add_row(*(Text(cell(route)) for cell in columns.values()))
+        table.add_row(*(cell(text(route)) for text in columns.values()))
     return table
 
 
@@ -229,4 +244,4 @@ def _table(*names: str) -> Table:
 
 
 def _state(state: str, reason: str | None = None) -> Text:
-    return Text(f"{state} ({reason})" if reason else state, _STYLES.get(state, ""))
+    return cell(f"{state} ({reason})" if reason else state, _STYLES.get(state, ""))

@@ -6,7 +6,8 @@ import sys
 
 import typer
 
-from vsockproxy.cli.program import ConfigOption, SocketOption, daemon_client, fail
+from vsockproxy.cli.output import Color, is_colored
+from vsockproxy.cli.program import ColorOption, ConfigOption, SocketOption, daemon_client, fail
 
 _TIMEOUT = 3.0  # seconds of silence after which the daemon counts as hung
 
@@ -16,7 +17,12 @@ def add_to(app: typer.Typer) -> None:
     app.command(short_help="Watch the daemon's traffic full-screen.")(top)
 
 
-def top(config: ConfigOption = None, *, socket: SocketOption = None) -> None:
+def top(
+    config: ConfigOption = None,
+    *,
+    socket: SocketOption = None,
+    _color: ColorOption = Color.AUTO,
+) -> None:
     """Watch routes, connections and errors of the daemon on a full screen, every second.
 
     The bottom line lists the keys; ? explains them. If NO_COLOR is set, the
@@ -24,7 +30,7 @@ def top(config: ConfigOption = None, *, socket: SocketOption = None) -> None:
     """
     from rich.console import Console  # noqa: PLC0415 - at its use
 
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, highlight=False, no_color=not is_colored(sys.stdout))
     if not (sys.stdin.isatty() and console.is_terminal) or console.is_dumb_terminal:
         fail(
             "cannot start top: standard input or output is not a terminal, or TERM is dumb",

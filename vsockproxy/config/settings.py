@@ -149,7 +149,7 @@ class Policy:
         True, "Writes one log line for every connection, at its end", group="connections"
     )
     log_empty: bool = key(
-        True,
+        False,
         "Writes that line for a connection without a byte in either direction, too, as the checks"
         " of a load balancer are. One that failed or timed out always has its line",
         group="connections",

@@ -7,8 +7,8 @@ source:
 2. the settings in environment variables (`environment`)
 3. ``/etc/vsockproxy/config.toml``, then ``/etc/vsockproxy/config.yaml``
 
-A file together with settings in the environment is an error.  Loads pydantic only for settings in
-the environment, and to check a configuration.
+A file together with settings in the environment is an error, but for those of the log.
+Loads pydantic only for settings in the environment, and to check a configuration.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ FILE: Final = "VSOCKPROXY_CONFIG"
 
 ADMIN: Final = "VSOCKPROXY_ADMIN"
 """Names the control socket of a running daemon, for the commands; not a setting."""
+
+LOG: Final = ("VSOCKPROXY_LOG_LEVEL", "VSOCKPROXY_LOG_FORMAT")
+"""Settings that win over those of a file; all others contradict a file."""
 
 PLACES: Final = (Path("/etc/vsockproxy/config.toml"), Path("/etc/vsockproxy/config.yaml"))
 """The files that are read without ``-c`` and ``$VSOCKPROXY_CONFIG``."""
@@ -107,6 +110,7 @@ def find_source(
     """
     file = file or default_file(places)
     known, unknown = _sorted_settings(environ)
+    known = [name for name in known if file is None or name not in LOG]
     if file is not None and known:
         message = (
             f"the environment has settings too ({', '.join(known)}):"

@@ -22,7 +22,7 @@ from vsockproxy.config.load import build_config, load_config
 from vsockproxy.config.settings import Config
 from vsockproxy.doctor.finding import Finding, note, ok, problem
 from vsockproxy.errors import AddressError, VsockproxyError
-from vsockproxy.readable import count, duration
+from vsockproxy.readable import count, duration, escape
 
 SUBJECT: Final = "daemon"
 
@@ -130,7 +130,7 @@ def _has_changed(config: Config, daemon: RunningDaemon) -> bool:
         here = replace(config.admin, socket=UnixEndpoint(str(daemon.socket)))
         config = replace(config, admin=here)
     source, fingerprint = daemon.status["source"], daemon.status["fingerprint"]
-    return bool(config.source == source and config.fingerprint != fingerprint)
+    return bool(escape(config.source) == source and config.fingerprint != fingerprint)
 
 
 def _route(route: dict[str, Any]) -> Iterator[Finding]:

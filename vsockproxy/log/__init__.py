@@ -63,6 +63,7 @@ reason, error, remedy, *left_out*; after a bug exception |
 exception, *left_out* |
 | `pump_hung` | error | a pump thread does not answer the watchdog | remedy |
 | `signal_ignored` | info | SIGUSR1 or SIGUSR2, which mean nothing here | signal |
+| `log_level_changed` | info | an operator has set another level | to |
 | `drain_delayed` | info | a first signal: clients are still accepted | seconds, connections |
 | `draining` | info | a first signal: connections may end | connections |
 | `shutting_down` | info | a second signal: connections are ended | connections |

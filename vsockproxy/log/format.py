@@ -6,7 +6,6 @@ knows no event.
 
 from __future__ import annotations
 
-import codecs
 import re
 import time
 from collections.abc import MutableMapping
@@ -16,6 +15,7 @@ import structlog
 from structlog.typing import Processor
 
 from vsockproxy.config.process import LogFormat
+from vsockproxy.readable import escape
 
 # sd-daemon(3): the priorities of syslog(3), which the journal removes from the line.
 _PRIORITIES: Final = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
@@ -23,7 +23,9 @@ _PRIORITIES: Final = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug
 _Event = MutableMapping[str, Any]
 
 
-def processors(form: LogFormat, *, is_terminal: bool, in_journal: bool) -> list[Processor]:
+def processors(
+    form: LogFormat, *, is_terminal: bool, in_journal: bool, colors: bool
+) -> list[Processor]:
     """Return structlog's processors that turn an event into a line.
 
     ``auto`` is human on a terminal and logfmt elsewhere.  In the journal each line begins
@@ -31,7 +33,7 @@ def processors(form: LogFormat, *, is_terminal: bool, in_journal: bool) -> list[
     """
     if form == "auto":
         form = "human" if is_terminal else "logfmt"
-    *before, render = _FORMS[form](is_terminal)
+    *before, render = _FORMS[form](colors)
     return [
         structlog.processors.add_log_level,
         structlog.processors.format_exc_info,
@@ -145,16 +147,3 @@ def _printable_with_traceback(logger: object, method: str, event: _Event) -> _Ev
     if "exception" in event:
         event["exception"] = "\n".join(lines)
     return event
-
-
-# Looked up at import: the first look-up opens a file, and later no descriptor may be left.
-_escape_character: Final = codecs.lookup("unicode_escape").encode
-
-
-def escape(text: str) -> str:
-    r"""Return ``text`` with non-printable characters as Python's escapes: ``\n``, ``\x1b``."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else _escape_character(char)[0].decode() for char in text
-    )

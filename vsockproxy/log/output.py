@@ -17,7 +17,7 @@ from typing import Any, Final, TextIO
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
-from vsockproxy.config.process import LogLevel, LogSettings
+from vsockproxy.config.process import LogFormat, LogLevel, LogSettings
 from vsockproxy.log import format as rendering
 from vsockproxy.log.writer import LineWriter
 from vsockproxy.systemd import is_journal
@@ -29,8 +29,15 @@ def configure(
     settings: LogSettings,
     stream: TextIO | None = None,
     environ: Mapping[str, str] = os.environ,
+    *,
+    colors: bool | None = None,
+    level: LogLevel | None = None,
+    form: LogFormat | None = None,
 ) -> Output:
     """Send every event of this process to ``stream``, standard error by default.
+
+    ``level`` and ``form`` win over every settings, those of a later `reconfigure` included.
+    Lines for people have colours if ``colors`` is true; by default on a terminal.
 
     A line that cannot be written (a full disk, a closed pipe, a stalled reader) is dropped and
     counted; the daemon goes on.  A logger that has logged before keeps its old configuration.
@@ -40,7 +47,8 @@ def configure(
     Raises:
       OSError: no descriptor is left for a duplicate of the stream's.
     """
-    output = Output(sys.stderr if stream is None else stream, environ)
+    output = Output(sys.stderr if stream is None else stream, environ, colors)
+    output.fix(level, form)
     output.use(settings)
     structlog.configure(
         processors=output.processors,
@@ -59,6 +67,23 @@ def reconfigure(settings: LogSettings) -> None:
         output.use(settings)
 
 
+def set_level(level: LogLevel | None) -> LogLevel:
+    """Log from this level on until the process ends; None: from the configured one.
+
+    Returns: the level that holds now.
+    """
+    output = structlog.get_config()["logger_factory"]
+    if isinstance(output, Output):
+        output.change_level(level)
+    return current_level()
+
+
+def current_level() -> LogLevel:
+    """Return the level that holds now; that of the defaults where `configure` was not called."""
+    output = structlog.get_config()["logger_factory"]
+    return output.level if isinstance(output, Output) else LogSettings().level
+
+
 def get_logger(**values: object) -> FilteringBoundLogger:
     """Return a logger that adds ``values`` to each of its events."""
     logger: FilteringBoundLogger = structlog.get_logger(**values)
@@ -74,29 +99,56 @@ def lines_lost() -> int:
 class Output:
     """The destination of the lines, and structlog's logger and logger factory at once."""
 
-    def __init__(self, stream: TextIO, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, stream: TextIO, environ: Mapping[str, str], colors: bool | None = None
+    ) -> None:
         # Past the stream's buffer: Python would flush a line that a full disk refused again at
         # exit, fail again, and end with status 120.
         self._writer: LineWriter | None = None
         self._put: Callable[[str], object] = stream.write
         self._descriptor: int | None = None
         self._is_terminal = stream.isatty()
+        self._colors = self._is_terminal if colors is None else colors
         self._environ = environ
+        self._level: LogLevel | None = None
+        self._form: LogFormat | None = None
+        self._changed: LogLevel | None = None
+        self._settings = LogSettings()
         # Loggers keep this list: it is changed in place.
         self.processors: list[Processor] = []
         try:
             self._descriptor = stream.fileno()
         except OSError:  # io.UnsupportedOperation: a stream in memory
             return
-        self._writer = LineWriter(self._descriptor, _report_lost)
+        # A file's lines are UTF-8 in every locale; a terminal gets what its locale can spell.
+        encoding = stream.encoding if self._is_terminal else "utf-8"
+        self._writer = LineWriter(self._descriptor, _report_lost, encoding)
         self._put = self._writer.put
 
+    @property
+    def level(self) -> LogLevel:
+        """The level that holds now: an operator's, the command line's, or the configured one."""
+        return self._changed or self._level or self._settings.level
+
+    def fix(self, level: LogLevel | None, form: LogFormat | None) -> None:
+        """Prefer a command line's level and format to those of `use`."""
+        self._level, self._form = level, form
+
+    def change_level(self, level: LogLevel | None) -> None:
+        """Prefer an operator's level to every other one; None takes it back."""
+        self._changed = level
+        self.use(self._settings)
+
     def use(self, settings: LogSettings) -> None:
-        """Have lines from now on in this format, from this level on."""
+        """Have lines in this format and from this level on, unless others are fixed."""
+        self._settings = settings
         self.processors[:] = [
-            _dropped_below(settings.level),
+            _dropped_below(self.level),
             *rendering.processors(
-                settings.format, is_terminal=self._is_terminal, in_journal=self._is_journal()
+                self._form or settings.format,
+                is_terminal=self._is_terminal,
+                in_journal=self._is_journal(),
+                colors=self._colors,
             ),
         ]
 

@@ -9,7 +9,7 @@ from collections import deque
 from time import time
 from typing import Any, Final, NamedTuple
 
-from vsockproxy.log.format import escape
+from vsockproxy.readable import escape
 
 KEPT: Final = 200
 """The number of events that are kept."""

@@ -35,13 +35,16 @@ class LineWriter:
     still blocked after `close` cannot write into another file that reuses the number.
     """
 
-    def __init__(self, descriptor: int, resumed: Callable[[int], object]) -> None:
+    def __init__(
+        self, descriptor: int, resumed: Callable[[int], object], encoding: str = "utf-8"
+    ) -> None:
         """Start the thread.
 
         Args:
           descriptor: the file to write to; it stays the caller's and keeps its mode.
           resumed: called in the thread with the number of lines dropped since its last call,
             as soon as a line could be written again.  A line that it puts is never dropped.
+          encoding: the lines'; a character that it does not have is written as an escape.
 
         Raises:
           OSError: no descriptor is left for the duplicate.
@@ -50,6 +53,7 @@ class LineWriter:
         self._reported = 0
         self._descriptor = os.dup(descriptor)
         self._resumed = resumed
+        self._encoding = encoding
         self._lines: list[str] = []
         self._size = 0
         self._is_torn = False
@@ -88,7 +92,7 @@ class LineWriter:
             while not self._is_closing or self._lines:
                 self._wake.wait()
                 self._wake.clear()
-                written = [self._write(piece) for piece in _pieces(self._take())]
+                written = [self._write(piece) for piece in _pieces(self._take(), self._encoding)]
                 if written and written[-1]:
                     self._report_lost()
                 self._pause.wait(_GATHER)
@@ -133,11 +137,11 @@ class LineWriter:
             self._resumed(lost)
 
 
-def _pieces(lines: Sequence[str]) -> Iterator[bytes]:
+def _pieces(lines: Sequence[str], encoding: str) -> Iterator[bytes]:
     """Join the lines to pieces of whole lines, at most PIPE_BUF long unless one line is longer."""
     piece = b""
     for line in lines:
-        data = line.encode(errors="backslashreplace")
+        data = line.encode(encoding, "backslashreplace")
         if piece and len(piece) + len(data) > _PIECE:
             yield piece
             piece = b""

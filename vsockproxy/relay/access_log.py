@@ -9,8 +9,9 @@ from vsockproxy.config.settings import Policy
 from vsockproxy.connection import Connection
 from vsockproxy.pump.transfer import ENDINGS
 
-# How a load balancer's check ends: with a FIN, a reset, or before the target was dialled.
-_CLEAN: Final = frozenset({"finished", "client_reset", "dial_client_left"})
+# How a load balancer's check ends: with a FIN, a reset, or before the target was dialled; and with
+# the daemon, where the target has not answered its FIN.
+_CLEAN: Final = frozenset({"finished", "client_reset", "dial_client_left", "drained", "shutdown"})
 
 
 def log_end(connection: Connection, reason: str, log: Any, seconds: float | None = None) -> None:

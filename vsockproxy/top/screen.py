@@ -14,8 +14,7 @@ from typing import Final, Literal, NamedTuple
 from rich.cells import cell_len
 from rich.text import Text
 
-from vsockproxy.log.format import escape
-from vsockproxy.readable import count, duration, size
+from vsockproxy.readable import count, duration, escape, size
 from vsockproxy.top.panel import Panel
 from vsockproxy.top.traffic import HISTORY, Answer, RouteRates, Snapshot, Traffic
 
