@@ -35,6 +35,9 @@ socket = "{folder}/admin.sock"
 """
 
 
+HASH = "$2b$05$" + "a" * 53
+
+
 async def greets(stream: trio.SocketStream) -> None:
     await read_to_end(stream)
     await stream.send_all(b"hello")
@@ -67,7 +70,26 @@ def test_check_shows_the_rules_and_the_fault_of_a_file_of_users(tmp_path: Path) 
     config.write_text(text.replace('"proxy"', f'"proxy"\ncredentials = "{users}"'))
     shown = command("check", config)
     assert shown.returncode == 2
-    assert f"{users}:2: expected NAME:HASH with a bcrypt hash" in shown.stderr
+    assert f"{users}:2: the password of 'ann' is not a bcrypt hash" in shown.stderr
+    assert "secret" not in shown.stderr
+
+
+def test_check_warns_of_a_file_of_users_that_every_user_can_read(tmp_path: Path) -> None:
+    config, users = tmp_path / "config.toml", tmp_path / "users"
+    users.write_text(f"ann:{HASH}\n")
+    text = CONFIG.format(folder=tmp_path, allowed="")
+    config.write_text(text.replace('"proxy"', f'"proxy"\ncredentials = "{users}"'))
+    for mode, warning in (
+        (0o640, ""),
+        (
+            0o644,
+            f"vsockproxy: warning: route out: every user of this machine can read the hashes"
+            f" in {users}; run chmod o= {users}\n",
+        ),
+    ):
+        users.chmod(mode)
+        shown = command("check", config)
+        assert (shown.returncode, shown.stderr) == (0, warning)
 
 
 async def test_clients_reach_what_they_name_and_nothing_else(tmp_path: Path) -> None:
