@@ -23,11 +23,11 @@ import trustme
 
 from tests.fake_services import Service, says
 from tests.kernel.boot import require
-from tests.listen.running_route import Served, unix_at
-from tests.relay.naming import naming
+from tests.listen.running_route import Served, serving, unix_at
+from tests.relay.naming import POLICY, naming
 from tests.sockets import read_to_end
 from tests.waiting import PATIENCE
-from vsockproxy.address.endpoint import Dialable, TcpEndpoint
+from vsockproxy.address.endpoint import CID_LOCAL, Dialable, TcpEndpoint, VsockEndpoint
 from vsockproxy.config.request import By
 
 APT_HELPER = "/usr/lib/apt/apt-helper"
@@ -101,9 +101,32 @@ def web_server(folder: Path, tls: ssl.SSLContext | None = None) -> Iterator[Dial
             server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield TcpEndpoint("127.0.0.1", server.server_port)
-        server.shutdown()
-        thread.join()
+        try:
+            yield TcpEndpoint("127.0.0.1", server.server_port)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+EACH_WAY = pytest.mark.parametrize("way", ["tcp", pytest.param("vsock", marks=pytest.mark.vsock)])
+
+
+@asynccontextmanager
+async def proxy_for(way: str, targets: Mapping[str, Dialable]) -> AsyncIterator[tuple[Served, int]]:
+    """Run a proxy; yield its route and the TCP port of its clients.
+
+    With ``vsock`` it listens on AF_VSOCK, and the port is that of a guest's ``forward``.
+    """
+    if way == "tcp":
+        async with naming("proxy", targets) as route:
+            yield route, port_of(route)
+        return
+    behind = VsockEndpoint(CID_LOCAL, 1080)
+    async with (
+        naming("proxy", targets, listen_at=behind) as route,
+        serving(POLICY, dial_to=behind) as guest,
+    ):
+        yield route, port_of(guest)
 
 
 def port_of(route: Served) -> int:
@@ -222,23 +245,31 @@ async def test_openssl_reaches_a_server_by_its_name(
         assert b"web.vm Host: web.vm" in done.stdout, done
 
 
-async def test_apt_downloads_two_files_through_the_proxy(tmp_path: Path) -> None:
+@EACH_WAY
+async def test_apt_downloads_two_files_through_the_proxy(way: str, tmp_path: Path) -> None:
     require(**{APT_HELPER: "apt"})
     async with AsyncExitStack() as stack:
         targets = await stack.enter_async_context(servers(None, "deb.vm"))
-        route = await stack.enter_async_context(naming("proxy", targets))
+        _, port = await stack.enter_async_context(proxy_for(way, targets))
         for scheme in ("http", "socks5h"):
             file = tmp_path / scheme
             done = await run(
-                *(APT_HELPER, "-o", f"Acquire::http::Proxy={scheme}://127.0.0.1:{port_of(route)}"),
+                *(APT_HELPER, "-o", f"Acquire::http::Proxy={scheme}://127.0.0.1:{port}"),
                 *("-o", "APT::Sandbox::User=root", "download-file", "http://deb.vm/a", file),
             )
             assert file.read_text() == "deb.vm Host: deb.vm\n", done
 
 
-@pytest.mark.parametrize("scheme", ["socks5h", "http"])
+@pytest.mark.parametrize(
+    ("scheme", "way"),
+    [
+        ("socks5h", "tcp"),
+        ("http", "tcp"),
+        pytest.param("socks5h", "vsock", marks=pytest.mark.vsock),
+    ],
+)
 async def test_git_clones_over_https_through_the_proxy(
-    scheme: str, authority: trustme.CA, bundle: Path, tmp_path: Path
+    scheme: str, way: str, authority: trustme.CA, bundle: Path, tmp_path: Path
 ) -> None:
     require(git="git")
     (tmp_path / "web").mkdir()
@@ -254,8 +285,8 @@ async def test_git_clones_over_https_through_the_proxy(
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("git.vm").configure_cert(tls)
     with web_server(tmp_path / "web", tls) as target:
-        async with naming("proxy", {"git.vm": target}) as route:
-            proxy = f"http.proxy={scheme}://127.0.0.1:{port_of(route)}"
+        async with proxy_for(way, {"git.vm": target}) as (route, port):
+            proxy = f"http.proxy={scheme}://127.0.0.1:{port}"
             done = await run(
                 *("git", "-c", proxy, "-c", f"http.sslCAInfo={bundle}"),
                 *("clone", "-q", "https://git.vm/.git", tmp_path / "clone"),
@@ -286,7 +317,8 @@ async def test_a_client_of_go_reaches_a_name_through_the_proxy(scheme: str) -> N
         assert line["asked"] == "web.vm:80"
 
 
-async def test_pip_downloads_a_package_through_the_proxy(tmp_path: Path) -> None:
+@EACH_WAY
+async def test_pip_downloads_a_package_through_the_proxy(way: str, tmp_path: Path) -> None:
     folder = tmp_path / "web" / "simple" / "tiny"
     folder.mkdir(parents=True)
     file = "tiny-1-py3-none-any.whl"
@@ -297,11 +329,12 @@ async def test_pip_downloads_a_package_through_the_proxy(tmp_path: Path) -> None
         wheel.writestr("tiny-1.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         wheel.writestr("tiny-1.dist-info/RECORD", "")
     with web_server(tmp_path / "web") as target:
-        async with naming("proxy", {"pypi.vm": target}) as route:
+        async with proxy_for(way, {"pypi.vm": target}) as (_, port):
             done = await run(
                 *(sys.executable, "-m", "pip", "--isolated", "download", "--no-deps", "--no-cache"),
-                *("--proxy", f"http://127.0.0.1:{port_of(route)}", "--dest", tmp_path),
+                *("--proxy", f"http://127.0.0.1:{port}", "--dest", tmp_path),
                 *("--index-url", "http://pypi.vm/simple/", "--trusted-host", "pypi.vm", "tiny"),
+                TMPDIR=str(tmp_path),
             )
             assert (tmp_path / file).exists(), done
 
