@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import socket
 from contextlib import ExitStack
+from itertools import count, islice
 from pathlib import Path
 
+import pytest
 import trio
 
 from tests.daemon_process import command, daemon
@@ -141,6 +143,44 @@ async def test_clients_reach_what_they_name_and_nothing_else(tmp_path: Path) -> 
             answer = await ask(sockets["out"], connect(f"127.0.0.1:{port}"))
             assert answer.startswith(b"HTTP/1.1 403 ")
             assert answer.endswith(f"target_allow has no rule for 127.0.0.1:{port}\n".encode())
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
+async def test_ten_thousand_names_leave_nothing_in_memory(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(CONFIG.format(folder=tmp_path, allowed='"*.example.com:443"'))
+    with ExitStack() as stack:
+        sockets = {
+            name: stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=100))
+            for name in ("in", "out")
+        }
+        numbers = count()
+        async with daemon("run", "-c", config, sockets=sockets) as running:
+            await running.wait_for("ready")
+
+            async def some(of: int) -> None:
+                for number in islice(numbers, of):
+                    if number % 2:
+                        answer = await ask(sockets["in"], host(f"guest-{number}.vm"))
+                        assert answer.startswith(b"HTTP/1.1 502 "), answer
+                    else:
+                        answer = await ask(sockets["out"], connect(f"name-{number}.org:443"))
+                        assert answer.startswith(b"HTTP/1.1 403 "), answer
+
+            async def all_of(number: int) -> int:
+                async with trio.open_nursery() as nursery:
+                    for _ in range(20):
+                        nursery.start_soon(some, number // 20)
+                return dirty_kibibytes(running.process.pid)
+
+            before = await all_of(1_000)
+            assert await all_of(10_000) - before < 512
+
+
+def dirty_kibibytes(pid: int) -> int:
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    sizes = dict(line.split(":", 1) for line in text.splitlines()[1:])
+    return int(sizes["Private_Dirty"].split()[0])
 
 
 def target_of(folder: Path, name: str) -> str:
