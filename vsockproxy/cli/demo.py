@@ -116,7 +116,9 @@ async def _services(config: Config, folder: Path | None) -> Mapping[int, Service
     try:
         done = await trio.run_process(_MAKE_CERTIFICATE, capture_stdout=True, capture_stderr=True)
     except (OSError, subprocess.CalledProcessError):
-        get_logger().warning("guest_without_tls", error="openssl cannot make a certificate")
+        get_logger().warning(
+            "guest_without_tls", error="openssl made no certificate; install it for HTTPS"
+        )
         return {GUEST_PORT: serve_http}
     certificate = folder / "guest.pem"
     certificate.touch(0o600)
