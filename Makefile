@@ -14,7 +14,7 @@ DRIVER_WRAPS := -Wl,--wrap=splice,--wrap=epoll_ctl
 LOAD_FILES := $(wildcard benchmarks/load/*.c)
 LOAD_FLAGS := -std=gnu11 -Wall -Wextra -Werror -O2 -g
 
-.PHONY: help venv demo test check man sanitize bare bench bench-quick bench-vsock guard soak pictures \
+.PHONY: help venv demo test check man sanitize bare bench bench-quick bench-readers bench-vsock guard soak pictures \
 	lock wheel deb onefile sbom release-check clean
 
 help: ## list these commands
@@ -100,6 +100,9 @@ bench: venv build/load $(VENV)/plots ## measure everything in docs/benchmarks.md
 
 bench-quick: venv build/load ## measure a few rows in a few minutes
 	$(BIN)/python benchmarks/bench.py --quick
+
+bench-readers: venv build/load ## measure clients that name their targets, beside a plain route and others
+	$(BIN)/python benchmarks/readers.py
 
 # The same with AF_VSOCK targets, in a User-Mode Linux kernel; updates its part of the page.
 bench-vsock: venv build/load $(VENV)/plots ## measure AF_VSOCK targets in a User-Mode Linux kernel

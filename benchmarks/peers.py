@@ -27,13 +27,14 @@ PATIENCE: Final = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One table of ``peers.toml``, which explains the keys."""
+    """One table of ``peers.toml`` or ``peers-by-name.toml``, which explain the keys."""
 
     name: str
     command: str
     version: str
     config: str = ""
     most: int = sys.maxsize
+    reader: str = ""
 
     @property
     def installed(self) -> bool:
@@ -63,7 +64,7 @@ def running(peer: Peer, folder: Path, target: str, cpus: Sequence[int]) -> Itera
     """
     home = folder / str(time.monotonic_ns())  # a name without spaces, for the commands
     home.mkdir()
-    port = _free_port()
+    port = free_port()
     words = {
         "python": sys.executable,
         "listen_port": str(port),
@@ -116,7 +117,8 @@ def _fill(template: str, words: Mapping[str, str]) -> str:
     return template
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback on which nothing listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]

@@ -43,10 +43,14 @@ class Result:
 
 
 @contextmanager
-def server(address: str, cpus: Sequence[int]) -> Iterator[None]:
-    """Run the server at an address (``unix:PATH``, ``vsock:CID:PORT``...) while the block runs."""
+def server(address: str, cpus: Sequence[int], skipped: int = 0) -> Iterator[None]:
+    """Run the server at an address (``unix:PATH``, ``vsock:CID:PORT``...) while the block runs.
+
+    ``skipped``: the bytes of a greeting that proxies pass on.
+    """
     with pinned(cpus):
-        process = subprocess.Popen([LOAD, "serve", address], stdout=subprocess.PIPE, text=True)
+        line = [LOAD, "serve", address, str(skipped)]
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
     with process:
         _expect(process, "ready")
         try:

@@ -45,9 +45,12 @@ def usage_of(root: int) -> Usage:
         with suppress(*_ENDED):
             fields = _stat(pid)
             cpu += (int(fields[13]) + int(fields[14])) * _TICK  # cutime, cstime: proc(5)
+            own = 0.0
             for task in Path(f"/proc/{pid}/task").iterdir():
-                cpu += _run_seconds(task)
+                own += _run_seconds(task)
                 switches += _switches(task)
+            # utime and stime have threads that have ended, too, but not to the nanosecond.
+            cpu += max(own, (int(fields[11]) + int(fields[12])) * _TICK)
     return Usage(cpu, switches, frozenset(pids))
 
 

@@ -59,6 +59,17 @@ void poll_add(int set, int fd, uint32_t events, void *data);
 void poll_change(int set, int fd, uint32_t events, void *data);
 uint64_t now_ns(void);
 
+/* greeting.c: what a client sends a proxy before its first request, and how it is answered */
+struct greeting {
+	unsigned char data[4096];
+	uint32_t size;
+	uint32_t answer; /* bytes; WHOLE_HEAD: up to an empty line */
+};
+enum { WHOLE_HEAD = UINT16_MAX };
+void greeting_parse(struct greeting *greeting, const char *text);
+void greeting_send(const struct greeting *greeting, int fd);
+enum outcome greeting_receive(int fd, uint32_t *unread);
+
 /* latency.c: a histogram with a resolution of 1 %. */
 struct latency;
 struct latency *latency_new(void);
@@ -66,7 +77,7 @@ void latency_add(struct latency *latency, uint64_t ns);
 void latency_print(const struct latency *latency);
 
 /* The commands. */
-_Noreturn void serve(const char *listen);
+_Noreturn void serve(const char *listen, uint32_t skipped);
 _Noreturn void relay(const char *listen, const char *target);
 void run(const char *target, int argc, char **argv);
 

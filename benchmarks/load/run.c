@@ -1,7 +1,7 @@
 /*
  * The client: groups of connections that ask and are answered, as fast as they can.
  *
- *     load run TARGET [--seconds S] [--wait] GROUP...
+ *     load run TARGET [--seconds S] [--wait] [--greet HEX:BYTES...] GROUP...
  *
  * A group is `connections=64,up=64,down=64`, and may add
  *     requests=N    close after N requests, and connect again
@@ -11,7 +11,8 @@
  * that began in time are finished, and the time includes them.
  *
  * With --wait it prints `ready` and waits for a line before the time starts, and keeps its
- * connections open after the result until its input ends.
+ * connections open after the result until its input ends.  With --greet each connection begins with
+ * these bytes, and waits for their answer of so many (greeting.c).
  */
 
 #define _GNU_SOURCE
@@ -30,10 +31,12 @@ enum {
 	OPENING = 64, /* connections that are opened at once */
 	SMALL = 64,   /* bytes of the request that opens, and of its answer */
 	GROUPS = 8,
+	GREETINGS = 4,
 };
 
 enum state {
 	IDLE,
+	GREETING,
 	ASKING,
 	ANSWERED,
 };
@@ -54,6 +57,8 @@ struct link {
 	enum state state;
 	uint32_t events;
 	uint32_t left; /* requests before it closes */
+	int greeted;   /* greetings sent */
+	uint32_t unread; /* bytes of the last one's answer */
 	struct head asked;
 	struct message message;
 	uint64_t began;
@@ -68,6 +73,8 @@ struct client {
 	uint32_t seed;
 	struct group groups[GROUPS];
 	int group_number;
+	struct greeting greetings[GREETINGS];
+	int greeting_number;
 };
 
 static void link_watch(struct link *link, uint32_t events)
@@ -85,6 +92,8 @@ static void link_connect(struct link *link)
 	link->fd = address_connect(client->target);
 	link->events = EPOLLIN;
 	link->left = link->group->requests;
+	link->greeted = 0;
+	link->unread = 0;
 	poll_add(client->set, link->fd, EPOLLIN, link);
 }
 
@@ -104,6 +113,26 @@ static void link_ask(struct link *link)
 	link->message = (struct message){0};
 }
 
+/* Send the greetings, each after the answer to the one before; then ask. */
+static void link_greet(struct link *link)
+{
+	struct client *client = link->group->client;
+	enum outcome outcome;
+
+	link->state = GREETING;
+	while ((outcome = greeting_receive(link->fd, &link->unread)) == WHOLE) {
+		if (link->greeted == client->greeting_number) {
+			link->state = ASKING;
+			link_ask(link);
+			return;
+		}
+		greeting_send(&client->greetings[link->greeted], link->fd);
+		link->unread = client->greetings[link->greeted++].answer;
+	}
+	if (outcome == ENDED)
+		fail("lost: the connection ended before greeting %d was answered", link->greeted);
+}
+
 static void link_begin(struct link *link)
 {
 	struct group *group = link->group;
@@ -121,8 +150,7 @@ static void link_begin(struct link *link)
 		.flags = group->half_close ? ANSWER_AFTER_END : 0,
 	};
 	link->message = (struct message){.head = link->asked};
-	link->state = ASKING;
-	link_ask(link);
+	link_greet(link);
 }
 
 static void group_push(struct group *group, struct link *link)
@@ -188,7 +216,9 @@ static void link_answered(struct link *link)
 
 static void link_go(struct link *link)
 {
-	if (link->state == ASKING)
+	if (link->state == GREETING)
+		link_greet(link);
+	else if (link->state == ASKING)
 		link_ask(link);
 	else if (link->state == ANSWERED)
 		link_answered(link);
@@ -330,6 +360,10 @@ void run(const char *target, int argc, char **argv)
 			wait = true;
 		} else if (strcmp(argv[i], "--seconds") == 0 && i + 1 < argc) {
 			seconds = strtod(argv[++i], NULL);
+		} else if (strcmp(argv[i], "--greet") == 0 && i + 1 < argc) {
+			if (client.greeting_number == GREETINGS)
+				fail("at most %d greetings", GREETINGS);
+			greeting_parse(&client.greetings[client.greeting_number++], argv[++i]);
 		} else {
 			struct group *group = &client.groups[client.group_number++];
 

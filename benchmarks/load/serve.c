@@ -23,6 +23,7 @@ struct connection {
 	int fd;
 	enum state state;
 	uint32_t events;
+	uint32_t skipped; /* bytes of a greeting still to come, which a proxy passes on */
 	struct message message;
 };
 
@@ -52,9 +53,13 @@ static enum outcome take_connect_line(struct connection *connection)
 
 static enum outcome take_request(struct connection *connection)
 {
-	enum outcome outcome = message_receive(connection->fd, &connection->message);
-	bool after_end = connection->message.head.flags & ANSWER_AFTER_END;
+	enum outcome outcome = greeting_receive(connection->fd, &connection->skipped);
+	bool after_end;
 
+	if (outcome != WHOLE)
+		return outcome;
+	outcome = message_receive(connection->fd, &connection->message);
+	after_end = connection->message.head.flags & ANSWER_AFTER_END;
 	if (outcome == WHOLE)
 		connection->state = after_end ? CLIENT_END : ANSWER;
 	return outcome;
@@ -107,7 +112,7 @@ static enum outcome connection_go(int set, struct connection *connection)
 	return answer(set, connection);
 }
 
-static void accept_some(int set, int listener, bool mux)
+static void accept_some(int set, int listener, bool mux, uint32_t skipped)
 {
 	for (int i = 0; i < EVENTS; i++) {
 		int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
@@ -123,11 +128,12 @@ static void accept_some(int set, int listener, bool mux)
 		connection->fd = fd;
 		connection->state = mux ? CONNECT_LINE : REQUEST;
 		connection->events = EPOLLIN;
+		connection->skipped = skipped;
 		poll_add(set, fd, EPOLLIN, connection);
 	}
 }
 
-void serve(const char *listen)
+void serve(const char *listen, uint32_t skipped)
 {
 	struct epoll_event events[EVENTS];
 	int listener = address_listen(listen);
@@ -143,7 +149,7 @@ void serve(const char *listen)
 			struct connection *connection = events[i].data.ptr;
 
 			if (connection == NULL) {
-				accept_some(set, listener, address_is_mux(listen));
+				accept_some(set, listener, address_is_mux(listen), skipped);
 			} else if (connection_go(set, connection) == ENDED) {
 				close(connection->fd);
 				free(connection);

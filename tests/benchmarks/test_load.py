@@ -57,6 +57,22 @@ def test_a_run_without_a_lost_byte_exits_with_status_0(
     assert '"requests": ' in done.stdout
 
 
+@pytest.mark.parametrize(("skipped", "status"), [(3, 0), (2, 1), (4, 1)])
+def test_a_greeting_comes_before_the_requests(
+    load: Path, tmp_path: Path, skipped: int, status: int
+) -> None:
+    address = f"unix:{tmp_path}/behind"
+    with subprocess.Popen(
+        [load, "serve", address, str(skipped)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        line = [str(load), "run", address, "--seconds", "0", "--greet", "ffffff:0", "connections=2"]
+        done = subprocess.run(line, capture_output=True, timeout=30, check=False)
+        assert done.returncode == status, done.stderr
+        server.kill()
+
+
 def flip_last(data: bytes) -> bytes:
     return data[:-1] + bytes([data[-1] ^ 1])
 

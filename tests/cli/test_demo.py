@@ -3,6 +3,7 @@
 import re
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -258,10 +259,21 @@ async def test_a_guest_restarted_at_another_path_is_reached_without_a_reload(
         assert await running.stop() == 0
 
 
+async def get_by_tls(path: Path, name: str) -> str:
+    """Return the page of a guest that is known by its server name; require its certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is self-signed
+    plain = await trio.open_unix_socket(path)
+    async with trio.SSLStream(plain, context, server_hostname=name, https_compatible=True) as tls:
+        await tls.send_all(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        return (await read_to_end(tls)).decode()
+
+
 async def test_a_guest_that_is_born_after_the_daemon_is_reached_by_its_name(tmp_path: Path) -> None:
     file = tmp_path / "demo.toml"
     text = (REPOSITORY / "config" / "demo-by-name.toml").read_text()
     text = text.replace("/tmp/vsockproxy-demo", f"{tmp_path}/vm")
+    text = text.replace("listen = 8443", f'listen = "unix:{tmp_path}/in-tls"')
     text = text.replace("listen = 8080", f'listen = "unix:{tmp_path}/in"')
     text = text.replace("listen = 1080", f'listen = "unix:{tmp_path}/out"')
     file.write_text(text.partition("[metrics]")[0])
@@ -274,6 +286,7 @@ async def test_a_guest_that_is_born_after_the_daemon_is_reached_by_its_name(tmp_
             running.send_signal(signal.SIGUSR1)
             await running.wait_for(event)
         assert "port 80" in await get(tmp_path / "in", "/", "1.vm.localhost")
+        assert "port 443" in await get_by_tls(tmp_path / "in-tls", "1.vm.localhost")
         async with await trio.open_unix_socket(f"{tmp_path}/out") as client:
             await client.send_all(b"GET http://example.com/ HTTP/1.1\r\nHost: example.com\r\n\r\n")
             denied = await read_to_end(client)

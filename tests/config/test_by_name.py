@@ -323,10 +323,14 @@ def test_leads_are_never_read_again_with_a_clients_text() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        (None, "{file} cannot be read: No such file or directory"),
+        (None, "{file} cannot be read: No such file or directory; create it"),
         ("", "{file} has no users: add one with htpasswd -B"),
         ("# nobody\n", "{file} has no users: add one with htpasswd -B"),
-        (f"# people\nann:{HASH}\nbob:secret\n", "{file}:3: expected NAME:HASH with a bcrypt hash"),
+        (f"# people\nann:{HASH}\nbob\n", "{file}:3: expected NAME:HASH with a bcrypt hash"),
+        (f":{HASH}\n", "{file}:1: expected NAME:HASH with a bcrypt hash: htpasswd -B writes it"),
+        ("bob:secret\n", "{file}:1: the password of 'bob' is not a bcrypt hash: htpasswd -B"),
+        ("bob:$apr1$x$y\n", "{file}:1: the password of 'bob' is not a bcrypt hash: htpasswd -B"),
+        (f"ann:{HASH}\n\nann:{HASH}\n", "{file}:3: 'ann' has a line above: remove one"),
         (f"ann:{HASH.replace('$05$', '$31$')}", "{file}:1: the hash has the cost 31"),
     ],
 )

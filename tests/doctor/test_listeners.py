@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.config.texts import toml
 from tests.doctor.canned_machine import HOST, machine_tree, routes
 from tests.fake_services import as_ordinary_user, open_folder, unix_listener
 from vsockproxy.config.document import Plain
@@ -14,7 +15,7 @@ from vsockproxy.config.load import forward_config
 from vsockproxy.config.settings import Config
 from vsockproxy.doctor.examination import Attempts, examine
 from vsockproxy.doctor.finding import Finding
-from vsockproxy.doctor.listeners import judge_certificates, judge_listeners, try_bind
+from vsockproxy.doctor.listeners import judge_certificates, judge_listeners, judge_users, try_bind
 from vsockproxy.doctor.machine import read_machine
 from vsockproxy.doctor.running_daemon import RunningDaemon
 
@@ -60,6 +61,23 @@ def test_a_certificate_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
     [found] = judge_certificates(forward_config([("8080", "3:80")], tables))
     assert found.level == "problem"
     assert "none.pem: No such file" in found.text
+
+
+def test_a_file_of_users_that_every_user_can_read_is_noted(tmp_path: Path) -> None:
+    users = tmp_path / "users"
+    users.write_text(f"ann:$2b$05${'a' * 53}\n")
+    config = toml(
+        f'[[route]]\nname = "out"\nlisten = 1080\nby = "socks5"\ntarget_allow = []\n'
+        f'credentials = "{users}"\n'
+    )
+    users.chmod(0o640)
+    assert list(judge_users(config)) == []
+    users.chmod(0o644)
+    [found] = judge_users(config)
+    assert (found.level, found.subject, found.remedy) == (
+        *("note", "route out"),
+        f"run chmod o= {users}",
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import socket
 from contextlib import ExitStack
+from itertools import count, islice
 from pathlib import Path
 
+import pytest
 import trio
 
 from tests.daemon_process import command, daemon
@@ -33,6 +35,9 @@ target_allow = [{allowed}]
 [admin]
 socket = "{folder}/admin.sock"
 """
+
+
+HASH = "$2b$05$" + "a" * 53
 
 
 async def greets(stream: trio.SocketStream) -> None:
@@ -67,7 +72,26 @@ def test_check_shows_the_rules_and_the_fault_of_a_file_of_users(tmp_path: Path) 
     config.write_text(text.replace('"proxy"', f'"proxy"\ncredentials = "{users}"'))
     shown = command("check", config)
     assert shown.returncode == 2
-    assert f"{users}:2: expected NAME:HASH with a bcrypt hash" in shown.stderr
+    assert f"{users}:2: the password of 'ann' is not a bcrypt hash" in shown.stderr
+    assert "secret" not in shown.stderr
+
+
+def test_check_warns_of_a_file_of_users_that_every_user_can_read(tmp_path: Path) -> None:
+    config, users = tmp_path / "config.toml", tmp_path / "users"
+    users.write_text(f"ann:{HASH}\n")
+    text = CONFIG.format(folder=tmp_path, allowed="")
+    config.write_text(text.replace('"proxy"', f'"proxy"\ncredentials = "{users}"'))
+    for mode, warning in (
+        (0o640, ""),
+        (
+            0o644,
+            f"vsockproxy: warning: route out: every user of this machine can read the hashes"
+            f" in {users}; run chmod o= {users}\n",
+        ),
+    ):
+        users.chmod(mode)
+        shown = command("check", config)
+        assert (shown.returncode, shown.stderr) == (0, warning)
 
 
 async def test_clients_reach_what_they_name_and_nothing_else(tmp_path: Path) -> None:
@@ -119,6 +143,44 @@ async def test_clients_reach_what_they_name_and_nothing_else(tmp_path: Path) -> 
             answer = await ask(sockets["out"], connect(f"127.0.0.1:{port}"))
             assert answer.startswith(b"HTTP/1.1 403 ")
             assert answer.endswith(f"target_allow has no rule for 127.0.0.1:{port}\n".encode())
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
+async def test_ten_thousand_names_leave_nothing_in_memory(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(CONFIG.format(folder=tmp_path, allowed='"*.example.com:443"'))
+    with ExitStack() as stack:
+        sockets = {
+            name: stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=100))
+            for name in ("in", "out")
+        }
+        numbers = count()
+        async with daemon("run", "-c", config, sockets=sockets) as running:
+            await running.wait_for("ready")
+
+            async def some(of: int) -> None:
+                for number in islice(numbers, of):
+                    if number % 2:
+                        answer = await ask(sockets["in"], host(f"guest-{number}.vm"))
+                        assert answer.startswith(b"HTTP/1.1 502 "), answer
+                    else:
+                        answer = await ask(sockets["out"], connect(f"name-{number}.org:443"))
+                        assert answer.startswith(b"HTTP/1.1 403 "), answer
+
+            async def all_of(number: int) -> int:
+                async with trio.open_nursery() as nursery:
+                    for _ in range(20):
+                        nursery.start_soon(some, number // 20)
+                return dirty_kibibytes(running.process.pid)
+
+            before = await all_of(1_000)
+            assert await all_of(10_000) - before < 512
+
+
+def dirty_kibibytes(pid: int) -> int:
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    sizes = dict(line.split(":", 1) for line in text.splitlines()[1:])
+    return int(sizes["Private_Dirty"].split()[0])
 
 
 def target_of(folder: Path, name: str) -> str:

@@ -1,4 +1,4 @@
-/* The guest's only program: PID 1, and a server on four vsock ports.
+/* The guest's PID 1, and a server on five vsock ports.
  *
  * Each connection has its own process, so that a stalled one delays no other:
  *   9000  digest   reads to EOF, answers "BYTES CRC32\n" in decimal, closes
@@ -6,6 +6,7 @@
  *   9002  echo     echoes until EOF, then closes
  *   9003  out      reads a line "BYTES\n", connects to the host's port 7000, sends that many
  *                  bytes of the pattern, half-closes, and relays the host's answer
+ *     22  ssh      runs sshd, as inetd does
  * The pattern is byte i = (i * 31 + i / 256) mod 256, which repeats after 64 KiB.
  */
 #include <linux/vm_sockets.h>
@@ -139,6 +140,15 @@ static void serve(unsigned port, void (*service)(int fd))
     }
 }
 
+static void ssh(int fd)
+{
+    signal(SIGCHLD, SIG_DFL);
+    dup2(fd, 0);
+    dup2(fd, 1);
+    execl("/usr/sbin/sshd", "sshd", "-i", "-e", (char *)NULL);
+    die("sshd");
+}
+
 int main(void)
 {
     signal(SIGCHLD, SIG_IGN);
@@ -146,6 +156,7 @@ int main(void)
     serve(9001, source);
     serve(9002, echo);
     serve(9003, out);
+    serve(22, ssh);
     puts("guest: ready");
     fflush(stdout);
     for (;;)

@@ -16,6 +16,8 @@ import traceback
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Condition, Thread
 from time import monotonic
@@ -35,6 +37,8 @@ ROUTES: Final = {
 }
 EARLY: Final = (8087, "3:9002")
 """A route with `wait_for_guest`: its clients are held until the guest is up."""
+IN_SOCKET: Final = "/run/guests.sock"
+WEB_PORT: Final = 7080
 CONNECT_TIMEOUT: Final = 4
 MOVED_CID: Final = 4
 UPLOAD, DOWNLOAD, ECHO, OUT = 4_000_001, 8_000_001, 1_000_001, 2_000_001
@@ -52,6 +56,19 @@ connect_timeout = "{CONNECT_TIMEOUT}s"
 [guests]
 web = {{ qmp = "/run/guest.qmp" }}
 [[route]]
+name = "names-in"
+listen = "unix:{IN_SOCKET}"
+by = "mux"
+to = [{{ name = "*", target = "{{1}}:{{port}}" }}]
+[[route]]
+name = "names-out"
+listen = "vsock::1080"
+by = "proxy"
+target_allow = [
+    {{ pattern = "localhost:{WEB_PORT}", from = "web" }},
+    {{ pattern = "127.0.0.1:{WEB_PORT}", from = "web" }},
+]
+[[route]]
 name = "from-guest"
 listen = "vsock::7000"
 target = "tcp:127.0.0.1:7001"
@@ -61,6 +78,17 @@ listen = "127.0.0.1:{EARLY[0]}"
 target = "{EARLY[1]}"
 wait_for_guest = {_TIMEOUT}
 """
+_CURL: Final = f"""\
+exec 2>&1
+http_proxy=http://127.0.0.1:1080 curl -sS http://localhost:{WEB_PORT}/page http://example.com/ \
+    --next -sS --proxy socks5h://127.0.0.1:1080 http://localhost:{WEB_PORT}/page http://192.0.2.1/
+echo "status $?"
+"""
+"""One process asks for a page and for a name that is denied, in both protocols of a proxy.
+
+The guest has no network: each of them goes to its socat, and by vsock to the host.
+"""
+
 _PATTERN: Final = bytes((i * 31 + i // 256) % 256 for i in range(1 << 16))
 
 Digest = list[int]
@@ -156,7 +184,8 @@ class Guest(Program):
 class Scenario:
     """The steps; each returns its facts."""
 
-    def __init__(self, daemon: Daemon, guest_command: list[str]) -> None:
+    def __init__(self, daemon: Daemon, scratch: Path, guest_command: list[str]) -> None:
+        self._scratch = scratch
         self._daemon = daemon
         self._guest_command = guest_command
         self._guest = Guest(guest_command)
@@ -220,6 +249,47 @@ class Scenario:
             "from-guest"
         )
 
+    def ssh_to_the_guest(self) -> Facts:
+        """Run a command in the guest, by its sshd; its clients reach what the host allows."""
+        config = self._scratch / "vsockproxy.toml"
+        connect = f"{sys.executable} -m vsockproxy connect -c {config} --domain vm %h:%p"
+        options = {"ProxyCommand": connect, "UserKnownHostsFile": "/run/known"}
+        # The default, sntrup761x25519, takes ten times as long where processors are emulated.
+        options |= {"KexAlgorithms": "curve25519-sha256"}
+        options |= {"StrictHostKeyChecking": "no", "BatchMode": "yes"}
+        words = [word for pair in options.items() for word in ("-o", "=".join(pair))]
+        line = ["ssh", "-F", "none", "-i", f"{self._scratch}/client", *words, "root@web.vm", _CURL]
+        with self._web_server():
+            done = subprocess.run(
+                line, capture_output=True, text=True, check=False, timeout=_TIMEOUT
+            )
+        decided = [
+            self._daemon.last_event(event="request_decided", route="names-out", asked=asked)
+            for asked in (f"localhost:{WEB_PORT}", "example.com:80", "192.0.2.1:80")
+        ]
+        lines = done.stdout.splitlines()
+        return {"status": done.returncode, "lines": lines, "errors": done.stderr, "log": decided}
+
+    def sshd_by_the_name_of_its_guest(self) -> Facts:
+        """Connect as to a VMM's socket that is the whole host's."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(_TIMEOUT)
+            sock.connect(IN_SOCKET)
+            sock.sendall(b"CONNECT web 22\n")
+            lines = sock.makefile("rb")
+            answer = [lines.readline().decode() for _ in range(2)]
+        decided = self._daemon.event(event="request_decided", route="names-in")
+        return {"lines": answer, "log": decided}
+
+    @contextmanager
+    def _web_server(self) -> Iterator[None]:
+        """Serve the files of ``web`` in the scratch folder."""
+        handler = partial(SimpleHTTPRequestHandler, directory=str(self._scratch / "web"))
+        with ThreadingHTTPServer(("127.0.0.1", WEB_PORT), handler) as server:
+            Thread(target=server.serve_forever, daemon=True).start()
+            yield
+            server.shutdown()
+
     def counters(self) -> Facts:
         return {"samples": list(scrape())}
 
@@ -248,9 +318,15 @@ class Scenario:
         return self._failed_dial("named")
 
     def moved_guest(self) -> Facts:
-        """Start the guest again with another CID and the same monitor."""
-        here, there = "guest-cid=3", f"guest-cid={MOVED_CID}"
-        self._guest = Guest([word.replace(here, there) for word in self._guest_command])
+        """Start the guest again with another CID and the same monitor, without the programs."""
+        words = self._guest_command
+        for before, after in (
+            ("guest-cid=3", f"guest-cid={MOVED_CID}"),
+            ("programs.cpio", "bare.cpio"),
+            ("console=ttyS0", "console=ttyS0 quiet"),  # an emulated serial port is slow
+        ):
+            words = [word.replace(before, after) for word in words]
+        self._guest = Guest(words)
         self._guest.wait_until_ready()
         return self.named_guest() | {"samples": list(scrape())}
 
@@ -355,7 +431,7 @@ def scrape() -> Iterator[tuple[str, dict[str, str], float]]:
 @contextmanager
 def started(scratch: Path, guest_command: list[str]) -> Iterator[Scenario]:
     daemon = Daemon(scratch)
-    scenario = Scenario(daemon, guest_command)
+    scenario = Scenario(daemon, scratch, guest_command)
     try:
         daemon.event(event="ready")
         yield scenario
@@ -376,6 +452,7 @@ def run(scratch: Path, guest_command: list[str]) -> None:
                 scenario.echo,
                 scenario.guest_connects_to_the_host,
             ),
+            *(scenario.ssh_to_the_guest, scenario.sshd_by_the_name_of_its_guest),
             *(scenario.named_guest, scenario.counters, scenario.killed_guest, scenario.dead_guest),
             *(scenario.guest_not_found, scenario.moved_guest, scenario.stop),
         ]

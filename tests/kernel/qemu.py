@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import lzma
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -30,6 +31,14 @@ GUEST_CID: Final = 3
 MONITOR: Final = "/run/guest.qmp"
 """The Unix socket of the guest's QEMU monitor, on the host."""
 
+GUEST_PROXY: Final = 1080
+"""The vsock port of the host that programs of the guest use as a proxy, at the same TCP port."""
+
+_GUEST_PROGRAMS: Final = {
+    "/usr/sbin/sshd": "openssh-server",
+    "/usr/bin/socat": "socat",
+    "/usr/bin/curl": "curl",
+}
 _HOST_MODULES: Final = ("virtio_pci", "9p", "9pnet_virtio", "vsock_loopback", "vhost_vsock")
 _GUEST_MODULES: Final = ("virtio_pci", "vmw_vsock_virtio_transport")
 
@@ -95,7 +104,8 @@ def run_on_host(command: Sequence[str], scratch: Path, *, timeout: float = 600) 
     """
     require(
         **{"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static"},
-        **{"cpio": "cpio", "gcc": "gcc libc6-dev"},
+        **{"cpio": "cpio", "gcc": "gcc libc6-dev", "ssh": "openssh-client"},
+        **_GUEST_PROGRAMS,
     )
     kernel = find_kernel()
     _unpack(kernel.image, scratch / "vmlinux")
@@ -105,12 +115,15 @@ def run_on_host(command: Sequence[str], scratch: Path, *, timeout: float = 600) 
 
 
 def guest_command(scratch: Path) -> list[str]:
-    """Return the command that boots the guest on the host; it prints ``guest: ready``."""
+    """Return the command that boots the guest on the host; it prints ``guest: ready``.
+
+    Its initramfs is programs.cpio; bare.cpio beside it has guest.c alone, and boots faster.
+    """
     return [
         *_MACHINE,
-        *("-m", "128", "-device", f"vhost-vsock-pci,guest-cid={GUEST_CID}"),
+        *("-m", "256", "-device", f"vhost-vsock-pci,guest-cid={GUEST_CID}"),
         *("-qmp", f"unix:{MONITOR},server=on,wait=off"),
-        *("-kernel", f"{scratch}/vmlinux", "-initrd", f"{scratch}/guest.cpio"),
+        *("-kernel", f"{scratch}/vmlinux", "-initrd", f"{scratch}/programs.cpio"),
         *("-append", _KERNEL_OPTIONS),
     ]
 
@@ -142,11 +155,45 @@ def _unpack(image: Path, vmlinux: Path) -> None:
 
 
 def _build_guest(kernel: Kernel, scratch: Path) -> None:
-    root = scratch / "guest"
-    _lay_out(root, kernel.closure(_GUEST_MODULES), "exec /server")
+    modules = kernel.closure(_GUEST_MODULES)
+    root = scratch / "bare"
+    _lay_out(root, modules, "exec /server")
     source = Path(__file__).parent / "guest.c"
     subprocess.run(["gcc", "-static", "-O2", "-o", root / "server", source], check=True)
     _pack(root)
+    proxy = f"TCP-LISTEN:{GUEST_PROXY},bind=127.0.0.1,reuseaddr,fork VSOCK-CONNECT:2:{GUEST_PROXY}"
+    full = scratch / "programs"
+    _lay_out(full, modules, f"mkdir -p /run/sshd\nip link set lo up\nsocat {proxy} &\nexec /server")
+    shutil.copy(root / "server", full)
+    for program in _GUEST_PROGRAMS:
+        _copy_program(Path(program), full)
+    _configure_ssh(full / "etc", scratch)
+    _pack(full)
+
+
+def _copy_program(program: Path, root: Path) -> None:
+    """Copy a program of this machine, and the libraries that it loads."""
+    found = subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout
+    libraries = map(Path, re.findall(r"(/\S+) \(0x", found))
+    for file in (program, *libraries):
+        copy = root / file.relative_to("/")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
+
+
+def _configure_ssh(etc: Path, scratch: Path) -> None:
+    """Write the files of the guest's sshd, and the key of its client to ``scratch``."""
+    (etc / "ssh").mkdir(parents=True)
+    for key in (etc / "ssh/host", scratch / "client"):
+        line = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
+        subprocess.run(line, check=True)
+    shutil.copy(scratch / "client.pub", etc / "ssh/authorized")
+    (etc / "ssh/sshd_config").write_text(
+        "HostKey /etc/ssh/host\nAuthorizedKeysFile /etc/ssh/authorized\nStrictModes no\n"
+    )
+    (etc / "passwd").write_text(
+        "root:x:0:0::/root:/bin/sh\nsshd:x:100:65534::/run/sshd:/bin/false\n"
+    )
 
 
 def _build_host(kernel: Kernel, scratch: Path, command: Sequence[str]) -> None:

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.kernel
 @pytest.fixture(scope="module")
 def scenario(tmp_path_factory: pytest.TempPathFactory) -> RecordedFacts:
     scratch = tmp_path_factory.mktemp("host")
+    (scratch / "web").mkdir()
+    (scratch / "web" / "page").write_text("a page\n")
     script = Path(__file__).with_name("host_scenario.py")
     line = [sys.executable, str(script), str(scratch), *guest_command(scratch)]
     return RecordedFacts(scratch / "facts", run_on_host(line, scratch).output)
@@ -56,6 +58,37 @@ def test_an_echo_passes_bytes_both_ways_at_once_and_ends_at_the_half_close(
 def test_a_guest_reaches_a_tcp_service_of_the_host(scenario: RecordedFacts) -> None:
     facts = scenario["guest_connects_to_the_host"]
     assert facts["host_saw"] == facts["sent"]
+
+
+def test_ssh_reaches_the_sshd_of_a_guest_by_the_guests_name(scenario: RecordedFacts) -> None:
+    facts = scenario["ssh_to_the_guest"]
+    assert facts["status"] == 0, facts
+
+
+def test_a_guest_without_a_network_reaches_an_allowed_name_and_prints_why_another_is_denied(
+    scenario: RecordedFacts,
+) -> None:
+    lines = scenario["ssh_to_the_guest"]["lines"]
+    assert lines == [
+        "a page",
+        "vsockproxy: example.com:80 is denied: target_allow has no rule for example.com:80",
+        "a page",
+        "curl: (97) Can't complete SOCKS5 connection to 192.0.2.1. (2)",
+        "status 97",
+    ]
+
+
+def test_each_decision_on_a_guests_request_is_logged_with_its_cid(scenario: RecordedFacts) -> None:
+    for line in scenario["ssh_to_the_guest"]["log"]:
+        assert line["client"].startswith("vsock:3:")
+        assert line["verdict"] == ("denied" if line["asked"].endswith(":80") else "allowed")
+
+
+def test_a_line_with_a_guests_name_reaches_its_sshd(scenario: RecordedFacts) -> None:
+    facts = scenario["sshd_by_the_name_of_its_guest"]
+    assert facts["lines"][0] == "OK 22\n"
+    assert facts["lines"][1].startswith("SSH-2.0-OpenSSH")
+    assert facts["log"]["asked"] == "web:22"
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
     """Every test marked ``vsock``, run in one boot."""
     require(**{"socat": "socat", "systemd-socket-activate": "systemd"})  # test_guest_side.py
     require(**{"sshd": "openssh-server", "scp": "openssh-client"})  # cli/test_ssh.py
+    require(git="git", **{"/usr/lib/apt/apt-helper": "apt"})  # relay/test_real_clients.py
     scratch = tmp_path_factory.mktemp("uml")
     report = scratch / "junit.xml"
     pytest_line = [sys.executable, "-m", "pytest", "-m", "vsock", "tests", "-q", "--color=no"]

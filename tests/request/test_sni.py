@@ -41,6 +41,14 @@ def test_a_large_hello_with_unknown_extensions_is_read() -> None:
     )
 
 
+@pytest.mark.parametrize("size", [1, 536, 1400, 1 << 14])
+def test_a_browsers_hello_is_read_in_any_segments(size: int) -> None:
+    hello = browser_hello("shop.example.com")
+    assert 1700 < len(hello) < 2000
+    pieces = [hello[at : at + size] for at in range(0, len(hello), size)]
+    assert read(Sni(), pieces).asked == Asked(Request("shop.example.com"), hello)
+
+
 @pytest.mark.parametrize("name", [None, "192.0.2.1"])
 def test_a_hello_without_a_name_is_refused(name: str | None) -> None:
     found = read(Sni(), [client_hello(name)])
@@ -91,3 +99,44 @@ def with_extensions(hello: bytes, *extensions: tuple[int, bytes]) -> bytes:
     body = body[:at] + len(all_of_them).to_bytes(2, "big") + all_of_them
     message = b"\1" + len(body).to_bytes(3, "big") + body
     return hello[:3] + len(message).to_bytes(2, "big") + message
+
+
+def browser_hello(name: str) -> bytes:
+    """Return a ClientHello with what Chrome's has: GREASE, a post-quantum key, ECH's stand-in.
+
+    Fake: the keys are no keys, which a reader of the name does not see.
+    """
+
+    def sized(data: bytes, width: int = 2) -> bytes:
+        return len(data).to_bytes(width, "big") + data
+
+    def numbers(text: str) -> bytes:
+        return bytes.fromhex(text)
+
+    keys = numbers("2a2a") + sized(b"\0") + numbers("11ec") + sized(bytes(1216))
+    keys += numbers("001d") + sized(bytes(32))
+    extensions = [
+        ("3a3a", b""),  # GREASE
+        ("ff01", b"\0"),
+        ("0010", sized(b"\2h2\x08http/1.1")),
+        ("0033", sized(keys)),
+        ("fe0d", b"\0\0\1\0\1\7" + sized(bytes(32)) + sized(bytes(176))),  # ECH's GREASE
+        ("002b", sized(numbers("6a6a03040303"), 1)),
+        ("0012", b""),
+        ("0000", sized(b"\0" + sized(name.encode()))),
+        ("44cd", sized(b"\2h2")),
+        ("000a", sized(numbers("2a2a11ec001d00170018"))),
+        ("000b", sized(b"\0", 1)),
+        ("000d", sized(numbers("04030804040105030805050108060601"))),
+        ("001b", sized(numbers("0002"), 1)),
+        ("0017", b""),
+        ("0005", b"\1\0\0\0\0"),
+        ("0023", b""),
+        ("002d", sized(b"\1", 1)),
+        ("dada", b"\0"),  # GREASE
+    ]
+    ciphers = "8a8a130113021303c02bc02fc02cc030cca9cca8c013c014009c009d002f0035"
+    written = b"".join(numbers(kind) + sized(data) for kind, data in extensions)
+    body = b"\3\3" + bytes(32) + sized(bytes(32), 1) + sized(numbers(ciphers)) + b"\1\0"
+    message = b"\1" + sized(body + sized(written), 3)
+    return b"\x16\3\1" + sized(message)

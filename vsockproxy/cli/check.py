@@ -56,11 +56,13 @@ def check(
     """Show the routes of a configuration file, or all of its problems.
 
     Without FILE it is the configuration that run would read. Certificates are
-    read too; nothing is opened. The exit status is 2 if the configuration has
-    a problem. With --diff it shows what a reload would change.
+    read too, and files of users; nothing is opened. The exit status is 2 if the
+    configuration has a problem; a warning does not change it. With --diff it
+    shows what a reload would change.
     """
     checked = read((Source(file, os.environ) if file else source_of(config)).load)
     read(lambda: _check_certificates(checked))
+    _warn_of_exposed_users(checked)
     if diff:
         _show_changes(checked, config or file, socket)
         return
@@ -76,6 +78,13 @@ def _check_certificates(config: Config) -> None:
         from vsockproxy.admin.tls import tls_context  # noqa: PLC0415 - at its use
 
         tls_context(config.metrics_tls, config.source)
+
+
+def _warn_of_exposed_users(config: Config) -> None:
+    from vsockproxy.config.credentials import exposures  # noqa: PLC0415 - at its use
+
+    for route, sentence, remedy in exposures(config):
+        typer.echo(f"vsockproxy: warning: {route}: {sentence}; {remedy}", err=True)
 
 
 def _show_changes(config: Config, file: Path | None, socket: Path | None) -> None:

@@ -1,7 +1,8 @@
 """The embedded guest of `vsockproxy demo`, which needs no VM.
 
 Owns: the guest, which is a vsock-mux socket like a VMM's with a small HTTP service behind it,
-and the configuration of a route to it.  The daemon is the ordinary one.
+the same with TLS for routes by server name, and the configuration of a route to it.  The daemon is
+the ordinary one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import ssl
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -40,6 +43,15 @@ from vsockproxy.log.output import get_logger
 
 GUEST_PORT: Final = 80
 """The guest's port of the HTTP service; connections to other ports are refused."""
+
+TLS_PORT: Final = 443
+"""The same with TLS, if a route is by server name and openssl can make a certificate."""
+
+_MAKE_CERTIFICATE: Final = (
+    *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+    *("-nodes", "-days", "30", "-subj", "/CN=vm.localhost"),
+    *("-addext", "subjectAltName=DNS:*.vm.localhost", "-keyout", "-", "-out", "-"),
+)
 
 _FIRST_NUMBER: Final = 1 << 30  # as Firecracker counts its host ports
 _CHUNK: Final = 65536
@@ -74,7 +86,9 @@ def demo_config(
 
 
 @asynccontextmanager
-async def embedded_guests(config: Config, boot_delay: float = 0.0) -> AsyncIterator[None]:
+async def embedded_guests(
+    config: Config, boot_delay: float = 0.0, *, folder: Path | None = None
+) -> AsyncIterator[None]:
     """Run a guest at every vsock-mux socket of the routes while the block runs.
 
     SIGUSR1 stops the guests, as the end of a VM would, and starts them again.  A restarted
@@ -82,15 +96,36 @@ async def embedded_guests(config: Config, boot_delay: float = 0.0) -> AsyncItera
 
     Args:
       boot_delay: seconds after which the guests start.
+      folder: for the guests' certificate; without it they have no TLS.
 
     Raises: exception groups with a `ListenError` if a socket cannot be created.
     """
     paths = set(_paths(config))
+    services = await _services(config, folder)
     with trio.open_signal_receiver(signal.SIGUSR1) as switch:
         async with trio.open_nursery() as nursery:
-            await nursery.start(_switch_guests, sorted(paths), switch, boot_delay)
+            await nursery.start(_switch_guests, sorted(paths), services, switch, boot_delay)
             yield
             nursery.cancel_scope.cancel()
+
+
+async def _services(config: Config, folder: Path | None) -> Mapping[int, Service]:
+    """Return the services of a guest by port."""
+    if folder is None or all(route.by != "sni" for route in config.routes):
+        return {GUEST_PORT: serve_http}
+    try:
+        done = await trio.run_process(_MAKE_CERTIFICATE, capture_stdout=True, capture_stderr=True)
+    except (OSError, subprocess.CalledProcessError):
+        get_logger().warning(
+            "guest_without_tls", error="openssl made no certificate; install it for HTTPS"
+        )
+        return {GUEST_PORT: serve_http}
+    certificate = folder / "guest.pem"
+    certificate.touch(0o600)
+    certificate.write_bytes(done.stdout)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return {GUEST_PORT: serve_http, TLS_PORT: partial(serve_https, context)}
 
 
 def _paths(config: Config) -> Iterator[str]:
@@ -108,6 +143,7 @@ def _paths(config: Config) -> Iterator[str]:
 
 async def _switch_guests(
     paths: list[str],
+    services: Mapping[int, Service],
     switch: AsyncIterator[int],
     boot_delay: float,
     *,
@@ -120,7 +156,7 @@ async def _switch_guests(
     for started in count(1 if boot_delay else 0):
         async with trio.open_nursery() as guests:
             for path in paths:
-                await guests.start(serve_guest, Path(path.replace("*", str(started))))
+                await guests.start(serve_guest, Path(path.replace("*", str(started))), services)
             if started:
                 log.info("guest_started")
             else:
@@ -132,7 +168,10 @@ async def _switch_guests(
 
 
 async def serve_guest(
-    path: Path, *, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED
+    path: Path,
+    services: Mapping[int, Service] | None = None,
+    *,
+    task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve as a guest behind a VMM's socket at ``path``, until cancelled.
 
@@ -142,7 +181,8 @@ async def serve_guest(
     Raises: `ListenError` if the socket cannot be created.
     """
     [listening] = listen(UnixEndpoint(str(path)), 128, {})
-    serve = partial(_serve_client, {GUEST_PORT: serve_http}, count(_FIRST_NUMBER))
+    services = services or {GUEST_PORT: serve_http}
+    serve = partial(_serve_client, services, count(_FIRST_NUMBER))
     try:
         # A duplicate: trio closes its listener before `close` compares the socket with the file.
         sock = trio.socket.from_stdlib_socket(listening.sock.dup())
@@ -177,27 +217,35 @@ async def _read_line(stream: trio.SocketStream) -> bytes:
 
 async def serve_http(stream: trio.SocketStream) -> None:
     """Answer HTTP/1.1 requests until the client ends; answer also after its half-close."""
+    await _serve_requests(stream, GUEST_PORT)
+    await stream.send_eof()
+
+
+async def serve_https(context: ssl.SSLContext, stream: trio.SocketStream) -> None:
+    """Answer as `serve_http` within TLS, and close the stream."""
+    async with trio.SSLStream(stream, context, server_side=True, https_compatible=True) as tls:
+        await _serve_requests(tls, TLS_PORT)
+
+
+async def _serve_requests(stream: trio.abc.Stream, port: int) -> None:
     connection = h11.Connection(h11.SERVER)
     try:
         while (request := await _next_request(connection, stream)) is not None:
-            await _answer(connection, stream, request)
+            await _answer(connection, stream, request, port)
             if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
                 break
             connection.start_next_cycle()
     except h11.RemoteProtocolError as error:
         await _refuse(connection, stream, error)
-    await stream.send_eof()
 
 
-async def _next_request(
-    connection: h11.Connection, stream: trio.SocketStream
-) -> h11.Request | None:
+async def _next_request(connection: h11.Connection, stream: trio.abc.Stream) -> h11.Request | None:
     """Return the next request after discarding its body; None at the client's end."""
     request: h11.Request | None = None
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:
-            connection.receive_data(await stream.receive_some(_CHUNK))
+            connection.receive_data(bytes(await stream.receive_some(_CHUNK)))
         elif isinstance(event, h11.Request):
             request = event
         elif isinstance(event, h11.EndOfMessage):
@@ -207,15 +255,15 @@ async def _next_request(
 
 
 async def _answer(
-    connection: h11.Connection, stream: trio.SocketStream, request: h11.Request
+    connection: h11.Connection, stream: trio.abc.Stream, request: h11.Request, port: int
 ) -> None:
     method, target = request.method.decode(), request.target.decode("latin-1")
-    page = _PAGE.format(method=method, target=target, port=GUEST_PORT).encode()
+    page = _PAGE.format(method=method, target=target, port=port).encode()
     await _send(connection, stream, 200, page, with_body=method != "HEAD")
 
 
 async def _refuse(
-    connection: h11.Connection, stream: trio.SocketStream, error: h11.RemoteProtocolError
+    connection: h11.Connection, stream: trio.abc.Stream, error: h11.RemoteProtocolError
 ) -> None:
     if connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
         await _send(connection, stream, error.error_status_hint, b"This is not HTTP.\n")
@@ -223,7 +271,7 @@ async def _refuse(
 
 async def _send(
     connection: h11.Connection,
-    stream: trio.SocketStream,
+    stream: trio.abc.Stream,
     status: int,
     page: bytes,
     *,

@@ -211,7 +211,7 @@ def demo(
         built = embedded.with_admin(built, os.environ, Path(folder))
         _serve(
             built,
-            beside=embedded.embedded_guests(built, delay),
+            beside=embedded.embedded_guests(built, delay, folder=Path(folder)),
             ready=lambda: say(*embedded.greeting(built, os.environ, delay).split("\n")),
             hint=(
                 f"to use other ports or paths, edit {config}"

@@ -6,16 +6,28 @@ Owns: the grammar and the limits of the file.  `load` reads it to report its fau
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
+from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vsockproxy.address.endpoint import check_absolute
+from vsockproxy.config.by_name import ByName
 from vsockproxy.errors import AddressError
+
+if TYPE_CHECKING:
+    from vsockproxy.config.settings import Config
 
 _LARGEST: Final = 1 << 20  # bytes of the file
 _COST_MAX: Final = 14  # two to this power rounds: about a second
+_WRITER: Final = "htpasswd -B writes it"
+_REMEDIES: Final = {
+    errno.ENOENT: "; create it: htpasswd -B -c {path} NAME",
+    errno.EACCES: "; let the daemon's user or group read it",
+}
 _HASH: Final = re.compile(r"\$2[aby]\$(?P<cost>[0-9]{2})\$[./A-Za-z0-9]{53}")
 
 
@@ -30,6 +42,22 @@ def check_credentials(path: str) -> None:
         raise missing_bcrypt()
     if not read_credentials(path):
         raise CredentialsError(f"the file {path} has no users: add one with htpasswd -B")
+
+
+def exposures(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Yield each route whose file of users every user can read, a sentence, and the remedy."""
+    for route in config.routes:
+        path = route.target.credentials if isinstance(route.target, ByName) else None
+        if path is not None and _is_readable_by_all(path):
+            sentence = f"every user of this machine can read the hashes in {path}"
+            yield f"route {route.name}", sentence, f"run chmod o= {path}"
+
+
+def _is_readable_by_all(path: str) -> bool:
+    try:
+        return bool(os.stat(path).st_mode & stat.S_IROTH)  # noqa: PTH116 - as it is opened
+    except OSError:
+        return False
 
 
 def missing_bcrypt() -> CredentialsError:
@@ -49,23 +77,33 @@ def read_credentials(path: str) -> dict[str, bytes]:
         with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
             data = file.read(_LARGEST + 1) or b""
     except OSError as error:
-        raise CredentialsError(f"the file {path} cannot be read: {error.strerror}") from error
+        remedy = _REMEDIES.get(error.errno or 0, "").format(path=path)
+        raise CredentialsError(
+            f"the file {path} cannot be read: {error.strerror}{remedy}"
+        ) from error
     if len(data) > _LARGEST:
         raise CredentialsError(f"the file {path} has more than {_LARGEST} bytes")
     lines = enumerate(data.decode(errors="surrogateescape").splitlines(), 1)
     written = ((number, line.strip()) for number, line in lines)
-    return dict(_user(path, number, line) for number, line in written if line and line[0] != "#")
+    users: dict[str, bytes] = {}
+    for number, line in written:
+        if line and line[0] != "#":
+            user, hashed = _user(f"{path}:{number}", line)
+            if user in users:
+                raise CredentialsError(f"{path}:{number}: {user!r} has a line above: remove one")
+            users[user] = hashed
+    return users
 
 
-def _user(path: str, number: int, line: str) -> tuple[str, bytes]:
-    user, _, written = line.partition(":")
+def _user(place: str, line: str) -> tuple[str, bytes]:
+    user, colon, written = line.partition(":")
+    if not user or not colon:
+        raise CredentialsError(f"{place}: expected NAME:HASH with a bcrypt hash: {_WRITER}")
     match = _HASH.fullmatch(written)
     if match is None:
-        raise CredentialsError(
-            f"{path}:{number}: expected NAME:HASH with a bcrypt hash: htpasswd -B writes it"
-        )
+        raise CredentialsError(f"{place}: the password of {user!r} is not a bcrypt hash: {_WRITER}")
     if int(match["cost"]) > _COST_MAX:
         raise CredentialsError(
-            f"{path}:{number}: the hash has the cost {match['cost']}: the maximum is {_COST_MAX}"
+            f"{place}: the hash has the cost {match['cost']}: the maximum is {_COST_MAX}"
         )
     return user, written.encode()

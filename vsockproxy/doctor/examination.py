@@ -19,6 +19,7 @@ from vsockproxy.doctor.listeners import (
     Bind,
     judge_certificates,
     judge_listeners,
+    judge_users,
     try_bind,
     untried,
 )
@@ -95,6 +96,7 @@ async def examine(
     if attempts is not None and known is not None:
         findings.extend(judge_listeners(known, _running(daemon), attempts.bind))
         findings.extend(judge_certificates(known))
+        findings.extend(judge_users(known))
         findings.extend(await judge_targets(known))
     findings.extend(_unchecked(known, attempts, daemon))
     return findings

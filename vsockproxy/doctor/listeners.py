@@ -1,7 +1,7 @@
-"""The check of the configuration's listeners and certificates.
+"""The check of the configuration's listeners, certificates and files of users.
 
 Owns: one bind(2) of each TCP address without listening, a look at the folder of each Unix socket,
-and the reading of certificates.  Changes nothing.
+and the reading of certificates and modes.  Changes nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 from vsockproxy.address.endpoint import ListenEndpoint, TcpEndpoint, UnixEndpoint
 from vsockproxy.address.sockaddr import literal_addresses
 from vsockproxy.admin.socket_path import is_live
+from vsockproxy.config.credentials import exposures
 from vsockproxy.config.settings import Config
-from vsockproxy.doctor.finding import Finding, ok, problem
+from vsockproxy.doctor.finding import Finding, note, ok, problem
 from vsockproxy.errors import ConfigError, ListenError, listen_error
 from vsockproxy.readable import count
 
@@ -113,3 +114,9 @@ def judge_certificates(config: Config) -> Iterator[Finding]:
             yield problem("certificates", line, "correct the file, or its mode")
     else:
         yield ok("certificates", "they can be read, and belong together")
+
+
+def judge_users(config: Config) -> Iterator[Finding]:
+    """Yield a note of each file of users that is not kept from others."""
+    for route, sentence, remedy in exposures(config):
+        yield note(route, sentence, remedy)

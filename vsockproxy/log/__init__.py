@@ -71,4 +71,5 @@ exception, *left_out* |
 | `log_lines_lost` | warning | lines were dropped: slow reader or full disk | lines |
 | `library` | any | a record of the libraries' own logging | logger, message, *left_out* |
 | `guest_started`, `guest_stopped` | info | the demo's guest came or went | - |
+| `guest_without_tls` | warning | the guests of the demo answer no HTTPS: no certificate | error |
 """
