@@ -258,7 +258,7 @@ def test_the_health_command_without_options_imports_no_command_line() -> None:
     done = command("health", environ={"PYTHONPROFILEIMPORTTIME": "1"})
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "http.client" in imported
-    assert not imported & (HEAVY | {"typer", "vsockproxy.cli"})
+    assert not imported & (HEAVY | {"typer", "vsockproxy.cli", "vsockproxy.config.process"})
     assert "vsockproxy: cannot ask the daemon" in done.stderr
 
 
