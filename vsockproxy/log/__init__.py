@@ -71,7 +71,7 @@ exception, *left_out* |
 import sys
 
 # structlog imports rich where it is installed, for tracebacks that this log does not draw: 50 ms of
-# each start and 5 MB of each daemon.  None makes that import fail, as where it is not installed.
+# each start and 3 MB of each daemon.  None makes that import fail, as where it is not installed.
 if "structlog" not in sys.modules and "rich" not in sys.modules:
     sys.modules["rich"] = None  # type: ignore[assignment] # it is what the import system expects
     try:
