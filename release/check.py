@@ -92,7 +92,9 @@ def run_one(step: Step) -> str:
     Resource handling: every process of the step has been killed when this returns.
     """
     log = LOGS / f"{step.name}.log"
-    environ = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY)}
+    environ = {**os.environ, "PYTHON": sys.executable}
+    # pip would find the sdist's egg-info there, and take the package for installed.
+    environ.pop("PYTHONPATH", None)
     with log.open("wb") as output:
         process = subprocess.Popen(
             ["sh", "-c", step.command],

@@ -25,6 +25,14 @@ def test_the_output_of_a_step_is_in_its_log(logs: Path) -> None:
     assert (logs / "fake.log").read_text() == "out\nerr\n"
 
 
+def test_a_step_has_no_path_on_which_pip_would_find_the_package_installed(
+    logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/work")
+    assert outcomes(Step("fake", 'echo "path: $PYTHONPATH"', 10)) == ["ran"]
+    assert (logs / "fake.log").read_text() == "path: \n"
+
+
 def test_a_step_that_fails_fails_those_that_use_its_result_and_no_other() -> None:
     steps = (Step("a", "exit 3", 10), Step("b", "true", 10, ("a",)), Step("c", "true", 10))
     assert outcomes(*steps, Step("d", "true", 10, ("b",))) == [

@@ -254,6 +254,14 @@ def test_the_health_command_imports_no_heavy_library() -> None:
     assert not imported & (HEAVY - {"pydantic"})  # typer imports it to read options
 
 
+def test_the_health_command_without_options_imports_no_command_line() -> None:
+    done = command("health", environ={"PYTHONPROFILEIMPORTTIME": "1"})
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "http.client" in imported
+    assert not imported & (HEAVY | {"typer", "vsockproxy.cli", "vsockproxy.config.process"})
+    assert "vsockproxy: cannot ask the daemon" in done.stderr
+
+
 def test_the_control_socket_is_asked_if_the_metrics_cannot_be(tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     admin = '[admin]\nsocket = "/run/admin.sock"\n'

@@ -271,3 +271,10 @@ def test_a_malformed_record_of_a_library_is_reported_by_logging(
     del logging.getLogger().handlers[:-1]  # pytest's handlers would raise the error
     logging.getLogger("h2").error("%d streams", "many")
     assert "streams" in capsys.readouterr().err  # the report of `logging`
+
+
+def test_the_daemon_imports_nothing_that_draws_on_a_terminal() -> None:
+    code = "import sys, vsockproxy.daemon.signals; print(*sys.modules); import rich.console"
+    done = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert "structlog" in done.split()
+    assert not {"rich", "rich.console", "pygments"} & set(done.split())

@@ -6,6 +6,7 @@ seconds, so it does not import trio, and reads only the addresses of a configura
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 from vsockproxy.address.endpoint import TcpEndpoint, UnixEndpoint
 from vsockproxy.address.grammar import parse_listen
 from vsockproxy.admin.client import DaemonUnreachableError, SeveralDaemonsError, find_socket
-from vsockproxy.config.source import ADMIN, PLACES, NoSourceError, find_source
+from vsockproxy.config.source import ADMIN, FILE, PLACES, NoSourceError, find_source
 from vsockproxy.errors import VsockproxyError
 from vsockproxy.unix_http import UnixConnection
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from vsockproxy.config.document import Plain
 
 READY: Final = "/readyz"
+TIMEOUT: Final = 3.0
+"""Seconds for the answer, without ``--timeout``."""
 
 _LONGEST: Final = 4096  # bytes of an answer, which has a line for each missing listener
 _OF_EVERY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", None: "127.0.0.1"}  # noqa: S104 - dialled
@@ -32,6 +35,23 @@ _NO_LISTENER: Final = (
     "cannot ask the daemon: the configuration has no metrics listener, and no control socket was"
     f" found; set [metrics] listen or [admin] socket, or name one with ${ADMIN}, --metrics or --url"
 )
+
+
+def check(environ: Mapping[str, str]) -> int:
+    """Print what `vsockproxy health` without options does, and return its exit status."""
+    named = environ.get(FILE)
+    try:
+        answer = ask(find_address(Path(named) if named else None, environ), TIMEOUT)
+        output, status = 1, 0
+    except VsockproxyError as error:
+        answer = "\n".join(f"vsockproxy: {line}" for line in str(error).splitlines() if line)
+        output, status = 2, 1
+    try:
+        # Past Python's buffer, which would be written again at exit.
+        os.write(output, f"{answer}\n".encode(errors="backslashreplace"))
+    except OSError:
+        return 1
+    return status
 
 
 class UnhealthyError(VsockproxyError):

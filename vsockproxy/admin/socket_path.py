@@ -12,10 +12,12 @@ import stat
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vsockproxy.address.endpoint import UnixEndpoint
-from vsockproxy.config.process import AdminSettings
+
+if TYPE_CHECKING:
+    from vsockproxy.config.process import AdminSettings
 
 NAME: Final = "admin.sock"
 
