@@ -56,6 +56,8 @@ ARGUMENTS: Final[dict[str, list[str]]] = {
     "drain": ["{name}", "{hostile}"],
     "resume": ["{name}", "{hostile}"],
     "reload": [],
+    "route": ["replace", "{name}", "listen={hostile}"],
+    "guest": ["remove", "{hostile}"],
     "top": [],
     "log-level": ["info"],
 }

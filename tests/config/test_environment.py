@@ -335,11 +335,11 @@ def test_a_misspelled_variable_alone_is_reported_with_the_nearest_one() -> None:
 def test_a_file_and_the_environment_at_once_are_status_2(tmp_path: Path, named: str) -> None:
     file = tmp_path / "config.toml"
     file.write_text('forward.8080 = "3:80"')
-    environ = {"VSOCKPROXY_FORWARD": "80=3:80", "VSOCKPROXY_LOG_LEVEL": "info"}
+    environ = {"VSOCKPROXY_FORWARD": "80=3:80", "VSOCKPROXY_METRICS_LISTEN": "9100"}
     environ |= {"VSOCKPROXY_CONFIG": str(file)} if named == "variable" else {}
     done = command("run", *(("-c", file) if named == "option" else ()), environ=environ)
     assert done.returncode == 2
     assert (
-        f"{file}: the environment has settings too (VSOCKPROXY_FORWARD, VSOCKPROXY_LOG_LEVEL)"
+        f"{file}: the environment has settings too (VSOCKPROXY_FORWARD, VSOCKPROXY_METRICS_LISTEN)"
         in (done.stderr)
     )
