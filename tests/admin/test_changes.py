@@ -255,6 +255,15 @@ async def test_a_persisted_route_and_guest_survive_a_restart(tmp_path: Path, suf
         await client.aclose()
 
 
+async def test_a_persisted_route_needs_a_persisted_guest(tmp_path: Path) -> None:
+    async with from_files(tmp_path) as daemon:
+        await daemon.post("/v1/guests", {"name": "vm", "mux": f"{tmp_path}/guest"})
+        body = route(daemon, "a", target="vm:80")
+        error = await refused(await daemon.ask("POST", "/v1/routes", body, persist=True), 409)
+        assert error == "the route 'a' needs a guest that was added without persist"
+        assert files_in(tmp_path / "conf.d") == []
+
+
 async def test_a_persisted_route_is_replaced_and_removed_in_its_file(tmp_path: Path) -> None:
     async with from_files(tmp_path) as daemon:
         await daemon.ask("POST", "/v1/routes", route(daemon, "a"), persist=True)

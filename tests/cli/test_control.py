@@ -329,18 +329,21 @@ async def test_reload_and_check_cover_included_files(installation: Installation)
 async def test_route_and_guest_are_added_replaced_and_removed(installation: Installation) -> None:
     run, folder = installation.run, installation.folder
     listen = f"listen=unix:{folder}/a.sock"
-    await run("guest", "add", "vm", f"mux={folder}/guest")
+    guest = await run("guest", "add", "vm", f"mux={folder}/guest")
+    assert guest.stdout == "guest vm: added\n"
     added = await run("route", "add", "a", listen, "target=vm:80", "wait_for_guest=5s")
-    assert added.stdout == "added: a\n"
+    assert added.stdout == "route a: added\n"
     client = await trio.open_unix_socket(f"{folder}/a.sock")
     await client.send_all(b"x")
     assert await client.receive_some() == b"x"
     await client.aclose()
     replaced = await run("route", "replace", "a", listen, "target=vm:81", "access_log=false")
-    assert replaced.stdout == "retargeted: a\n"
+    assert replaced.stdout == "route a: replaced\n"
+    moved = await run("guest", "replace", "vm", f"mux={folder}/other")
+    assert moved.stdout == "guest vm: replaced\nretargeted: a\n"
     assert (await run("check", "--diff", str(folder / "file.toml"))).stdout == "no change\n"
     assert "no guest 'vm'" in (await run("guest", "remove", "vm", status=1)).stderr
-    assert (await run("route", "remove", "a")).stdout == "removed: a\n"
+    assert (await run("route", "remove", "a")).stdout == "route a: removed\n"
     assert (await run("guest", "remove", "vm")).returncode == 0
     await run("route", "add", "b", status=2)
     await run("route", "add", "b", "listen", status=2)

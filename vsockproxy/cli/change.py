@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import quote
 
 import typer
 
+from vsockproxy.cli.output import say
 from vsockproxy.cli.program import ConfigOption, SocketOption, daemon_client
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ class Action(StrEnum):
     ADD = "add"
     REPLACE = "replace"
     REMOVE = "remove"
+
+
+_DONE: Final = {Action.ADD: "added", Action.REPLACE: "replaced", Action.REMOVE: "removed"}
 
 
 ActionArgument = Annotated[Action, typer.Argument(help="add, replace or remove.")]
@@ -107,9 +111,10 @@ def _change(
                 answer = daemon.put(path, table)
             case Action.REMOVE:
                 answer = daemon.delete(path)
+    say(f"{kind.removesuffix('s')} {name}: {_DONE[action]}")
     none: dict[str, Any] = dict.fromkeys(Changes.__dataclass_fields__, ())
-    for line in describe(none | answer):
-        typer.echo(line)
+    if kind == "guests" and any(answer.values()):
+        say(*describe(none | answer))  # its routes
 
 
 def _pair(text: str) -> tuple[str, Plain]:

@@ -17,7 +17,7 @@ from vsockproxy.config import persisted
 from vsockproxy.config.added import Added, Kind, Table, changed, file_text, names_of, with_added
 from vsockproxy.config.changes import Changes, compare, facts_of
 from vsockproxy.config.settings import Config
-from vsockproxy.errors import MissingError, OrderError
+from vsockproxy.errors import ConfigError, MissingError, OrderError
 
 if TYPE_CHECKING:
     from vsockproxy.daemon.daemon import Daemon
@@ -103,10 +103,15 @@ class Changing:
         return _changes(before, config)
 
     async def _try(self, kind: Kind, name: str, table: Table) -> None:
-        """Raise `ConfigError` for an entry that has a problem of its own."""
-        await trio.to_thread.run_sync(
-            with_added, self._daemon.base, Added().with_(kind, name, table)
-        )
+        """Raise `ConfigError` or `OrderError` for an entry that a file cannot have."""
+        base, added = self._daemon.base, self._daemon.added
+        try:
+            await trio.to_thread.run_sync(with_added, base, Added().with_(kind, name, table))
+        except ConfigError:
+            await trio.to_thread.run_sync(with_added, base, added.with_(kind, name, table))
+            sentence = f"the {kind} {name!r} needs a guest that was added without persist"
+            remedy = "remove that guest and add it with --persist, then repeat this"
+            raise OrderError(sentence, remedy) from None
 
     async def _write(self, file: Path, data: bytes | None) -> Changes:
         """Write a file, or remove it for None, and take it in; put it back if that fails."""
