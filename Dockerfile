@@ -12,12 +12,14 @@ COPY release/requirements.txt ./
 COPY pyproject.toml setup.py README.md LICENSE ./source/
 COPY vsockproxy ./source/vsockproxy
 COPY man ./source/man
+# The commit, for vsockproxy version: the build has no .git.
+ARG REVISION=
 # The environment that is copied has no installer: pip stays in the build's environment.  Byte code
 # is by content, for the image must not depend on the time of the build.
 # The last line fails the build if the pump was not compiled.
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
 RUN python3 -m venv tools \
-    && tools/bin/pip wheel --no-cache-dir --no-deps --wheel-dir wheels ./source \
+    && VSOCKPROXY_REVISION="${REVISION}" tools/bin/pip wheel --no-cache-dir --no-deps --wheel-dir wheels ./source \
     && python3 -m venv --without-pip /opt/vsockproxy \
     && tools/bin/pip --python /opt/vsockproxy/bin/python install --no-cache-dir --no-compile \
         --require-hashes --requirement requirements.txt \

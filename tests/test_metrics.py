@@ -25,6 +25,7 @@ from vsockproxy.guests.directory import Guests
 from vsockproxy.metrics import MetricsCollector, make_registry
 from vsockproxy.pump.transfer import EndReason
 from vsockproxy.reasons import Reason
+from vsockproxy.revision import REVISION
 from vsockproxy.stats import CONNECTION_BOUNDS, DIAL_BOUNDS, RouteStats, TargetState
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "metrics.md"
@@ -160,7 +161,7 @@ def test_histogram_buckets_are_cumulative(
 def test_info_metrics_have_the_route_and_the_build_as_labels(registry: CollectorRegistry) -> None:
     route = {"route": "web", "listen": "tcp:8080", "target": "vsock:3:80"}
     assert registry.get_sample_value("vsockproxy_route_info", route) == 1
-    build = {"version": __version__, "pump": "native"}
+    build = {"version": __version__, "revision": REVISION, "pump": "native"}
     assert registry.get_sample_value("vsockproxy_build_info", build) == 1
 
 

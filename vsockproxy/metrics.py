@@ -27,6 +27,7 @@ from vsockproxy.admit.process_limits import Admission
 from vsockproxy.config.guest import Cid
 from vsockproxy.guests.directory import Guests
 from vsockproxy.log.output import lines_lost
+from vsockproxy.revision import REVISION
 from vsockproxy.stats import ROUTE_STATES, TARGET_STATES, Histogram, Reloads, RouteState, RouteStats
 
 
@@ -101,6 +102,7 @@ class MetricsCollector(Collector):
             yield family
 
 
+_BUILD: Final = {"version": __version__, "revision": REVISION}
 _PART: Final = 100  # samples; reading and formatting them takes a millisecond
 Labels = Sequence[str]
 Value = float | Mapping[str, str] | Histogram
@@ -134,9 +136,7 @@ def _add(family: Any, labels: Labels, value: Value) -> None:
 # ---- how a row reads its samples ----
 
 
-def _daemon(
-    read: Callable[[MetricsSource], Value | None],
-) -> Callable[[MetricsSource], Samples]:
+def _daemon(read: Callable[[MetricsSource], Value | None]) -> Callable[[MetricsSource], Samples]:
     """Return a function that reads one sample of the daemon; none if the value is None."""
     return lambda source: [] if (value := read(source)) is None else [((), value)]
 
@@ -392,9 +392,9 @@ _ROWS: Final = (
     _Row(
         "vsockproxy_build",
         InfoMetricFamily,
-        "Version and pump of the running daemon.",
+        "Version, revision and pump of the running daemon.",
         [],
-        _daemon(lambda source: {"version": __version__, "pump": source.pump_name}),
+        _daemon(lambda source: {**_BUILD, "pump": source.pump_name}),
     ),
 )
 """Every metric; the exposition adds ``_total`` to counters and ``_info`` to info metrics."""

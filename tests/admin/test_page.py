@@ -100,6 +100,16 @@ async def test_the_page_shows_states_errors_limits_and_clients(tcp: socket.socke
         assert shown in page
 
 
+@pytest.mark.parametrize("revision", ["", "abc-dirty"])
+async def test_the_page_has_the_revision_if_the_build_knew_it(
+    tcp: socket.socket, monkeypatch: pytest.MonkeyPatch, revision: str
+) -> None:
+    monkeypatch.setattr("vsockproxy.admin.page.REVISION", revision)
+    async with browser(tcp, FakeDaemon(failing())) as client:
+        page = _Texts((await client.get("/")).text).text
+    assert ("revision abc-dirty" in page) == bool(revision)
+
+
 async def test_hostile_texts_are_escaped_and_nothing_outside_is_loaded(tcp: socket.socket) -> None:
     daemon = FakeDaemon(failing(f"a{HOSTILE}\u202e"), not_ready=[HOSTILE])
     daemon.events.record("error", HOSTILE, {"route": HOSTILE, "error": HOSTILE})

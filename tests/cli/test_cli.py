@@ -18,6 +18,7 @@ from tests.fake_services import as_ordinary_user, open_folder
 from vsockproxy import __version__
 from vsockproxy.cli import app
 from vsockproxy.config.source import default_file
+from vsockproxy.revision import REVISION
 
 COMMANDS: Final = (
     *("run", "forward", "demo", "connect", "ssh-config", "check", "health", "version"),
@@ -58,8 +59,10 @@ def test_version_shows_the_pump_and_the_reason() -> None:
     assert command("-V").stdout == f"vsockproxy {__version__}\n"
     facts = json.loads(command("version", "--json").stdout)
     assert facts["version"] == __version__
+    assert facts["revision"] == REVISION
     assert facts["pump"] in ("native", "portable")
-    first, python, pump = command("version").stdout.splitlines()
+    first, *revision, python, pump = command("version").stdout.splitlines()
+    assert revision == [f"revision: {REVISION}"] * bool(REVISION)
     assert first == f"vsockproxy {__version__}"
     assert python.startswith("Python 3.")
     assert pump.startswith(("pump: native (", "pump: portable ("))

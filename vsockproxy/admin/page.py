@@ -24,6 +24,7 @@ from vsockproxy.http.loop_share import body_of, every
 from vsockproxy.http.message import HTML, Request, Response
 from vsockproxy.log.recent import RecentEvent
 from vsockproxy.readable import count, duration, size
+from vsockproxy.revision import REVISION
 from vsockproxy.stats import RouteStats, TargetState
 
 _REFRESH: Final = 5  # seconds
@@ -144,6 +145,8 @@ class StatusPage:
         live = count(supervisor.live(), "connection") + ("" if limit is None else f" of {limit}")
         uptime = duration(time.time() - daemon.started)
         yield element("h1", f"vsockproxy {__version__}")
+        if REVISION:
+            yield element("p", f"revision {REVISION}", class_="dim")
         yield element(
             "p",
             f"process {os.getpid()} · up {uptime} · {daemon.pump_name} pump · {live} ·"

@@ -25,6 +25,7 @@ from vsockproxy.cli.program import (
 )
 from vsockproxy.config.source import Source
 from vsockproxy.errors import VsockproxyError
+from vsockproxy.revision import REVISION
 
 if TYPE_CHECKING:
     from vsockproxy.config.settings import Config
@@ -105,10 +106,12 @@ def version(as_json: JsonOption = False) -> None:
     python, system = platform.python_version(), platform.system()
     pump, why = trio.run(_describe_pump)
     if as_json:
-        facts = {"version": __version__, "python": python, "system": system}
+        facts = {"version": __version__, "revision": REVISION, "python": python, "system": system}
         say_json({**facts, "machine": platform.machine(), "pump": pump, "why": why})
         return
     say(f"vsockproxy {__version__}")
+    if REVISION:
+        say(f"revision: {REVISION}")
     say(f"Python {python} on {system} {platform.machine()}")
     say(f"pump: {pump} ({why})")
 
