@@ -23,9 +23,15 @@ PACKAGES: Final = (
     *("debhelper", "lintian"),  # release/deb.py
     *("debootstrap", "qemu-user-static"),  # release/try_wheels.py
     *("user-mode-linux", "kmod", "iproute2"),  # release/try_deb.py
+    "chromium-headless-shell",  # tests/e2e/test_page_in_browser.py
 )
 
 APT: Final = "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends"
+
+# Without the browser the test would be skipped, and the step pass.
+BROWSER: Final = (
+    "command -v chromium-headless-shell && $PYTHON -m pytest -q tests/e2e/test_page_in_browser.py"
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ STEPS: Final = (
     Step("lintian", "lintian --fail-on error dist/*~deb12_*.deb", 300, ("deb",)),
     Step("host", "tests/kernel/make_systemd_root.sh", 600, ("packages",)),
     Step("try-deb", "$PYTHON -m release.try_deb", 1500, ("deb", "host")),
+    Step("browser", BROWSER, 120, ("packages",)),
     Step("soak", "make soak SCHEDULES=20000 MINUTES=10", 3600),
 )
 

@@ -63,6 +63,15 @@ def test_every_step_comes_after_those_whose_results_it_uses() -> None:
     assert len(set(names)) == len(names)
 
 
+def test_the_step_of_the_browser_fails_without_a_browser(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sh").symlink_to("/bin/sh")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    [step] = [step for step in STEPS if step.name == "browser"]
+    assert check.run_one(step).startswith("failed: ")
+
+
 def test_an_unknown_step_ends_with_the_list_of_the_steps() -> None:
     with pytest.raises(SystemExit, match="no step try-rpm: packages wheels"):
         check.main(["try-rpm"])
