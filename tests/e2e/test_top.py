@@ -71,7 +71,7 @@ async def test_top_of_a_busy_daemon_shows_sorts_filters_and_kills(watched: Watch
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(watched.load)
-            lines = await top.shows(lambda lines: "2 connections" in lines[0] and " ██" in lines[3])
+            lines = await top.shows(lambda lines: "2 connections" in lines[0] and "█" in lines[3])
             assert lines[3].startswith("web ")
             assert lines[4].startswith("dead ")
             await top.shows("W dead: dial_failed: cannot dial")

@@ -19,11 +19,17 @@ def status(**changes: Any) -> dict[str, Any]:
     }
 
 
+def target(state: str) -> dict[str, Any]:
+    """Return a target of a route."""
+    return {"address": "vsock:3:80", "state": state}
+
+
 def route(name: str = "web", **changes: Any) -> dict[str, Any]:
     """Return a route of /v1/routes."""
     return {
         "name": name,
         "state": "listening",
+        "targets": [target("up")],
         "live": 2,
         "accepted": 0,
         "dial_failures": {},

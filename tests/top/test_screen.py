@@ -8,7 +8,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from tests.top.api_answers import connection, event, route, snapshot, status
+from tests.top.api_answers import connection, event, route, snapshot, status, target
 from vsockproxy.top.panel import Panel
 from vsockproxy.top.screen import ASCII, SMALLEST, UNICODE, screen
 from vsockproxy.top.traffic import Traffic
@@ -42,6 +42,7 @@ def busy() -> Traffic:
                 route(
                     "a-database-of-a-name-that-is-long",
                     state="queued",
+                    targets=[target("up"), target("down"), target("refused")],
                     upstream_bytes=second * 500_000,
                     accepted=second * 12,
                     dial_failures={"refused": second},
@@ -67,9 +68,9 @@ def busy() -> Traffic:
 SCREEN = """\
 vsockproxy 1.2.3  process 4711  up 3m 12s  3 connections  19829 fds free
 connections by rate, descending
-routes       state      live  new/s fail/s   in/s  out/s          last minute
-web          listening     2      0      0   6.8K   1.9M ████████ ████
-a-database-… queued        2     12    1.0 488.3K      0 ██       ████
+routes       state     target    live  new/s fail/s   in/s  out/s last minute
+web          listening up           2      0      0   6.8K   1.9M ████
+a-database-… queued    down 2/3     2     12    1.0 488.3K      0 ████
      id route client (3)             state      in    out   rate    idle     age
 >123456 web   unix                   open     5.0G      0   1.2M      0s   1d 1h
      17 web   203.0.113.7:40017      open     1.7K      0    170    8.5s     43s
@@ -88,7 +89,7 @@ events
     no running VM owns CID 7 no running VM owns CID 7
 12:34:56 W web: dial_failed: no running VM owns CID 7 no running VM owns CID 7
     no running VM owns CID 7 no running VM owns CID 7
-q quit  s sort  r reverse  / filter  p freeze  k kill  ? help
+q quit  s sort  / filter  tab routes  k kill  ? help
 """
 
 
@@ -98,7 +99,7 @@ def test_the_screen_of_80_by_24_without_colours_has_the_expected_text() -> None:
     assert "\n".join(line.rstrip() for line in shown) + "\n" == SCREEN
 
 
-@pytest.mark.parametrize(("columns", "rows"), [(72, 16), (80, 24), (132, 43), (300, 100)])
+@pytest.mark.parametrize(("columns", "rows"), [(60, 16), (72, 16), (80, 24), (132, 43), (300, 100)])
 @pytest.mark.parametrize("prompt", ["nothing", "help", "kill", "filter"])
 def test_the_screen_has_exactly_the_size_of_the_terminal(
     columns: int, rows: int, prompt: Any
@@ -110,8 +111,8 @@ def test_the_screen_has_exactly_the_size_of_the_terminal(
 
 
 def test_a_too_small_terminal_shows_the_needed_size() -> None:
-    assert "72 columns and 16 rows" in text_of(busy(), Panel(), 71, 16)[0]
-    assert "72 columns and 16 rows" in text_of(busy(), Panel(), 72, 15)[0]
+    assert "60 columns and 16 rows" in text_of(busy(), Panel(), 59, 16)[0]
+    assert "60 columns and 16 rows" in text_of(busy(), Panel(), 60, 15)[0]
 
 
 def test_a_wide_terminal_shows_targets_and_full_names() -> None:
@@ -122,7 +123,7 @@ def test_a_wide_terminal_shows_targets_and_full_names() -> None:
 
 
 def test_an_ascii_terminal_gets_only_ascii_characters() -> None:
-    drawn = screen(busy(), Panel(), 80, 24, ASCII).plain
+    drawn = screen(busy(), Panel(), 120, 24, ASCII).plain
     assert drawn.isascii()
     assert "########" in drawn
 
@@ -201,7 +202,70 @@ def test_names_with_control_or_wide_characters_leave_every_row_its_width() -> No
             status=status(not_ready=[name]),
         )
     )
-    for columns in (72, 80, 120):
+    for columns in (60, 80, 120):
         shown = text_of(traffic, Panel(), columns)
         assert {cell_len(line) for line in shown} == {columns}
         assert not [line for line in shown if not line.isprintable()]
+
+
+def fleet() -> Traffic:
+    """Return what is shown of 200 routes and 500 connections, with hostile and wide names."""
+
+    def name(number: int) -> str:
+        return f"{number:03}-\x1b[2J\u202e\u65e5\u672c\u8a9e"
+
+    traffic = Traffic()
+    traffic.observe(
+        snapshot(
+            1.0,
+            *(route(name(each), targets=[target("refused")]) for each in range(200)),
+            connections=[connection(each, route=name(each)) for each in range(500)],
+            total=500,
+            events=[event(1, route=name(1), message=name(2))],
+        )
+    )
+    return traffic
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_every_route_and_connection_of_a_fleet_is_reached_by_scrolling(columns: int) -> None:
+    traffic, panel = fleet(), Panel()
+    connections, routes = set[str](), set[str]()
+    for _ in range(501):
+        shown = text_of(traffic, panel, columns)
+        assert {cell_len(line) for line in shown} == {columns}
+        assert not [line for line in shown if not line.isprintable()]
+        connections.update(line[1:].split()[0] for line in shown if line.startswith(">"))
+        panel.press("down")
+    panel.press("tab")
+    for _ in range(201):
+        shown = text_of(traffic, panel, columns)
+        assert {cell_len(line) for line in shown} == {columns}
+        rows = [line for line in shown if "listening refused" in line]
+        routes.update(row[:3] for row in rows)
+        panel.press("down")
+    assert len(rows) == 9
+    assert connections == {str(each) for each in range(500)}
+    assert routes == {f"{each:03}" for each in range(200)}
+    assert shown[1].startswith("routes 192 to 200 of 200")
+    panel.press("home")
+    assert text_of(traffic, panel, columns)[3].startswith("000-")
+
+
+def test_60_columns_show_states_targets_failures_and_clients() -> None:
+    shown = text_of(busy(), Panel(), 60)
+    assert shown[2].split() == ["routes", "state", "target", "live", "fail/s", "in/s", "out/s"]
+    assert shown[4].split()[1:5] == ["queued", "down", "2/3", "2"]
+    assert any("203.0.113.7:40017" in line for line in shown)
+    assert not [line for line in (shown[0], shown[-1]) if not line.endswith(" ")]
+    panel = Panel()
+    text_of(busy(), panel, 60)
+    panel.press("k")
+    assert text_of(busy(), panel, 60)[-1].rstrip().endswith("n to cancel")
+
+
+def test_of_many_idle_routes_those_with_a_target_down_are_shown() -> None:
+    traffic = Traffic()
+    idle = [route(f"r{number}") for number in range(9)]
+    traffic.observe(snapshot(1.0, *idle, route("dead", targets=[target("up"), target("down")])))
+    assert text_of(traffic, Panel())[3].split()[:4] == ["dead", "listening", "down", "1/2"]

@@ -12,6 +12,7 @@ from vsockproxy.top.terminal import keys
         (b"\x1b[A\x1bOB", ["up", "down"]),
         (b"\x1b[5~\x1b[6~", ["page up", "page down"]),
         (b"\x1b", ["escape"]),
+        (b"\t", ["tab"]),
         (b"ab\x7f\r", ["a", "b", "backspace", "enter"]),
         ("é€".encode(), ["é", "€"]),
         (b"\x1b[1;5Cx", ["x"]),

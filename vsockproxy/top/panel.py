@@ -6,6 +6,7 @@ needs the daemon or the session is returned as an `Action`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple
 
@@ -15,7 +16,15 @@ SORT_KEYS: Final = ("rate", "bytes", "age", "idle", "id", "route", "client")
 """The sort keys of connections, in the order in which `s` cycles through them; the API's words."""
 
 _ASCEND: Final = frozenset({"id", "route", "client"})
-_ROWS_A_PAGE: Final = 10
+_MOVES: Final = {
+    "up": -1,
+    "down": 1,
+    "page up": -10,
+    "page down": 10,
+    "home": -sys.maxsize,
+    "end": sys.maxsize,
+}
+"""The keys that select another row, and how many rows further down it is."""
 
 Prompt = Literal["nothing", "filter", "kill", "help"]
 
@@ -35,6 +44,8 @@ class Panel:
       is_reversed: whether the order is the opposite of the sort key's default.
       filter: text that a shown connection contains, ignoring case; empty for all.
       is_paused: whether the screen has stopped refreshing.
+      scrolls_routes: whether the arrow keys scroll the routes instead of the connections.
+      first_route: the index of the first route to show while they do.
       selected: the id of the selected connection; None selects the first row.
       prompt: the prompt that is open.
       typed: the filter text entered so far.
@@ -46,11 +57,14 @@ class Panel:
         self.is_reversed = False
         self.filter = ""
         self.is_paused = False
+        self.scrolls_routes = False
+        self.first_route = 0
         self.selected: int | None = None
         self.prompt: Prompt = "nothing"
         self.typed = ""
         self.message = ""
         self._rows: list[Answer] = []
+        self._last_first_route = 0
 
     @property
     def direction(self) -> Literal["asc", "desc"]:
@@ -100,6 +114,8 @@ class Panel:
             case "p" | " ":
                 self.is_paused = not self.is_paused
                 return Action("refresh")
+            case "tab":
+                self.scrolls_routes = not self.scrolls_routes
             case "/":
                 self.prompt, self.typed = "filter", self.filter
             case "escape" if self.filter:
@@ -109,23 +125,18 @@ class Panel:
                 self.prompt = "help"
             case "k" | "delete":
                 self._prompt_to_kill()
-            case _:
-                self._move(key)
+            case _ if self.scrolls_routes and key in _MOVES:
+                self.first_route = _moved(self.first_route, key, self._last_first_route)
+            case _ if self._rows and key in _MOVES:
+                row = _moved(self.row or 0, key, len(self._rows) - 1)
+                self.selected = self._rows[row]["id"]
         return None
 
-    def _move(self, key: str) -> None:
-        here = self.row or 0
-        last = len(self._rows) - 1
-        places = {
-            "up": here - 1,
-            "down": here + 1,
-            "page up": here - _ROWS_A_PAGE,
-            "page down": here + _ROWS_A_PAGE,
-            "home": 0,
-            "end": last,
-        }
-        if self._rows and key in places:
-            self.selected = self._rows[max(0, min(places[key], last))]["id"]
+    def window(self, routes: int, room: int) -> int:
+        """Return the index of the first of the routes to show in ``room`` rows."""
+        self._last_first_route = max(0, routes - room)
+        self.first_route = min(self.first_route, self._last_first_route)
+        return self.first_route
 
     def _prompt_to_kill(self) -> None:
         if self.row is None:
@@ -168,3 +179,7 @@ class Panel:
             case "id":
                 return (number,)
         return connection[self.sort], number
+
+
+def _moved(row: int, key: str, last: int) -> int:
+    return max(0, min(row + _MOVES[key], last))

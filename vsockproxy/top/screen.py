@@ -18,11 +18,13 @@ from vsockproxy.readable import count, duration, escape, size
 from vsockproxy.top.panel import Panel
 from vsockproxy.top.traffic import HISTORY, Answer, RouteRates, Snapshot, Traffic
 
-SMALLEST: Final = (72, 16)
+SMALLEST: Final = (60, 16)
 """The smallest terminal that `top` supports, in columns and rows."""
 
 _BAR: Final = 8
-_WITH_TARGET: Final = 110  # columns
+_WITH_PAST: Final = 72  # columns; below, routes have no history and connections no totals
+_WITH_BAR: Final = 90
+_WITH_TARGET: Final = 110
 _STYLES: Final = {
     "error": "red",
     "warning": "yellow",
@@ -37,21 +39,21 @@ _STYLES: Final = {
     "dialling": "yellow",
 }
 _BRIEF: Final = {"half-closed": "half", "dialling": "dials"}
-_KEYS: Final = "q quit  s sort  r reverse  / filter  p freeze  k kill  ? help"
+_KEYS: Final = "q quit  s sort  / filter  tab routes  k kill  ? help"
 _HELP: Final = """\
-up, down   select a connection; also page up, page down, home, end
+up, down   select a connection; also page up, page down,
+           home, end
+tab        the same keys scroll all routes, or select again
 k, delete  end the selected connection, after confirmation
-s          next sort key: rate, bytes, age, idle, id, route, client
-r          reverse the order
-/          filter by id, route, client, target or state
-escape     clear the filter
-p, space   freeze the screen, or refresh it again; routes go on
-?, h       show this help
+s, r       next sort key; reverse the order
+/, escape  filter connections by a text; clear the filter
+p, space   freeze the screen, or refresh it again
 q          quit
 
-Rates are in bytes per second. "in" is client to target, "out" is
-target to client. The bar compares the routes; the sparkline covers
-the last minute.
+Rates are in bytes per second. "in" is client to target.
+"target" is the state of a route's target, or how many of
+them are down. The bar compares the routes; the sparkline
+covers the last minute.
 
 Press any key to return."""
 
@@ -78,9 +80,7 @@ def screen(
 ) -> Text:
     """Return the screen: exactly ``rows`` rows of ``columns`` columns."""
     if columns < SMALLEST[0] or rows < SMALLEST[1]:
-        lines = [
-            Text("terminal too small: top needs at least {} columns and {} rows".format(*SMALLEST))
-        ]
+        lines = [Text("terminal too small: top needs {} columns and {} rows".format(*SMALLEST))]
     elif panel.prompt == "help":
         lines = [Text(line) for line in _HELP.splitlines()]
     else:
@@ -101,12 +101,13 @@ class _Layout:
 
     def lines(self, traffic: Traffic, panel: Panel) -> list[Text]:
         """Return every line, from the daemon's summary to the key list."""
-        head = [_summary(traffic.snapshot), _state(traffic, panel)]
+        most = max(1, (self._rows - 10) * (2 if panel.scrolls_routes else 1) // 3)
+        routes = self._routes(traffic.routes, panel, most)
+        head = [_summary(traffic.snapshot, self._columns), _state(traffic, panel, most)]
         foot = _foot(panel)
         if traffic.snapshot is None:
             return [*head, *[Text()] * (self._rows - 3), foot]
-        most = max(1, (self._rows - 10) // 3)
-        above = [*head, *self._routes(traffic.routes, most)]
+        above = [*head, *routes]
         below = self._events(traffic.events, max(1, (self._rows - 12) // 3))
         room = self._rows - len(above) - len(below) - 2
         middle = self._connections(traffic.snapshot, panel, room)
@@ -114,26 +115,28 @@ class _Layout:
 
     # ---- routes ----
 
-    def _routes(self, routes: Sequence[RouteRates], most: int) -> list[Text]:
-        name = _width((r.route["name"] for r in routes), 12, self._columns - 68)
-        past = min(HISTORY, self._columns - name - _BAR - 46)
+    def _routes(self, routes: Sequence[RouteRates], panel: Panel, most: int) -> list[Text]:
+        has_past, bar = self._columns >= _WITH_PAST, _BAR + 1 if self._columns >= _WITH_BAR else 0
+        widest = self._columns - (68 + bar if has_past else 46)
+        name = _width((r.route["name"] for r in routes), 12, widest)
+        past = min(HISTORY, self._columns - name - bar - 54)
+        busiest = max((r.bytes for r in routes), default=0.0)
+        shown, numbers = _select_routes(routes, panel, most)
         columns = [
-            _Column(_shown("route", len(routes), most), name),
+            _Column(f"routes{numbers}", name),
             _Column("state", 9),
+            _Column("target", 8),
             _Column("live", 5, is_right=True),
-            _Column("new/s", 6, is_right=True),
+            *([_Column("new/s", 6, is_right=True)] if has_past else []),
             _Column("fail/s", 6, is_right=True),
             _Column("in/s", 6, is_right=True),
             _Column("out/s", 6, is_right=True),
-            _Column("", _BAR),
-            _Column("last minute", past),
+            *([_Column("", _BAR)] if bar else []),
+            *([_Column("last minute", past)] if has_past else []),
         ]
-        busiest = max((r.bytes for r in routes), default=0.0)
-        if len(routes) > most:
-            routes = sorted(routes, key=lambda r: (r.failures > 0, r.bytes), reverse=True)[:most]
         return [
             self._heading(columns),
-            *(self._line(columns, self._route(r, busiest, past)) for r in routes),
+            *(self._line(columns, self._route(r, busiest, past)) for r in shown),
         ]
 
     def _route(self, rates: RouteRates, busiest: float, past: int) -> list[Text | str]:
@@ -141,14 +144,21 @@ class _Layout:
         return [
             route["name"],
             Text(route["state"], _STYLES.get(route["state"], "")),
+            _targets(route["targets"]),
             str(route["live"]),
-            _rate(rates.connections),
+            *([_rate(rates.connections)] if self._columns >= _WITH_PAST else []),
             Text(_rate(rates.failures), "red" if rates.failures else ""),
             _short(rates.upstream),
             _short(rates.downstream),
-            Text(self._glyphs.bar * round(_BAR * rates.bytes / busiest) if busiest else "", "cyan"),
-            Text(self._sparkline(list(rates.history)[-past:]), "cyan"),
+            *([self._bar(rates.bytes, busiest)] if self._columns >= _WITH_BAR else []),
+            *([self._past(rates.history, past)] if self._columns >= _WITH_PAST else []),
         ]
+
+    def _bar(self, rate: float, busiest: float) -> Text:
+        return Text(self._glyphs.bar * round(_BAR * rate / busiest) if busiest else "", "cyan")
+
+    def _past(self, history: Sequence[float], most: int) -> Text:
+        return Text(self._sparkline(list(history)[-most:]), "cyan")
 
     def _sparkline(self, values: Sequence[float]) -> str:
         levels = self._glyphs.levels
@@ -159,9 +169,9 @@ class _Layout:
 
     def _connections(self, snapshot: Snapshot, panel: Panel, room: int) -> list[Text]:
         rows = panel.arrange(snapshot.connections)
-        wide = self._columns >= _WITH_TARGET
+        wide, has_totals = self._columns >= _WITH_TARGET, self._columns >= _WITH_PAST
         route = _width((c["route"] for c in rows), 5, 9 + (self._columns - 80) // 5)
-        left = self._columns - route - 53
+        left = self._columns - route - (53 if has_totals else 31)
         client = left // 2 if wide else left
         count = (
             f"{len(rows)} of {snapshot.total}"
@@ -174,17 +184,16 @@ class _Layout:
             _Column(f"client ({count})", client),
             *([_Column("target", left - client - 1)] if wide else []),
             _Column("state", 6),
-            _Column("in", 6, is_right=True),
-            _Column("out", 6, is_right=True),
+            *(_Column(each, 6, is_right=True) for each in ("in", "out") if has_totals),
             _Column("rate", 6, is_right=True),
-            _Column("idle", 7, is_right=True),
+            *([_Column("idle", 7, is_right=True)] if has_totals else []),
             _Column("age", 7, is_right=True),
         ]
         selected = panel.row  # looked for among all connections
         first = max(0, min((selected or 0) - room // 2, len(rows) - room))
         lines = [self._heading(columns)]
         for index, connection in enumerate(rows[first : first + room], first):
-            line = self._line(columns, _connection(connection, wide=wide))
+            line = self._line(columns, _connection(connection, wide=wide, has_totals=has_totals))
             if index == selected:
                 line = Text(">").append_text(line[1:])
                 line.stylize("reverse")
@@ -226,7 +235,38 @@ class _Layout:
         return line
 
 
-def _summary(snapshot: Snapshot | None) -> Text:
+def _select_routes(
+    routes: Sequence[RouteRates], panel: Panel, most: int
+) -> tuple[Sequence[RouteRates], str]:
+    """Return the routes to show, scrolled or by urgency, and how many of all, for the heading."""
+    if panel.scrolls_routes:
+        first = panel.window(len(routes), most)
+        return routes[first : first + most], ""
+    if len(routes) <= most:
+        return routes, ""
+
+    def urgency(rates: RouteRates) -> tuple[bool, bool, float]:
+        return rates.failures > 0, _down(rates.route["targets"]) > 0, rates.bytes
+
+    return sorted(routes, key=urgency, reverse=True)[:most], f" {most}/{len(routes)}"
+
+
+def _down(targets: Sequence[Answer]) -> int:
+    return sum(target["state"] in ("down", "refused") for target in targets)
+
+
+def _targets(targets: Sequence[Answer]) -> Text:
+    """Return the state of a route's only target, or how many of several are down or refuse."""
+    down = _down(targets)
+    style = "red" if down else ""
+    if len(targets) == 1:
+        return Text(targets[0]["state"], style)
+    if down:
+        return Text(f"down {down}/{len(targets)}", style)
+    return Text("up" if any(target["state"] == "up" for target in targets) else "")
+
+
+def _summary(snapshot: Snapshot | None, columns: int) -> Text:
     if snapshot is None:
         return Text("vsockproxy", "bold")
     status = snapshot.status
@@ -235,19 +275,26 @@ def _summary(snapshot: Snapshot | None) -> Text:
         (f"vsockproxy {status['version']}", "bold"),
         f"  process {status['pid']}  up {duration(status['uptime_seconds'])}"
         f"  {count(live, 'connection')}"
-        f"  {status['descriptors_free']} fds free",
+        f"  {status['descriptors_free']} fds free"
+        if columns >= _WITH_PAST
+        else "",
     )
 
 
-def _state(traffic: Traffic, panel: Panel) -> Text:
+def _state(traffic: Traffic, panel: Panel, most: int) -> Text:
     """Return the second line: the most serious condition, else the sort order and the filter."""
     if traffic.trouble is not None:
-        return Text(f"no answer from the daemon, retrying: {traffic.trouble}", "bold red")
+        trouble = escape(traffic.trouble)
+        return Text(f"no answer from the daemon, retrying: {trouble}", "bold red")
     if panel.is_paused:
         return Text("screen frozen; press p to refresh it again", "bold yellow")
     if traffic.snapshot is not None and traffic.snapshot.status["not_ready"]:
         reasons = "; ".join(traffic.snapshot.status["not_ready"])
         return Text(escape(f"not ready: {reasons}"), "bold red")
+    if panel.scrolls_routes:
+        last = min(panel.first_route + most, len(traffic.routes))
+        scrolled = f"routes {panel.first_route + 1} to {last} of {len(traffic.routes)}"
+        return Text(f"{scrolled}; tab goes back to connections")
     only = f", filter {panel.filter!r} (escape clears it)" if panel.filter else ""
     return Text(f"connections by {panel.sort}, {panel.direction}ending{only}")
 
@@ -255,13 +302,10 @@ def _state(traffic: Traffic, panel: Panel) -> Text:
 def _foot(panel: Panel) -> Text:
     match panel.prompt:
         case "filter":
-            return Text(f"filter: {panel.typed}_   (enter applies, escape cancels)", "bold")
+            return Text(f"filter: {escape(panel.typed)}_   (enter applies, escape cancels)", "bold")
         case "kill":
-            return Text(
-                f"end connection {panel.selected}? press y to confirm, any other key to cancel",
-                "bold",
-            )
-    return Text(panel.message or _KEYS, "bold" if panel.message else "")
+            return Text(f"end connection {panel.selected}? press y to confirm, n to cancel", "bold")
+    return Text(escape(panel.message) or _KEYS, "bold" if panel.message else "")
 
 
 def _event(event: Answer) -> str:
@@ -272,7 +316,7 @@ def _event(event: Answer) -> str:
     return escape(line)
 
 
-def _connection(connection: Answer, *, wide: bool) -> list[Text | str]:
+def _connection(connection: Answer, *, wide: bool, has_totals: bool) -> list[Text | str]:
     state: str = connection["state"]
     return [
         str(connection["id"]),
@@ -280,20 +324,15 @@ def _connection(connection: Answer, *, wide: bool) -> list[Text | str]:
         connection["client"],
         *([connection["target"]] if wide else []),
         Text(_BRIEF.get(state, state), _STYLES.get(state, "")),
-        _short(connection["upstream_bytes"]),
-        _short(connection["downstream_bytes"]),
+        *(_short(connection[f"{each}_bytes"]) for each in ("upstream", "downstream") if has_totals),
         _short(connection["upstream_rate"] + connection["downstream_rate"]),
-        duration(connection["idle_seconds"]),
+        *([duration(connection["idle_seconds"])] if has_totals else []),
         duration(connection["age_seconds"]),
     ]
 
 
 def _width(texts: Iterable[str], least: int, most: int) -> int:
     return max(least, min(max(map(cell_len, texts), default=0), most))
-
-
-def _shown(noun: str, number: int, most: int) -> str:
-    return f"{noun}s" if number <= most else f"{noun}s {most}/{number}"
 
 
 def _short(number: float) -> str:

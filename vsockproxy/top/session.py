@@ -25,8 +25,8 @@ from vsockproxy.top.terminal import key_by_key, keys
 from vsockproxy.top.traffic import Snapshot, Traffic
 
 _EVERY: Final = 1.0  # seconds between polls
-_PAGE: Final = 200  # connections; more than this needs a filter
-_FILTERED: Final = 20  # pages of 1000 connections that a filter searches
+_PAGE: Final = 200  # connections, while none further down is selected
+_MOST_PAGES: Final = 20  # of 1000 connections, that a filter or a selection searches
 _ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -58,8 +58,11 @@ def take_snapshot(client: Client, panel: Panel, last_event: int) -> Snapshot:
       DaemonUnreachableError, RequestError: a request failed.
     """
     query = {"sort": panel.sort, "order": panel.direction}
-    pages = client.connections(**query, limit=1000 if panel.filter else _PAGE)
-    taken = list(islice(pages, _FILTERED if panel.filter else 1))
+    row = panel.row or 0
+    is_short = not panel.filter and row < _PAGE - 1
+    pages = client.connections(**query, limit=_PAGE if is_short else 1000)
+    wanted = 1 if is_short else _MOST_PAGES if panel.filter else (row + 1) // 1000 + 1
+    taken = list(islice(pages, min(wanted, _MOST_PAGES)))
     return Snapshot(
         time.monotonic(),
         client.get("/v1/status"),

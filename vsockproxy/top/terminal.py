@@ -28,6 +28,7 @@ KEYS: Final = {
     b"\x1b[4~": "end",
     b"\x1b[3~": "delete",
     b"\x1b": "escape",
+    b"\t": "tab",
     b"\r": "enter",
     b"\n": "enter",
     b"\x7f": "backspace",
