@@ -67,7 +67,7 @@ def fill(tree: Path, python: str, wheel: Path) -> None:
     shutil.copytree(REPOSITORY / "man", tree / "man", ignore=shutil.ignore_patterns("*.py", "__*"))
     etc = tree / "etc/vsockproxy"
     etc.mkdir(parents=True)
-    shutil.copy(REPOSITORY / "release/debian/config.toml", etc)
+    shutil.copy(REPOSITORY / "config/minimal.toml", etc / "config.toml")
     units = tree / "lib/systemd/system"
     units.mkdir(parents=True)
     for unit in (REPOSITORY / "systemd").glob("vsockproxy*"):

@@ -1,4 +1,4 @@
-"""The guest's side of docs/guest.md: the programs of its units, over AF_VSOCK."""
+"""The guest's side of docs/inside-a-guest.md: the programs of its units, over AF_VSOCK."""
 
 from __future__ import annotations
 

@@ -219,7 +219,9 @@ def test_a_missing_file_exits_with_status_2() -> None:
 
 
 CONFIGURATIONS: Final = sorted(
-    file for file in (REPOSITORY / "config").iterdir() if file.suffix in (".toml", ".yaml")
+    file
+    for file in (REPOSITORY / "config").glob("*.*ml")
+    if file.name != "minimal.toml"  # it has no route yet: tests/config/test_schema.py
 )
 
 

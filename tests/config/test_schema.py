@@ -12,9 +12,11 @@ from tests.config.texts import toml
 from vsockproxy.config.load import load_config
 from vsockproxy.config.schema import TABLES, FileTables, PolicyKeys, RouteTable
 from vsockproxy.config.settings import Policy
+from vsockproxy.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted(path for path in (ROOT / "config").iterdir() if path.is_file())
+MINIMAL = ROOT / "config" / "minimal.toml"
+EXAMPLES = sorted(set((ROOT / "config").glob("*.*ml")) - {MINIMAL})
 FULL = ROOT / "config" / "vsockproxy.toml"
 PAGE = ROOT / "docs" / "configuration.md"
 
@@ -22,6 +24,14 @@ PAGE = ROOT / "docs" / "configuration.md"
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_every_file_in_config_is_a_configuration(path: Path) -> None:
     assert load_config(path).routes
+
+
+def test_the_minimal_file_has_no_route_until_a_comment_is_removed() -> None:
+    with pytest.raises(ConfigError, match="has no route") as caught:
+        load_config(MINIMAL)
+    assert "\n" not in str(caught.value)
+    without_comment = re.sub(r"(?m)^# (?=\d)", "", MINIMAL.read_text())
+    assert [route.name for route in toml(without_comment).routes] == ["8080"]
 
 
 def test_the_commented_settings_of_the_sample_are_valid(tmp_path: Path) -> None:
