@@ -12,6 +12,8 @@ from tests.not_run import table
 from tests.sockets import no_descriptor_left_over
 from vsockproxy.config.settings import PumpChoice
 
+os.environ["RUNTIME_DIRECTORY"] = "/nonexistent"  # daemons in this process make no control socket
+
 # Importing it guards this process; by PYTHONPATH it guards those that tests start.
 _GUARD = str(Path(sitecustomize.__file__).parent)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_GUARD, os.environ.get("PYTHONPATH")]))

@@ -198,12 +198,13 @@ def command(
 def environment() -> dict[str, str]:
     """Return the environment with the guard and this repository, without a configuration.
 
-    A daemon that this user runs besides is not found.
+    A daemon that this user runs besides is not found, and a daemon has a control socket only
+    where the test or its configuration names a place.
     """
     variables = {key: value for key, value in os.environ.items() if not _is_ours(key)}
     paths = (str(GUARD), os.environ.get("PYTHONPATH"), str(REPOSITORY))
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    variables["XDG_RUNTIME_DIR"] = "/nonexistent"
+    variables["XDG_RUNTIME_DIR"] = variables["RUNTIME_DIRECTORY"] = "/nonexistent"
     variables.pop("PYTHONUNBUFFERED", None)  # it would split lines on a pipe
     variables["PYTHONWARNINGS"] = "error"  # an unclosed resource is a traceback
     return variables

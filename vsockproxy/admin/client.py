@@ -29,8 +29,8 @@ Answer = dict[str, Any]
 _MAX_ANSWER: Final = 64 << 20  # bytes; a page of connections is below one MiB
 _TIMEOUT: Final = 15.0  # seconds
 _REMEDY: Final = (
-    f"name the control socket with --socket or ${ADMIN}; a daemon outside systemd has one"
-    ' only if its configuration sets it: [admin] socket = "PATH"'
+    f"name the control socket with --socket or ${ADMIN}; a daemon has none if its"
+    ' configuration has [admin] socket = "off"'
 )
 
 _SEE_LOG: Final = "its log has the error: http_request_failed (journalctl -u vsockproxy)"
@@ -247,5 +247,5 @@ def _only_socket(places: Sequence[Path], environ: Mapping[str, str]) -> Path:
         return (live or places)[0]
     user = of_user(environ, os.getuid())
     raise DaemonUnreachableError(
-        f"no daemon: neither {user} nor /run/vsockproxy/admin.sock exists; {_REMEDY}"
+        f"no daemon: neither {user.parent} nor /run/vsockproxy has a control socket; {_REMEDY}"
     )

@@ -100,7 +100,7 @@ def forward(
     ] = None,
     admin: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Serve status, top and kill at this Unix socket."),
+        typer.Option(metavar="PATH", help="The control socket, for status, top and kill; or off."),
     ] = None,
     connect_timeout: Annotated[
         str | None, typer.Option(metavar="TIME", help="Limit for one dial, as in 5s.")
@@ -135,7 +135,7 @@ def forward(
     )
     tables = _given(
         metrics=_given(listen=metrics and _absolute(metrics)),
-        admin=_given(socket=admin and str(Path(admin).absolute())),
+        admin=_given(socket=admin and (admin if admin == "off" else str(Path(admin).absolute()))),
         defaults=policy,
         log=_given(level=log_level, format=log_format),
     )

@@ -322,8 +322,9 @@ class AdminTable(_Table):
     socket: Annotated[
         str,
         Key(
-            "The control socket. `auto` is `$RUNTIME_DIRECTORY/admin.sock` under systemd, and no"
-            " socket elsewhere",
+            "The [control socket](operations.md#the-control-socket). `auto` is"
+            " `$RUNTIME_DIRECTORY/admin.sock` under systemd, and elsewhere `admin-NAME.sock` in"
+            " `/run/vsockproxy` (root) or `$XDG_RUNTIME_DIR/vsockproxy`",
             words='path, "auto" or "off"',
         ),
     ] = AUTO

@@ -16,13 +16,12 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, suppress
-from dataclasses import replace
 from typing import Final
 
 import trio
 
 from vsockproxy import children
-from vsockproxy.admin.socket_path import of_service
+from vsockproxy.admin.socket_path import DefaultSocket
 from vsockproxy.admit.descriptors import raise_limit
 from vsockproxy.config.settings import Config
 from vsockproxy.daemon import early_signals
@@ -71,9 +70,14 @@ async def supervise(
             get_logger().info("stopped", drained=True)
             return True
         notifier = stack.enter_context(Notifier(os.environ, os.getpid()))
+        control = DefaultSocket(os.environ, os.geteuid())
+        config = control.resolve(config)
+        if control.error:
+            remedy = 'set [admin] socket to a path, or to "off"'
+            get_logger().warning("control_socket_failed", error=control.error, remedy=remedy)
         daemon = Daemon(
-            _with_socket(config),
-            load=None if load is None else lambda: _with_socket(load()),
+            config,
+            load=None if load is None else lambda: control.resolve(load()),
             inherited=inherited_sockets(os.environ, os.getpid()),
             store=notifier if notifier.active else None,
             notifier=notifier,
@@ -125,8 +129,3 @@ async def _reload_at(signals: AsyncIterator[int], daemon: Daemon, at_once: bool)
 async def _reload(daemon: Daemon) -> None:
     with suppress(OrderError):  # the log has it
         await daemon.reload()
-
-
-def _with_socket(config: Config) -> Config:
-    """Return the configuration with the operator's socket where the service manager has it."""
-    return replace(config, admin=of_service(config.admin, os.environ))

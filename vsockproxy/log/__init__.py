@@ -57,6 +57,8 @@ reason, error, remedy |
 | `route_draining` | info | an operator closed a route's listener | route, connections |
 | `admin_action` | info | an operator changed something by the control socket, or was not \
 allowed to | action, what, uid, pid, result |
+| `control_socket_failed` | warning | the control socket cannot be made; there is none | error, \
+remedy |
 | `http_server_failed` | warning | the metrics or API server cannot accept; it retries | server, \
 reason, error, remedy, *left_out*; after a bug exception |
 | `http_request_failed` | warning | a bug failed HTTP requests | request, reason, error, \

@@ -1,0 +1,145 @@
+"""The control socket of a daemon that names none, and how the commands find it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.daemon_process import command, daemon
+from tests.fake_services import unix_listener
+from vsockproxy.admin import socket_path
+from vsockproxy.admin.socket_path import DefaultSocket, default_places
+from vsockproxy.config.process import AdminSettings
+from vsockproxy.config.settings import Config
+
+UID = os.getuid()
+
+
+def config(source: str) -> Config:
+    return Config((), source=source)
+
+
+def chosen(default: DefaultSocket, source: str) -> str:
+    endpoint = default.resolve(config(source)).admin.listen
+    return "" if endpoint is None else endpoint.path
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Two folders in place of /tmp and /dev/shm."""
+    folders = tmp_path / "tmp", tmp_path / "shm"
+    for folder in folders:
+        folder.mkdir()
+    monkeypatch.setattr(socket_path, "_SHARED", tuple(map(str, folders)))
+    return folders
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("/etc/vsockproxy/web.toml", "admin-web.sock"),
+        ("environment", f"admin-run-{os.getpid()}.sock"),
+        ("command line", f"admin-forward-{os.getpid()}.sock"),
+    ],
+)
+def test_the_socket_is_named_after_the_instance_in_the_users_folder(
+    tmp_path: Path, source: str, name: str
+) -> None:
+    root = tmp_path / "run"
+    root.mkdir()
+    environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    folder = tmp_path / "vsockproxy" if UID else root / "vsockproxy"
+    assert chosen(DefaultSocket(environ, UID, root), source) == f"{folder}/{name}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert not list(folder.iterdir())
+
+
+def test_a_service_managers_folder_has_the_short_name(tmp_path: Path) -> None:
+    environ = {"RUNTIME_DIRECTORY": f"{tmp_path}:/other"}
+    assert chosen(DefaultSocket(environ, UID), "/x/web.toml") == f"{tmp_path}/admin.sock"
+
+
+def test_a_live_name_gets_the_pid_and_a_reload_keeps_the_first_choice(
+    tmp_path: Path, shared: tuple[Path, Path]
+) -> None:
+    first, second = (DefaultSocket({}, UID, tmp_path / "absent") for _ in range(2))
+    path = chosen(first, "/x/web.toml")
+    assert path == f"{shared[0]}/vsockproxy-{UID}/admin-web.sock"
+    with unix_listener(Path(path)):
+        assert chosen(second, "/y/web.toml") == f"{path[:-5]}-{os.getpid()}.sock"
+        assert chosen(first, "/x/web.toml") == path
+
+
+def test_a_folder_that_another_user_can_write_to_is_passed_over_for_the_next(
+    tmp_path: Path, shared: tuple[Path, Path]
+) -> None:
+    planted = shared[0] / f"vsockproxy-{UID}"
+    planted.mkdir()
+    planted.chmod(0o777)
+    default = DefaultSocket({}, UID, tmp_path / "absent")
+    assert chosen(default, "web.toml") == f"{shared[1]}/vsockproxy-{UID}/admin-web.sock"
+
+
+def test_without_any_usable_folder_there_is_no_socket_and_the_error_names_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket_path, "_SHARED", (f"{tmp_path}/no", f"{tmp_path}/none"))
+    default = DefaultSocket({}, UID, tmp_path / "absent")
+    assert not chosen(default, "web.toml")
+    assert default.error.count(os.strerror(errno.ENOENT)) == 3
+
+
+def test_off_and_a_path_are_left_as_they_are(tmp_path: Path) -> None:
+    off = replace(config("web.toml"), admin=AdminSettings(None))
+    default = DefaultSocket({"RUNTIME_DIRECTORY": str(tmp_path)}, UID)
+    assert default.resolve(off) is off
+
+
+def test_the_commands_find_a_socket_in_each_default_folder(
+    tmp_path: Path, shared: tuple[Path, Path]
+) -> None:
+    names = ("vsockproxy", f"tmp/vsockproxy-{UID}", f"shm/vsockproxy-{UID}", "run/vsockproxy-a")
+    paths = [tmp_path / name / "admin-web.sock" for name in names]
+    with ExitStack() as stack:
+        for path in paths:
+            path.parent.mkdir(mode=0o700, parents=True)
+            stack.enter_context(unix_listener(path))
+        environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
+        found = default_places(environ, UID, tmp_path / "run")
+        assert set(found) >= set(paths)
+
+
+@pytest.mark.parametrize("how", ["run", "forward"])
+async def test_status_and_health_find_a_daemon_that_names_no_socket(
+    tmp_path: Path, how: str
+) -> None:
+    file = tmp_path / "web.toml"
+    listen, target = f"unix:{tmp_path}/l", f"unix:{tmp_path}/guest"
+    file.write_text(f'[forward]\n"{listen}" = "{target}"\n')
+    arguments = ("run", "-c", str(file)) if how == "run" else ("forward", listen, target)
+    environ = {"RUNTIME_DIRECTORY": str(tmp_path)}
+    async with daemon(*arguments, environ=environ) as running:
+        await running.wait_for("ready")
+        for name, words in (("status", listen), ("health", "ready")):
+            done = await trio.to_thread.run_sync(partial(command, name, environ=environ))
+            assert done.returncode == 0, done.stderr
+            assert words in done.stdout
+        assert await running.stop() == 0
+
+
+async def test_a_daemon_whose_control_socket_cannot_be_made_says_so_and_serves(
+    tmp_path: Path,
+) -> None:
+    arguments = ("forward", f"unix:{tmp_path}/l", f"unix:{tmp_path}/guest")
+    async with daemon(*arguments) as running:
+        line = await running.wait_for("control_socket_failed")
+        assert "/nonexistent" in line["error"]
+        await running.wait_for("ready")
+        assert await running.stop() == 0
