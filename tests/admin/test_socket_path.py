@@ -143,3 +143,11 @@ async def test_a_daemon_whose_control_socket_cannot_be_made_says_so_and_serves(
         assert "/nonexistent" in line["error"]
         await running.wait_for("ready")
         assert await running.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("3", "readyz"), ("3s", "readyz"), ("3x", "--timeout: ")]
+)
+def test_health_takes_its_time_with_and_without_a_unit(text: str, words: str) -> None:
+    done = command("health", "--url", "ftp://readyz", "--timeout", text)
+    assert words in done.stderr

@@ -21,6 +21,7 @@ from vsockproxy.cli.program import (
     daemon_client,
     fail,
     read,
+    seconds,
     source_of,
 )
 from vsockproxy.config.source import Source
@@ -133,7 +134,9 @@ def health(
     url: Annotated[
         str | None, typer.Option(metavar="URL", help="The URL to ask, with its path.")
     ] = None,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Limit for the answer.")] = 3.0,
+    timeout: Annotated[
+        str, typer.Option(metavar="TIME", help="Limit for the answer, as in 3s.")
+    ] = "3s",
 ) -> None:
     """Ask the running daemon whether it is ready.
 
@@ -143,13 +146,15 @@ def health(
     nothing answers, as a container's HEALTHCHECK expects.
     """
     from vsockproxy.admin import health_client as probe  # noqa: PLC0415 - at its use
+    from vsockproxy.config.duration import parse_timeout  # noqa: PLC0415 - at its use
 
+    limit = seconds("--timeout", timeout, parse_timeout)
     try:
         if url:
-            answer = probe.ask_url(url, timeout)
+            answer = probe.ask_url(url, limit)
         else:
             listen = metrics or probe.find_address(config, os.environ)
-            answer = probe.ask(listen, timeout)
+            answer = probe.ask(listen, limit)
     except VsockproxyError as error:
         fail(*str(error).splitlines())
     say(answer)
