@@ -186,9 +186,12 @@ async def test_the_health_check_of_a_serving_daemon_passes(folder: Path, listen:
         assert (checked.returncode, checked.stdout) == (0, "")
 
 
-async def test_the_health_check_without_a_metrics_listener_fails(folder: Path) -> None:
-    async with running(folder) as (daemon, _):
-        assert (await daemon.podman("healthcheck run")).returncode == 1
+@pytest.mark.parametrize(("socket", "status"), [({}, 0), ({"VSOCKPROXY_ADMIN_SOCKET": "off"}, 1)])
+async def test_the_health_check_without_metrics_asks_the_control_socket(
+    folder: Path, socket: dict[str, str], status: int
+) -> None:
+    async with running(folder, socket) as (daemon, _):
+        assert (await daemon.podman("healthcheck run")).returncode == status
 
 
 async def test_a_stop_lets_a_connection_finish_and_exits_with_status_0(folder: Path) -> None:
