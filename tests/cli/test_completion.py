@@ -1,7 +1,6 @@
 """Completion in real shells, with the script that the program prints."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import trio
 
 from tests.admin.running_daemon import controlled_daemon
 from tests.daemon_process import PATIENCE, environment
+from tests.kernel.boot import require
 
 # What bash does when the Tab key is pressed: complete(1) names the function.
 BASH: Final = """\
@@ -31,8 +31,7 @@ complete -C 'vsockproxy {words}' | string split -f 1 \\t
 def completed(
     shell: str, script: str, tmp_path: Path, environ: Mapping[str, str] | None = None
 ) -> list[str]:
-    if not shutil.which(shell):
-        pytest.skip(f"apt install {shell}")
+    require(**{shell: shell})
     program = tmp_path / "vsockproxy"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m vsockproxy "$@"\n')
     program.chmod(0o755)

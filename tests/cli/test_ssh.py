@@ -24,6 +24,7 @@ import trio
 from tests.daemon_process import PATIENCE, command, environment
 from tests.dial.fake_vmm import Vmm
 from tests.fake_services import Service
+from tests.kernel.boot import require, skip_or_fail
 from tests.sockets import AF_VSOCK, CID_LOCAL
 
 BULK: Final = os.urandom(1 << 16) * 48  # 3 MiB
@@ -73,7 +74,7 @@ class Client:
 async def client_of(folder: Path, transport: Transport, *options: str) -> AsyncIterator[Client]:
     """Run a guest called web with an SSH server; yield a client that knows it as web.vm."""
     if SSHD is None:
-        pytest.skip("apt install openssh-server")
+        skip_or_fail("apt install openssh-server")
     _configure_server(folder)
     async with _guest(folder, transport, partial(_serve_ssh, folder)) as way:
         guests = folder / "a file.toml"
@@ -150,8 +151,7 @@ async def test_scp_copies_both_ways(transport: Transport, tmp_path: Path) -> Non
 
 
 async def test_rsync_copies_a_folder(tmp_path: Path) -> None:
-    if not shutil.which("rsync"):
-        pytest.skip("apt install rsync")
+    require(rsync="rsync")
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "bulk").write_bytes(BULK)
     async with client_of(tmp_path, "vsock-mux") as client:
@@ -162,8 +162,7 @@ async def test_rsync_copies_a_folder(tmp_path: Path) -> None:
 
 
 async def test_git_clones_a_repository(tmp_path: Path) -> None:
-    if not shutil.which("git"):
-        pytest.skip("apt install git")
+    require(git="git")
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "bulk").write_bytes(BULK)
     author = ["-c", "user.name=x", "-c", "user.email=x@example.com"]

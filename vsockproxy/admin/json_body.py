@@ -14,7 +14,7 @@ _NOT_PLAIN: Final = re.compile(r"[^ -~]")
 
 
 def json_pieces(answer: BaseModel) -> Iterator[bytes]:
-    """Yield an answer as JSON, each item of its lists by itself: there can be thousands."""
+    """Yield an answer as JSON, with a piece for each item of its lists: there can be thousands."""
     before = b"{"
     for name, value in answer:
         yield before + json_bytes(name) + b":"

@@ -43,6 +43,7 @@ _ROUTE_COLUMNS: Final = ("Route", "State", "Targets")
 _ROUTE_NUMBERS: Final = ("Live", "Accepted", "Failed dials", "Limits reached", "In", "Out")
 _CONNECTION_COLUMNS: Final = ("Id", "Route", "Client", "Target", "State")
 _CONNECTION_NUMBERS: Final = ("In", "Out", "Rate", "Idle", "Age")
+_EVENT_COLUMNS: Final = ("Time", "Level", "Route", "Event", "Message")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,14 @@ class _Shown:
     """What one answer shows of the daemon, beside what it reads while it is sent.
 
     Attributes:
-      matching: the number of routes that the view shows on all of its pages.
+      matching: the number of routes that the view shows on all of its ``pages``.
       problems: the number of all routes with a problem.
       live: the number of connections that the view shows, of which ``connections`` are busiest.
     """
 
     view: View
     routes: list[RouteStats]
+    pages: int
     matching: int
     total: int
     problems: int
@@ -94,7 +96,7 @@ class StatusPage:
         await self._connections.look(live_connections(self._daemon))
         routes = self._daemon.supervisor.stats()
         judged = await every(
-            (stats, self._has_problem(stats), view.shows(*_words_of(stats))) for stats in routes
+            (stats, self._has_problem(stats), view.shows(_words_of(stats))) for stats in routes
         )
         chosen = [
             stats
@@ -104,13 +106,13 @@ class StatusPage:
         pages = max(1, -(-len(chosen) // _ROUTES))
         view = replace(view, page=min(view.page, pages))
         seen = await every(
-            (one, not view.match or view.shows(one.route.name, one.client, one.target))
-            for one in live_connections(self._daemon)
+            (one, view.shows(_words_of_connection(one))) for one in live_connections(self._daemon)
         )
         live = [one for one, is_shown in seen if is_shown]
         return _Shown(
             view,
             chosen[(view.page - 1) * _ROUTES : view.page * _ROUTES],
+            pages,
             len(chosen),
             len(routes),
             sum(is_problem for _, is_problem, _ in judged),
@@ -135,7 +137,7 @@ class StatusPage:
         yield from _table(_CONNECTION_COLUMNS, _CONNECTION_NUMBERS, rows)
         events = self._daemon.events.after(0)[: -_EVENTS - 1 : -1]
         yield element("h2", "Recent events")
-        yield from _table(("Time", "Level", "Route", "Event", "Message"), (), map(_event, events))
+        yield from _table(_EVENT_COLUMNS, (), map(_event, events))
         paths = ("metrics", "readyz", "healthz")
         yield element("p", joined((element("a", f"/{path}", href=path) for path in paths), " · "))
 
@@ -197,7 +199,8 @@ class StatusPage:
         ago = duration(time.time() - error.time)
         remedy = f"; {error.remedy}" if error.remedy else ""
         note = f"last error, {ago} ago: {error.reason}: {error.message}{remedy}"
-        return joined([row, element("tr", element("td", note, class_="note bad", colspan=9))])
+        width = len(_ROUTE_COLUMNS) + len(_ROUTE_NUMBERS)
+        return joined([row, element("tr", element("td", note, class_="note bad", colspan=width))])
 
     def _connection(self, live: Connection) -> Markup:
         is_open = live.dial_seconds is not None
@@ -227,6 +230,12 @@ def _words_of(stats: RouteStats) -> Iterator[object]:
     yield stats.route.leads_to
 
 
+def _words_of_connection(live: Connection) -> Iterator[object]:
+    yield live.route.name
+    yield live.client
+    yield live.target
+
+
 def _navigation(shown: _Shown) -> Markup:
     """Return the links to other views, and the form that looks for a text."""
     view = shown.view
@@ -235,12 +244,11 @@ def _navigation(shown: _Shown) -> Markup:
         _choice("all", replace(first, problems=False), is_chosen=not view.problems),
         _choice(f"with a problem: {shown.problems}", replace(first, problems=True), view.problems),
     ]
-    pages = max(1, -(-shown.matching // _ROUTES))
     if view.page > 1:
         links.append(_choice("← previous page", replace(view, page=view.page - 1)))
-    if pages > 1:
-        links.append(element("span", f"page {view.page} of {pages}"))
-    if view.page < pages:
+    if shown.pages > 1:
+        links.append(element("span", f"page {view.page} of {shown.pages}"))
+    if view.page < shown.pages:
         links.append(_choice("next page →", replace(view, page=view.page + 1)))
     if view.match:
         links.append(_choice(f"clear search {view.match!r}", replace(first, match="")))
@@ -265,7 +273,7 @@ def _heading(noun: str, total: int, shown: int) -> str:
 def _table(
     texts: tuple[str, ...], numbers: tuple[str, ...], rows: Iterable[Markup]
 ) -> Iterator[Markup]:
-    """Yield a table, each row by itself."""
+    """Yield a table row by row."""
     heads = [element("th", name) for name in texts]
     heads += [element("th", name, class_="number") for name in numbers]
     yield Markup(f"<table>{element('thead', element('tr', *heads))}<tbody>")
@@ -338,4 +346,4 @@ def _event(event: RecentEvent) -> Markup:
     colour = {"info": "dim", "error": "bad"}.get(event.level, "warn")
     level = element("span", event.level, class_=colour)
     cells = (when, level, event.route or "", event.event, event.message)
-    return _row(("Time", "Level", "Route", "Event", "Message"), (), cells)
+    return _row(_EVENT_COLUMNS, (), cells)

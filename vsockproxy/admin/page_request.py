@@ -5,7 +5,7 @@ Owns: the check of the Host header, and the page's query.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
@@ -45,9 +45,9 @@ class View:
         }
         return "?" + urlencode({key: value for key, value in query.items() if value})
 
-    def shows(self, *texts: object) -> bool:
-        """Return whether one of the texts has what is looked for."""
-        return any(self.match in str(text).lower() for text in texts)
+    def shows(self, texts: Iterable[object]) -> bool:
+        """Return whether one of the texts has what is looked for; none is read for no match."""
+        return not self.match or any(self.match in str(text).lower() for text in texts)
 
 
 def why_not(config: Config, request: Request) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 from urllib.parse import quote
 
 import typer
@@ -94,7 +94,7 @@ def _change(
     config: Path | None,
     socket: Path | None,
 ) -> None:
-    from vsockproxy.config.changes import Changes, describe  # noqa: PLC0415 - at its use
+    from vsockproxy.config.changes import describe  # noqa: PLC0415 - at its use
 
     if persist and action is not Action.ADD:
         raise typer.BadParameter("--persist is for add: the others find the file by themselves")
@@ -112,9 +112,8 @@ def _change(
             case Action.REMOVE:
                 answer = daemon.delete(path)
     say(f"{kind.removesuffix('s')} {name}: {_DONE[action]}")
-    none: dict[str, Any] = dict.fromkeys(Changes.__dataclass_fields__, ())
     if kind == "guests" and any(answer.values()):
-        say(*describe(none | answer))  # its routes
+        say(*describe(answer))  # its routes
 
 
 def _pair(text: str) -> tuple[str, Plain]:

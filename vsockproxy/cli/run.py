@@ -82,9 +82,12 @@ def run(
 
 def _fixed_log(level: str | None, form: str | None) -> tuple[LogLevel | None, LogFormat | None]:
     """Return the options that were given; exit with status 2 if one is not valid."""
+    given = _given(level=level, format=form)
+    if not given:
+        return None, None
     from vsockproxy.config.load import forward_config  # noqa: PLC0415 - at its use
 
-    tables = {"log": _given(level=level, format=form)}
+    tables = {"log": given}
     log = read(lambda: forward_config([("unix:@listen", "unix:@target")], tables)).log
     return log.level if level else None, log.format if form else None
 

@@ -79,7 +79,8 @@ def with_added(base: Config, added: Added) -> Config:
     config = build_onto(base, Document(_SOURCE, tree, parts=parts))
     if spread := names_of(config, "route") - names_of(base, "route") - added.routes.keys():
         name = min(spread).rpartition("-")[0]
-        raise text_error(f"route {name}", "a range of ports is several routes: add each by itself")
+        sentence = "a range of ports is several routes: add a route for each port"
+        raise text_error(f"route {name}", sentence)
     return config
 
 

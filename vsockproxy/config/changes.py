@@ -94,10 +94,10 @@ _SHOWN: Final = 10  # names of one kind
 
 
 def describe(changes: Mapping[str, Any]) -> list[str]:
-    """Return a line for each kind of change, of the fields of `Changes` as a mapping."""
+    """Return a line for each kind of change, of fields of `Changes` as a mapping."""
     lines = []
     for one in fields(Changes):
-        if names := changes[one.name]:
+        if names := changes.get(one.name):
             more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
             listed = ", ".join([*names[:_SHOWN], *more])
             lines.append(f"{_WORDS.get(one.name, one.name)}: {listed}")

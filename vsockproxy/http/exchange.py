@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, aclosing, nullcontext
-from dataclasses import replace
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
@@ -37,22 +36,24 @@ Answering = Callable[[], AbstractContextManager[None]]
 """Is entered when a request is complete, and left when its response is sent."""
 
 
+def _as_read(request: Request) -> Request:
+    return request
+
+
 async def exchange(
     stream: trio.abc.Stream,
     router: Router,
     answering: Answering = nullcontext,
-    peer: object = None,
-    *,
-    is_local: bool = False,
+    about: Callable[[Request], Request] = _as_read,
 ) -> None:
     """Read a request and send its response; the stream stays the caller's.
 
-    ``is_local`` is the request's.
+    ``about`` adds to the request what the server knows of its client.
 
     Raises:
       trio.BrokenResourceError: the client has gone.
     """
-    await _Exchange(stream, router, answering, peer, is_local).run()
+    await _Exchange(stream, router, answering, about).run()
 
 
 class _Exchange:
@@ -61,14 +62,12 @@ class _Exchange:
         stream: trio.abc.Stream,
         router: Router,
         answering: Answering,
-        peer: object,
-        is_local: bool,
+        about: Callable[[Request], Request],
     ) -> None:
         self._stream = stream
         self._router = router
         self._answering = answering
-        self._peer = peer
-        self._is_local = is_local
+        self._about = about
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._is_head = False
 
@@ -81,8 +80,7 @@ class _Exchange:
             if request is None:
                 return
             with self._answering():
-                known = replace(request, peer=self._peer, is_local=self._is_local)
-                response = await self._router.answer(known)
+                response = await self._router.answer(self._about(request))
                 accept = request.headers.get("accept-encoding", "")
                 await self._send(encoded(response, accept))
         await self._linger()

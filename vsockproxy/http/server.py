@@ -11,12 +11,15 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 from typing import Any, Final
 
 import trio
 
 from vsockproxy.http.exchange import exchange
+from vsockproxy.http.message import Request
 from vsockproxy.http.router import Router
 from vsockproxy.reasons import accept_remedy
 
@@ -117,6 +120,7 @@ class HttpServer:
 
     async def _accept(self, sock: socket.socket, clients: trio.Nursery) -> None:
         pause = _FIRST_PAUSE
+        about = partial(replace, is_local=is_local(sock))
         while True:
             await trio.lowlevel.wait_readable(sock)
             try:
@@ -130,17 +134,17 @@ class HttpServer:
                 continue
             pause = _FIRST_PAUSE
             self._close_oldest()
-            clients.start_soon(self._serve, client, is_local(sock), name="http client")
+            clients.start_soon(self._serve, client, about, name="http client")
 
-    async def _serve(self, client: socket.socket, is_local: bool) -> None:
+    async def _serve(self, client: socket.socket, about: Callable[..., Request]) -> None:
         """Serve one client, and close it: at its end, after its lifetime or when cancelled."""
         stream = self._encrypted(trio.SocketStream(trio.socket.from_stdlib_socket(client)))
         with trio.move_on_after(self._lifetime) as scope:
             self._open[scope] = None
             try:
                 async with stream:
-                    peer = self._identify(client)
-                    await exchange(stream, self._router, self._answering, peer, is_local=is_local)
+                    known = partial(about, peer=self._identify(client))
+                    await exchange(stream, self._router, self._answering, known)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass  # the client has gone
             except Exception as error:  # noqa: BLE001 - one client must not end the daemon
