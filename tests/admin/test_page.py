@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
@@ -210,6 +211,12 @@ def test_unix_and_loopback_listeners_are_local() -> None:
     with socket.socket(socket.AF_INET6) as sock:
         sock.bind(("::1", 0))
         assert is_local(sock)
+
+
+def test_an_inherited_vsock_listener_is_not_local() -> None:
+    """The listener is a fake: its family and address are those of a vsock socket."""
+    fake = SimpleNamespace(family=40, getsockname=lambda: (3, 9490))
+    assert not is_local(cast(socket.socket, fake))
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,8 @@ def without_tls() -> None:
 
 def is_local(listener: socket.socket) -> bool:
     """Return whether only clients of this machine reach a listener: a Unix or loopback address."""
-    if listener.family == socket.AF_UNIX:
-        return True
+    if listener.family not in (socket.AF_INET, socket.AF_INET6):
+        return listener.family == socket.AF_UNIX  # systemd can pass a vsock listener
     address = ip_address(listener.getsockname()[0].partition("%")[0])
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
