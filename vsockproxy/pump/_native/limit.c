@@ -65,7 +65,7 @@ void vsp_limit_give(struct vsp_limit *limit)
 	atomic_fetch_sub(&limit->live, 1);
 }
 
-void vsp_limit_told(struct vsp_limit *limit)
+void vsp_limit_told(struct vsp_limit *limit, int64_t connections)
 {
-	atomic_fetch_sub(&limit->untold, 1);
+	atomic_fetch_sub(&limit->untold, connections);
 }

@@ -16,7 +16,7 @@ bool vsp_limit_take(struct vsp_limit *limit);
 /* Give the place back as the connection's sockets are closed, ... */
 void vsp_limit_give(struct vsp_limit *limit);
 
-/* ... and note that the caller knows of its end. */
-void vsp_limit_told(struct vsp_limit *limit);
+/* ... and note that the caller knows of the ends of so many. */
+void vsp_limit_told(struct vsp_limit *limit, int64_t connections);
 
 #endif

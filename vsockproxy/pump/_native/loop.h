@@ -16,7 +16,8 @@ enum {
 };
 
 enum {
-	TELL_MS = 4, /* between two publications of what direct relays have to tell */
+	TELL_MS = 4,  /* between two publications of what direct relays have to tell */
+	NEW_MS = 100, /* from a direct relay's accept until it is told of, unless it ends before */
 };
 
 struct vsp_relay;
