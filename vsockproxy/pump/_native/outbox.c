@@ -82,10 +82,9 @@ static void outbox_count(struct vsp_outbox *outbox, struct vsp_relay *relay)
 /* Publish one relay, under the mutex.  It is the caller's from here on. */
 static void outbox_put(struct vsp_outbox *outbox, struct vsp_relay *relay)
 {
-	const unsigned whole = VSP_NEWS_OPENED | VSP_NEWS_ENDED;
 	bool listed = relay->published;
 
-	if ((relay->changes & whole) == whole && vsp_tally_takes(relay)) {
+	if (vsp_relay_is_countable(relay)) {
 		outbox_count(outbox, relay);
 		return;
 	}

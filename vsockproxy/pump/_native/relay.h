@@ -119,7 +119,13 @@ int vsp_relay_watch(struct vsp_relay *relay, struct vsp_loop *loop);
 /* Have the caller told: `what` is one of enum vsp_what. */
 void vsp_relay_tell(struct vsp_relay *relay, struct vsp_loop *loop, enum vsp_what what);
 
-/* Put it into the loop's list of changed relays, as that does. */
+/*
+ * Return whether a relay needs no news: it was over before it was told of, its route wants only
+ * its numbers, and its end has no word and no descriptor to go with it.
+ */
+bool vsp_relay_is_countable(const struct vsp_relay *relay);
+
+/* Put it into the loop's list of changed relays, as vsp_relay_tell does. */
 void vsp_relay_list(struct vsp_relay *relay, struct vsp_loop *loop);
 
 /* Return whether its opening needs no news yet: most ends follow within a moment. */

@@ -54,6 +54,14 @@ bool vsp_route_take(struct vsp_route *route)
 	return true;
 }
 
+bool vsp_route_is_near(const struct vsp_route *route)
+{
+	for (int i = 0; i < LIMITS; i++)
+		if (vsp_limit_is_near(route->limits[i]))
+			return true;
+	return false;
+}
+
 void vsp_route_give(struct vsp_route *route)
 {
 	for (int i = 0; i < LIMITS; i++)

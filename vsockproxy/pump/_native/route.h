@@ -34,6 +34,9 @@ void vsp_route_unref(struct vsp_route *route);
 /* Take one connection's place in each limit; whether there was one in all. */
 bool vsp_route_take(struct vsp_route *route);
 
+/* Whether a limit is near, of which clients may wait for places. */
+bool vsp_route_is_near(const struct vsp_route *route);
+
 /* Give the places back; and note that the caller knows of the ends of connections. */
 void vsp_route_give(struct vsp_route *route);
 void vsp_route_told(struct vsp_route *route, int64_t connections);

@@ -5,14 +5,6 @@
 #include "route.h"
 #include "tally.h"
 
-bool vsp_tally_takes(const struct vsp_relay *relay)
-{
-	const struct vsp_direct *direct = relay->direct;
-
-	return direct && direct->route->way.tallied && relay->reason != VSP_DIAL_FAILED &&
-	       relay->reason != VSP_CANCELLED && direct->unanswered < 0;
-}
-
 static void histogram_add(struct vsp_histogram *histogram, const int64_t *bounds, int64_t value_us)
 {
 	int bucket = 0;

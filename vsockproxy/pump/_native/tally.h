@@ -8,12 +8,6 @@
 #include "pump.h"
 #include "relay.h"
 
-/*
- * Whether a relay, which has ended, needs no news: its route wants only its numbers, and its end
- * has no word and no descriptor to go with it.
- */
-bool vsp_tally_takes(const struct vsp_relay *relay);
-
 /* Count the relay in its route's tally.  Whether it is the first one there. */
 bool vsp_tally_add(struct vsp_relay *relay);
 
