@@ -117,8 +117,8 @@ int vsp_relay_watch(struct vsp_relay *relay, struct vsp_loop *loop)
 
 bool vsp_relay_is_new(const struct vsp_relay *relay, const struct vsp_loop *loop)
 {
-	return relay->direct && (relay->changes & VSP_NEWS_OPENED) &&
-	       !(relay->changes & VSP_NEWS_ENDED) &&
+	return relay->direct && relay->direct->route->way.tallied &&
+	       (relay->changes & VSP_NEWS_OPENED) && !(relay->changes & VSP_NEWS_ENDED) &&
 	       (uint64_t)relay->direct->opened_us / 1000 + NEW_MS > loop->now_ms;
 }
 

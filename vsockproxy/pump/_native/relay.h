@@ -128,7 +128,7 @@ bool vsp_relay_is_countable(const struct vsp_relay *relay);
 /* Put it into the loop's list of changed relays, as vsp_relay_tell does. */
 void vsp_relay_list(struct vsp_relay *relay, struct vsp_loop *loop);
 
-/* Return whether its opening needs no news yet: most ends follow within a moment. */
+/* Return whether its opening needs no news yet: it is counted if its end follows in a moment. */
 bool vsp_relay_is_new(const struct vsp_relay *relay, const struct vsp_loop *loop);
 
 /* Take it off the loop's live relays and tell of its end; its sockets are closed. */
