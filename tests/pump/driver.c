@@ -707,6 +707,72 @@ static void direct_round(bool tallied)
 	close(vmm_listener);
 }
 
+/* Return a blocking client of a front. */
+static int front_connect(const struct front *front)
+{
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	CHECK(connect(fd, (const struct sockaddr *)&front->address, sizeof(front->address)) == 0);
+	return fd;
+}
+
+/* Return whether the pump's descriptor is readable within a time. */
+static bool news_comes(const struct vsp_pump *pump, int within_ms)
+{
+	struct pollfd news = {.fd = vsp_pump_fd(pump), .events = POLLIN};
+
+	return poll(&news, 1, within_ms) == 1;
+}
+
+/* News that comes between the caller's looks at the list and at the tallies wakes the caller. */
+static void news_beside_a_tally_wakes(void)
+{
+	const struct linger reset = {.l_onoff = 1};
+	struct vsp_way way = {.connect_ms = LONG_MS, .tallied = true};
+	struct sockaddr_un target = {.sun_family = AF_UNIX};
+	struct vsp_limit *limit = vsp_limit_new();
+	struct vsp_tally tally;
+	struct vsp_pump *pump;
+	struct vsp_news news;
+	struct front front;
+	socklen_t size = sizeof(target);
+	int target_listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int client;
+
+	CHECK(bind(target_listener, (struct sockaddr *)&target, sizeof(sa_family_t)) == 0);
+	CHECK(listen(target_listener, 4) == 0);
+	CHECK(getsockname(target_listener, (struct sockaddr *)&target, &size) == 0);
+	memcpy(way.address, &target, size);
+	way.address_size = size;
+	vsp_limit_set(limit, PLACES);
+	CHECK(vsp_pump_new(1, &pump) == 0);
+	listen_at_loopback(&front.listener, &front.address);
+	fcntl(front.listener, F_SETFL, O_NONBLOCK);
+	front_serve(pump, &front, 0, &way, limit, limit);
+
+	client = front_connect(&front);
+	CHECK(setsockopt(client, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset)) == 0);
+	close(client);
+	CHECK(news_comes(pump, LONG_MS));
+	CHECK(vsp_pump_reap(pump, &news, 1) == 0);
+	client = front_connect(&front);
+	while (vsp_limit_live(limit) == 0)
+		sched_yield();
+	vsp_pump_ask(pump);
+	while (vsp_pump_silent(pump) > 0)
+		sched_yield();
+	CHECK(vsp_pump_tally(pump, &tally) && tally.ended == 1);
+	CHECK(news_comes(pump, 0));
+	CHECK(vsp_pump_reap(pump, &news, 1) == 1 && news.what & VSP_NEWS_OPENED);
+
+	vsp_server_stop(front.server);
+	vsp_pump_free(pump);
+	vsp_limit_unref(limit);
+	close(client);
+	close(front.listener);
+	close(target_listener);
+}
+
 static unsigned open_descriptors(void)
 {
 	DIR *folder = opendir("/proc/self/fd");
@@ -742,6 +808,7 @@ int main(void)
 	bytes_of_a_pause_arrive(20, "xxxxxxxxxxxxxxxy", ""); /* they wait for bandwidth */
 	for (unsigned round = 0; round < ROUNDS; round++)
 		direct_round(round % 2);
+	news_beside_a_tally_wakes();
 	CHECK(open_descriptors() == before);
 	printf("%d relays ended as they should\n", ROUNDS * AT_ONCE);
 	return 0;

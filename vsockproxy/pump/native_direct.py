@@ -260,6 +260,7 @@ def _struct_of(way: Way) -> Any:
     for places, bounds in zip(
         (c_way.dial_bounds_us, c_way.life_bounds_us), way.buckets or (), strict=False
     ):
+        assert len(bounds) < lib.VSP_BUCKETS
         for number in range(lib.VSP_BUCKETS - 1):
             places[number] = round(bounds[number] / _MICRO) if number < len(bounds) else _NO_BOUND
     return c_way

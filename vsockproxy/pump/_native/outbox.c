@@ -100,6 +100,8 @@ static void outbox_put(struct vsp_outbox *outbox, struct vsp_relay *relay)
 void vsp_outbox_publish(struct vsp_outbox *outbox, struct vsp_loop *loop, bool all)
 {
 	struct vsp_relay *relay = loop->changed;
+	bool had_news;
+	bool had_tally;
 	bool wake;
 
 	if (!relay)
@@ -109,7 +111,8 @@ void vsp_outbox_publish(struct vsp_outbox *outbox, struct vsp_loop *loop, bool a
 	loop->tell_ms = NEVER;
 	loop->told_ms = loop->now_ms;
 	pthread_mutex_lock(&outbox->mutex);
-	wake = !outbox->first && !outbox->tallied; /* else the caller is awake, or about to be */
+	had_news = outbox->first;
+	had_tally = outbox->tallied;
 	while (relay) {
 		struct vsp_relay *next = relay->next_changed;
 
@@ -119,7 +122,8 @@ void vsp_outbox_publish(struct vsp_outbox *outbox, struct vsp_loop *loop, bool a
 			outbox_put(outbox, relay);
 		relay = next;
 	}
-	wake &= outbox->first || outbox->tallied;
+	/* Each list for itself: the caller empties them one after the other. */
+	wake = (outbox->first && !had_news) || (outbox->tallied && !had_tally);
 	pthread_mutex_unlock(&outbox->mutex);
 	if (wake)
 		outbox_wake(outbox);
