@@ -84,6 +84,7 @@ class Plan:
                 yield replace(self._compared(row, measure.system_calls, 0.2), rounds=1)
         ours = next((peer for peer in self.peers if peer.name == OURS), None)
         if ours is not None:
+            yield from self._mux(ours)
             yield from self._threads(ours)
             yield from self._alone(ours)
 
@@ -112,6 +113,28 @@ class Plan:
     def _able(self, row: Row) -> list[Peer]:
         return [peer for peer in self.peers if peer.most >= row.connections]
 
+    def _mux(self, ours: Peer) -> Iterator[Step]:
+        """Return the step of new connections to a VMM's socket, beside those to a Unix socket."""
+        beside = [peer for peer in self.peers if peer.name in (OURS, REFERENCE)]
+        mux = replace(
+            ours,
+            name="vsock-mux",
+            config=ours.config.replace('"unix:{target_path}"', '"vsock-mux:{target_path}:5"'),
+        )
+        seconds = 0.7 * self.scale
+
+        def open_them(row: Row, place: Place, stack: ExitStack) -> Iterator[Taker]:
+            vmm = replace(place, target=f"mux:{place.folder}/vmm")
+            stack.enter_context(traffic.server(vmm.target, vmm.server_cpus))
+            yield from _beside(row, measure.sample, seconds, beside)(place, stack)
+            yield from _beside(row, measure.sample, seconds, [mux])(vmm, stack)
+
+        for row in rows(self.block):
+            if row.name.startswith("churn-"):
+                title = f"{row.title}, vsock-mux target"
+                cost = (len(beside) + 1) * (seconds + 0.3)
+                yield Step(f"mux-{row.name}", title, self.rounds, cost, partial(open_them, row))
+
     def _threads(self, ours: Peer) -> Iterator[Step]:
         """Return the step of the daemon with 1, 2 and 4 pump threads, on every processor."""
         peers = [
@@ -120,7 +143,7 @@ class Plan:
         ]
         seconds = 0.7 * self.scale
         for row in rows(self.block):
-            if row.name in ("up-8", "down-8"):
+            if row.name in ("up-8", "down-8", "churn-64"):
                 title = f"{row.title}, by pump threads"
                 opener = _anywhere(_beside(row, measure.sample, seconds, peers))
                 cost = len(peers) * (seconds + 0.3)

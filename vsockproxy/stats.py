@@ -17,6 +17,7 @@ from vsockproxy.config.by_name import ByName
 from vsockproxy.config.settings import Config, Route
 from vsockproxy.connection import Connection
 from vsockproxy.errors import DialError
+from vsockproxy.pump.direct import Durations, Tally
 
 DIAL_BOUNDS: Final = (
     0.0005,
@@ -54,6 +55,12 @@ class Histogram:
         """Count one value; a value that equals a bound belongs to it."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
+
+    def add(self, durations: Durations) -> None:
+        """Count values that were counted by the same bounds."""
+        for bucket in range(len(self.counts)):
+            self.counts[bucket] += durations.counts[bucket]
+        self.sum += durations.seconds
 
 
 RouteState = Literal[
@@ -220,16 +227,19 @@ class RouteStats:
             self._forget_source(connection.source)
         if seconds is None:
             seconds = monotonic() - connection.opened
-        self._total(reason, seconds, connection.upstream_bytes, connection.downstream_bytes)
-
-    def count_passed(self, reason: str, seconds: float, upstream: int, downstream: int) -> None:
-        """Count a connection that was never among the live ones."""
-        self.connections += 1
-        self._total(reason, seconds, upstream, downstream)
-
-    def _total(self, reason: str, seconds: float, upstream: int, downstream: int) -> None:
         self.closed[reason] += 1
         self.connection_seconds.observe(seconds)
+        self._add_bytes(connection.upstream_bytes, connection.downstream_bytes)
+
+    def count_tally(self, tally: Tally) -> None:
+        """Count connections that were never among the live ones."""
+        self.connections += tally.number
+        self.closed.update(tally.ends)
+        self.dial_seconds.add(tally.dials)
+        self.connection_seconds.add(tally.lives)
+        self._add_bytes(tally.upstream_bytes, tally.downstream_bytes)
+
+    def _add_bytes(self, upstream: int, downstream: int) -> None:
         ended = self._ended_bytes
         self._ended_bytes = (ended[0] + upstream, ended[1] + downstream)
 

@@ -91,6 +91,7 @@ class DirectPump:
 
         descriptor = lib.vsp_pump_fd(self._pump._pump)
         while not client.is_connected:
+            lib.vsp_pump_ask(self._pump._pump)  # it tells of an opening later
             select.select([descriptor], [], [], PATIENCE)
             self._pump._reap()
 

@@ -25,6 +25,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -34,6 +35,8 @@
 /* The linker gives these the pump's calls (--wrap), so that the kernel can fail. */
 static _Atomic int refuse_splice; /* out of a pipe, as a security module may: EPERM */
 static _Atomic int refuse_watch;  /* fs.epoll.max_user_watches is reached: ENOSPC */
+static _Atomic int64_t ahead_us;  /* of the pump's clock, before the real one */
+static pthread_mutex_t paused = PTHREAD_MUTEX_INITIALIZER; /* held: no pump thread goes on */
 
 ssize_t __real_splice(int in, loff_t *in_offset, int out, loff_t *out_offset, size_t size,
 		      unsigned flags);
@@ -41,6 +44,10 @@ ssize_t __wrap_splice(int in, loff_t *in_offset, int out, loff_t *out_offset, si
 		      unsigned flags);
 int __real_epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event);
 int __wrap_epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event);
+int __real_epoll_wait(int epoll, struct epoll_event *events, int room, int timeout);
+int __wrap_epoll_wait(int epoll, struct epoll_event *events, int room, int timeout);
+int64_t __real_vsp_clock_us(void);
+int64_t __wrap_vsp_clock_us(void);
 
 ssize_t __wrap_splice(int in, loff_t *in_offset, int out, loff_t *out_offset, size_t size,
 		      unsigned flags)
@@ -65,12 +72,27 @@ int __wrap_epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event
 	return __real_epoll_ctl(epoll, operation, fd, event);
 }
 
+int __wrap_epoll_wait(int epoll, struct epoll_event *events, int room, int timeout)
+{
+	int count = __real_epoll_wait(epoll, events, room, timeout);
+
+	pthread_mutex_lock(&paused);
+	pthread_mutex_unlock(&paused);
+	return count;
+}
+
+int64_t __wrap_vsp_clock_us(void)
+{
+	return __real_vsp_clock_us() + ahead_us;
+}
+
 enum {
 	THREADS = 3,
 	AT_ONCE = 48,
 	ROUNDS = 12,
 	SIZE = 700 * 1000, /* bytes one way: more than the buffers of all sockets hold */
 	LONG_MS = 60 * 1000,
+	AFTER_PAUSE = 300, /* relays: more than the events of a turn of a thread */
 };
 
 enum scenario {
@@ -467,6 +489,51 @@ static void relay_without_watch(void)
 	close(target);
 }
 
+/* Pause the pump's threads for a minute, as a stopped process is, while clients send `data` each. */
+static void pause_while(const int *clients, int count, const char *data)
+{
+	pthread_mutex_lock(&paused);
+	for (int i = 0; i < count; i++)
+		CHECK(send(clients[i], data, strlen(data), 0) == (ssize_t)strlen(data));
+	ahead_us += (int64_t)LONG_MS * 1000;
+	pthread_mutex_unlock(&paused);
+}
+
+/*
+ * Bytes sent before and in a pause arrive, up to a last `y`, though the idle time-out has passed
+ * when the threads run again.
+ */
+static void bytes_of_a_pause_arrive(uint64_t rate, const char *first, const char *second)
+{
+	const struct vsp_policy policy = {.idle_ms = LONG_MS / 2, .rate = rate};
+	struct vsp_relay *relays[AFTER_PAUSE];
+	int clients[AFTER_PAUSE];
+	int targets[AFTER_PAUSE];
+	struct vsp_pump *pump;
+	char byte;
+
+	CHECK(vsp_pump_new(1, &pump) == 0);
+	for (unsigned i = 0; i < AFTER_PAUSE; i++) {
+		int client_side;
+		int target_side;
+
+		unix_pair(&clients[i], &client_side);
+		unix_pair(&target_side, &targets[i]);
+		CHECK(vsp_pump_add(pump, i, client_side, target_side, &policy, &relays[i]) == 0);
+		CHECK(send(clients[i], first, strlen(first), 0) == (ssize_t)strlen(first));
+		CHECK(recv(targets[i], &byte, 1, 0) == 1);
+	}
+	pause_while(clients, AFTER_PAUSE, second);
+	for (int i = 0; i < AFTER_PAUSE; i++) {
+		do
+			CHECK(recv(targets[i], &byte, 1, 0) == 1);
+		while (byte != 'y');
+		close(clients[i]);
+		close(targets[i]);
+	}
+	vsp_pump_free(pump);
+}
+
 /* ---- direct routes: the threads accept and dial ---- */
 
 enum {
@@ -540,10 +607,11 @@ static void *direct_client_main(void *argument)
 }
 
 /* Every client is told of once, whatever becomes of it, while servers halt, stop and begin. */
-static void direct_round(void)
+static void direct_round(bool tallied)
 {
 	struct vsp_way ways[2] = {{.connect_ms = LONG_MS, .handshake_ms = LONG_MS, .answers = true},
 				  {.connect_ms = LONG_MS}};
+	struct vsp_tally tally;
 	struct sockaddr_un vmm = {.sun_family = AF_UNIX};
 	struct vsp_limit *all = vsp_limit_new();
 	struct vsp_limit *own[2] = {vsp_limit_new(), vsp_limit_new()};
@@ -570,6 +638,10 @@ static void direct_round(void)
 	vsp_limit_set(all, PLACES);
 	CHECK(pthread_create(&vmm_thread, NULL, vmm_main, (void *)(intptr_t)vmm_listener) == 0);
 	for (unsigned i = 0; i < 2; i++) {
+		ways[i].tallied = tallied;
+		ways[i].dial_bounds_us[0] = INT64_MAX;
+		ways[i].life_bounds_us[0] = 1000;
+		ways[i].life_bounds_us[1] = INT64_MAX;
 		vsp_limit_set(own[i], PLACES);
 		listen_at_loopback(&fronts[i].listener, &fronts[i].address);
 		fcntl(fronts[i].listener, F_SETFL, O_NONBLOCK);
@@ -596,6 +668,16 @@ static void direct_round(void)
 				failed += news[i].reason == VSP_DIAL_FAILED ? 1 : 0;
 				CHECK((news[i].route == 1) == (news[i].reason == VSP_DIAL_FAILED));
 			}
+		}
+		while (vsp_pump_tally(pump, &tally)) {
+			CHECK(tallied && tally.route == 0);
+			CHECK(tally.reasons[VSP_FINISHED] == tally.ended);
+			CHECK(tally.lives.counts[0] + tally.lives.counts[1] == tally.ended);
+			CHECK(tally.dials.counts[0] == tally.ended && tally.connected_us);
+			opened += (unsigned)tally.ended;
+			connected += (unsigned)tally.ended;
+			ended += (unsigned)tally.ended;
+			upstream += (unsigned)tally.upstream_bytes;
 		}
 		while ((halted = vsp_pump_halted(pump, &error)) >= 0) {
 			CHECK(error == 0);
@@ -625,6 +707,72 @@ static void direct_round(void)
 	close(vmm_listener);
 }
 
+/* Return a blocking client of a front. */
+static int front_connect(const struct front *front)
+{
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	CHECK(connect(fd, (const struct sockaddr *)&front->address, sizeof(front->address)) == 0);
+	return fd;
+}
+
+/* Return whether the pump's descriptor is readable within a time. */
+static bool news_comes(const struct vsp_pump *pump, int within_ms)
+{
+	struct pollfd news = {.fd = vsp_pump_fd(pump), .events = POLLIN};
+
+	return poll(&news, 1, within_ms) == 1;
+}
+
+/* News that comes between the caller's looks at the list and at the tallies wakes the caller. */
+static void news_beside_a_tally_wakes(void)
+{
+	const struct linger reset = {.l_onoff = 1};
+	struct vsp_way way = {.connect_ms = LONG_MS, .tallied = true};
+	struct sockaddr_un target = {.sun_family = AF_UNIX};
+	struct vsp_limit *limit = vsp_limit_new();
+	struct vsp_tally tally;
+	struct vsp_pump *pump;
+	struct vsp_news news;
+	struct front front;
+	socklen_t size = sizeof(target);
+	int target_listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int client;
+
+	CHECK(bind(target_listener, (struct sockaddr *)&target, sizeof(sa_family_t)) == 0);
+	CHECK(listen(target_listener, 4) == 0);
+	CHECK(getsockname(target_listener, (struct sockaddr *)&target, &size) == 0);
+	memcpy(way.address, &target, size);
+	way.address_size = size;
+	vsp_limit_set(limit, PLACES);
+	CHECK(vsp_pump_new(1, &pump) == 0);
+	listen_at_loopback(&front.listener, &front.address);
+	fcntl(front.listener, F_SETFL, O_NONBLOCK);
+	front_serve(pump, &front, 0, &way, limit, limit);
+
+	client = front_connect(&front);
+	CHECK(setsockopt(client, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset)) == 0);
+	close(client);
+	CHECK(news_comes(pump, LONG_MS));
+	CHECK(vsp_pump_reap(pump, &news, 1) == 0);
+	client = front_connect(&front);
+	while (vsp_limit_live(limit) == 0)
+		sched_yield();
+	vsp_pump_ask(pump);
+	while (vsp_pump_silent(pump) > 0)
+		sched_yield();
+	CHECK(vsp_pump_tally(pump, &tally) && tally.ended == 1);
+	CHECK(news_comes(pump, 0));
+	CHECK(vsp_pump_reap(pump, &news, 1) == 1 && news.what & VSP_NEWS_OPENED);
+
+	vsp_server_stop(front.server);
+	vsp_pump_free(pump);
+	vsp_limit_unref(limit);
+	close(client);
+	close(front.listener);
+	close(target_listener);
+}
+
 static unsigned open_descriptors(void)
 {
 	DIR *folder = opendir("/proc/self/fd");
@@ -640,7 +788,12 @@ static unsigned open_descriptors(void)
 int main(void)
 {
 	unsigned before = open_descriptors();
+	struct rlimit descriptors;
 	struct vsp_pump *pump;
+
+	CHECK(getrlimit(RLIMIT_NOFILE, &descriptors) == 0);
+	descriptors.rlim_cur = descriptors.rlim_max;
+	CHECK(setrlimit(RLIMIT_NOFILE, &descriptors) == 0);
 
 	for (size_t i = 0; i < SIZE; i++)
 		pattern_bytes[i] = pattern(i);
@@ -651,8 +804,11 @@ int main(void)
 	free_while_running();
 	streams_without_splice();
 	relay_without_watch();
+	bytes_of_a_pause_arrive(0, "x", "y");
+	bytes_of_a_pause_arrive(20, "xxxxxxxxxxxxxxxy", ""); /* they wait for bandwidth */
 	for (unsigned round = 0; round < ROUNDS; round++)
-		direct_round();
+		direct_round(round % 2);
+	news_beside_a_tally_wakes();
 	CHECK(open_descriptors() == before);
 	printf("%d relays ended as they should\n", ROUNDS * AT_ONCE);
 	return 0;

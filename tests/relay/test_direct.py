@@ -129,6 +129,7 @@ async def test_with_a_fifth_of_the_dials_failing_every_counter_is_exact(
         assert stats.upstream_bytes == stats.downstream_bytes == SIZE * (number - failed)
         assert sum(stats.dial_seconds.counts) == number - failed
         assert sum(stats.connection_seconds.counts) == number
+        assert 0 < stats.dial_seconds.sum < stats.connection_seconds.sum
         lines = Counter(event["reason"] for event in route.events("connection_closed"))
         assert lines == Counter(finished=number - failed if access_log else 0)
         [told] = route.events("dial_failed")  # one in ten seconds

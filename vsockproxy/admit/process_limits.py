@@ -94,11 +94,11 @@ class Admission:
         self.live += change
         self._direct += change
         if change > 0:
-            self.count_passed()
+            self.count_passed(1)
 
-    def count_passed(self) -> None:
-        """Count a client that the pump has accepted; ask for memory now and then."""
-        self.unasked += 1
+    def count_passed(self, number: int) -> None:
+        """Count clients that the pump has accepted; ask for memory now and then."""
+        self.unasked += number
         if self.unasked >= _UNASKED and self.is_out_of_memory():
             self.allow()
 

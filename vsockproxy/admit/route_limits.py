@@ -23,7 +23,7 @@ from vsockproxy.config.access import Peer, matches_any
 from vsockproxy.config.settings import Policy, Route
 from vsockproxy.connection import Connection
 from vsockproxy.log.output import Throttle
-from vsockproxy.pump.direct import Places
+from vsockproxy.pump.direct import Places, Tally
 from vsockproxy.stats import RouteStats
 
 LimitName = Literal["max_connections", "limits_max_connections", "connection_rate"]
@@ -249,11 +249,12 @@ class Gate:
             self._shared.count_direct(-1)
             self.wake_others()
 
-    def count_passed(self, reason: str, seconds: float, upstream: int, downstream: int) -> None:
-        """Count such a connection that is over already."""
-        self._stats.count_passed(reason, seconds, upstream, downstream)
-        self._shared.count_passed()
-        self.wake_others()
+    def count_tally(self, tally: Tally) -> None:
+        """Count such connections that are over already."""
+        self._stats.count_tally(tally)
+        self._shared.count_passed(tally.number)
+        for _ in range(min(tally.number, self._shared.queued)):
+            self.wake_others()
 
     def identify(self, connection: Connection) -> RejectReason | None:
         """Judge a connection by its PROXY header; return why it is rejected, or None.

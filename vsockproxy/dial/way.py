@@ -25,6 +25,7 @@ from vsockproxy.dial.sockopt import target_options
 from vsockproxy.errors import DialError, dial_error
 from vsockproxy.pump.direct import DialFailure, Way
 from vsockproxy.pump.transfer import Bounds
+from vsockproxy.stats import CONNECTION_BOUNDS, DIAL_BOUNDS
 
 
 def way_of(route: Route, bounds: Bounds) -> Way:
@@ -41,6 +42,7 @@ def way_of(route: Route, bounds: Bounds) -> Way:
         answers=isinstance(target, MuxEndpoint) and target.handshake == "ok",
         options=tuple(target_options(policy).get(family, ())),
         bounds=bounds,
+        buckets=None if policy.access_log else (DIAL_BOUNDS, CONNECTION_BOUNDS),
     )
 
 

@@ -6,6 +6,7 @@ pump accepts, dials and relays them, and tells of them at most every few millise
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from vsockproxy.pump.transfer import Bounds, EndReason, LiveTransfer, Meter
@@ -25,6 +26,8 @@ class Way(NamedTuple):
       answers: the VMM answers it by OK.
       options: level, name and value of socket options, set before the dial.
       bounds: of each transfer; max_lifetime counts from the accept.
+      buckets: upper bounds of the durations in a `Tally`, of dials and of connections, in seconds
+        and at most 15 each; None where every connection is told of.
     """
 
     address: bytes
@@ -34,6 +37,7 @@ class Way(NamedTuple):
     answers: bool
     options: tuple[tuple[int, int, int], ...]
     bounds: Bounds
+    buckets: tuple[Sequence[float], Sequence[float]] | None = None
 
 
 class Opening(NamedTuple):
@@ -79,6 +83,35 @@ class Dialled(NamedTuple):
     vmm_port: int
 
 
+class Durations(NamedTuple):
+    """How many durations were in each bucket of a `Way`, and in one above all; their sum."""
+
+    counts: Sequence[int]
+    seconds: float
+
+
+class Tally(NamedTuple):
+    """Connections that were over before they were told of, and of which only the numbers count.
+
+    None of them was cancelled, and no dial has failed.
+
+    Attributes:
+      number: how many there are.
+      ends: how many ended for each reason.
+      connected: when the last target was connected, in seconds of `time.monotonic`; 0 without one.
+      dials: the durations of the dials of connected targets.
+      lives: the durations of the connections.
+    """
+
+    number: int
+    ends: Mapping[EndReason, int]
+    upstream_bytes: int
+    downstream_bytes: int
+    connected: float
+    dials: Durations
+    lives: Durations
+
+
 class Clients(Protocol):
     """Is told of the clients that the pump accepts for one configuration of a route."""
 
@@ -96,6 +129,10 @@ class Clients(Protocol):
 
     def passed(self, opening: Opening, dialled: Dialled | None, ending: Ending) -> None:
         """Take note of a connection that is over, and was never told of."""
+        ...
+
+    def counted(self, tally: Tally) -> None:
+        """Take note of many of these, where the `Way` has buckets."""
         ...
 
     def unanswered(self, descriptor: int) -> None:

@@ -162,6 +162,8 @@ class NativePump:
             else:
                 self._tell(news)
                 self._told += 1
+        if number < _REAP:
+            self._direct.count()
         return number
 
     def _tell(self, news: News) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import sys
 from collections.abc import Callable
 from typing import Any, Final
@@ -21,8 +22,10 @@ from vsockproxy.pump.direct import (
     DialCause,
     DialFailure,
     Dialled,
+    Durations,
     Ending,
     Opening,
+    Tally,
     Way,
 )
 from vsockproxy.pump.native_relay import (
@@ -36,6 +39,9 @@ from vsockproxy.pump.native_relay import (
 )
 
 _MICRO: Final = 1e-6
+_NO_BOUND: Final = 2**63 - 1
+_TALLY: Final = struct.Struct(f"@QQ{lib.VSP_REASONS}QQQq{lib.VSP_BUCKETS}Qq{lib.VSP_BUCKETS}Qq")
+assert _TALLY.size == ffi.sizeof("struct vsp_tally")
 _NO_LIMIT: Final = 2**62
 _CAUSES: Final[dict[int, DialCause]] = {
     lib.VSP_ERRNO: "errno",
@@ -85,6 +91,7 @@ class DirectRoutes:
         self._clients: Slots[tuple[Clients, NativePlaces]] = Slots()
         self._servers: Slots[Callable[[int], None]] = Slots()
         self._error = ffi.new("int *")
+        self._tally = ffi.new("struct vsp_tally *")
 
     def route(self) -> NativeRoute:
         """Return a new route."""
@@ -96,6 +103,17 @@ class DirectRoutes:
             wake = self._servers[tag]
             assert wake is not None
             wake(self._error[0])
+
+    def count(self) -> None:
+        """Tell the clients of direct routes of the connections that were only counted.
+
+        Raises: what they raise; the next call goes on with those of another route.
+        """
+        while lib.vsp_pump_tally(self._pump, self._tally):
+            route, *numbers = _TALLY.unpack(ffi.buffer(self._tally))
+            known = self._clients[route]
+            assert known is not None
+            known[0].counted(_tally(numbers))
 
     def tell(self, news: News) -> None:
         """Tell the clients of a direct route of one connection.
@@ -154,7 +172,7 @@ class DirectRoutes:
         task = trio.lowlevel.current_task()
         server = ffi.new("struct vsp_server **")
         # Kept alive: the policy's shared bandwidths are `way`'s until C has its own references.
-        struct = _struct_of(way)
+        c_way = _struct_of(way)
 
         def wake(error: int) -> None:
             halted = OSError(error, os.strerror(error))
@@ -173,7 +191,7 @@ class DirectRoutes:
                     tag,
                     number,
                     listener,
-                    struct,
+                    c_way,
                     places.limit,
                     self.places.limit,
                     server,
@@ -227,18 +245,25 @@ class NativeRoute:
 
 def _struct_of(way: Way) -> Any:
     """Return a way as a ``struct vsp_way``."""
-    struct = ffi.new("struct vsp_way *")
-    ffi.memmove(struct.address, way.address, len(way.address))
-    struct.address_size = len(way.address)
-    struct.connect_ms = milliseconds(way.connect_timeout)
-    struct.handshake_ms = milliseconds(way.handshake_timeout)
-    ffi.memmove(struct.request, way.request, len(way.request))
-    struct.answers = way.answers
-    struct.option_count = len(way.options)
-    for place, (level, name, value) in zip(struct.options, way.options, strict=False):
+    c_way = ffi.new("struct vsp_way *")
+    ffi.memmove(c_way.address, way.address, len(way.address))
+    c_way.address_size = len(way.address)
+    c_way.connect_ms = milliseconds(way.connect_timeout)
+    c_way.handshake_ms = milliseconds(way.handshake_timeout)
+    ffi.memmove(c_way.request, way.request, len(way.request))
+    c_way.answers = way.answers
+    c_way.option_count = len(way.options)
+    for place, (level, name, value) in zip(c_way.options, way.options, strict=False):
         place.level, place.name, place.value = level, name, value
-    fill_policy(struct.policy, way.bounds)
-    return struct
+    fill_policy(c_way.policy, way.bounds)
+    c_way.tallied = way.buckets is not None
+    for places, bounds in zip(
+        (c_way.dial_bounds_us, c_way.life_bounds_us), way.buckets or (), strict=False
+    ):
+        assert len(bounds) < lib.VSP_BUCKETS
+        for number in range(lib.VSP_BUCKETS - 1):
+            places[number] = round(bounds[number] / _MICRO) if number < len(bounds) else _NO_BOUND
+    return c_way
 
 
 def _opening(news: News) -> Opening:
@@ -260,3 +285,16 @@ def _ending(news: News) -> Ending:
         news.upstream_bytes,
         news.downstream_bytes,
     )
+
+
+def _tally(numbers: list[int]) -> Tally:
+    """Return the numbers of a ``struct vsp_tally`` behind its route."""
+    numbers.reverse()  # so that they are popped in their order
+    take = numbers.pop
+
+    def durations() -> Durations:
+        return Durations([take() for _ in range(lib.VSP_BUCKETS)], take() * _MICRO)
+
+    number, ended = take(), [take() for _ in range(lib.VSP_REASONS)]
+    ends = {REASONS[reason]: count for reason, count in enumerate(ended) if count}
+    return Tally(number, ends, take(), take(), take() * _MICRO, durations(), durations())

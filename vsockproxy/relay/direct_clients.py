@@ -1,7 +1,7 @@
 """The connections that the pump accepts, dials and relays by itself, as an operator sees them.
 
 Owns: `DirectClients`, which counts and logs them as `relay` does those that have a task.  A
-connection that is over when the pump tells of it is only counted, unless it has a log line.
+connection that is over before the pump tells of it is only counted, unless it has a log line.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from vsockproxy.connection import Connection
 from vsockproxy.dial.mux import await_late_answer
 from vsockproxy.dial.selection import Selection
 from vsockproxy.dial.way import error_of
-from vsockproxy.pump.direct import Dialled, Ending, Opening
+from vsockproxy.pump.direct import Dialled, Ending, Opening, Tally
 from vsockproxy.pump.transfer import EndReason, LiveTransfer, Meter
-from vsockproxy.relay.access_log import is_logged, log_end
+from vsockproxy.relay.access_log import log_end
 from vsockproxy.relay.failed_dial import FailedDials
 from vsockproxy.stats import RouteStats
 
@@ -34,11 +34,13 @@ class OpenConnections:
     Attributes:
       ending: the reason under which they are counted if they are cancelled.
       is_ending: whether each is ended as soon as the pump tells of it.
+      failed: when the last dial failed, in seconds of `time.monotonic`.
     """
 
     def __init__(self) -> None:
         self.ending: EndReason = "shutdown"
         self.is_ending = False
+        self.failed = 0.0
         self._live: set[Connection] = set()
         self._changed = trio.Event()
 
@@ -100,23 +102,19 @@ class DirectClients:
 
     def passed(self, opening: Opening, dialled: Dialled | None, ending: Ending) -> None:
         """Count a connection that is over already."""
-        moved = ending.upstream_bytes + ending.downstream_bytes
-        reason = ending.reason
-        if reason is not None and not is_logged(self.route.policy, reason, moved):
-            next(self.numbers)
-            if dialled is not None:
-                self._count_dial(dialled)
-            self.gate.count_passed(
-                reason, ending.seconds, ending.upstream_bytes, ending.downstream_bytes
-            )
-            self.connections.discard(None)
-            return
         connection = self._new(opening)
         self.gate.count(connection)
         if dialled is not None:
             self._note_dial(connection, dialled)
         connection.settle(ending.upstream_bytes, ending.downstream_bytes)
         self._close(connection, ending)
+
+    def counted(self, tally: Tally) -> None:
+        """Count connections that are over already, and have no log line."""
+        self.gate.count_tally(tally)
+        if tally.connected > self.connections.failed:
+            self.selection.note_success(self.route.targets[0])
+        self.connections.discard(None)
 
     def unanswered(self, descriptor: int) -> None:
         """Close a VMM's socket after its answer."""
@@ -159,6 +157,7 @@ class DirectClients:
         """Return the reason of an end; a failed dial is counted and logged."""
         if ending.failure is None:
             return connection.ending if ending.reason in ("killed", None) else ending.reason
+        self.connections.failed = connection.opened + ending.seconds
         error = error_of(cast(Dialable, self.route.target), ending.failure)
         self.selection.note_failure(self.route.targets[0], error)
         return self.failed_dials.note(connection, error)

@@ -22,6 +22,8 @@ class Lib(Protocol):
     VSP_NEWS_OPENED: int
     VSP_NEWS_CONNECTED: int
     VSP_NEWS_ENDED: int
+    VSP_BUCKETS: int
+    VSP_REASONS: int
     VSP_ERRNO: int
     VSP_CLOSED_BEFORE_OK: int
     VSP_MALFORMED: int
@@ -80,6 +82,7 @@ class Lib(Protocol):
     def vsp_pump_ask(self, pump: Pump, /) -> None: ...
     def vsp_pump_silent(self, pump: Pump, /) -> int: ...
     def vsp_pump_reap(self, pump: Pump, news: Any, room: int, /) -> int: ...
+    def vsp_pump_tally(self, pump: Pump, tally: Any, /) -> bool: ...
 
 class Ffi(Protocol):
     NULL: Any

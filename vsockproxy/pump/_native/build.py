@@ -25,6 +25,7 @@ LAYERS = (
     ("relay",),  # two sides, two directions: how they begin and leave their thread
     ("dial",),  # a direct relay's target: how it is connected
     ("closing", "half_close"),  # how the sockets are closed; how a FIN is passed on, or held
+    ("tally",),  # what a route counts of its direct relays that need no news
     ("outbox", "turn"),  # news on its way to the caller; what a relay does when it is woken
     ("server",),  # a listening socket whose clients become direct relays
     ("thread",),  # epoll, the inbox and the clock: what wakes relays

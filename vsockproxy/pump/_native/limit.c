@@ -60,12 +60,17 @@ bool vsp_limit_take(struct vsp_limit *limit)
 	return true;
 }
 
+bool vsp_limit_is_near(const struct vsp_limit *limit)
+{
+	return 2 * (atomic_load(&limit->live) + 1) >= atomic_load(&limit->most);
+}
+
 void vsp_limit_give(struct vsp_limit *limit)
 {
 	atomic_fetch_sub(&limit->live, 1);
 }
 
-void vsp_limit_told(struct vsp_limit *limit)
+void vsp_limit_told(struct vsp_limit *limit, int64_t connections)
 {
-	atomic_fetch_sub(&limit->untold, 1);
+	atomic_fetch_sub(&limit->untold, connections);
 }

@@ -3,7 +3,7 @@
  *
  * A relay is in the list once, however much it has to tell: what is reaped is all that was
  * published of it until then.  So a connection that is over before the caller looks costs it one
- * piece of news.
+ * piece of news, or none where only its numbers are wanted: then it is in its route's tally.
  */
 
 #define _GNU_SOURCE
@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "outbox.h"
+#include "tally.h"
 
 int vsp_outbox_open(struct vsp_outbox *outbox)
 {
@@ -43,12 +44,15 @@ static struct vsp_relay *outbox_take(struct vsp_outbox *outbox, unsigned *ret_wh
 
 void vsp_outbox_close(struct vsp_outbox *outbox)
 {
+	struct vsp_tally tally;
 	struct vsp_relay *relay;
 	unsigned what;
 
 	while (outbox->tail && (relay = outbox_take(outbox, &what)))
 		if (what & VSP_NEWS_ENDED)
 			vsp_relay_unref(relay);
+	while (vsp_outbox_tally(outbox, &tally))
+		;
 	if (outbox->readable >= 0)
 		close(outbox->readable);
 	pthread_mutex_destroy(&outbox->mutex);
@@ -63,11 +67,27 @@ static void outbox_wake(struct vsp_outbox *outbox)
 	(void)!write(outbox->readable, &one, sizeof(one));
 }
 
+/* Count a relay of which no news was published, under the mutex.  Frees it. */
+static void outbox_count(struct vsp_outbox *outbox, struct vsp_relay *relay)
+{
+	struct vsp_route *route = relay->direct->route;
+
+	if (vsp_tally_add(relay)) {
+		route->next_tallied = outbox->tallied;
+		outbox->tallied = vsp_route_ref(route);
+	}
+	vsp_relay_unref(relay);
+}
+
 /* Publish one relay, under the mutex.  It is the caller's from here on. */
 static void outbox_put(struct vsp_outbox *outbox, struct vsp_relay *relay)
 {
 	bool listed = relay->published;
 
+	if (vsp_relay_is_countable(relay)) {
+		outbox_count(outbox, relay);
+		return;
+	}
 	relay->published |= relay->changes;
 	relay->changes = 0;
 	if (listed)
@@ -77,9 +97,11 @@ static void outbox_put(struct vsp_outbox *outbox, struct vsp_relay *relay)
 	outbox->tail = &relay->next_published;
 }
 
-void vsp_outbox_publish(struct vsp_outbox *outbox, struct vsp_loop *loop)
+void vsp_outbox_publish(struct vsp_outbox *outbox, struct vsp_loop *loop, bool all)
 {
 	struct vsp_relay *relay = loop->changed;
+	bool had_news;
+	bool had_tally;
 	bool wake;
 
 	if (!relay)
@@ -89,13 +111,19 @@ void vsp_outbox_publish(struct vsp_outbox *outbox, struct vsp_loop *loop)
 	loop->tell_ms = NEVER;
 	loop->told_ms = loop->now_ms;
 	pthread_mutex_lock(&outbox->mutex);
-	wake = !outbox->first; /* else the caller is awake, or about to be */
+	had_news = outbox->first;
+	had_tally = outbox->tallied;
 	while (relay) {
 		struct vsp_relay *next = relay->next_changed;
 
-		outbox_put(outbox, relay);
+		if (!all && vsp_relay_is_new(relay, loop))
+			vsp_relay_list(relay, loop);
+		else
+			outbox_put(outbox, relay);
 		relay = next;
 	}
+	/* Each list for itself: the caller empties them one after the other. */
+	wake = (outbox->first && !had_news) || (outbox->tallied && !had_tally);
 	pthread_mutex_unlock(&outbox->mutex);
 	if (wake)
 		outbox_wake(outbox);
@@ -168,7 +196,7 @@ static void news_of_direct(struct vsp_news *news, struct vsp_direct *direct)
 	}
 	news->unanswered = direct->unanswered;
 	direct->unanswered = -1;
-	vsp_route_told(direct->route);
+	vsp_route_told(direct->route, 1);
 }
 
 int vsp_outbox_reap(struct vsp_outbox *outbox, struct vsp_news *ret_news, int room)
@@ -199,4 +227,22 @@ int vsp_outbox_reap(struct vsp_outbox *outbox, struct vsp_news *ret_news, int ro
 			vsp_relay_unref(relay);
 	}
 	return count;
+}
+
+bool vsp_outbox_tally(struct vsp_outbox *outbox, struct vsp_tally *ret_tally)
+{
+	struct vsp_route *route;
+
+	pthread_mutex_lock(&outbox->mutex);
+	route = outbox->tallied;
+	if (route) {
+		outbox->tallied = route->next_tallied;
+		vsp_tally_take(route, ret_tally);
+	}
+	pthread_mutex_unlock(&outbox->mutex);
+	if (!route)
+		return false;
+	vsp_route_told(route, (int64_t)ret_tally->ended);
+	vsp_route_unref(route);
+	return true;
 }

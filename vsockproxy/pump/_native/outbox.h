@@ -22,6 +22,7 @@ struct vsp_outbox {
 	pthread_mutex_t mutex;
 	struct vsp_relay *first;
 	struct vsp_relay **tail;
+	struct vsp_route *tallied; /* whose tallies have a connection */
 	struct vsp_halt *halts;
 };
 
@@ -31,11 +32,15 @@ int vsp_outbox_open(struct vsp_outbox *outbox);
 /* Free the ended relays that were not reaped, and the outbox's descriptor. */
 void vsp_outbox_close(struct vsp_outbox *outbox);
 
-/* Hand over what a loop's relays have to tell.  From the loop's thread. */
-void vsp_outbox_publish(struct vsp_outbox *outbox, struct vsp_loop *loop);
+/*
+ * Hand over what a loop's relays have to tell; `all` is whether this includes direct relays that
+ * have just been opened.  From the loop's thread.
+ */
+void vsp_outbox_publish(struct vsp_outbox *outbox, struct vsp_loop *loop, bool all);
 
-/* See vsp_pump_reap. */
+/* See vsp_pump_reap and vsp_pump_tally. */
 int vsp_outbox_reap(struct vsp_outbox *outbox, struct vsp_news *ret_news, int room);
+bool vsp_outbox_tally(struct vsp_outbox *outbox, struct vsp_tally *ret_tally);
 
 /* Hand over a halt, from any thread; take one that is not reaped back. */
 void vsp_outbox_publish_halt(struct vsp_outbox *outbox, struct vsp_halt *halt);

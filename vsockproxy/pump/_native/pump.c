@@ -121,6 +121,11 @@ int vsp_pump_reap(struct vsp_pump *pump, struct vsp_news *ret_news, int room)
 	return vsp_outbox_reap(&pump->outbox, ret_news, room);
 }
 
+bool vsp_pump_tally(struct vsp_pump *pump, struct vsp_tally *ret_tally)
+{
+	return vsp_outbox_tally(&pump->outbox, ret_tally);
+}
+
 void vsp_pump_ask(struct vsp_pump *pump)
 {
 	for (unsigned i = 0; i < pump->thread_count; i++)

@@ -87,6 +87,32 @@ struct vsp_news {
 	unsigned char address[128]; /* the client's, a struct sockaddr */
 };
 
+enum {
+	VSP_BUCKETS = 16, /* of a histogram; the last one has no upper bound */
+	VSP_REASONS = 9,  /* enum vsp_reason */
+};
+
+/* Durations by their upper bounds, which a struct vsp_way has, and their sum. */
+struct vsp_histogram {
+	uint64_t counts[VSP_BUCKETS];
+	int64_t sum_us;
+};
+
+/*
+ * The direct connections of a route that were over before they were told of, and of which only the
+ * numbers are wanted.
+ */
+struct vsp_tally {
+	uint64_t route;                /* its tag */
+	uint64_t ended;                /* connections */
+	uint64_t reasons[VSP_REASONS]; /* ... by the reason of their end */
+	uint64_t upstream_bytes;
+	uint64_t downstream_bytes;
+	int64_t connected_us;          /* when the last target was connected, or 0 */
+	struct vsp_histogram dials;    /* of connected targets */
+	struct vsp_histogram lives;
+};
+
 /* How a relay is treated.  0 and NULL are no limit. */
 struct vsp_policy {
 	uint64_t idle_ms;       /* without a byte either way */
@@ -126,6 +152,9 @@ struct vsp_way {
 	unsigned int option_count;
 	struct vsp_option options[8];
 	struct vsp_policy policy;
+	bool tallied; /* a connection that is over before it is told of is only counted */
+	int64_t dial_bounds_us[15]; /* of a tally's histograms, ascending; INT64_MAX: no more */
+	int64_t life_bounds_us[15];
 };
 
 /*
@@ -226,6 +255,9 @@ void vsp_relay_set_tag(struct vsp_relay *relay, uint32_t tag);
 
 /* Write up to `room` news to `ret_news`, free ended relays, and return how many were written. */
 int vsp_pump_reap(struct vsp_pump *pump, struct vsp_news *ret_news, int room);
+
+/* Take the tally of one route.  Whether there was one with a connection. */
+bool vsp_pump_tally(struct vsp_pump *pump, struct vsp_tally *ret_tally);
 
 /*
  * Ask every thread to show that its loop turns, and to publish its news; and return how many have

@@ -115,22 +115,56 @@ int vsp_relay_watch(struct vsp_relay *relay, struct vsp_loop *loop)
 	return error;
 }
 
-void vsp_relay_tell(struct vsp_relay *relay, struct vsp_loop *loop, enum vsp_what what)
+bool vsp_relay_is_new(const struct vsp_relay *relay, const struct vsp_loop *loop)
 {
-	uint64_t tell_ms = loop->now_ms;
+	return relay->direct && relay->direct->route->way.tallied &&
+	       (relay->changes & VSP_NEWS_OPENED) && !(relay->changes & VSP_NEWS_ENDED) &&
+	       (uint64_t)relay->direct->opened_us / 1000 + NEW_MS > loop->now_ms;
+}
 
-	/* A task awaits the end of a relay that the caller has given; the others are counted. */
-	if (relay->direct && loop->told_ms + TELL_MS > tell_ms)
-		tell_ms = loop->told_ms + TELL_MS;
+bool vsp_relay_is_countable(const struct vsp_relay *relay)
+{
+	const unsigned passed = VSP_NEWS_OPENED | VSP_NEWS_ENDED;
+	const struct vsp_direct *direct = relay->direct;
 
-	if (!relay->changes) {
-		relay->next_changed = NULL;
-		*loop->changed_tail = relay;
-		loop->changed_tail = &relay->next_changed;
-	}
-	relay->changes |= (unsigned char)what;
+	return direct && (relay->changes & passed) == passed && direct->route->way.tallied &&
+	       relay->reason != VSP_DIAL_FAILED && relay->reason != VSP_CANCELLED &&
+	       direct->unanswered < 0;
+}
+
+/* Have the loop publish the relay's changes in time. */
+static void relay_hurry(const struct vsp_relay *relay, struct vsp_loop *loop)
+{
+	uint64_t tell_ms = loop->told_ms + TELL_MS;
+
+	/* A task awaits the end of a relay that the caller has given. */
+	if (!relay->direct)
+		tell_ms = loop->now_ms;
+	else if (vsp_relay_is_new(relay, loop))
+		tell_ms = (uint64_t)relay->direct->opened_us / 1000 + NEW_MS;
+	else if (vsp_relay_is_countable(relay) && !vsp_route_is_near(relay->direct->route))
+		tell_ms = loop->told_ms + COUNT_MS;
 	if (tell_ms < loop->tell_ms)
 		loop->tell_ms = tell_ms;
+}
+
+void vsp_relay_list(struct vsp_relay *relay, struct vsp_loop *loop)
+{
+	relay->next_changed = NULL;
+	*loop->changed_tail = relay;
+	loop->changed_tail = &relay->next_changed;
+	relay_hurry(relay, loop);
+}
+
+void vsp_relay_tell(struct vsp_relay *relay, struct vsp_loop *loop, enum vsp_what what)
+{
+	bool listed = relay->changes;
+
+	relay->changes |= (unsigned char)what;
+	if (listed)
+		relay_hurry(relay, loop);
+	else
+		vsp_relay_list(relay, loop);
 }
 
 void vsp_relay_leave(struct vsp_relay *relay, struct vsp_loop *loop)

@@ -119,6 +119,18 @@ int vsp_relay_watch(struct vsp_relay *relay, struct vsp_loop *loop);
 /* Have the caller told: `what` is one of enum vsp_what. */
 void vsp_relay_tell(struct vsp_relay *relay, struct vsp_loop *loop, enum vsp_what what);
 
+/*
+ * Return whether a relay needs no news: it was over before it was told of, its route wants only
+ * its numbers, and its end has no word and no descriptor to go with it.
+ */
+bool vsp_relay_is_countable(const struct vsp_relay *relay);
+
+/* Put it into the loop's list of changed relays, as vsp_relay_tell does. */
+void vsp_relay_list(struct vsp_relay *relay, struct vsp_loop *loop);
+
+/* Return whether its opening needs no news yet: it is counted if its end follows in a moment. */
+bool vsp_relay_is_new(const struct vsp_relay *relay, const struct vsp_loop *loop);
+
 /* Take it off the loop's live relays and tell of its end; its sockets are closed. */
 void vsp_relay_leave(struct vsp_relay *relay, struct vsp_loop *loop);
 

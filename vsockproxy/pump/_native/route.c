@@ -47,11 +47,19 @@ bool vsp_route_take(struct vsp_route *route)
 			continue;
 		while (i-- > 0) {
 			vsp_limit_give(route->limits[i]);
-			vsp_limit_told(route->limits[i]);
+			vsp_limit_told(route->limits[i], 1);
 		}
 		return false;
 	}
 	return true;
+}
+
+bool vsp_route_is_near(const struct vsp_route *route)
+{
+	for (int i = 0; i < LIMITS; i++)
+		if (vsp_limit_is_near(route->limits[i]))
+			return true;
+	return false;
 }
 
 void vsp_route_give(struct vsp_route *route)
@@ -60,8 +68,8 @@ void vsp_route_give(struct vsp_route *route)
 		vsp_limit_give(route->limits[i]);
 }
 
-void vsp_route_told(struct vsp_route *route)
+void vsp_route_told(struct vsp_route *route, int64_t connections)
 {
 	for (int i = 0; i < LIMITS; i++)
-		vsp_limit_told(route->limits[i]);
+		vsp_limit_told(route->limits[i], connections);
 }

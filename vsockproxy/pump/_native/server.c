@@ -114,7 +114,7 @@ static bool server_serve_one(struct vsp_server *server, struct vsp_loop *loop)
 		error = -ENOMEM;
 	}
 	vsp_route_give(server->route);
-	vsp_route_told(server->route);
+	vsp_route_told(server->route, 1);
 	if (error != -EAGAIN)
 		server_halt(server, -error);
 	return false;

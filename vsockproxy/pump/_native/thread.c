@@ -138,7 +138,7 @@ static void news_serve(struct vsp_thread *thread)
 	bool answer = asked != thread->answered;
 
 	if (answer || thread->loop.tell_ms <= thread->loop.now_ms)
-		vsp_outbox_publish(thread->outbox, &thread->loop);
+		vsp_outbox_publish(thread->outbox, &thread->loop, answer);
 	if (answer)
 		atomic_store(&thread->answered, asked);
 }
@@ -161,14 +161,48 @@ static int sleep_ms(const struct vsp_loop *loop)
 	return (int)(due_ms - loop->now_ms < longest_ms ? due_ms - loop->now_ms : longest_ms);
 }
 
+/* Serve up to EVENTS events.  Whether there were as many, and more may wait. */
+static bool events_serve(struct vsp_thread *thread, const struct epoll_event *events, int count)
+{
+	struct vsp_loop *loop = &thread->loop;
+
+	for (int i = 0; i < count; i++) {
+		if (vsp_servers_own(events[i].data.u64))
+			vsp_servers_accept(thread->servers, events[i].data.u64, loop);
+		else if (events[i].data.ptr)
+			vsp_turn_event(events[i].data.ptr, loop, events[i].events);
+		else
+			thread->running = inbox_serve(thread);
+	}
+	return count == EVENTS;
+}
+
+/*
+ * Serve the timers that are due, after every event that came before them: the thread may not have
+ * run for longer than a time-out, and bytes that wait are no silence.  A relay has two events.
+ */
+static void timers_serve(struct vsp_thread *thread)
+{
+	struct vsp_loop *loop = &thread->loop;
+	struct epoll_event events[EVENTS];
+	size_t most = 2 * loop->live_count / EVENTS + 1;
+	bool more = vsp_timers_earliest_ms(&loop->timers) <= loop->now_ms;
+
+	for (; more && most > 0; most--) {
+		int count = epoll_wait(loop->epoll, events, EVENTS, 0);
+
+		more = events_serve(thread, events, count);
+	}
+	vsp_turn_timers(loop);
+}
+
 static void *thread_main(void *argument)
 {
 	struct vsp_thread *thread = argument;
 	struct vsp_loop *loop = &thread->loop;
 	struct epoll_event events[EVENTS];
-	bool running = true;
 
-	while (running) {
+	while (thread->running) {
 		int count = epoll_wait(loop->epoll, events, EVENTS, sleep_ms(loop));
 
 		loop->now_ms = (uint64_t)vsp_clock_us() / 1000;
@@ -177,15 +211,8 @@ static void *thread_main(void *argument)
 			thread->trimmed_ms = loop->now_ms;
 		}
 		busy_serve(loop);
-		for (int i = 0; i < count; i++) {
-			if (vsp_servers_own(events[i].data.u64))
-				vsp_servers_accept(thread->servers, events[i].data.u64, loop);
-			else if (events[i].data.ptr)
-				vsp_turn_event(events[i].data.ptr, loop, events[i].events);
-			else
-				running = inbox_serve(thread);
-		}
-		vsp_turn_timers(loop);
+		events_serve(thread, events, count);
+		timers_serve(thread);
 		news_serve(thread);
 	}
 	while (loop->live) {
@@ -194,7 +221,7 @@ static void *thread_main(void *argument)
 			vsp_closing_hurry(loop->live, loop);
 	}
 	busy_serve(loop); /* for the list's references */
-	vsp_outbox_publish(thread->outbox, loop);
+	vsp_outbox_publish(thread->outbox, loop, true);
 	return NULL;
 }
 
@@ -217,6 +244,7 @@ static int thread_prepare(struct vsp_thread *thread)
 {
 	struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.ptr = NULL};
 
+	thread->running = true;
 	thread->inbox_tail = &thread->inbox;
 	thread->loop.thread = thread;
 	thread->loop.changed_tail = &thread->loop.changed;

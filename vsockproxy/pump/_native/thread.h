@@ -18,6 +18,7 @@ struct vsp_thread {
 	struct vsp_outbox *outbox;   /* the pump's; where its relays' news goes */
 	struct vsp_servers *servers; /* the pump's; where it accepts */
 	uint64_t trimmed_ms; /* when spare pipes were last closed */
+	bool running;        /* until it is stopped; touched by the thread alone */
 	pthread_t id;
 	int wake; /* an eventfd: the inbox has something */
 	_Atomic unsigned asked;    /* how often vsp_thread_ask was called */

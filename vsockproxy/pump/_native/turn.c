@@ -59,23 +59,29 @@ static uint64_t relay_silent_ms(const struct vsp_relay *relay)
 	return timeout_ms ? vsp_relay_active(relay) + timeout_ms : NEVER;
 }
 
+/* Return when a held FIN, or a direction without bandwidth, is to move again, or NEVER. */
+static uint64_t relay_retry_ms(const struct vsp_relay *relay)
+{
+	uint64_t retry_ms = vsp_held_fin_due(relay);
+
+	for (int direction = UPSTREAM; direction <= DOWNSTREAM; direction++) {
+		const struct vsp_half *half = &relay->halves[direction];
+		uint64_t due_ms = vsp_throttle_due(half->throttle);
+
+		if (!vsp_half_is_done(half) && due_ms && due_ms < retry_ms)
+			retry_ms = due_ms;
+	}
+	return retry_ms;
+}
+
 /* Return when the thread has to look at the relay without an edge, or NEVER. */
 static uint64_t relay_deadline_ms(const struct vsp_relay *relay)
 {
 	uint64_t silent_ms = relay_silent_ms(relay);
 	uint64_t deadline_ms = silent_ms < relay->end_ms ? silent_ms : relay->end_ms;
-	uint64_t held_ms = vsp_held_fin_due(relay);
+	uint64_t retry_ms = relay_retry_ms(relay);
 
-	if (held_ms < deadline_ms)
-		deadline_ms = held_ms;
-	for (int direction = UPSTREAM; direction <= DOWNSTREAM; direction++) {
-		const struct vsp_half *half = &relay->halves[direction];
-		uint64_t due_ms = vsp_throttle_due(half->throttle);
-
-		if (!vsp_half_is_done(half) && due_ms && due_ms < deadline_ms)
-			deadline_ms = due_ms;
-	}
-	return deadline_ms;
+	return retry_ms < deadline_ms ? retry_ms : deadline_ms;
 }
 
 /*
@@ -267,16 +273,17 @@ static void relay_due(struct vsp_relay *relay, struct vsp_loop *loop)
 		relay_dialled(relay, loop, vsp_dial_due(relay, loop));
 		return;
 	}
+	/* Before the silence counts: it may be ours, as the thread did not run. */
+	if (relay_retry_ms(relay) <= loop->now_ms)
+		vsp_turn_move(relay, loop);
+	if (relay->closing)
+		return;
 	if (relay_silent_ms(relay) <= loop->now_ms) {
 		vsp_closing_begin(relay, loop,
 				  relay_is_half_close_bound(relay) ? VSP_HALF_CLOSE_TIMEOUT
 								   : VSP_IDLE_TIMEOUT);
 		return;
 	}
-	if (relay_deadline_ms(relay) <= loop->now_ms) /* a throttled direction, or a held FIN */
-		vsp_turn_move(relay, loop);
-	if (relay->closing)
-		return;
 	deadline_ms = relay_deadline_ms(relay);
 	if (deadline_ms == NEVER)
 		vsp_timer_remove(&loop->timers, &relay->timer);
