@@ -306,5 +306,5 @@ def test_several_daemons_are_an_error_that_names_them(tmp_path: Path) -> None:
             with pytest.raises(DaemonUnreachableError) as caught:
                 find(None, environ, [])
             names = ", ".join(map(str, sockets))
-            remedy = "set $VSOCKPROXY_ADMIN to one of them"
+            remedy = "choose one with --socket or $VSOCKPROXY_ADMIN"
             assert str(caught.value) == f"several daemons run: {names}; {remedy}"

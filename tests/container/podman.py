@@ -107,6 +107,10 @@ class Container(Daemon):
         words = (*verb.split(), *arguments, self.name)
         return await trio.to_thread.run_sync(lambda: podman(*words, check=False))
 
+    async def execute(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in this container."""
+        return await trio.to_thread.run_sync(lambda: podman("exec", self.name, *words, check=False))
+
     async def proc(self) -> Path:
         """Return the daemon's folder in this machine's /proc."""
         inspected = await self.podman("inspect", "--format={{.State.Pid}}")
@@ -115,11 +119,14 @@ class Container(Daemon):
 
 @asynccontextmanager
 async def container(
-    folder: Path, environ: Mapping[str, str], profile: Path = PROFILE
+    folder: Path, environ: Mapping[str, str], profile: Path = PROFILE, *more: str
 ) -> AsyncIterator[Container]:
-    """Run the image until the block ends, with ``folder`` as /run/vm and these variables."""
+    """Run the image until the block ends, with ``folder`` as /run/vm and these variables.
+
+    ``more`` are further options of `podman run`.
+    """
     name = f"vsockproxy-{uuid4().hex[:12]}"
-    options = [f"--name={name}", f"--volume={folder}:/run/vm"]
+    options = [*more, f"--name={name}", f"--volume={folder}:/run/vm"]
     options += [f"--security-opt=seccomp={profile}"]
     options += [f"--env={key}={value}" for key, value in environ.items()]
     process = await trio.lowlevel.open_process(

@@ -128,6 +128,7 @@ async def _describe_pump() -> tuple[str, str]:
 def health(
     config: ConfigOption = None,
     *,
+    socket: SocketOption = None,
     metrics: Annotated[
         str | None, typer.Option(metavar="LISTEN", help="The metrics listener, as in 9490.")
     ] = None,
@@ -140,10 +141,10 @@ def health(
 ) -> None:
     """Ask the running daemon whether it is ready.
 
-    It is asked by $VSOCKPROXY_ADMIN, else by the metrics listener of the
-    configuration that run would read, else by the control socket that status
-    finds. The exit status is 0 if every route listens, and 1 if not or if
-    nothing answers, as a container's HEALTHCHECK expects.
+    It is asked by --socket or $VSOCKPROXY_ADMIN, else by the metrics listener
+    of the configuration that run would read, else by the control socket that
+    status finds. The exit status is 0 if every route listens, and 1 if not or
+    if nothing answers, as a container's HEALTHCHECK expects.
     """
     from vsockproxy.admin import health_client as probe  # noqa: PLC0415 - at its use
     from vsockproxy.config.duration import parse_timeout  # noqa: PLC0415 - at its use
@@ -153,7 +154,8 @@ def health(
         if url:
             answer = probe.ask_url(url, limit)
         else:
-            listen = metrics or probe.find_address(config, os.environ)
+            control = f"unix:{socket.absolute()}" if socket else ""
+            listen = metrics or control or probe.find_address(config, os.environ)
             answer = probe.ask(listen, limit)
     except VsockproxyError as error:
         fail(*str(error).splitlines())
