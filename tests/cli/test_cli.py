@@ -10,6 +10,8 @@ from typing import Final
 
 import pytest
 import trustme
+from typer.core import TyperGroup, TyperOption
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from tests.cli.conftest import Write
@@ -24,6 +26,7 @@ COMMANDS: Final = (
     *("run", "forward", "demo", "connect", "ssh-config", "check", "health", "version"),
     *("doctor", "probe", "cid", "guests"),
     *("status", "connections", "kill", "pause", "drain", "resume", "reload", "log-level"),
+    "help",
 )
 
 
@@ -66,6 +69,70 @@ def test_version_shows_the_pump_and_the_reason() -> None:
     assert first == f"vsockproxy {__version__}"
     assert python.startswith("Python 3.")
     assert pump.startswith(("pump: native (", "pump: portable ("))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_with_a_command_shows_its_help(name: str) -> None:
+    runner = CliRunner()
+    shown = runner.invoke(app, ["help", name], prog_name="vsockproxy")
+    assert shown.exit_code == 0
+    assert shown.output == runner.invoke(app, [name, "--help"], prog_name="vsockproxy").output
+
+
+def test_help_without_a_command_is_the_programs_and_of_an_unknown_one_an_error() -> None:
+    assert command("help").stdout == command("--help").stdout
+    for words in (("chek",), ("run", "it")):
+        done = command("help", *words)
+        assert done.returncode == 2
+        assert f"there is no command {words[-1]!r}" in done.stderr
+
+
+# --- times --------------------------------------------------------------------------------
+
+OTHERS: Final = {
+    "connect": ("::",),
+    "demo": ("-c", "/nonexistent.toml"),
+    "forward": ("8080", "::"),
+    "health": ("--url", "ftp://none"),
+    "probe": ("::",),
+    "ssh-config": (),
+}
+"""Arguments with which a command ends at once if its times are valid."""
+
+
+def options() -> list[tuple[str, TyperOption]]:
+    """Return every option of the program, each with the name of its command."""
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    return [
+        (name, parameter)
+        for name, command in group.commands.items()
+        for parameter in command.params
+        if isinstance(parameter, TyperOption)
+    ]
+
+
+TIMES: Final = [(name, option.opts[0]) for name, option in options() if option.metavar == "TIME"]
+
+
+def test_every_option_with_the_name_of_a_time_takes_one() -> None:
+    words = ("timeout", "wait", "delay", "interval", "every", "seconds", "age")
+    named = [(name, opt) for name, each in options() for opt in each.opts if opt.endswith(words)]
+    assert named == TIMES
+    assert {name for name, _ in TIMES} == OTHERS.keys()
+
+
+@pytest.mark.parametrize(("name", "option"), TIMES)
+def test_an_option_takes_a_time_with_and_without_a_unit_and_an_error_names_it(
+    name: str, option: str
+) -> None:
+    for time in ("3", "3s", "1.5", "1.5s"):
+        done = CliRunner().invoke(app, [name, option, time, *OTHERS[name]])
+        assert option not in done.stderr
+    for time in ("3x", "", "-3", "off!"):
+        done = CliRunner().invoke(app, [name, option, time, *OTHERS[name]])
+        assert done.exit_code == 2
+        assert f"vsockproxy: {option}: '{time}' is not a duration" in done.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -23,6 +23,7 @@ from vsockproxy.cli.program import (
     read,
     seconds,
     source_of,
+    with_unit,
 )
 from vsockproxy.config.source import Source
 from vsockproxy.errors import ConfigError, VsockproxyError, sentences
@@ -128,10 +129,13 @@ def forward(
         raise typer.BadParameter(
             f"{addresses[-1]!r} has no TARGET: give pairs of LISTEN and TARGET"
         )
+    from vsockproxy.config.duration import parse_bound, parse_timeout  # noqa: PLC0415 - at its use
     from vsockproxy.config.load import forward_config  # noqa: PLC0415 - at its use
 
     policy = _given(
-        connect_timeout=connect_timeout, idle_timeout=idle_timeout, half_close=half_close
+        connect_timeout=_time("--connect-timeout", connect_timeout, parse_timeout),
+        idle_timeout=_time("--idle-timeout", idle_timeout, parse_bound),
+        half_close=half_close,
     )
     tables = _given(
         metrics=_given(listen=metrics and _absolute(metrics)),
@@ -142,6 +146,14 @@ def forward(
     absolute = [_absolute(address) for address in addresses]
     pairs = list(zip(absolute[::2], absolute[1::2], strict=True))
     _serve(read(lambda: forward_config(pairs, tables)))
+
+
+def _time(option: str, text: str | None, parse: Callable[[object], object]) -> str | None:
+    """Return an option's duration as a file has it; exit with status 2 if it is not valid."""
+    if text is None:
+        return None
+    seconds(option, text, parse)
+    return with_unit(text)
 
 
 def _absolute(address: str) -> str:
@@ -196,7 +208,7 @@ def demo(
         )
     from vsockproxy.config.duration import parse_duration  # noqa: PLC0415 - at its use
 
-    delay = seconds("--boot-delay", boot_delay, parse_duration) if boot_delay else 0.0
+    delay = seconds("--boot-delay", boot_delay, parse_duration) if boot_delay is not None else 0.0
     with TemporaryDirectory(prefix="vsockproxy-demo-") as folder:
         mux = str(Path(folder, "guest.vsock"))
         built = (
