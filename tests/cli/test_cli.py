@@ -226,6 +226,59 @@ def test_a_quiet_check_prints_nothing_but_problems(write: Write) -> None:
     assert "logs" in done.stderr
 
 
+def test_check_as_json_has_the_configuration_as_the_api_shows_it(write: Write) -> None:
+    file = write('[log]\nlevel = "debug"')
+    done = command("check", "--json", file)
+    shown = json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (shown["source"], shown["problems"], shown["warnings"]) == (str(file), [], [])
+    assert [route["listen"] for route in shown["configuration"]["routes"]] == ["fd:web"]
+    assert shown["configuration"]["log"]["level"] == "debug"
+
+
+def test_check_as_json_has_each_problem_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("forward:\n  8080: 3:99999999999\nlogs: {}\n")
+    done = command("check", "--json", file)
+    shown = json.loads(done.stdout)
+    assert (done.returncode, done.stderr, shown["configuration"]) == (2, "", None)
+    places = [(one["source"], one["path"], one["line"]) for one in shown["problems"]]
+    assert places == [(str(file), 'forward."8080"', 2), (str(file), "logs", 3)]
+    missing = json.loads(command("check", "--json", "/none.toml").stdout)
+    assert missing["problems"][0]["message"] == "no such file"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '# a comment\n[forward]\n8080 = "3:80"\n',
+        'forward."8080" = "3:80"',
+        "\ufeff# a comment\n\nforward:\n  8080: 3:80\n",
+        '{"forward": {"8080": "3:80"}}',
+        "---\nforward:\n  8080: 3:80\n",
+    ],
+)
+def test_check_reads_toml_yaml_and_json_from_standard_input(text: str) -> None:
+    for arguments in (("-",), ("-c", "-")):
+        done = CliRunner().invoke(app, ["check", *arguments], input=text)
+        assert done.exit_code == 0, done.stderr
+        assert "vsock:3:80" in done.stdout
+
+
+def test_a_problem_of_standard_input_names_it_and_the_line() -> None:
+    done = CliRunner().invoke(app, ["check", "-"], input="forward:\n  8080: 3:x\n")
+    assert done.exit_code == 2
+    assert "vsockproxy: standard input:2:3: " in done.stderr
+    assert "standard input: is empty" in CliRunner().invoke(app, ["check", "-"]).stderr
+
+
+@pytest.mark.parametrize("name", ["status", "doctor", "health"])
+def test_a_command_that_cannot_read_standard_input_says_so(name: str) -> None:
+    done = command(name, "-c", "-")
+    words = "standard input: only check and run read the configuration there: name a file"
+    assert words in done.stderr + " ".join(done.stdout.split())
+
+
 def test_check_fits_a_terminal_of_80_columns(write: Write) -> None:
     name = "a-guest-with-quite-a-long-name-for-its-socket"
     file = write(f'[[route]]\nlisten = "81"\ntarget = "vsock-mux:/run/{name}/v.sock:80"\n')

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vsockproxy.address.endpoint import UnixEndpoint
+from vsockproxy.config.source import STDIN_NAME
 from vsockproxy.errors import AddressError, ListenError
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class DefaultSocket:
 
 def _instance(source: str) -> str:
     """Return the name of a daemon: its file's stem, or its command and pid."""
-    commands = {"environment": "run", "command line": "forward"}
+    commands = {"environment": "run", STDIN_NAME: "run", "command line": "forward"}
     return f"{commands[source]}-{os.getpid()}" if source in commands else Path(source).stem
 
 

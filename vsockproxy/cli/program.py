@@ -135,7 +135,7 @@ def help_(
 
 def source_of(file: Path | None) -> Source:
     """Return the configuration that a command means; exit with status 2 where there is none."""
-    return read(lambda: find_source(file, os.environ), (NoSourceError, ConfigError))
+    return read(lambda: find_source(file, os.environ, stdin=True), (NoSourceError, ConfigError))
 
 
 def seconds(option: str, text: str, parse: Callable[[object], _Value]) -> _Value:

@@ -25,8 +25,8 @@ from vsockproxy.cli.program import (
     source_of,
     with_unit,
 )
-from vsockproxy.config.source import Source
-from vsockproxy.errors import ConfigError, VsockproxyError, sentences
+from vsockproxy.config.source import STDIN, STDIN_NAME, Source
+from vsockproxy.errors import ConfigError, OrderError, VsockproxyError, sentences
 
 if TYPE_CHECKING:
     from vsockproxy.config.document import Plain
@@ -71,6 +71,7 @@ def run(
 ) -> None:
     """Run the daemon with the routes of a file, or of $VSOCKPROXY_FORWARD.
 
+    With -c - the file is standard input, which a reload cannot read again.
     SIGTERM or SIGINT drains: the daemon closes its listeners and waits at most
     drain_timeout for its connections to end. A second signal resets them at
     once. SIGHUP reloads the file, and drains where there is none. The exit
@@ -78,7 +79,13 @@ def run(
     """
     source = source_of(config)
     log = _fixed_log(log_level, log_format)
-    _serve(read(source.load), load=source.load, is_file=source.file is not None, log=log)
+    load = _cannot_load_again if source.file == STDIN else source.load
+    _serve(read(source.load), load=load, is_file=source.file is not None, log=log)
+
+
+def _cannot_load_again() -> Config:
+    sentence = f"the configuration was read from {STDIN_NAME}, which has ended"
+    raise OrderError(sentence, "restart the daemon, or run it from a file")
 
 
 def _fixed_log(level: str | None, form: str | None) -> tuple[LogLevel | None, LogFormat | None]:
