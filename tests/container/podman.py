@@ -119,14 +119,11 @@ class Container(Daemon):
 
 @asynccontextmanager
 async def container(
-    folder: Path, environ: Mapping[str, str], profile: Path = PROFILE, *more: str
+    folder: Path, environ: Mapping[str, str], profile: Path = PROFILE
 ) -> AsyncIterator[Container]:
-    """Run the image until the block ends, with ``folder`` as /run/vm and these variables.
-
-    ``more`` are further options of `podman run`.
-    """
+    """Run the image until the block ends, with ``folder`` as /run/vm and these variables."""
     name = f"vsockproxy-{uuid4().hex[:12]}"
-    options = [*more, f"--name={name}", f"--volume={folder}:/run/vm"]
+    options = [f"--name={name}", f"--volume={folder}:/run/vm"]
     options += [f"--security-opt=seccomp={profile}"]
     options += [f"--env={key}={value}" for key, value in environ.items()]
     process = await trio.lowlevel.open_process(

@@ -195,8 +195,7 @@ async def test_the_health_check_without_metrics_asks_the_control_socket(
 
 
 async def test_commands_inside_a_read_only_container_find_its_daemon(folder: Path) -> None:
-    async with container(folder, FRONT, PROFILE, "--tmpfs=/dev/shm") as daemon:
-        await daemon.wait_for("ready")
+    async with running(folder) as (daemon, _):
         for name, words in (("status", "unix:/run/vm/front"), ("health", "ready")):
             done = await daemon.execute("vsockproxy", name)
             assert (done.returncode, done.stderr) == (0, ""), name
