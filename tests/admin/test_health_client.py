@@ -23,6 +23,8 @@ from vsockproxy.admin.health_client import UnhealthyError, ask, ask_url, find_ad
 from vsockproxy.admin.probes import metrics_server
 from vsockproxy.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("no_other_daemon")
+
 SOON: Final = 5.0
 """Time limit in seconds; only a failing test reaches it."""
 
