@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from tests.guard import sitecustomize
 from tests.not_run import table
 from tests.sockets import no_descriptor_left_over
+from vsockproxy.admin import client, socket_path
+from vsockproxy.admin.socket_path import default_places
 from vsockproxy.config.settings import PumpChoice
 
 os.environ["RUNTIME_DIRECTORY"] = "/nonexistent"  # daemons in this process make no control socket
@@ -31,6 +34,14 @@ def choice(request: pytest.FixtureRequest) -> PumpChoice:
     """Return each pump."""
     value: PumpChoice = request.param
     return value
+
+
+@pytest.fixture
+def no_other_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the control sockets in this machine's own folders from the commands in this process."""
+    none = tmp_path / "no-other-daemon"
+    monkeypatch.setattr(client, "default_places", partial(default_places, services=none))
+    monkeypatch.setattr(socket_path, "_SHARED", (str(none),))
 
 
 @pytest.fixture

@@ -141,6 +141,7 @@ async def daemon(
     sockets: Mapping[str, socket.socket | Sequence[socket.socket]] | None = None,
     environ: Mapping[str, str] | None = None,
     log: int = subprocess.PIPE,
+    stdin: int = subprocess.DEVNULL,
 ) -> AsyncIterator[Daemon]:
     """Run ``vsockproxy ARGUMENTS`` while the block runs; kill it if it still runs at the end.
 
@@ -157,7 +158,7 @@ async def daemon(
     process = await trio.lowlevel.open_process(
         [*command, *map(str, arguments)],
         env=variables,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=log,
         pass_fds=files,

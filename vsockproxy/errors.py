@@ -49,7 +49,7 @@ class Problem:
     """One error in a configuration file.
 
     ``path`` is the key path (``route[2].listen``), empty for the file as a whole; ``line`` and
-    ``column`` count from 1 and are None where the format keeps no positions. ``source`` is the
+    ``column`` count from 1 and are None where there is no text, as for variables. ``source`` is the
     included file that has the problem; empty: the configuration itself.
     """
 

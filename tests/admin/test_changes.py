@@ -315,7 +315,8 @@ async def test_a_persisted_guest_that_a_file_needs_is_not_removed(tmp_path: Path
         body = route(daemon, "a", target="vm:80")
         await daemon.ask("POST", "/v1/routes", body, persist=True)
         error = await refused(await daemon.ask("DELETE", "/v1/guests/vm"), 400)
-        assert "conf.d/route-a.toml: route[0].target: 'vm:80': no guest 'vm'" in error
+        assert "conf.d/route-a.toml:1:" in error
+        assert ": route[0].target: 'vm:80': no guest 'vm'" in error
         assert (tmp_path / "conf.d/guest-vm.toml").exists()
 
 

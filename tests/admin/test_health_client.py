@@ -23,6 +23,8 @@ from vsockproxy.admin.health_client import UnhealthyError, ask, ask_url, find_ad
 from vsockproxy.admin.probes import metrics_server
 from vsockproxy.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("no_other_daemon")
+
 SOON: Final = 5.0
 """Time limit in seconds; only a failing test reaches it."""
 
@@ -306,5 +308,5 @@ def test_several_daemons_are_an_error_that_names_them(tmp_path: Path) -> None:
             with pytest.raises(DaemonUnreachableError) as caught:
                 find(None, environ, [])
             names = ", ".join(map(str, sockets))
-            remedy = "set $VSOCKPROXY_ADMIN to one of them"
+            remedy = "choose one with --socket or $VSOCKPROXY_ADMIN"
             assert str(caught.value) == f"several daemons run: {names}; {remedy}"

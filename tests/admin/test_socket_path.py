@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,13 @@ import trio
 
 from tests.daemon_process import command, daemon
 from tests.fake_services import unix_listener
+from vsockproxy.address.endpoint import UnixEndpoint
 from vsockproxy.admin import socket_path
 from vsockproxy.admin.socket_path import DefaultSocket, default_places
 from vsockproxy.config.process import AdminSettings
 from vsockproxy.config.settings import Config
+from vsockproxy.daemon.daemon import Daemon
+from vsockproxy.errors import ListenError, listen_error
 
 UID = os.getuid()
 
@@ -66,15 +70,68 @@ def test_a_service_managers_folder_has_the_short_name(tmp_path: Path) -> None:
     assert chosen(DefaultSocket(environ, UID), "/x/web.toml") == f"{tmp_path}/admin.sock"
 
 
-def test_a_live_name_gets_the_pid_and_a_reload_keeps_the_first_choice(
+@asynccontextmanager
+async def started(default: DefaultSocket, source: str) -> AsyncIterator[Path]:
+    """Run a daemon in this process for a block; yield its control socket."""
+    daemon = Daemon(default.resolve(config(source)), control=default)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(daemon.run)
+        assert daemon.config.admin.listen is not None
+        yield Path(daemon.config.admin.listen.path)
+        daemon.stop()
+
+
+async def test_of_two_daemons_that_chose_one_name_the_second_gets_its_pid_and_a_reload_keeps_both(
     tmp_path: Path, shared: tuple[Path, Path]
 ) -> None:
     first, second = (DefaultSocket({}, UID, tmp_path / "absent") for _ in range(2))
-    path = chosen(first, "/x/web.toml")
-    assert path == f"{shared[0]}/vsockproxy-{UID}/admin-web.sock"
-    with unix_listener(Path(path)):
-        assert chosen(second, "/y/web.toml") == f"{path[:-5]}-{os.getpid()}.sock"
-        assert chosen(first, "/x/web.toml") == path
+    path = shared[0] / f"vsockproxy-{UID}" / "admin-web.sock"
+    assert chosen(first, "/x/web.toml") == chosen(second, "/y/web.toml") == str(path)
+    async with started(first, "/x/web.toml") as one, started(second, "/y/web.toml") as other:
+        assert (one, other) == (path, path.with_name(own_name("web")))
+        assert chosen(first, "/x/web.toml") == str(one)
+        assert chosen(second, "/y/web.toml") == str(other)
+
+
+async def test_a_reload_to_auto_beside_a_daemon_of_that_name_adds_the_pid(
+    tmp_path: Path, shared: tuple[Path, Path]
+) -> None:
+    path = shared[0] / f"vsockproxy-{UID}" / "admin-web.sock"
+    path.parent.mkdir(mode=0o700)
+    default = DefaultSocket({}, UID, tmp_path / "absent")
+    off = replace(config("web.toml"), admin=AdminSettings(None))
+    load = partial(default.resolve, config("web.toml"))
+    daemon = Daemon(default.resolve(off), control=default, load=load)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(daemon.run)
+        with unix_listener(path):
+            await daemon.reload()
+            assert daemon.base.admin.listen == daemon.config.admin.listen
+            assert str(daemon.config.admin.listen) == f"unix:{path.parent}/{own_name('web')}"
+        daemon.stop()
+
+
+def own_name(instance: str) -> str:
+    return f"admin-{instance}-{os.getpid()}.sock"
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_passed_over_for_the_next(
+    tmp_path: Path, shared: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr(socket_path, "_SHARED", (str(long), str(shared[1])))
+    default = DefaultSocket({}, UID, tmp_path / "absent")
+    assert chosen(default, "web.toml") == f"{shared[1]}/vsockproxy-{UID}/admin-web.sock"
+
+
+def test_the_failed_bind_of_another_endpoint_chooses_no_other_place(tmp_path: Path) -> None:
+    default = DefaultSocket({"RUNTIME_DIRECTORY": str(tmp_path)}, UID)
+    resolved = default.resolve(config("web.toml"))
+    error = listen_error(UnixEndpoint("/x"), errno.EADDRINUSE)
+    with pytest.raises(ListenError):
+        default.after(error, resolved)
+    assert default.resolve(config("web.toml")) == resolved
 
 
 def test_a_folder_that_another_user_can_write_to_is_passed_over_for_the_next(
@@ -91,9 +148,12 @@ def test_without_any_usable_folder_there_is_no_socket_and_the_error_names_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket_path, "_SHARED", (f"{tmp_path}/no", f"{tmp_path}/none"))
-    default = DefaultSocket({}, UID, tmp_path / "absent")
+    errors: list[str] = []
+    default = DefaultSocket({}, UID, tmp_path / "absent", failed=errors.append)
     assert not chosen(default, "web.toml")
-    assert default.error.count(os.strerror(errno.ENOENT)) == 3
+    assert not chosen(default, "web.toml")
+    [error] = errors
+    assert error.count(os.strerror(errno.ENOENT)) == 3
 
 
 def test_off_and_a_path_are_left_as_they_are(tmp_path: Path) -> None:
@@ -143,6 +203,12 @@ async def test_a_daemon_whose_control_socket_cannot_be_made_says_so_and_serves(
         assert "/nonexistent" in line["error"]
         await running.wait_for("ready")
         assert await running.stop() == 0
+
+
+def test_health_takes_the_socket_to_ask_and_names_it(tmp_path: Path) -> None:
+    done = command("health", "--socket", tmp_path / "none.sock")
+    assert done.returncode == 1
+    assert f"unix:{tmp_path}/none.sock" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from typing import Final
 
 import pytest
 import trustme
+from typer.core import TyperGroup, TyperOption
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from tests.cli.conftest import Write
@@ -24,6 +26,7 @@ COMMANDS: Final = (
     *("run", "forward", "demo", "connect", "ssh-config", "check", "health", "version"),
     *("doctor", "probe", "cid", "guests"),
     *("status", "connections", "kill", "pause", "drain", "resume", "reload", "log-level"),
+    "help",
 )
 
 
@@ -66,6 +69,70 @@ def test_version_shows_the_pump_and_the_reason() -> None:
     assert first == f"vsockproxy {__version__}"
     assert python.startswith("Python 3.")
     assert pump.startswith(("pump: native (", "pump: portable ("))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_with_a_command_shows_its_help(name: str) -> None:
+    runner = CliRunner()
+    shown = runner.invoke(app, ["help", name], prog_name="vsockproxy")
+    assert shown.exit_code == 0
+    assert shown.output == runner.invoke(app, [name, "--help"], prog_name="vsockproxy").output
+
+
+def test_help_without_a_command_is_the_programs_and_of_an_unknown_one_an_error() -> None:
+    assert command("help").stdout == command("--help").stdout
+    for words in (("chek",), ("run", "it")):
+        done = command("help", *words)
+        assert done.returncode == 2
+        assert f"there is no command {words[-1]!r}" in done.stderr
+
+
+# --- times --------------------------------------------------------------------------------
+
+OTHERS: Final = {
+    "connect": ("::",),
+    "demo": ("-c", "/nonexistent.toml"),
+    "forward": ("8080", "::"),
+    "health": ("--url", "ftp://none"),
+    "probe": ("::",),
+    "ssh-config": (),
+}
+"""Arguments with which a command ends at once if its times are valid."""
+
+
+def options() -> list[tuple[str, TyperOption]]:
+    """Return every option of the program, each with the name of its command."""
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    return [
+        (name, parameter)
+        for name, command in group.commands.items()
+        for parameter in command.params
+        if isinstance(parameter, TyperOption)
+    ]
+
+
+TIMES: Final = [(name, option.opts[0]) for name, option in options() if option.metavar == "TIME"]
+
+
+def test_every_option_with_the_name_of_a_time_takes_one() -> None:
+    words = ("timeout", "wait", "delay", "interval", "every", "seconds", "age")
+    named = [(name, opt) for name, each in options() for opt in each.opts if opt.endswith(words)]
+    assert named == TIMES
+    assert {name for name, _ in TIMES} == OTHERS.keys()
+
+
+@pytest.mark.parametrize(("name", "option"), TIMES)
+def test_an_option_takes_a_time_with_and_without_a_unit_and_an_error_names_it(
+    name: str, option: str
+) -> None:
+    for time in ("3", "3s", "1.5", "1.5s"):
+        done = CliRunner().invoke(app, [name, option, time, *OTHERS[name]])
+        assert option not in done.stderr
+    for time in ("3x", "", "-3", "off!"):
+        done = CliRunner().invoke(app, [name, option, time, *OTHERS[name]])
+        assert done.exit_code == 2
+        assert f"vsockproxy: {option}: '{time}' is not a duration" in done.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -157,6 +224,59 @@ def test_a_quiet_check_prints_nothing_but_problems(write: Write) -> None:
     done = command("check", "-q", write("[logs]\n"))
     assert (done.returncode, done.stdout) == (2, "")
     assert "logs" in done.stderr
+
+
+def test_check_as_json_has_the_configuration_as_the_api_shows_it(write: Write) -> None:
+    file = write('[log]\nlevel = "debug"')
+    done = command("check", "--json", file)
+    shown = json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (shown["source"], shown["problems"], shown["warnings"]) == (str(file), [], [])
+    assert [route["listen"] for route in shown["configuration"]["routes"]] == ["fd:web"]
+    assert shown["configuration"]["log"]["level"] == "debug"
+
+
+def test_check_as_json_has_each_problem_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("forward:\n  8080: 3:99999999999\nlogs: {}\n")
+    done = command("check", "--json", file)
+    shown = json.loads(done.stdout)
+    assert (done.returncode, done.stderr, shown["configuration"]) == (2, "", None)
+    places = [(one["source"], one["path"], one["line"]) for one in shown["problems"]]
+    assert places == [(str(file), 'forward."8080"', 2), (str(file), "logs", 3)]
+    missing = json.loads(command("check", "--json", "/none.toml").stdout)
+    assert missing["problems"][0]["message"] == "no such file"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '# a comment\n[forward]\n8080 = "3:80"\n',
+        'forward."8080" = "3:80"',
+        "\ufeff# a comment\n\nforward:\n  8080: 3:80\n",
+        '{"forward": {"8080": "3:80"}}',
+        "---\nforward:\n  8080: 3:80\n",
+    ],
+)
+def test_check_reads_toml_yaml_and_json_from_standard_input(text: str) -> None:
+    for arguments in (("-",), ("-c", "-")):
+        done = CliRunner().invoke(app, ["check", *arguments], input=text)
+        assert done.exit_code == 0, done.stderr
+        assert "vsock:3:80" in done.stdout
+
+
+def test_a_problem_of_standard_input_names_it_and_the_line() -> None:
+    done = CliRunner().invoke(app, ["check", "-"], input="forward:\n  8080: 3:x\n")
+    assert done.exit_code == 2
+    assert "vsockproxy: standard input:2:3: " in done.stderr
+    assert "standard input: is empty" in CliRunner().invoke(app, ["check", "-"]).stderr
+
+
+@pytest.mark.parametrize("name", ["status", "doctor", "health"])
+def test_a_command_that_cannot_read_standard_input_says_so(name: str) -> None:
+    done = command(name, "-c", "-")
+    words = "standard input: only check and run read the configuration there: name a file"
+    assert words in done.stderr + " ".join(done.stdout.split())
 
 
 def test_check_fits_a_terminal_of_80_columns(write: Write) -> None:

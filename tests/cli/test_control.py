@@ -23,6 +23,8 @@ from tests.fake_services import (
 from vsockproxy.admin.client import DaemonUnreachableError, find_socket
 from vsockproxy.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("no_other_daemon")
+
 ORDERS = [("pause", "paused"), ("drain", "drained"), ("resume", "listening")]
 Done = subprocess.CompletedProcess[str]
 

@@ -304,7 +304,7 @@ async def test_a_client_is_held_until_a_delayed_guest_starts(tmp_path: Path) -> 
     arguments = ("demo", "--boot-delay", "700ms", "--config", file)
     async with daemon(*arguments, environ=runtime) as running:
         await running.wait_for_output("Press Ctrl-C to end.")
-        assert "The guest starts in 0.7 s" in running.output
+        assert "The guest starts in 0.7s; " in running.output
         assert "port 80" in await get(tmp_path / "web", "/")
         await running.wait_for("target_down", reason="not_found")
         await running.wait_for("guest_started")

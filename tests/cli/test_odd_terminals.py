@@ -60,6 +60,7 @@ ARGUMENTS: Final[dict[str, list[str]]] = {
     "guest": ["remove", "{hostile}"],
     "top": [],
     "log-level": ["info"],
+    "help": ["{hostile}"],
 }
 
 

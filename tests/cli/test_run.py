@@ -1,5 +1,6 @@
 """The commands `run` and `forward`: a connection's life, signals, and errors at the start."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -10,10 +11,12 @@ from typing import Final
 
 import pytest
 import trio
+from typer.testing import CliRunner
 
 from tests.cli.conftest import Write
 from tests.daemon_process import PATIENCE, Daemon, command, daemon, environment
 from tests.sockets import connected, read_to_end
+from vsockproxy.cli import app
 
 REQUEST: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -54,6 +57,30 @@ async def test_a_connection_is_relayed_logged_and_drained(
         assert await running.wait() == 0
         await running.wait_for("stopped", drained="true")
         await client.aclose()
+
+
+async def test_a_daemon_with_the_file_of_standard_input_serves_and_a_reload_says_why_it_cannot(
+    write: Write, tcp: socket.socket, target: socket.socket, tmp_path: Path
+) -> None:
+    file = write(f'[admin]\nsocket = "{tmp_path}/admin.sock"\n')
+    reason = "the configuration was read from standard input, which has ended"
+    with file.open() as opened:
+        async with daemon("run", "-c", "-", sockets={"web": tcp}, stdin=opened.fileno()) as running:
+            client, server = await started(running, tcp, target)
+            running.send_signal(signal.SIGHUP)
+            await running.wait_for("reload_failed", problem=reason)
+            ask = partial(command, "reload", "--socket", f"{tmp_path}/admin.sock")
+            for option in ((), ("--dry-run",)):
+                done = await trio.to_thread.run_sync(partial(ask, *option))
+                assert done.returncode == 1
+                assert f"{reason}\n" in done.stderr
+                assert "restart the daemon, or run it from a file" in done.stderr
+            check = partial(CliRunner().invoke, app, ["check", "--diff", "--json", "-"])
+            shown = await trio.to_thread.run_sync(partial(check, input=file.read_bytes()))
+            assert not any(json.loads(shown.stdout)["changes"].values())
+            await client.aclose()
+            await server.aclose()
+            assert await running.stop() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

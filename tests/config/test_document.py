@@ -192,7 +192,7 @@ def test_invalid_yaml_is_an_error_with_its_place(text: str, problem: str) -> Non
         ("#\na" + ".a" * 100000 + "= 1", "x.toml:2:1: the line has more than 1000 dots"),
         (
             "a.b.c.d.e.f.g.h.i = 1",
-            "x.toml: a.b.c.d.e.f.g.h: is nested more than 8 levels deep: no key is",
+            "x.toml:1:15: a.b.c.d.e.f.g.h: is nested more than 8 levels deep: no key is",
         ),
     ],
 )
@@ -249,11 +249,12 @@ def test_a_key_path_prints_as_an_operator_writes_it(path: KeyPath, text: str) ->
     assert write_path(path) == text
 
 
-def test_problems_follow_the_order_of_a_toml_file_without_places() -> None:
+def test_problems_follow_the_order_of_a_toml_file() -> None:
     document = toml("[b]\nx = 1\ny = 2\n[a]\nz = 3\n")
     paths: list[KeyPath] = [("a", "z"), ("b", "y"), (), ("b", "x"), ("b", "missing")]
     error = document.error([KeyProblem(path, "m") for path in paths])
     assert [p.path for p in error.problems] == ["", "b.missing", "b.x", "b.y", "a.z"]
+    assert [p.line for p in error.problems] == [None, 1, 2, 3, 5]
 
 
 def refused(path: Path) -> str:

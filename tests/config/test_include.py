@@ -86,20 +86,20 @@ def test_a_file_that_two_patterns_match_is_read_once(main: Path) -> None:
 def test_wildcards_in_a_folders_name_are_an_error(main: Path) -> None:
     write(main.parent, "config.toml", 'include = ["*/a.toml"]\n')
     (problem,) = problems(main)
-    assert problem.startswith("config.toml: include: '*/a.toml' is not a pattern of files: ")
+    assert problem.startswith("config.toml:1:1: include: '*/a.toml' is not a pattern of files: ")
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error(main: Path) -> None:
     write(main.parent, "config.toml", 'include = ["config.toml/*.toml"]\n')
     (problem,) = problems(main)
-    assert problem.startswith("config.toml: include: 'config.toml/*.toml': cannot list ")
+    assert problem.startswith("config.toml:1:1: include: 'config.toml/*.toml': cannot list ")
     assert "Not a directory; check that it is a folder" in problem
 
 
 def test_include_that_is_not_a_list_is_an_error(main: Path) -> None:
     write(main.parent, "config.toml", 'include = "conf.d/*.toml"\n[forward]\n1 = "3:1"\n')
     (problem,) = problems(main)
-    assert problem.startswith("config.toml: include: 'conf.d/*.toml' is not a list of files: ")
+    assert problem.startswith("config.toml:1:1: include: 'conf.d/*.toml' is not a list of files: ")
 
 
 @pytest.mark.parametrize("key", sorted(FileTables.model_fields.keys() - set(TABLES)))

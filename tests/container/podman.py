@@ -107,6 +107,10 @@ class Container(Daemon):
         words = (*verb.split(), *arguments, self.name)
         return await trio.to_thread.run_sync(lambda: podman(*words, check=False))
 
+    async def execute(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in this container."""
+        return await trio.to_thread.run_sync(lambda: podman("exec", self.name, *words, check=False))
+
     async def proc(self) -> Path:
         """Return the daemon's folder in this machine's /proc."""
         inspected = await self.podman("inspect", "--format={{.State.Pid}}")

@@ -194,6 +194,14 @@ async def test_the_health_check_without_metrics_asks_the_control_socket(
         assert (await daemon.podman("healthcheck run")).returncode == status
 
 
+async def test_commands_inside_a_read_only_container_find_its_daemon(folder: Path) -> None:
+    async with running(folder) as (daemon, _):
+        for name, words in (("status", "unix:/run/vm/front"), ("health", "ready")):
+            done = await daemon.execute("vsockproxy", name)
+            assert (done.returncode, done.stderr) == (0, ""), name
+            assert words in done.stdout
+
+
 async def test_a_stop_lets_a_connection_finish_and_exits_with_status_0(folder: Path) -> None:
     async with running(folder) as (daemon, client), trio.open_nursery() as nursery:
         nursery.start_soon(partial(daemon.podman, "stop", "--time=20"))

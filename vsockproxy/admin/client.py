@@ -242,7 +242,8 @@ def _only_socket(places: Sequence[Path], environ: Mapping[str, str]) -> Path:
     live = [place for place in places if is_live(place)]
     if len(live) > 1:
         found = ", ".join(map(str, live))
-        raise SeveralDaemonsError(f"several daemons run: {found}; set ${ADMIN} to one of them")
+        remedy = f"choose one with --socket or ${ADMIN}"
+        raise SeveralDaemonsError(f"several daemons run: {found}; {remedy}")
     if live or places:
         return (live or places)[0]
     user = of_user(environ, os.getuid())

@@ -9,13 +9,15 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vsockproxy.address.endpoint import UnixEndpoint
-from vsockproxy.errors import AddressError
+from vsockproxy.config.source import STDIN_NAME
+from vsockproxy.errors import AddressError, ListenError
 
 if TYPE_CHECKING:
     from vsockproxy.config.settings import Config
@@ -31,73 +33,74 @@ _OF_A_SERVICE: Final = "vsockproxy*"  # vsockproxy, and vsockproxy-NAME of vsock
 
 
 class DefaultSocket:
-    """The control socket of a daemon that names none; chosen once, so that a reload keeps it.
+    """The control socket of a daemon that names none: the first place at which it can be bound.
 
-    Attributes:
-      error: why there is none; empty before `resolve`, and if there is one.
+    A reload keeps the place. The daemon binds; the next place follows a bind that failed, so that
+    of two daemons that start at once only one gets a name.
     """
 
-    def __init__(self, environ: Mapping[str, str], uid: int, services: Path = _SERVICES) -> None:
-        self.error = ""
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        uid: int,
+        services: Path = _SERVICES,
+        *,
+        failed: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        """``failed`` is called with the errors of all places once none is left."""
         self._environ = environ
         self._uid = uid
         self._services = services
+        self._failed = failed
+        self._errors: list[str] = []
+        self._places: deque[Path] | None = None  # those that were not tried
         self._chosen: UnixEndpoint | None = None
-        self._is_chosen = False
 
     def resolve(self, config: Config) -> Config:
         """Return the configuration with ``auto`` replaced by a path, or by no socket."""
         if config.admin.socket != "auto":
             return config
-        if not self._is_chosen:
-            self._is_chosen = True
-            self._chosen = self._choose(_instance(config.source))
+        if self._places is None:
+            self._places = deque(self._named(_instance(config.source)))
+            self._chosen = self._next(self._places)
         return replace(config, admin=replace(config.admin, socket=self._chosen))
 
-    def _choose(self, instance: str) -> UnixEndpoint | None:
-        """Return the first path at which a socket can be made; else None, and set ``error``."""
+    def after(self, error: ListenError, config: Config) -> Config:
+        """Return a resolved configuration with the next place; raise any other endpoint's error."""
+        if self._places is None or error.endpoint != self._chosen:
+            raise error
+        place = Path(self._chosen.path)
+        if error.errno == errno.EADDRINUSE and not place.stem.endswith(f"-{os.getpid()}"):
+            self._places.appendleft(place.with_name(f"{place.stem}-{os.getpid()}.sock"))
+        self._errors.append(error.summary)
+        self._chosen = self._next(self._places)
+        return replace(config, admin=replace(config.admin, socket=self._chosen))
+
+    def _named(self, instance: str) -> list[Path]:
         runtime = _runtime_folder(self._environ)
         if runtime:
-            places = [Path(runtime, NAME)]
-        else:
-            folders = daemon_folders(self._environ, self._uid, self._services)
-            places = [folder / f"admin-{instance}.sock" for folder in folders]
-        errors = []
-        for place in places:
+            return [Path(runtime, NAME)]
+        folders = daemon_folders(self._environ, self._uid, self._services)
+        return [folder / f"admin-{instance}.sock" for folder in folders]
+
+    def _next(self, places: deque[Path]) -> UnixEndpoint | None:
+        """Return the next place whose path a socket can have and whose folder is private."""
+        while places:
+            place = places.popleft()
             try:
-                if not runtime:
+                if not _runtime_folder(self._environ):
                     make_private(place.parent)
-                return _usable(place)
+                return UnixEndpoint(str(place))
             except (OSError, AddressError) as error:
-                errors.append(str(error))
-        self.error = "; ".join(errors)
+                self._errors.append(str(error))
+        self._failed("; ".join(self._errors))
         return None
 
 
 def _instance(source: str) -> str:
     """Return the name of a daemon: its file's stem, or its command and pid."""
-    commands = {"environment": "run", "command line": "forward"}
+    commands = {"environment": "run", STDIN_NAME: "run", "command line": "forward"}
     return f"{commands[source]}-{os.getpid()}" if source in commands else Path(source).stem
-
-
-def _usable(place: Path) -> UnixEndpoint:
-    """Return the endpoint of a path, with the pid added to its name if a daemon listens there.
-
-    Raises:
-      OSError: a socket cannot be made in the folder.
-      AddressError: the path is too long.
-    """
-    if is_live(place):
-        place = place.with_name(f"{place.stem}-{os.getpid()}.sock")
-    endpoint = UnixEndpoint(str(place))
-    trial = place.with_name(f".{os.getpid()}")
-    with socket.socket(socket.AF_UNIX) as sock:
-        try:
-            sock.bind(str(trial))
-        except OSError as error:
-            raise OSError(error.errno, error.strerror or str(error), str(place.parent)) from error
-        trial.unlink()
-    return endpoint
 
 
 def daemon_folders(

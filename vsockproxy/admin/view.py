@@ -155,8 +155,14 @@ def facts_as_answered(config: Config, socket: Path) -> Facts:
     """Return `answered_facts` of a daemon with a configuration and this control socket."""
     if config.admin.socket == "auto":
         config = replace(config, admin=replace(config.admin, socket=UnixEndpoint(str(socket))))
-    fields = {name: _listed(value) for name, value in _settings(config, "", Added())}
-    return answered_facts(json.loads(to_json(fields, inf_nan_mode="null")))
+    return answered_facts(as_answered(config))
+
+
+def as_answered(config: Config) -> dict[str, Any]:
+    """Return the JSON of `configuration` for a daemon that was started with ``config``."""
+    settings = _settings(config, config.fingerprint, Added())
+    fields = {name: _listed(value) for name, value in settings}
+    return dict(json.loads(to_json(fields, inf_nan_mode="null")))
 
 
 def _listed(value: object) -> object:

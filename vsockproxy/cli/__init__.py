@@ -22,7 +22,7 @@ from vsockproxy.cli import guests
 from vsockproxy.cli import run as daemons
 from vsockproxy.cli import top as top_command
 from vsockproxy.cli.output import make_unfailing
-from vsockproxy.cli.program import FAILED, app
+from vsockproxy.cli.program import FAILED, app, help_
 
 __all__ = ["app", "main"]
 
@@ -38,6 +38,7 @@ for commands in (
     top_command,
 ):
     commands.add_to(app)
+app.command("help", short_help="Show the help of a command.")(help_)
 
 
 def main() -> None:

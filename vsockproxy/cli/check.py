@@ -5,27 +5,28 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vsockproxy import __version__
 from vsockproxy.cli.output import Color, say, say_json
 from vsockproxy.cli.program import (
+    WRONG,
     ColorOption,
     ConfigOption,
     JsonOption,
     SocketOption,
     daemon_client,
     fail,
-    read,
     seconds,
-    source_of,
 )
-from vsockproxy.config.source import Source
-from vsockproxy.errors import VsockproxyError
+from vsockproxy.config.source import STDIN, NoSourceError, Source, find_source
+from vsockproxy.errors import ConfigError, VsockproxyError
 from vsockproxy.revision import REVISION
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def check(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print nothing but the problems.")
     ] = False,
+    as_json: JsonOption = False,
     _color: ColorOption = Color.AUTO,
 ) -> None:
     """Show the routes of a configuration file, or all of its problems.
@@ -60,19 +62,62 @@ def check(
     Without FILE it is the configuration that run would read. Certificates are
     read too, and files of users; nothing is opened. The exit status is 2 if the
     configuration has a problem; a warning does not change it. With --diff it
-    shows what a reload would change.
+    shows what a reload would change. FILE - is standard input. The object of
+    --json has source, problems and warnings, the configuration as the API
+    shows it, and with --diff the changes.
     """
-    checked = read((Source(file, os.environ) if file else source_of(config)).load)
-    read(lambda: _check_certificates(checked))
-    _warn_of_exposed_users(checked)
+    with _ending_at_problems(as_json):
+        source = Source(file, os.environ) if file else find_source(config, os.environ, stdin=True)
+        checked = source.load()
+        _check_certificates(checked)
+    warnings = _exposed_users(checked)
+    if as_json:
+        found = _Report(checked.source, warnings=warnings, configuration=_as_answered(checked))
+        changes = {"changes": _changes(checked, config or file, socket)} if diff else {}
+        say_json(asdict(found) | changes)
+        return
+    for one in warnings:
+        line = f"{one['route']}: {one['message']}; {one['remedy']}"
+        typer.echo(f"vsockproxy: warning: {line}", err=True)
     if diff:
-        _show_changes(checked, config or file, socket)
-        return
-    if quiet:
-        return
-    from vsockproxy.cli import tables  # noqa: PLC0415 - at its use
+        from vsockproxy.config.changes import describe  # noqa: PLC0415 - at its use
 
-    tables.show(sys.stdout, tables.configuration(checked))
+        say(*describe(_changes(checked, config or file, socket)))
+    elif not quiet:
+        from vsockproxy.cli import tables  # noqa: PLC0415 - at its use
+
+        tables.show(sys.stdout, tables.configuration(checked))
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What check found, for programs."""
+
+    source: str
+    problems: list[dict[str, object]] = field(default_factory=list)
+    warnings: list[dict[str, str]] = field(default_factory=list)
+    configuration: dict[str, Any] | None = None
+
+
+@contextmanager
+def _ending_at_problems(as_json: bool) -> Iterator[None]:
+    """End the command with status 2 at a `ConfigError`, and show its problems."""
+    try:
+        yield
+    except ConfigError as error:
+        if not as_json:
+            fail(*str(error).splitlines(), status=WRONG)
+        problems = [{**asdict(one), "source": one.source or error.source} for one in error.problems]
+        say_json(asdict(_Report(error.source, problems)))
+        raise typer.Exit(WRONG) from error
+    except NoSourceError as error:
+        fail(*str(error).splitlines(), status=WRONG)
+
+
+def _as_answered(config: Config) -> dict[str, Any]:
+    from vsockproxy.admin.view import as_answered  # noqa: PLC0415 - at its use
+
+    return as_answered(config)
 
 
 def _check_certificates(config: Config) -> None:
@@ -82,22 +127,26 @@ def _check_certificates(config: Config) -> None:
         tls_context(config.metrics_tls, config.source)
 
 
-def _warn_of_exposed_users(config: Config) -> None:
+def _exposed_users(config: Config) -> list[dict[str, str]]:
     from vsockproxy.config.credentials import exposures  # noqa: PLC0415 - at its use
 
-    for route, sentence, remedy in exposures(config):
-        typer.echo(f"vsockproxy: warning: {route}: {sentence}; {remedy}", err=True)
+    return [
+        {"route": route, "message": sentence, "remedy": remedy}
+        for route, sentence, remedy in exposures(config)
+    ]
 
 
-def _show_changes(config: Config, file: Path | None, socket: Path | None) -> None:
+def _changes(config: Config, file: Path | None, socket: Path | None) -> dict[str, Any]:
+    """Return what the configuration changes in the running daemon."""
     from vsockproxy.admin.view import answered_facts, facts_as_answered  # noqa: PLC0415 - at its use
-    from vsockproxy.config.changes import compare, describe  # noqa: PLC0415 - at its use
+    from vsockproxy.config.changes import compare  # noqa: PLC0415 - at its use
 
+    if file == STDIN:
+        file, own = None, config.admin.listen
+        socket = socket or (Path(own.path) if own else None)
     with daemon_client(file, socket) as daemon:
         running = answered_facts(daemon.get("/v1/config"))
-    changes = compare(running, facts_as_answered(config, daemon.path))
-    for line in describe(asdict(changes)):
-        say(line)
+    return asdict(compare(running, facts_as_answered(config, daemon.path)))
 
 
 def version(as_json: JsonOption = False) -> None:
@@ -128,6 +177,7 @@ async def _describe_pump() -> tuple[str, str]:
 def health(
     config: ConfigOption = None,
     *,
+    socket: SocketOption = None,
     metrics: Annotated[
         str | None, typer.Option(metavar="LISTEN", help="The metrics listener, as in 9490.")
     ] = None,
@@ -140,10 +190,10 @@ def health(
 ) -> None:
     """Ask the running daemon whether it is ready.
 
-    It is asked by $VSOCKPROXY_ADMIN, else by the metrics listener of the
-    configuration that run would read, else by the control socket that status
-    finds. The exit status is 0 if every route listens, and 1 if not or if
-    nothing answers, as a container's HEALTHCHECK expects.
+    It is asked by --socket or $VSOCKPROXY_ADMIN, else by the metrics listener
+    of the configuration that run would read, else by the control socket that
+    status finds. The exit status is 0 if every route listens, and 1 if not or
+    if nothing answers, as a container's HEALTHCHECK expects.
     """
     from vsockproxy.admin import health_client as probe  # noqa: PLC0415 - at its use
     from vsockproxy.config.duration import parse_timeout  # noqa: PLC0415 - at its use
@@ -153,7 +203,8 @@ def health(
         if url:
             answer = probe.ask_url(url, limit)
         else:
-            listen = metrics or probe.find_address(config, os.environ)
+            control = f"unix:{socket.absolute()}" if socket else ""
+            listen = metrics or control or probe.find_address(config, os.environ)
             answer = probe.ask(listen, limit)
     except VsockproxyError as error:
         fail(*str(error).splitlines())

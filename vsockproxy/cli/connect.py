@@ -83,7 +83,7 @@ def connect(
         connect_timeout=seconds("--connect-timeout", connect_timeout, parse_timeout),
         half_close=_half_close(half_close),
     )
-    patience = seconds("--wait", wait, parse_timeout) if wait else 0.0
+    patience = seconds("--wait", wait, parse_timeout) if wait is not None else 0.0
     if domain is not None:
         target = read(partial(_of_domain, target, domain, config), VsockproxyError)
     endpoint, guests = read(lambda: read_target(target, config), VsockproxyError)

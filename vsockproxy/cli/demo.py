@@ -34,6 +34,7 @@ from vsockproxy.address.endpoint import (
 )
 from vsockproxy.admin.socket_path import NAME, is_live, make_private, of_user
 from vsockproxy.config.document import Plain
+from vsockproxy.config.duration import write_duration
 from vsockproxy.config.guest import NAME_MARK, Mux, MuxGlob
 from vsockproxy.config.load import forward_config
 from vsockproxy.config.settings import Config
@@ -311,7 +312,8 @@ def greeting(config: Config, environ: Mapping[str, str], boot_delay: float = 0.0
     """Return the text that the demo prints when it is ready."""
     lines = ["The embedded guest is ready. In another terminal, try:", ""]
     if boot_delay:
-        boots = f"The guest starts in {boot_delay:g} s; wait_for_guest holds clients until then."
+        after = write_duration(boot_delay)
+        boots = f"The guest starts in {after}; wait_for_guest holds clients until then."
         lines.insert(0, boots)
     lines += [f"    curl {_url(route.listen)}/" for route in config.routes if not route.by]
     lines += [f"    curl {_url(listen)}/metrics" for listen in config.metrics[:1]]

@@ -75,9 +75,9 @@ def probe(
     from vsockproxy.config.duration import parse_timeout  # noqa: PLC0415 - at its use
     from vsockproxy.doctor.probe import describe  # noqa: PLC0415 - at its use
 
-    endpoint, guests = read(lambda: read_target(target, config), VsockproxyError)
     limit = seconds("--timeout", timeout, parse_timeout)
-    retry_time = seconds("--wait", wait, parse_timeout) if wait else None
+    retry_time = seconds("--wait", wait, parse_timeout) if wait is not None else None
+    endpoint, guests = read(lambda: read_target(target, config), VsockproxyError)
     text = read(lambda: _unescaped(send), VsockproxyError)
     result = trio.run(probe_target, endpoint, guests, limit, retry_time, text)
     if as_json:

@@ -7,12 +7,14 @@ configuration or command line.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 from vsockproxy import __version__
 from vsockproxy.cli.output import Color, choose_color, say
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from vsockproxy.config.guest import Guest
 
 _Value = TypeVar("_Value")
+
+_NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 FAILED: Final = 1
 WRONG: Final = 2
@@ -112,17 +116,39 @@ def _options(
     pass
 
 
+def help_(
+    context: typer.Context,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[COMMAND]", help="A command; else the program.")
+    ] = None,
+) -> None:
+    """Show the help of a command, as its --help does."""
+    here = context.find_root()
+    for word in words or ():
+        group = here.command
+        found = group.get_command(here, word) if isinstance(group, TyperGroup) else None
+        if found is None:
+            fail(f"there is no command {word!r}: vsockproxy --help lists them", status=WRONG)
+        here = type(here)(found, info_name=word, parent=here)
+    typer.echo(here.get_help())
+
+
 def source_of(file: Path | None) -> Source:
     """Return the configuration that a command means; exit with status 2 where there is none."""
-    return read(lambda: find_source(file, os.environ), (NoSourceError, ConfigError))
+    return read(lambda: find_source(file, os.environ, stdin=True), (NoSourceError, ConfigError))
 
 
-def seconds(option: str, text: str, parse: Callable[[object], float]) -> float:
-    """Return the seconds of an option's duration; exit with status 2 if it is not valid."""
+def seconds(option: str, text: str, parse: Callable[[object], _Value]) -> _Value:
+    """Return an option's duration as parsed; exit with status 2 if it is not valid."""
     try:
-        return parse(float(text) if text.isdecimal() else text)
+        return parse(with_unit(text))
     except ValueError as error:
         fail(f"{option}: {error}", status=WRONG)
+
+
+def with_unit(text: str) -> str:
+    """Return an option's duration as a file has it: a number alone is in seconds."""
+    return f"{text}s" if _NUMBER.fullmatch(text) else text
 
 
 def read(

@@ -23,9 +23,10 @@ from vsockproxy.cli.program import (
     read,
     seconds,
     source_of,
+    with_unit,
 )
-from vsockproxy.config.source import Source
-from vsockproxy.errors import ConfigError, VsockproxyError, sentences
+from vsockproxy.config.source import STDIN, STDIN_NAME, Source
+from vsockproxy.errors import ConfigError, OrderError, VsockproxyError, sentences
 
 if TYPE_CHECKING:
     from vsockproxy.config.document import Plain
@@ -70,6 +71,7 @@ def run(
 ) -> None:
     """Run the daemon with the routes of a file, or of $VSOCKPROXY_FORWARD.
 
+    With -c - the file is standard input, which a reload cannot read again.
     SIGTERM or SIGINT drains: the daemon closes its listeners and waits at most
     drain_timeout for its connections to end. A second signal resets them at
     once. SIGHUP reloads the file, and drains where there is none. The exit
@@ -77,7 +79,13 @@ def run(
     """
     source = source_of(config)
     log = _fixed_log(log_level, log_format)
-    _serve(read(source.load), load=source.load, is_file=source.file is not None, log=log)
+    load = _cannot_load_again if source.file == STDIN else source.load
+    _serve(read(source.load), load=load, is_file=source.file is not None, log=log)
+
+
+def _cannot_load_again() -> Config:
+    sentence = f"the configuration was read from {STDIN_NAME}, which has ended"
+    raise OrderError(sentence, "restart the daemon, or run it from a file")
 
 
 def _fixed_log(level: str | None, form: str | None) -> tuple[LogLevel | None, LogFormat | None]:
@@ -131,10 +139,13 @@ def forward(
         raise typer.BadParameter(
             f"{addresses[-1]!r} has no TARGET: give pairs of LISTEN and TARGET"
         )
+    from vsockproxy.config.duration import parse_bound, parse_timeout  # noqa: PLC0415 - at its use
     from vsockproxy.config.load import forward_config  # noqa: PLC0415 - at its use
 
     policy = _given(
-        connect_timeout=connect_timeout, idle_timeout=idle_timeout, half_close=half_close
+        connect_timeout=_time("--connect-timeout", connect_timeout, parse_timeout),
+        idle_timeout=_time("--idle-timeout", idle_timeout, parse_bound),
+        half_close=half_close,
     )
     tables = _given(
         metrics=_given(listen=metrics and _absolute(metrics)),
@@ -145,6 +156,14 @@ def forward(
     absolute = [_absolute(address) for address in addresses]
     pairs = list(zip(absolute[::2], absolute[1::2], strict=True))
     _serve(read(lambda: forward_config(pairs, tables)))
+
+
+def _time(option: str, text: str | None, parse: Callable[[object], object]) -> str | None:
+    """Return an option's duration as a file has it; exit with status 2 if it is not valid."""
+    if text is None:
+        return None
+    seconds(option, text, parse)
+    return with_unit(text)
 
 
 def _absolute(address: str) -> str:
@@ -199,7 +218,7 @@ def demo(
         )
     from vsockproxy.config.duration import parse_duration  # noqa: PLC0415 - at its use
 
-    delay = seconds("--boot-delay", boot_delay, parse_duration) if boot_delay else 0.0
+    delay = seconds("--boot-delay", boot_delay, parse_duration) if boot_delay is not None else 0.0
     with TemporaryDirectory(prefix="vsockproxy-demo-") as folder:
         mux = str(Path(folder, "guest.vsock"))
         built = (

@@ -48,7 +48,7 @@ class Document:
     Attributes:
       source: the file's name, for error messages.
       tree: tables, lists and plain values; keys are texts in every format.
-      places: where each key stands; empty for TOML, whose parser gives no positions.
+      places: where each key stands; empty where there is no text.
       problems: problems that did not stop the parser, such as a doubled key, whose second
         value is left out.
       parts: the entries that come from included files, by their paths in ``tree``.

@@ -5,12 +5,15 @@ Owns: the limits on a file, and the errors of a file that cannot be read at all.
 
 from __future__ import annotations
 
+import re
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from vsockproxy.config.document import MAX_DEPTH, TOO_DEEP, Document, KeyProblem, key_paths
+from vsockproxy.config.source import STDIN, STDIN_NAME
 from vsockproxy.config.text import end_of, text_error
 from vsockproxy.config.toml_document import parse_toml
 from vsockproxy.config.yaml_document import parse_yaml
@@ -18,12 +21,21 @@ from vsockproxy.config.yaml_document import parse_yaml
 MAX_BYTES: Final = 1 << 20  # a thousand routes in the long form take 100 KiB
 
 
+_YAML_START: Final = re.compile(
+    rb"(?:\xef\xbb\xbf)?(?:[ \t]*(?:#[^\n]*)?\r?\n)*(?:---|[%{]|[^=\[\n]*:(?:\s|\Z))"
+)
+
+
 def read_document(path: Path) -> Document:
     """Return the document in a file of at most `MAX_BYTES`; the suffix selects the format.
+
+    `STDIN` is read to its end, which it has only once; its first key selects the format.
 
     Raises:
       ConfigError: the file cannot be read, or is not TOML or YAML.
     """
+    if path == STDIN:
+        return _standard_input()
     source = str(path)
     try:
         status = path.stat()
@@ -41,6 +53,14 @@ def read_document(path: Path) -> Document:
     except ValueError as error:  # a NUL character in the name
         raise text_error(repr(source)[1:-1], "is not a file name") from error
     return parse_document(data, source, path.suffix)
+
+
+def _standard_input() -> Document:
+    try:
+        data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise text_error(STDIN_NAME, error.strerror or str(error)) from error
+    return parse_document(data, STDIN_NAME, ".yaml" if _YAML_START.match(data) else ".toml")
 
 
 def parse_document(data: bytes, source: str, suffix: str) -> Document:

@@ -38,6 +38,13 @@ LOG: Final = ("VSOCKPROXY_LOG_LEVEL", "VSOCKPROXY_LOG_FORMAT")
 PLACES: Final = (Path("/etc/vsockproxy/config.toml"), Path("/etc/vsockproxy/config.yaml"))
 """The files that are read without ``-c`` and ``$VSOCKPROXY_CONFIG``."""
 
+STDIN: Final = Path("-")
+"""Names standard input in place of a file."""
+
+STDIN_NAME: Final = "standard input"
+
+_ONLY_ONCE: Final = "only check and run read the configuration there: name a file"
+
 _NO_SOURCE: Final = (
     "there is no configuration: neither -c FILE nor $VSOCKPROXY_CONFIG nor $VSOCKPROXY_FORWARD,"
     f" nor {' nor '.join(map(str, PLACES))}",
@@ -97,17 +104,24 @@ class Source:
 
 
 def find_source(
-    file: Path | None, environ: Mapping[str, str], places: Sequence[Path] = PLACES
+    file: Path | None,
+    environ: Mapping[str, str],
+    places: Sequence[Path] = PLACES,
+    *,
+    stdin: bool = False,
 ) -> Source:
     """Return the configuration that a command means.
 
     Args:
       file: of ``-c FILE`` or ``$VSOCKPROXY_CONFIG``.
+      stdin: whether `STDIN` may be the file.
 
     Raises:
       NoSourceError: there is none.
-      ConfigError: there is a file, and the environment has settings too.
+      ConfigError: there is a file, and the environment has settings too; or the file is `STDIN`.
     """
+    if file == STDIN and not stdin:
+        raise ConfigError(STDIN_NAME, (Problem("", _ONLY_ONCE),))
     file = file or default_file(places)
     known, unknown = _sorted_settings(environ)
     known = [name for name in known if file is None or name not in LOG]
@@ -119,8 +133,9 @@ def find_source(
         raise ConfigError(str(file), (Problem("", message),))
     if file is None and not known:
         raise NoSourceError("\n".join((*unknown, *_NO_SOURCE)))
-    # The daemon's answers name it to commands in other folders.
-    return Source(file and file.absolute(), environ)
+    if file is not None and file != STDIN:
+        file = file.absolute()  # the daemon's answers name it to commands in other folders
+    return Source(file, environ)
 
 
 def _sorted_settings(environ: Mapping[str, str]) -> tuple[list[str], list[str]]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from vsockproxy.config.document import TOO_DEEP, Document, Plain, write_path
 from vsockproxy.config.text import end_of, text_error
+from vsockproxy.config.toml_places import TomlPlaces
 
 _MAX_DOTS: Final = 1000
 _TOML_PLACE: Final = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.S)
@@ -30,7 +31,7 @@ def parse_toml(text: str, source: str) -> Document:
         if line.count(".") > _MAX_DOTS and not line.lstrip().startswith("#"):
             raise text_error(source, f"the line has more than {_MAX_DOTS} dots", number, 1)
     try:
-        return Document(source, _plain_table(tomllib.loads(text)))
+        return Document(source, _plain_table(tomllib.loads(text)), TomlPlaces(text))
     except RecursionError as error:
         raise text_error(source, TOO_DEEP) from error
     except tomllib.TOMLDecodeError as error:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from vsockproxy.address.endpoint import ListenEndpoint
+from vsockproxy.admin.socket_path import DefaultSocket
 from vsockproxy.config.added import Added
 from vsockproxy.config.changes import Changes
 from vsockproxy.config.settings import Config
@@ -24,7 +25,7 @@ from vsockproxy.daemon.change import Changing
 from vsockproxy.daemon.http_servers import HttpServers, http_endpoints
 from vsockproxy.daemon.reload import START_AGAIN, Load, Reloading
 from vsockproxy.daemon.supervisor import Supervisor
-from vsockproxy.errors import OrderError
+from vsockproxy.errors import ListenError, OrderError
 from vsockproxy.listen.fd_store import FdStore
 from vsockproxy.listen.sockets import Listen, ListeningSockets
 from vsockproxy.log.output import get_logger
@@ -60,11 +61,13 @@ class Daemon:
         inherited: Mapping[str, Sequence[socket.socket]] | None = None,
         store: FdStore | None = None,
         notifier: Notifier | None = None,
+        control: DefaultSocket | None = None,
     ) -> None:
         """Own ``inherited``, the sockets that systemd handed in, by name.
 
         ``load`` is what a reload reads; without it there is no reload. With ``store`` listening
-        sockets outlive the process. ``notifier`` tells systemd what the daemon does.
+        sockets outlive the process. ``notifier`` tells systemd what the daemon does. ``control``
+        has resolved the configuration, and resolves those that ``load`` returns.
         """
         self.config = self.base = config
         self.added = Added()
@@ -72,6 +75,7 @@ class Daemon:
         self.events = RecentEvents()
         self._log: Any = Recorder(get_logger(), self.events)
         self._notifier = notifier or Notifier({}, 0)
+        self._control = control or DefaultSocket({}, 0)
         self.reloads = Reloads(config)
         self._reloading = Reloading(self, load, self._notifier, self._log)
         self.changing_entries = Changing(self, self._reloading)
@@ -110,7 +114,9 @@ class Daemon:
         async with open_pump(self.config.pump) as self._pump:
             self._log.info("pump_started", pump=self._pump.name, why=self._pump.why)
             try:
-                self._certificates = await self.open(self.config)
+                self.config, self._certificates = await self.open(self.config)
+                self.base = self.config
+                self.reloads.fingerprint = self.config.fingerprint
                 async with trio.open_nursery() as self._tasks:
                     async with trio.open_nursery() as routes:
                         await routes.start(self.supervisor.run, self._pump)
@@ -151,15 +157,22 @@ class Daemon:
         """Run the configuration that ``load`` gives; see `Reloading.replace`."""
         await self._reloading.replace(load)
 
-    async def open(self, config: Config) -> ssl.SSLContext | None:
-        """Read the certificates of a configuration and open its endpoints, for `apply`.
+    async def open(self, config: Config) -> tuple[Config, ssl.SSLContext | None]:
+        """Read the certificates of a configuration and open its endpoints; return both for `apply`.
+
+        A control socket that names no path goes to the next place if its bind fails.
 
         Raises:
           VsockproxyError: that cannot be done, and nothing has changed.
         """
         certificates = await self.read_certificates(config)
-        await self._open_endpoints(config)
-        return certificates
+        while True:
+            try:
+                await self._open_endpoints(config)
+            except ListenError as error:
+                config = self._control.after(error, config)
+            else:
+                return config, certificates
 
     async def _open_endpoints(self, config: Config) -> None:
         wanted = self._wanted(config)

@@ -8,6 +8,7 @@ that fails changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -120,7 +121,9 @@ class Reloading:
         daemon = self._daemon
         before = daemon.config
         base, added, config = await self._plan(load)
-        is_applied = await daemon.apply(config, await daemon.open(config))
+        config, certificates = await daemon.open(config)
+        base = replace(base, admin=config.admin)
+        is_applied = await daemon.apply(config, certificates)
         self._report_clashes(daemon.added, added, base)
         daemon.base, daemon.added = base, added
         changes = self._changes(before, config)

@@ -70,17 +70,14 @@ async def supervise(
             get_logger().info("stopped", drained=True)
             return True
         notifier = stack.enter_context(Notifier(os.environ, os.getpid()))
-        control = DefaultSocket(os.environ, os.geteuid())
-        config = control.resolve(config)
-        if control.error:
-            remedy = 'set [admin] socket to a path, or to "off"'
-            get_logger().warning("control_socket_failed", error=control.error, remedy=remedy)
+        control = DefaultSocket(os.environ, os.geteuid(), failed=_log_control_failure)
         daemon = Daemon(
-            config,
+            control.resolve(config),
             load=None if load is None else lambda: control.resolve(load()),
             inherited=inherited_sockets(os.environ, os.getpid()),
             store=notifier if notifier.active else None,
             notifier=notifier,
+            control=control,
         )
         life = LifeSigns(daemon, notifier)
 
@@ -100,6 +97,11 @@ async def supervise(
             if notifier.active:
                 nursery.start_soon(life.beat)
     return drained == [True]
+
+
+def _log_control_failure(error: str) -> None:
+    remedy = 'set [admin] socket to a path, or to "off"'
+    get_logger().warning("control_socket_failed", error=error, remedy=remedy)
 
 
 def _stops(reloads: bool) -> set[int]:

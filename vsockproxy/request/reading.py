@@ -8,6 +8,7 @@ from typing import Literal
 
 import trio
 
+from vsockproxy.config.duration import write_duration
 from vsockproxy.config.request import By
 from vsockproxy.errors import VsockproxyError
 from vsockproxy.request.http_connect import HttpConnect
@@ -81,7 +82,7 @@ async def read_request(
             return reader, await _read(sock, reader, first, check)
         except OSError as error:
             raise NoRequestError("left", "the client has left") from error
-    raise NoRequestError("timeout", f"no complete request within {timeout:g} s")
+    raise NoRequestError("timeout", f"no complete request within {write_duration(timeout)}")
 
 
 async def _read(sock: socket.socket, reader: Reader, data: bytes, check: Check | None) -> Asked:
