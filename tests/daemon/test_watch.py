@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -65,15 +64,17 @@ class Watched:
         self.ended.set()
 
     async def poll(self, number: int = 1) -> None:
-        """Move the clock by the time to each of the next polls, and wait until it has ended."""
-        for wanted in range(self.polls + 1, self.polls + number + 1):
-            await wait_all_tasks_blocked()
-            self.clock.jump(2)
-            await until(partial(self._polled, wanted))
-            await wait_all_tasks_blocked()
+        """Move the clock until so many more polls have ended."""
+        wanted = self.polls + number
+        await self.move_until(lambda: self.polls >= wanted)
 
-    def _polled(self, number: int) -> bool:
-        return self.polls >= number
+    async def move_until(self, condition: Callable[[], object]) -> None:
+        """Move the clock by a poll's time until a condition holds; threads take real time."""
+        while True:
+            await wait_all_tasks_blocked(0.01)
+            if condition():
+                break
+            self.clock.jump(2)
 
     async def reloaded(self, **results: int) -> None:
         await until(lambda: self.results == {"success": 0, "failure": 0, **results})
@@ -187,7 +188,8 @@ async def test_a_change_between_the_first_reading_and_the_first_stamp_is_reloade
     file: Path, tmp_path: Path, mock_clock: MockClock
 ) -> None:
     def write_then_stamp(config: Config) -> Stamp:
-        write(file, ON + route(tmp_path, "changed"))
+        if "changed" not in file.read_text():
+            write(file, ON + route(tmp_path, "changed"))
         return stamp_of(config)
 
     with mock.patch.object(watch, "stamp_of", write_then_stamp):
@@ -236,9 +238,7 @@ async def test_a_hung_file_system_holds_up_neither_a_reload_nor_the_end(
     try:
         async with started(file, mock_clock) as watched:
             monkeypatch.setattr(watch, "stamp_of", hang)
-            await wait_all_tasks_blocked()
-            mock_clock.jump(2)
-            await until(hung.is_set)
+            await watched.move_until(hung.is_set)
             await watched.daemon.reload()
             assert watched.results == {"success": 1, "failure": 0}
             watched.daemon.stop()
@@ -255,9 +255,7 @@ async def test_a_defect_in_a_poll_is_logged_and_the_next_ones_go_on(
 
     async with started(file, mock_clock) as watched:
         with mock.patch.object(watch, "stamp_of", fail):
-            await wait_all_tasks_blocked()
-            mock_clock.jump(2)
-            await until(lambda: "watch_error" in watched.events)
+            await watched.move_until(lambda: "watch_error" in watched.events)
         write(file, ON + route(tmp_path, "later"))
         await watched.poll(3)
         await watched.reloaded(success=1)
