@@ -15,7 +15,7 @@ LOAD_FILES := $(wildcard benchmarks/load/*.c)
 LOAD_FLAGS := -std=gnu11 -Wall -Wextra -Werror -O2 -g
 
 .PHONY: help venv demo test check man sanitize bare bench bench-quick bench-readers bench-vsock guard soak pictures \
-	lock wheel deb onefile sbom release-check clean
+	lock wheel deb onefile sbom release-check tag clean
 
 help: ## list these commands
 	@awk -F ' ## ' '/^[a-z-]+:.* ## / { sub(/:.*/, "", $$1); printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -169,6 +169,9 @@ sbom: $(VENV)/release ## the bill of materials and the licences of what a releas
 STEPS :=
 release-check: $(VENV)/release ## what is longer than .ci/run: packages tried, version sets, a soak; as root
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m release.check $(STEPS)
+
+tag: $(VENV)/release ## tag the commit as a release, if the last whole release-check passed for it
+	$(BIN)/python -m release.tag
 
 clean: ## remove everything that was built, and .venv
 	rm -rf $(VENV) build dist *.egg-info $(NATIVE)/_pump.c $(NATIVE)/*.so $(NATIVE)/*.o

@@ -6,18 +6,23 @@ Needs Debian 12 and root; the step `packages` installs the rest.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import Final
 
 from release.pythons import REPOSITORY
 
 LOGS: Final = REPOSITORY / "build" / "release-check"
+
+RECORD: Final = LOGS / "record.json"
+"""What the last whole check came to, for `release.tag`: commit, is_clean, outcomes of the steps."""
 
 PACKAGES: Final = (
     *("debhelper", "lintian"),  # release/deb.py
@@ -75,9 +80,42 @@ def main(names: Sequence[str]) -> None:
     if unknown := set(names) - {step.name for step in STEPS}:
         sys.exit(f"check: no step {', '.join(unknown)}: {' '.join(step.name for step in STEPS)}")
     LOGS.mkdir(parents=True, exist_ok=True)
-    results = list(run([step for step in STEPS if not names or step.name in names]))
+    steps = [step for step in STEPS if not names or step.name in names]
+    print(*missing(steps), sep="", end="")
+    before = commit_of(REPOSITORY)
+    results = list(run(steps))
     print(*table(results), sep="\n")
+    if not names:
+        record(results, before)
     sys.exit(any(result.outcome != "ran" for result in results))
+
+
+def missing(steps: Sequence[Step]) -> Iterator[str]:
+    """Yield a line for each step whose predecessors are not among ``steps``."""
+    named = {step.name for step in steps}
+    for step in steps:
+        if before := [name for name in step.after if name not in named]:
+            yield f"{step.name} needs what these steps leave, run them first: {' '.join(before)}\n"
+
+
+def commit_of(repository: Path) -> tuple[str, bool]:
+    """Return the commit that is checked out, and whether no file differs from it."""
+
+    def git(*words: str) -> str:
+        line = ["git", *words]
+        return subprocess.run(
+            line, cwd=repository, capture_output=True, text=True, check=True
+        ).stdout
+
+    return git("rev-parse", "HEAD").strip(), not git("status", "--porcelain")
+
+
+def record(results: Sequence[Result], before: tuple[str, bool]) -> None:
+    """Write `RECORD`; ``before`` is `commit_of` the start, and the tree may differ by now."""
+    commit, was_clean = before
+    outcomes = {result.step.name: result.outcome for result in results}
+    is_clean = was_clean and commit_of(REPOSITORY) == before
+    RECORD.write_text(json.dumps({"commit": commit, "is_clean": is_clean, "steps": outcomes}))
 
 
 def run(steps: Sequence[Step]) -> Iterator[Result]:

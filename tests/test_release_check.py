@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from release.check import STEPS, Result, Step, table
 @pytest.fixture(autouse=True)
 def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(check, "LOGS", tmp_path)
+    monkeypatch.setattr(check, "RECORD", tmp_path / "record.json")
     return tmp_path
 
 
@@ -75,3 +77,29 @@ def test_the_step_of_the_browser_fails_without_a_browser(
 def test_an_unknown_step_ends_with_the_list_of_the_steps() -> None:
     with pytest.raises(SystemExit, match="no step try-rpm: packages wheels"):
         check.main(["try-rpm"])
+
+
+def test_a_whole_check_is_recorded_and_a_part_is_not(
+    logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = (Step("a", "true", 10), Step("b", "exit 3", 10))
+    monkeypatch.setattr(check, "STEPS", steps)
+    monkeypatch.setattr(check, "commit_of", lambda _folder: ("0123", True))
+    with pytest.raises(SystemExit):
+        check.main(["a"])
+    assert not (logs / "record.json").exists()
+    with pytest.raises(SystemExit):
+        check.main([])
+    assert json.loads((logs / "record.json").read_text()) == {
+        "commit": "0123",
+        "is_clean": True,
+        "steps": {"a": "ran", "b": "failed: status 3"},
+    }
+
+
+def test_a_tree_that_changes_during_the_check_is_not_clean(
+    logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "commit_of", lambda _folder: ("0123", False))
+    check.record([], ("0123", True))
+    assert json.loads((logs / "record.json").read_text())["is_clean"] is False

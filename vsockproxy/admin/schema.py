@@ -326,6 +326,7 @@ class Configuration(BaseModel):
     metrics_page: Annotated[str, _described("When the status page is shown: auto, on, off.")]
     admin: Any
     limits: Any
+    reload: Any
     log: Any
     pump: Any
 

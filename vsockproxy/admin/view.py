@@ -147,7 +147,7 @@ def answered_facts(answer: Mapping[str, Any]) -> Facts:
         if not one["is_added"]
     }
     guests = [one for one in answer["guests"] if not one["is_added"]]
-    tables = {**{name: answer[name] for name in TABLES}, "guests": guests}
+    tables = {**{name: answer[name] for name in TABLES if name in answer}, "guests": guests}
     return Facts(routes, tables, answer["pump"])
 
 
@@ -180,6 +180,7 @@ def _settings(config: Config, fingerprint: str, added: Added) -> schema.Configur
         metrics_page=config.metrics_page,
         admin=plain(config.admin),
         limits=plain(config.limits),
+        reload=plain(config.reload),
         log=plain(config.log),
         pump=plain(config.pump),
     )

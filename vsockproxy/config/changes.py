@@ -12,7 +12,10 @@ from typing import Any, Final, NamedTuple
 
 from vsockproxy.config.settings import Config, PumpSettings
 
-TABLES: Final = ("guests", "metrics", "metrics_tls", "metrics_page", "admin", "limits", "log")
+TABLES: Final = (
+    *("guests", "metrics", "metrics_tls", "metrics_page"),
+    *("admin", "limits", "reload", "log"),
+)
 """The settings beside the routes that a reload changes; `pump` needs a restart."""
 
 
@@ -29,7 +32,7 @@ class Facts(NamedTuple):
 
     Attributes:
       routes: by their names.
-      tables: the settings of `TABLES`, by their names.
+      tables: the settings of `TABLES`, by their names; a daemon of an older version lacks some.
       pump: the settings of ``[pump]``.
     """
 
@@ -85,7 +88,7 @@ def compare(before: Facts, after: Facts) -> Changes:
         moved=tuple(name for name, old, new in kept if old.listen != new.listen),
         retargeted=tuple(name for name, old, new in stays if old.targets != new.targets),
         changed=tuple(name for name, old, new in aimed if old.policy != new.policy),
-        settings=tuple(name for name in TABLES if before.tables[name] != after.tables[name]),
+        settings=tuple(name for name, one in before.tables.items() if one != after.tables[name]),
         needs_restart=() if before.pump == after.pump else ("pump",),
     )
 

@@ -49,6 +49,11 @@ def read_documents(path: Path) -> Document:
     return joined.document()
 
 
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of a folder that are meant, sorted by name; raises as `Path.iterdir`."""
+    return sorted(one for one in folder.iterdir() if _matches(one.name, pattern))
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
@@ -84,7 +89,7 @@ class _Joined:
         if not _WILDCARDS & set(name):
             return [place / name]
         try:
-            return sorted(one for one in place.iterdir() if _matches(one.name, name))
+            return matching(place, name)
         except FileNotFoundError:  # the folder may be made with its first file
             return []
         except (OSError, ValueError) as error:  # ValueError: a NUL character in the name

@@ -36,6 +36,7 @@ from vsockproxy.config.process import (
     Limits,
     LogSettings,
     MetricsListen,
+    ReloadSettings,
     Written,
 )
 from vsockproxy.config.schema import RouteTable
@@ -154,6 +155,7 @@ class _Builder:
             log=LogSettings(**self._tables.log.model_dump()),
             pump=PumpSettings(**self._tables.pump.model_dump()),
             limits=Limits(**self._tables.limits.model_dump()),
+            reload=ReloadSettings(**self._tables.reload.model_dump()),
             guests=tuple(self._guests.own),
             admin=admin,
             metrics_tls=read_tls(self._tables.metrics),

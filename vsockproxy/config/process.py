@@ -1,6 +1,7 @@
 """What concerns the process and no route: its limits, log, control socket and metrics.
 
-Owns: the declaration of the keys of ``[log]`` and ``[limits]``.  `settings` has the rest.
+Owns: the declaration of the keys of ``[log]``, ``[limits]`` and ``[reload]``.  `settings` has the
+rest.
 """
 
 from __future__ import annotations
@@ -43,6 +44,17 @@ class Limits:
         "How long clients are still accepted after the signal to stop, while `/readyz` already"
         " says no: load balancers need this long to send no more. A second signal ends it",
         kinds.TIME,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadSettings:
+    """The keys of ``[reload]``."""
+
+    on_change: bool = key(
+        False,
+        "Reloads once the files of the configuration have changed, as a ConfigMap's do: see"
+        " [Reload on a change](operations.md#reload-on-a-change)",
     )
 
 

@@ -10,14 +10,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    create_model,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, create_model
 
 from vsockproxy.address.endpoint import Handshake
 from vsockproxy.config.by_name import ToItem, parse_to
@@ -25,7 +18,7 @@ from vsockproxy.config.guest import LIBVIRT_URI
 from vsockproxy.config.key import Key, declared_keys
 from vsockproxy.config.kinds import GROUP, MODE, PERMISSIONS
 from vsockproxy.config.permission import Grant
-from vsockproxy.config.process import AdminSettings, Limits, LogSettings, PageChoice
+from vsockproxy.config.process import AdminSettings, Limits, LogSettings, PageChoice, ReloadSettings
 from vsockproxy.config.request import By
 from vsockproxy.config.settings import Policy, PumpSettings
 from vsockproxy.config.value import AUTO, parse_command, parse_include, parse_list, shown
@@ -368,6 +361,11 @@ class LimitsTable(_Table):
     """``[limits]``."""
 
 
+@_with_keys_of(ReloadSettings)
+class ReloadTable(_Table):
+    """``[reload]``."""
+
+
 class FileTables(_Table):
     """A whole configuration."""
 
@@ -377,6 +375,7 @@ class FileTables(_Table):
     guests: dict[str, GuestTable] = {}
     defaults: PolicyKeys = PolicyKeys()
     limits: LimitsTable = LimitsTable()
+    reload: ReloadTable = ReloadTable()
     metrics: MetricsTable = MetricsTable()
     admin: AdminTable = AdminTable()
     log: LogTable = LogTable()
@@ -388,6 +387,7 @@ TABLES: Final[dict[str, type[BaseModel]]] = {
     "guests": GuestTable,
     "defaults": PolicyKeys,
     "limits": LimitsTable,
+    "reload": ReloadTable,
     "metrics": MetricsTable,
     "admin": AdminTable,
     "log": LogTable,

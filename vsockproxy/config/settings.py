@@ -1,7 +1,6 @@
 """The daemon's configuration as frozen values: `Config`, its `Route` and their `Policy`.
 
-Owns: the declaration of every policy key, with its default and documentation (see `key`).  Made by
-`load`, and by hand in tests.  Must not know files, sockets, trio or pydantic.
+Owns: the declaration of every policy key (see `key`).  Must not know files, trio or pydantic.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from vsockproxy.config.process import (
     LogSettings,
     MetricsListen,
     PageChoice,
+    ReloadSettings,
     TlsSettings,
     Written,
 )
@@ -375,7 +375,6 @@ class Config:
 
     Attributes:
       metrics: where the metrics are served; empty: nowhere.
-      metrics_page: where the status page is served: on local listeners, on all, on none.
       guests: all of ``[guests]``, with or without a route to them.
       source: the file's name, ``environment`` or ``command line``.
       written: what routes that are added while it runs need of the file.
@@ -386,6 +385,7 @@ class Config:
     log: LogSettings = LogSettings()  # noqa: RUF009 - it is frozen
     pump: PumpSettings = PumpSettings()
     limits: Limits = Limits()  # noqa: RUF009 - it is frozen
+    reload: ReloadSettings = ReloadSettings()  # noqa: RUF009 - it is frozen
     guests: tuple[Guest, ...] = ()
     admin: AdminSettings = AdminSettings()  # noqa: RUF009 - it is frozen
     metrics_tls: TlsSettings | None = None

@@ -25,6 +25,7 @@ from vsockproxy.daemon.change import Changing
 from vsockproxy.daemon.http_servers import HttpServers, http_endpoints
 from vsockproxy.daemon.reload import START_AGAIN, Load, Reloading
 from vsockproxy.daemon.supervisor import Supervisor
+from vsockproxy.daemon.watch import Watch
 from vsockproxy.errors import ListenError, OrderError
 from vsockproxy.listen.fd_store import FdStore
 from vsockproxy.listen.sockets import Listen, ListeningSockets
@@ -78,6 +79,7 @@ class Daemon:
         self._control = control or DefaultSocket({}, 0)
         self.reloads = Reloads(config)
         self._reloading = Reloading(self, load, self._notifier, self._log)
+        self._watch = Watch(self, load, self._log) if load else None
         self.changing_entries = Changing(self, self._reloading)
         self._sockets = ListeningSockets(inherited, store=store, log=self._log)
         self._http = HttpServers(self, self._sockets, self._log)
@@ -142,6 +144,8 @@ class Daemon:
         self._is_ready = True
         self.tell_status()
         self._notifier.ready()
+        if self._watch:
+            self._tasks.start_soon(self._watch.run)
 
     # ---- reload ----
 
@@ -217,6 +221,8 @@ class Daemon:
     async def _apply(self, config: Config, certificates: ssl.SSLContext | None) -> None:
         self.config, self._certificates = config, certificates
         self._http.use(certificates)
+        if self._watch:
+            self._watch.use(config.reload)
         await self._http.stop_others(config)
         await self.supervisor.reconfigure(config)
         if not self._stops:
