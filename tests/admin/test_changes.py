@@ -553,10 +553,10 @@ async def test_a_folder_that_does_not_exist_is_an_error_with_a_remedy(tmp_path: 
 # ---- many ----
 
 
-async def test_100_routes_added_and_removed_under_load_lose_no_connection_of_others(
+async def test_500_routes_added_and_removed_under_load_lose_no_connection_of_others(
     tmp_path: Path,
 ) -> None:
-    number, done = 100, trio.Event()
+    number, done = 500, trio.Event()
     served = 0
 
     async def client(daemon: ControlledDaemon) -> None:

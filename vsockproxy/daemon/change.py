@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +26,7 @@ from vsockproxy.config.added import (
     names_of,
     with_added,
 )
-from vsockproxy.config.changes import Changes, compare, facts_of
+from vsockproxy.config.changes import Changes, Facts, compare, facts_of
 from vsockproxy.config.guest import KnownGuests
 from vsockproxy.config.settings import Config
 from vsockproxy.daemon.reload import START_AGAIN, Reloading, in_thread
@@ -174,7 +175,14 @@ def _data(kind: Kind, name: str, table: Table, file: Path) -> bytes:
 
 
 def _changes(before: Config, after: Config) -> Changes:
-    return compare(facts_of(before), facts_of(after))
+    """Compare two configurations, of whose routes most are the same objects."""
+    same = {id(one) for one in before.routes} & {id(one) for one in after.routes}
+
+    def facts(config: Config) -> Facts:
+        routes = tuple(one for one in config.routes if id(one) not in same)
+        return facts_of(replace(config, routes=routes))
+
+    return compare(facts(before), facts(after))
 
 
 def _has(file: Path, data: bytes | None) -> bool:
