@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -16,7 +20,10 @@ import trio
 from tests.admin.running_daemon import ControlledDaemon, controlled_daemon
 from tests.fake_services import echo, mux_server, says
 from tests.sockets import read_to_end
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
+from vsockproxy.admin.openapi import OPERATIONS
+from vsockproxy.config import persisted
+from vsockproxy.config.guest import Guest, MuxGlob
 from vsockproxy.config.load import load_config
 from vsockproxy.daemon.daemon import Daemon
 
@@ -209,6 +216,67 @@ async def test_without_a_file_nothing_is_persisted(tmp_path: Path) -> None:
         assert routes(daemon) == ["web"]
 
 
+async def test_status_marks_an_added_route(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
+        await daemon.post("/v1/routes", route(daemon, "a"))
+        marks = {one["name"]: one["is_added"] for one in (await daemon.get("/v1/routes"))["routes"]}
+        assert marks == {"web": False, "a": True}
+
+
+async def test_a_guest_with_a_command_is_not_added_at_run_time(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
+        guest = {"name": "vm", "command": ["echo", "7"]}
+        await refused(await daemon.ask("POST", "/v1/guests", guest), 409)
+        await daemon.post("/v1/guests", {"name": "vm", "cid": 7})
+        await refused(await daemon.ask("PUT", "/v1/guests/vm", {"command": ["echo"]}), 409)
+        assert [str(guest.way) for guest in daemon.daemon.config.guests] == ["cid = 7"]
+
+
+async def test_an_added_guest_does_not_take_a_name_from_a_pattern_of_a_file(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
+        await daemon.post("/v1/guests", {"name": "vm-1", "cid": 7})
+        pattern = Guest("vm-*", MuxGlob(f"{tmp_path}/{{name}}*"))
+        base = replace(daemon.daemon.base, guests=(pattern,))
+        await daemon.daemon.replace(lambda: base)
+        assert daemon.daemon.config.guests == (pattern,)
+        error = await refused(
+            await daemon.ask("POST", "/v1/guests", {"name": "vm-2", "cid": 8}), 409
+        )
+        assert error == "a pattern in the configuration (command line) names the guest 'vm-2'"
+
+
+async def test_a_client_that_may_only_steer_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
+        await daemon.post("/v1/routes", route(daemon, "a"))
+        monkeypatch.setattr("os.geteuid", lambda: 4321)  # the client is another user than ours
+        monkeypatch.setattr("vsockproxy.admin.permission._ROOT", 4321)
+        for operation in OPERATIONS:
+            if operation.method == "GET" or not operation.changes:
+                continue
+            path = operation.path.replace("{name:path}", "a")
+            for written in (path, f"{path}/", f"/{path}", f"{path}?persist=true"):
+                answer = await daemon.ask(operation.method, written, route(daemon, "b"))
+                assert answer.status_code in (403, 404, 405)
+        assert routes(daemon) == ["web", "a"]
+
+
+async def test_a_change_after_a_stop_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
+        live, _ = await daemon.live("web")
+        resolve = daemon.daemon._sockets.resolve
+
+        async def stop_first(wanted: Any) -> Any:
+            daemon.daemon.stop()
+            return await resolve(wanted)
+
+        daemon.daemon._sockets.resolve = stop_first  # type: ignore[method-assign]
+        await refused(await daemon.ask("POST", "/v1/routes", route(daemon, "a")), 409)
+        assert daemon.daemon.added.routes == {}
+        await live.aclose()
+
+
 # ---- persisted ----
 
 NAME = 'a "/ä'
@@ -338,6 +406,142 @@ async def test_a_file_that_exists_is_not_overwritten(tmp_path: Path) -> None:
         assert file.read_text() == "# mine\n"
 
 
+@pytest.mark.parametrize(
+    "more",
+    ['[forward]\n"unix:{}/c.sock" = "3:1"\n', "[guests]\nvm = {{ cid = 7 }}\n", "[[route]]\n"],
+)
+async def test_a_file_with_more_than_the_entry_is_the_operators(tmp_path: Path, more: str) -> None:
+    async with from_files(tmp_path) as daemon:
+        await daemon.ask("POST", "/v1/routes", route(daemon, "a"), persist=True)
+        file = tmp_path / "conf.d/route-a.toml"
+        if more == "[[route]]\n":
+            more = f'name = "c"\nlisten = "unix:{tmp_path}/c.sock"\ntarget = "3:1"\n'
+            entry = f'name = "a"\nlisten = "unix:{tmp_path}/a.sock"\ntarget = "3:1"\n'
+            file.write_text(f"[[route]]\n{entry}[[route]]\n{more}")
+        else:
+            file.write_text(file.read_text() + more.format(tmp_path))
+        await daemon.post("/v1/reload")
+        before = file.read_text()
+        for method in ("PUT", "DELETE"):
+            answer = await daemon.ask(method, "/v1/routes/a", route(daemon, "a", backlog=3))
+            assert (await refused(answer, 409)).endswith("a file wins")
+        assert file.read_text() == before
+
+
+ODD = [
+    "..x",
+    "../../x",
+    "a/b",
+    ".hidden",
+    "ä" * 42,
+    "x" * 128,
+    "*",
+    "[a]",
+    "%2F",
+    "a\\b",
+    "~",
+    "🙂",
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+async def test_a_persisted_route_with_an_odd_name_stays_in_the_folder(
+    tmp_path: Path, name: str
+) -> None:
+    async with from_files(tmp_path) as daemon:
+        before = files_in(tmp_path)
+        body = route(daemon, name, listen=f"unix:{tmp_path}/odd.sock")
+        answer = await daemon.ask("POST", "/v1/routes", body, persist=True)
+        if answer.status_code != 200:
+            assert "is too long for a file" in await refused(answer, 409)
+            return
+        assert len(files_in(tmp_path / "conf.d")) == 1
+        assert routes(daemon) == ["web", name]
+        path = f"/v1/routes/{quote(name, safe='')}"
+        assert (await daemon.ask("PUT", path, {**body, "backlog": 3})).status_code == 200
+        assert (await daemon.ask("DELETE", path)).status_code == 200
+        assert files_in(tmp_path / "conf.d") == []
+        assert files_in(tmp_path) == before
+
+
+async def test_names_that_differ_by_case_have_a_file_each(tmp_path: Path) -> None:
+    async with from_files(tmp_path) as daemon:
+        for name in ("vm", "VM"):
+            answer = await daemon.ask("POST", "/v1/routes", route(daemon, name), persist=True)
+            assert answer.status_code == 200, answer.text
+        await daemon.ask("DELETE", "/v1/routes/VM")
+        assert routes(daemon) == ["web", "vm"]
+
+
+async def test_on_a_disk_that_ignores_case_no_other_file_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with from_files(tmp_path) as daemon:
+        main = tmp_path / "config.toml"
+        text = f'[[route]]\nname = "A"\nlisten = "unix:{tmp_path}/A.sock"\ntarget = "3:1"\n'
+        main.write_text(main.read_text() + text)
+        await daemon.post("/v1/reload")
+        await daemon.ask("POST", "/v1/routes", route(daemon, "a"), persist=True)
+        file = tmp_path / "conf.d/route-a.toml"
+        monkeypatch.setattr(persisted, "file_of", lambda *_: file)  # as such a disk finds it
+        await refused(await daemon.ask("DELETE", "/v1/routes/A"), 409)
+        assert file.exists()
+
+
+async def test_a_write_that_is_not_synced_is_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with from_files(tmp_path) as daemon:
+
+        def fail(folder: Path) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(persisted, "_sync", fail)
+        answer = await daemon.ask("POST", "/v1/routes", route(daemon, "a"), persist=True)
+        assert "Input/output error" in await refused(answer, 409)
+        assert files_in(tmp_path / "conf.d") == []
+        assert routes(daemon) == ["web"]
+
+
+async def test_a_file_that_cannot_be_read_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    async with from_files(tmp_path) as daemon:
+        await daemon.ask("POST", "/v1/routes", route(daemon, "a"), persist=True)
+        file = tmp_path / "conf.d/route-a.toml"
+        file.unlink()
+        file.mkdir()
+        await refused(await daemon.ask("DELETE", "/v1/routes/a"), 409)
+        assert routes(daemon) == ["web", "a"]
+
+
+@pytest.mark.parametrize("function", ["has_only", "read", "write"])
+async def test_a_disk_that_hangs_does_not_hold_up_the_end_of_the_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    hung, answered = trio.Event(), threading.Event()
+    loop = trio.lowlevel.current_trio_token()
+
+    def hang(*_: object) -> None:
+        loop.run_sync_soon(hung.set)
+        answered.wait(30)
+
+    monkeypatch.setattr("vsockproxy.daemon.change._UNDONE_WITHIN", 0.01)
+    try:
+        async with from_files(tmp_path) as daemon:
+            await daemon.ask("POST", "/v1/routes", route(daemon, "a"), persist=True)
+            monkeypatch.setattr(persisted, function, hang)
+
+            async def remove() -> None:
+                await refused(await daemon.ask("DELETE", "/v1/routes/a"), 409)
+
+            with trio.fail_after(PATIENCE):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(remove)
+                    await hung.wait()
+                    daemon.daemon.stop()
+    finally:
+        answered.set()
+
+
 async def test_a_folder_that_does_not_exist_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     async with from_files(tmp_path) as daemon:
         (tmp_path / "conf.d").rmdir()
@@ -350,10 +554,10 @@ async def test_a_folder_that_does_not_exist_is_an_error_with_a_remedy(tmp_path: 
 # ---- many ----
 
 
-async def test_100_routes_added_and_removed_under_load_lose_no_connection_of_others(
+async def test_500_routes_added_and_removed_under_load_lose_no_connection_of_others(
     tmp_path: Path,
 ) -> None:
-    number, done = 100, trio.Event()
+    number, done = 500, trio.Event()
     served = 0
 
     async def client(daemon: ControlledDaemon) -> None:

@@ -147,6 +147,7 @@ class Route(BaseModel):
     upstream_bytes: int
     downstream_bytes: int
     last_error: LastError | None = None
+    is_added: Annotated[bool, _described(_IS_ADDED)] = False
 
 
 class Routes(BaseModel):

@@ -88,6 +88,7 @@ def route(daemon: Daemon, stats: RouteStats) -> schema.Route:
         upstream_bytes=stats.upstream_bytes,
         downstream_bytes=stats.downstream_bytes,
         last_error=None if error is None else schema.LastError(**error._asdict()),
+        is_added=stats.route.name in daemon.added.routes,
     )
 
 

@@ -124,7 +124,7 @@ def _routes(routes: list[Answer]) -> Table:
     table = _table("route", "listen", "target", "state", *numbers)
     for route in routes:
         table.add_row(
-            cell(route["name"]),
+            cell(f"{route['name']} (added)" if route["is_added"] else route["name"]),
             cell(route["listen"]),
             cell(_by_name(route["by"], route["to"]) or " ".join(map(_target, route["targets"]))),
             _state(route["state"], route["queued_by"]),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal, get_args
 
 from vsockproxy.config.document import Document, KeyPath, Part, Plain
+from vsockproxy.config.guest import KnownGuests
 from vsockproxy.config.load import build_onto
 from vsockproxy.config.settings import Config
 from vsockproxy.config.text import text_error
@@ -49,11 +50,17 @@ def names_of(config: Config, kind: Kind) -> set[str]:
 
 def without_clashes(base: Config, added: Added) -> Added:
     """Return what is left of ``added`` beside the files' configuration: a file wins."""
-    routes, guests = names_of(base, "route"), names_of(base, "guest")
+    routes, guests = names_of(base, "route"), KnownGuests(base.guests)
     return Added(
         {name: table for name, table in added.routes.items() if name not in routes},
-        {name: table for name, table in added.guests.items() if name not in guests},
+        {name: table for name, table in added.guests.items() if not is_taken(guests, name)},
     )
+
+
+def is_taken(guests: KnownGuests, name: str) -> bool:
+    """Return whether files have a guest of a name, or a pattern for it that routes may use."""
+    patterns = {pattern.name for pattern in guests.patterns}
+    return name in patterns or guests.find(name) is not None
 
 
 def with_added(base: Config, added: Added) -> Config:

@@ -15,7 +15,8 @@ from typing import Final
 from urllib.parse import quote
 
 from vsockproxy.config.added import Kind
-from vsockproxy.errors import OrderError
+from vsockproxy.config.file import read_document
+from vsockproxy.errors import ConfigError, OrderError
 
 _SUFFIXES: Final = (".toml", ".yaml", ".yml")
 _MODE: Final = 0o644
@@ -42,18 +43,35 @@ def file_of(include: Sequence[str], kind: Kind, name: str) -> Path:
 
 
 def read(file: Path) -> bytes | None:
-    """Return what is in a file; None if it does not exist; raises `OSError`."""
+    """Return what is in a file; None if it does not exist; raises `OrderError`."""
     try:
         return file.read_bytes()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        remedy = "have the daemon's user read it"
+        raise OrderError(f"cannot read {file}: {error.strerror}", remedy) from error
+
+
+def has_only(file: Path, kind: Kind, name: str) -> bool:
+    """Return whether a file has this entry and no other: one with more is the operator's."""
+    try:
+        tree = read_document(file).tree
+    except ConfigError:
+        return False
+    match kind, tree:
+        case "route", {"route": [{"name": str(found)}], **others}:
+            return found == name and not others
+        case "guest", {"guests": dict(guests), **others}:
+            return list(guests) == [name] and not others
+    return False
 
 
 def write(file: Path, data: bytes | None) -> None:
     """Have a file contain ``data``, or remove it for None, and wait until the disk has that.
 
     Raises:
-      OrderError: that cannot be done; the file is as it was.
+      OrderError: that cannot be done; the file is as it was, or is not known to be on the disk.
     """
     try:
         if data is None:

@@ -6,46 +6,66 @@ written and taken in as by a reload.  A change is made as a whole or not at all.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from vsockproxy.config import persisted
-from vsockproxy.config.added import Added, Kind, Table, changed, file_text, names_of, with_added
-from vsockproxy.config.changes import Changes, compare, facts_of
+from vsockproxy.config.added import (
+    Added,
+    Kind,
+    Table,
+    changed,
+    file_text,
+    is_taken,
+    names_of,
+    with_added,
+)
+from vsockproxy.config.changes import Changes, Facts, compare, facts_of
+from vsockproxy.config.guest import KnownGuests
 from vsockproxy.config.settings import Config
+from vsockproxy.daemon.reload import START_AGAIN, Reloading, in_thread
 from vsockproxy.errors import ConfigError, MissingError, OrderError
 
 if TYPE_CHECKING:
     from vsockproxy.daemon.daemon import Daemon
-    from vsockproxy.daemon.reload import Reloading
 
 _A_FILE_WINS: Final = "change it there, then: vsockproxy reload"
+_UNDONE_WITHIN: Final = 5.0  # seconds, at the end of the daemon
 
 
 class Changing:
     """The changes of one daemon, one after the other."""
 
-    def __init__(self, daemon: Daemon, reloading: Reloading) -> None:
+    def __init__(self, daemon: Daemon, reloading: Reloading, log: Any) -> None:
         self._daemon = daemon
         self._reloading = reloading
+        self._log = log
+        self._scope = trio.CancelScope()
+
+    def end(self) -> None:
+        """Cancel the change under way: a disk that hangs must not hold up the daemon's end."""
+        self._scope.cancel()
 
     async def add(self, kind: Kind, name: str, table: Table, *, persist: bool) -> Changes:
-        """Add a route or a guest; a cancellation takes effect after it.
+        """Add a route or a guest; a cancellation takes effect before or after it.
 
         Raises:
           OrderError: it cannot be added here, or there is one of that name.
           ConfigError, ListenError: it cannot be read or run. Nothing has changed.
         """
         async with self._alone():
-            self._check_new(kind, name)
+            self._check_new(kind, name, persist=persist)
+            _check_keys(kind, table)
             if not persist:
                 return await self._run(kind, name, table)
             file = persisted.file_of(self._daemon.base.written.include, kind, name)
-            if await _exists(file):
+            if await in_thread(lambda: os.path.lexists(file)):
                 raise OrderError(f"{file} exists", "remove it, or replace what it has")
             await self._try(kind, name, table)
             return await self._write(file, _data(kind, name, table, file))
@@ -53,6 +73,7 @@ class Changing:
     async def replace(self, kind: Kind, name: str, table: Table) -> Changes:
         """Replace what was added, where it is: in memory, or in its file. Raises as `add`."""
         async with self._alone():
+            _check_keys(kind, table)
             if name in self._daemon.added.of(kind):
                 return await self._run(kind, name, table)
             file = await self._own_file(kind, name)
@@ -67,16 +88,21 @@ class Changing:
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
-        """Keep reloads and orders away, and a cancellation until the end."""
-        with trio.CancelScope(shield=True):
-            async with self._daemon.ordering():
+        """Keep reloads and orders away, and each cancellation but `end`."""
+        async with self._daemon.ordering():
+            with trio.CancelScope(shield=True) as self._scope:
                 yield
+        if self._scope.cancelled_caught:
+            raise OrderError("the daemon has ended during the change", START_AGAIN)
 
-    def _check_new(self, kind: Kind, name: str) -> None:
-        if name in names_of(self._daemon.base, kind):
-            source = self._daemon.base.source
-            sentence = f"the {kind} {name!r} is in the configuration ({source}): a file wins"
+    def _check_new(self, kind: Kind, name: str, *, persist: bool) -> None:
+        base = self._daemon.base
+        if name in names_of(base, kind):
+            sentence = f"the {kind} {name!r} is in the configuration ({base.source}): a file wins"
             raise OrderError(sentence, f"choose another name, or {_A_FILE_WINS}")
+        if kind == "guest" and not persist and is_taken(KnownGuests(base.guests), name):
+            sentence = f"a pattern in the configuration ({base.source}) names the guest {name!r}"
+            raise OrderError(sentence, "choose another name, or add it with --persist")
         if name in self._daemon.added.of(kind):
             raise OrderError(
                 f"the {kind} {name!r} was added before", f"vsockproxy {kind} replace, or remove"
@@ -89,7 +115,7 @@ class Changing:
             raise MissingError(f"there is no {kind} {name!r}", f"vsockproxy {kind} add adds it")
         if base.written.include:
             file = persisted.file_of(base.written.include, kind, name)
-            if await _exists(file):
+            if await in_thread(lambda: persisted.has_only(file, kind, name)):
                 return file
         sentence = f"the {kind} {name!r} is in the configuration ({base.source}): a file wins"
         raise OrderError(sentence, _A_FILE_WINS)
@@ -97,8 +123,9 @@ class Changing:
     async def _run(self, kind: Kind, name: str, table: Table | None) -> Changes:
         daemon = self._daemon
         before, added = daemon.config, daemon.added.with_(kind, name, table)
-        config = await trio.to_thread.run_sync(changed, daemon.base, before, added, kind, name)
-        await daemon.swap(config)
+        config = await in_thread(lambda: changed(daemon.base, before, added, kind, name))
+        if not await daemon.swap(config):
+            raise OrderError("the daemon is stopping: nothing is added or removed", START_AGAIN)
         daemon.added = added
         return _changes(before, config)
 
@@ -106,9 +133,9 @@ class Changing:
         """Raise `ConfigError` or `OrderError` for an entry that a file cannot have."""
         base, added = self._daemon.base, self._daemon.added
         try:
-            await trio.to_thread.run_sync(with_added, base, Added().with_(kind, name, table))
+            await in_thread(lambda: with_added(base, Added().with_(kind, name, table)))
         except ConfigError:
-            await trio.to_thread.run_sync(with_added, base, added.with_(kind, name, table))
+            await in_thread(lambda: with_added(base, added.with_(kind, name, table)))
             sentence = f"the {kind} {name!r} needs a guest that was added without persist"
             remedy = "remove that guest and add it with --persist, then repeat this"
             raise OrderError(sentence, remedy) from None
@@ -116,13 +143,22 @@ class Changing:
     async def _write(self, file: Path, data: bytes | None) -> Changes:
         """Write a file, or remove it for None, and take it in; put it back if that fails."""
         await self._check_unchanged()
-        before = await trio.to_thread.run_sync(persisted.read, file)
-        await trio.to_thread.run_sync(persisted.write, file, data)
+        before = await in_thread(lambda: persisted.read(file))
         try:
+            await in_thread(lambda: persisted.write(file, data))
             return await self._reloading.take_in()
         except BaseException:
-            await trio.to_thread.run_sync(persisted.write, file, before)
+            with trio.move_on_after(_UNDONE_WITHIN, shield=True):
+                await self._put_back(file, before)
             raise
+
+    async def _put_back(self, file: Path, data: bytes | None) -> None:
+        try:
+            await in_thread(lambda: persisted.write(file, data))
+        except OrderError as error:
+            if await in_thread(lambda: _has(file, data)):
+                return
+            self._log.error("change_not_undone", error=str(error), remedy=error.remedy)
 
     async def _check_unchanged(self) -> None:
         """Raise `OrderError` if the files have changed: a change takes in nothing else."""
@@ -139,8 +175,24 @@ def _data(kind: Kind, name: str, table: Table, file: Path) -> bytes:
 
 
 def _changes(before: Config, after: Config) -> Changes:
-    return compare(facts_of(before), facts_of(after))
+    """Compare two configurations, of whose routes most are the same objects."""
+    same = {id(one) for one in before.routes} & {id(one) for one in after.routes}
+
+    def facts(config: Config) -> Facts:
+        routes = tuple(one for one in config.routes if id(one) not in same)
+        return facts_of(replace(config, routes=routes))
+
+    return compare(facts(before), facts(after))
 
 
-async def _exists(file: Path) -> bool:
-    return await trio.to_thread.run_sync(file.exists)
+def _has(file: Path, data: bytes | None) -> bool:
+    with suppress(OrderError):
+        return persisted.read(file) == data
+    return False
+
+
+def _check_keys(kind: Kind, table: Table) -> None:
+    """Raise `OrderError` for a guest that is a program: only a file has the daemon run one."""
+    if kind == "guest" and "command" in table:
+        sentence = "a guest with a command is not added at run time: the daemon would run it"
+        raise OrderError(sentence, "write it in a file, then: vsockproxy reload")

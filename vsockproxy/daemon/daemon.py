@@ -23,7 +23,7 @@ from vsockproxy.config.changes import Changes
 from vsockproxy.config.settings import Config
 from vsockproxy.daemon.change import Changing
 from vsockproxy.daemon.http_servers import HttpServers, http_endpoints
-from vsockproxy.daemon.reload import START_AGAIN, Load, Reloading
+from vsockproxy.daemon.reload import START_AGAIN, Load, Reloading, in_thread
 from vsockproxy.daemon.supervisor import Supervisor
 from vsockproxy.daemon.watch import Watch
 from vsockproxy.errors import ListenError, OrderError
@@ -80,7 +80,7 @@ class Daemon:
         self.reloads = Reloads(config)
         self._reloading = Reloading(self, load, self._notifier, self._log)
         self._watch = Watch(self, load, self._log) if load else None
-        self.changing_entries = Changing(self, self._reloading)
+        self.changing_entries = Changing(self, self._reloading, self._log)
         self._sockets = ListeningSockets(inherited, store=store, log=self._log)
         self._http = HttpServers(self, self._sockets, self._log)
         self.supervisor = Supervisor(config, self._sockets, self._log)
@@ -120,10 +120,13 @@ class Daemon:
                 self.base = self.config
                 self.reloads.fingerprint = self.config.fingerprint
                 async with trio.open_nursery() as self._tasks:
-                    async with trio.open_nursery() as routes:
-                        await routes.start(self.supervisor.run, self._pump)
-                        await self._start()
-                        task_status.started()
+                    try:
+                        async with trio.open_nursery() as routes:
+                            await routes.start(self.supervisor.run, self._pump)
+                            await self._start()
+                            task_status.started()
+                    finally:
+                        self.changing_entries.end()
                     await self._http.finish()
                     self._tasks.cancel_scope.cancel()
             finally:
@@ -203,10 +206,10 @@ class Daemon:
             self._sockets.close_unleased()
         return not self._stops
 
-    async def swap(self, config: Config) -> None:
-        """Run a configuration with the present certificates, or raise as `open` and `apply`."""
+    async def swap(self, config: Config) -> bool:
+        """Run a configuration with the present certificates; return, or raise, as `apply`."""
         await self._open_endpoints(config)
-        await self.apply(config, self._certificates)
+        return await self.apply(config, self._certificates)
 
     async def _put_back(self, config: Config, certificates: ssl.SSLContext | None) -> None:
         """Run a configuration again that another one has replaced in part."""
@@ -232,7 +235,7 @@ class Daemon:
         """Read the certificates in a thread: their file system may be slow; no thread for none."""
         if config.metrics_tls is None:
             return None
-        return await trio.to_thread.run_sync(self._http.certificates, config)
+        return await in_thread(lambda: self._http.certificates(config))
 
     def _wanted(self, config: Config) -> dict[ListenEndpoint, Listen]:
         return self.supervisor.wanted(config) | http_endpoints(config)

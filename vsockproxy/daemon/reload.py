@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
@@ -27,6 +27,13 @@ START_AGAIN: Final = "start the daemon again once it has ended"
 
 Load = Callable[[], Config]
 """Reads the configuration again; called in a thread. Raises `ConfigError`."""
+
+T = TypeVar("T")
+
+
+async def in_thread(call: Callable[[], T]) -> T:
+    """Return what a call returns that may wait for a disk; a cancellation leaves it behind."""
+    return await trio.to_thread.run_sync(call, abandon_on_cancel=True)
 
 
 class Reloading:
@@ -72,7 +79,7 @@ class Reloading:
 
     async def read(self) -> Config:
         """Return the configuration as it is now; raises `OrderError` or `ConfigError`."""
-        return await trio.to_thread.run_sync(self._loader())
+        return await in_thread(self._loader())
 
     def _loader(self) -> Load:
         """Return what reads the configuration; raises `OrderError` where there is no reload."""
@@ -140,7 +147,7 @@ class Reloading:
             added = without_clashes(base, present)
             return base, added, with_added(base, added)
 
-        return await trio.to_thread.run_sync(plan)
+        return await in_thread(plan)
 
     def _report_clashes(self, before: Added, after: Added, base: Config) -> None:
         for kind in KINDS:

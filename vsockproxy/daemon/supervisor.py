@@ -58,6 +58,7 @@ class Supervisor:
         self._drained: dict[str, ListenEndpoint] = {}  # by an operator, and where they listened
         self._off: set[str] = set()  # routes that a defect has ended
         self._configured: tuple[Route, ...] = ()
+        self._shared = config.limits, config.guests
         self._numbers = count(1)
         self._nursery: trio.Nursery
         self._stopped = trio.Event()
@@ -91,13 +92,17 @@ class Supervisor:
         self._configured = config.routes
         self._off.clear()  # they are started again
         self._drained = {r.name: r.listen for r in config.routes if self._is_drained(r)}
-        self.admission.reconfigure(config.limits)
-        self.guests.reconfigure(config.guests)
+        shared, self._shared = self._shared, (config.limits, config.guests)
+        if is_other := shared != self._shared:
+            self.admission.reconfigure(config.limits)
+            self.guests.reconfigure(config.guests)
         routes = {route.listen: route for route in config.routes}
         for endpoint, listener in list(self.listeners.items()):
             route = routes.get(endpoint)
             if route is not None and route.name == listener.route.name:
                 before = listener.route
+                if route is before and not is_other:  # with many routes, a change is of one
+                    continue
                 listener.reconfigure(route)
                 if (route.target, route.others) != (before.target, before.others):
                     self._log_listening(listener)
@@ -111,6 +116,7 @@ class Supervisor:
             elif route.listen not in self.listeners:
                 self._start(route)
         self._forget_stats()
+        self.admission.recount()  # listeners have come or gone
 
     def _start(self, route: Route) -> None:
         stats = self._stats.setdefault(route.name, RouteStats(route))

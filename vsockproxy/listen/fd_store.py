@@ -91,6 +91,8 @@ class Inherited:
 
         They are this object's: `owned` has duplicates for an endpoint that goes on with them.
         """
+        if not self.sockets:  # hundreds of names cost a millisecond
+            return []
         claimed = {_family(store_name(endpoint, 0)) for endpoint in endpoints}
         return [
             ListeningSocket(sock, TcpEndpoint(*sock.getsockname()[:2]))
