@@ -75,7 +75,10 @@ class Service:
     def start(self) -> None:
         """Start a process with the stored descriptors; return when it is ready."""
         files = list(self.store.values())
-        variables = os.environ | {"NOTIFY_SOCKET": str(self._folder / "notify")}
+        variables = os.environ | {
+            "NOTIFY_SOCKET": str(self._folder / "notify"),
+            "RUNTIME_DIRECTORY": str(self._folder),
+        }
         if files:
             names = ":".join(self.store)
             variables |= {"LISTEN_FDS": str(len(files)), "LISTEN_FDNAMES": names}

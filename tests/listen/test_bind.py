@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,21 @@ def refuses(
     return caught.value
 
 
+@contextmanager
+def taken_on_ipv6_alone() -> Iterator[int]:
+    """Give a port that is in use on ::1 and free on 127.0.0.1."""
+    for _ in range(10):  # another process may have the IPv4 port
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+            port = taken.getsockname()[1]
+            try:
+                socket.create_server(("127.0.0.1", port)).close()
+            except OSError:
+                continue
+            yield port
+            return
+    pytest.fail("the IPv4 port was in use ten times")
+
+
 # --- listen: tcp --------------------------------------------------------------------------
 
 
@@ -70,8 +85,7 @@ def test_a_bare_port_listens_on_both_loopback_addresses_with_one_number() -> Non
 def test_a_free_port_that_is_taken_on_ipv6_is_chosen_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
-        port = taken.getsockname()[1]
+    with taken_on_ipv6_alone() as port:
         ports = iter([port, 0])
         original = binding._listening
 
@@ -131,9 +145,9 @@ def test_a_host_name_without_an_address_is_an_error() -> None:
     assert caught.value.reason == "name"
 
 
+@needs_ipv6
 def test_a_taken_port_is_in_use_and_says_on_which_address() -> None:
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
-        port = taken.getsockname()[1]
+    with taken_on_ipv6_alone() as port:
         error = refuses(TcpEndpoint(None, port))
     assert (error.reason, error.errno) == ("in_use", errno.EADDRINUSE)
     assert f"[::1]:{port}: " in str(error)
