@@ -37,6 +37,8 @@ static _Atomic int refuse_splice; /* out of a pipe, as a security module may: EP
 static _Atomic int refuse_watch;  /* fs.epoll.max_user_watches is reached: ENOSPC */
 static _Atomic int64_t ahead_us;  /* of the pump's clock, before the real one */
 static pthread_mutex_t paused = PTHREAD_MUTEX_INITIALIZER; /* held: no pump thread goes on */
+static _Thread_local int reset_in_reap = -1; /* a client of `reaped`, which resets meanwhile */
+static struct vsp_pump *reaped;
 
 ssize_t __real_splice(int in, loff_t *in_offset, int out, loff_t *out_offset, size_t size,
 		      unsigned flags);
@@ -46,6 +48,8 @@ int __real_epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event
 int __wrap_epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event);
 int __real_epoll_wait(int epoll, struct epoll_event *events, int room, int timeout);
 int __wrap_epoll_wait(int epoll, struct epoll_event *events, int room, int timeout);
+uint64_t __real_vsp_relay_upstream(const struct vsp_relay *relay);
+uint64_t __wrap_vsp_relay_upstream(const struct vsp_relay *relay);
 int64_t __real_vsp_clock_us(void);
 int64_t __wrap_vsp_clock_us(void);
 
@@ -724,53 +728,102 @@ static bool news_comes(const struct vsp_pump *pump, int within_ms)
 	return poll(&news, 1, within_ms) == 1;
 }
 
+/* The caller reads the bytes of each relay that it has taken from the news, which takes time. */
+uint64_t __wrap_vsp_relay_upstream(const struct vsp_relay *relay)
+{
+	int client = reset_in_reap;
+
+	reset_in_reap = -1;
+	if (client >= 0) {
+		reset_and_close(client);
+		CHECK(news_comes(reaped, LONG_MS));
+	}
+	return __real_vsp_relay_upstream(relay);
+}
+
+/* A direct route to a target whose backlog is not accepted from. */
+struct direct {
+	struct vsp_pump *pump;
+	struct vsp_limit *limit;
+	struct front front;
+	int target_listener;
+};
+
+static void direct_open(struct direct *direct, bool tallied)
+{
+	struct vsp_way way = {.connect_ms = LONG_MS, .tallied = tallied};
+	struct sockaddr_un target = {.sun_family = AF_UNIX};
+	socklen_t size = sizeof(target);
+
+	direct->target_listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	CHECK(bind(direct->target_listener, (struct sockaddr *)&target, sizeof(sa_family_t)) == 0);
+	CHECK(listen(direct->target_listener, 4) == 0);
+	CHECK(getsockname(direct->target_listener, (struct sockaddr *)&target, &size) == 0);
+	memcpy(way.address, &target, size);
+	way.address_size = size;
+	direct->limit = vsp_limit_new();
+	vsp_limit_set(direct->limit, PLACES);
+	CHECK(vsp_pump_new(1, &direct->pump) == 0);
+	listen_at_loopback(&direct->front.listener, &direct->front.address);
+	fcntl(direct->front.listener, F_SETFL, O_NONBLOCK);
+	front_serve(direct->pump, &direct->front, 0, &way, direct->limit, direct->limit);
+}
+
+static void direct_close(struct direct *direct)
+{
+	vsp_server_stop(direct->front.server);
+	vsp_pump_free(direct->pump);
+	vsp_limit_unref(direct->limit);
+	close(direct->front.listener);
+	close(direct->target_listener);
+}
+
+/* A connection that ends while its opening is reaped is told of by its tag, in the next batch. */
+static void an_end_in_the_reap_of_its_opening(void)
+{
+	struct direct direct;
+	struct vsp_news news[2];
+	int client;
+
+	direct_open(&direct, false);
+	client = front_connect(&direct.front);
+	CHECK(news_comes(direct.pump, LONG_MS));
+	reaped = direct.pump;
+	reset_in_reap = client;
+	CHECK(vsp_pump_reap(direct.pump, news, 2) == 1);
+	CHECK(news[0].what & VSP_NEWS_OPENED && !(news[0].what & VSP_NEWS_ENDED));
+	vsp_relay_set_tag(news[0].relay, 7);
+	do {
+		CHECK(news_comes(direct.pump, LONG_MS));
+		CHECK(vsp_pump_reap(direct.pump, news, 2) == 1);
+		CHECK(news[0].tag == 7);
+	} while (!(news[0].what & VSP_NEWS_ENDED));
+	direct_close(&direct);
+}
+
 /* News that comes between the caller's looks at the list and at the tallies wakes the caller. */
 static void news_beside_a_tally_wakes(void)
 {
-	const struct linger reset = {.l_onoff = 1};
-	struct vsp_way way = {.connect_ms = LONG_MS, .tallied = true};
-	struct sockaddr_un target = {.sun_family = AF_UNIX};
-	struct vsp_limit *limit = vsp_limit_new();
+	struct direct direct;
 	struct vsp_tally tally;
-	struct vsp_pump *pump;
 	struct vsp_news news;
-	struct front front;
-	socklen_t size = sizeof(target);
-	int target_listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	int client;
 
-	CHECK(bind(target_listener, (struct sockaddr *)&target, sizeof(sa_family_t)) == 0);
-	CHECK(listen(target_listener, 4) == 0);
-	CHECK(getsockname(target_listener, (struct sockaddr *)&target, &size) == 0);
-	memcpy(way.address, &target, size);
-	way.address_size = size;
-	vsp_limit_set(limit, PLACES);
-	CHECK(vsp_pump_new(1, &pump) == 0);
-	listen_at_loopback(&front.listener, &front.address);
-	fcntl(front.listener, F_SETFL, O_NONBLOCK);
-	front_serve(pump, &front, 0, &way, limit, limit);
-
-	client = front_connect(&front);
-	CHECK(setsockopt(client, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset)) == 0);
-	close(client);
-	CHECK(news_comes(pump, LONG_MS));
-	CHECK(vsp_pump_reap(pump, &news, 1) == 0);
-	client = front_connect(&front);
-	while (vsp_limit_live(limit) == 0)
+	direct_open(&direct, true);
+	reset_and_close(front_connect(&direct.front));
+	CHECK(news_comes(direct.pump, LONG_MS));
+	CHECK(vsp_pump_reap(direct.pump, &news, 1) == 0);
+	client = front_connect(&direct.front);
+	while (vsp_limit_live(direct.limit) == 0)
 		sched_yield();
-	vsp_pump_ask(pump);
-	while (vsp_pump_silent(pump) > 0)
+	vsp_pump_ask(direct.pump);
+	while (vsp_pump_silent(direct.pump) > 0)
 		sched_yield();
-	CHECK(vsp_pump_tally(pump, &tally) && tally.ended == 1);
-	CHECK(news_comes(pump, 0));
-	CHECK(vsp_pump_reap(pump, &news, 1) == 1 && news.what & VSP_NEWS_OPENED);
-
-	vsp_server_stop(front.server);
-	vsp_pump_free(pump);
-	vsp_limit_unref(limit);
+	CHECK(vsp_pump_tally(direct.pump, &tally) && tally.ended == 1);
+	CHECK(news_comes(direct.pump, 0));
+	CHECK(vsp_pump_reap(direct.pump, &news, 1) == 1 && news.what & VSP_NEWS_OPENED);
+	direct_close(&direct);
 	close(client);
-	close(front.listener);
-	close(target_listener);
 }
 
 static unsigned open_descriptors(void)
@@ -809,6 +862,7 @@ int main(void)
 	for (unsigned round = 0; round < ROUNDS; round++)
 		direct_round(round % 2);
 	news_beside_a_tally_wakes();
+	an_end_in_the_reap_of_its_opening();
 	CHECK(open_descriptors() == before);
 	printf("%d relays ended as they should\n", ROUNDS * AT_ONCE);
 	return 0;

@@ -24,33 +24,37 @@ int vsp_outbox_open(struct vsp_outbox *outbox)
 	return outbox->readable < 0 ? -errno : 0;
 }
 
-/* Take the first relay off the list, NULL without one, and what was published of it. */
-static struct vsp_relay *outbox_take(struct vsp_outbox *outbox, unsigned *ret_what)
+/*
+ * Take up to `room` relays off the list, and what was published of each.  Returns how many: fewer
+ * than `room` is all.  In one hold of the mutex, so that none comes twice: the caller gives a relay
+ * its tag between the call that tells of its opening and the one that tells of its end.
+ */
+static int outbox_take(struct vsp_outbox *outbox, struct vsp_news *ret_news, int room)
 {
 	struct vsp_relay *relay;
+	int count = 0;
 
 	pthread_mutex_lock(&outbox->mutex);
-	relay = outbox->first;
-	if (relay) {
-		outbox->first = relay->next_published;
-		if (!outbox->first)
-			outbox->tail = &outbox->first;
-		*ret_what = relay->published;
+	for (relay = outbox->first; relay && count < room; relay = relay->next_published) {
+		ret_news[count].relay = relay;
+		ret_news[count++].what = relay->published;
 		relay->published = 0;
 	}
+	outbox->first = relay;
+	if (!relay)
+		outbox->tail = &outbox->first;
 	pthread_mutex_unlock(&outbox->mutex);
-	return relay;
+	return count;
 }
 
 void vsp_outbox_close(struct vsp_outbox *outbox)
 {
 	struct vsp_tally tally;
-	struct vsp_relay *relay;
-	unsigned what;
+	struct vsp_news news;
 
-	while (outbox->tail && (relay = outbox_take(outbox, &what)))
-		if (what & VSP_NEWS_ENDED)
-			vsp_relay_unref(relay);
+	while (outbox->tail && outbox_take(outbox, &news, 1))
+		if (news.what & VSP_NEWS_ENDED)
+			vsp_relay_unref(news.relay);
 	while (vsp_outbox_tally(outbox, &tally))
 		;
 	if (outbox->readable >= 0)
@@ -201,29 +205,26 @@ static void news_of_direct(struct vsp_news *news, struct vsp_direct *direct)
 
 int vsp_outbox_reap(struct vsp_outbox *outbox, struct vsp_news *ret_news, int room)
 {
-	struct vsp_relay *relay;
 	uint64_t wakes;
-	unsigned what;
-	int count = 0;
+	int count;
 
 	/* Before the list is looked at: news that is published later wakes again. */
 	(void)!read(outbox->readable, &wakes, sizeof(wakes));
-	while (count < room && (relay = outbox_take(outbox, &what))) {
-		struct vsp_news *news = &ret_news[count++];
+	count = outbox_take(outbox, ret_news, room);
+	for (struct vsp_news *news = ret_news; news < ret_news + count; news++) {
+		struct vsp_relay *relay = news->relay;
 
-		news->relay = relay;
 		news->tag = relay->tag;
-		news->what = what;
 		news->upstream_bytes = vsp_relay_upstream(relay);
 		news->downstream_bytes = vsp_relay_downstream(relay);
-		news->reason = what & VSP_NEWS_ENDED ? relay->reason : VSP_FINISHED;
+		news->reason = news->what & VSP_NEWS_ENDED ? relay->reason : VSP_FINISHED;
 		news->route = UINT32_MAX;
 		news->unanswered = -1;
 		news->line_size = 0;
 		news->address_size = 0;
 		if (relay->direct)
 			news_of_direct(news, relay->direct);
-		if (what & VSP_NEWS_ENDED)
+		if (news->what & VSP_NEWS_ENDED)
 			vsp_relay_unref(relay);
 	}
 	return count;
