@@ -28,6 +28,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "pump.h"
@@ -37,6 +38,7 @@ static _Atomic int refuse_splice; /* out of a pipe, as a security module may: EP
 static _Atomic int refuse_watch;  /* fs.epoll.max_user_watches is reached: ENOSPC */
 static _Atomic int64_t ahead_us;  /* of the pump's clock, before the real one */
 static pthread_mutex_t paused = PTHREAD_MUTEX_INITIALIZER; /* held: no pump thread goes on */
+static _Atomic int hold_place; /* 1: the next thread without a client holds on; 2: it does */
 static _Thread_local int reset_in_reap = -1; /* a client of `reaped`, which resets meanwhile */
 static struct vsp_pump *reaped;
 
@@ -50,6 +52,9 @@ int __real_epoll_wait(int epoll, struct epoll_event *events, int room, int timeo
 int __wrap_epoll_wait(int epoll, struct epoll_event *events, int room, int timeout);
 uint64_t __real_vsp_relay_upstream(const struct vsp_relay *relay);
 uint64_t __wrap_vsp_relay_upstream(const struct vsp_relay *relay);
+struct vsp_route;
+void __real_vsp_route_give(struct vsp_route *route);
+void __wrap_vsp_route_give(struct vsp_route *route);
 int64_t __real_vsp_clock_us(void);
 int64_t __wrap_vsp_clock_us(void);
 
@@ -747,6 +752,8 @@ struct direct {
 	struct vsp_limit *limit;
 	struct front front;
 	int target_listener;
+	int64_t untold; /* at the return of the stop */
+	_Atomic int stopped;
 };
 
 static void direct_open(struct direct *direct, bool tallied)
@@ -755,6 +762,7 @@ static void direct_open(struct direct *direct, bool tallied)
 	struct sockaddr_un target = {.sun_family = AF_UNIX};
 	socklen_t size = sizeof(target);
 
+	direct->stopped = 0;
 	direct->target_listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	CHECK(bind(direct->target_listener, (struct sockaddr *)&target, sizeof(sa_family_t)) == 0);
 	CHECK(listen(direct->target_listener, 4) == 0);
@@ -771,7 +779,8 @@ static void direct_open(struct direct *direct, bool tallied)
 
 static void direct_close(struct direct *direct)
 {
-	vsp_server_stop(direct->front.server);
+	if (!direct->stopped)
+		vsp_server_stop(direct->front.server);
 	vsp_pump_free(direct->pump);
 	vsp_limit_unref(direct->limit);
 	close(direct->front.listener);
@@ -798,6 +807,50 @@ static void an_end_in_the_reap_of_its_opening(void)
 		CHECK(vsp_pump_reap(direct.pump, news, 2) == 1);
 		CHECK(news[0].tag == 7);
 	} while (!(news[0].what & VSP_NEWS_ENDED));
+	direct_close(&direct);
+}
+
+/* A thread that has found no client holds on before it gives the place for one back. */
+void __wrap_vsp_route_give(struct vsp_route *route)
+{
+	if (hold_place) {
+		hold_place = 2;
+		while (hold_place)
+			sched_yield();
+	}
+	__real_vsp_route_give(route);
+}
+
+static void *stop_main(void *argument)
+{
+	struct direct *direct = argument;
+
+	vsp_server_stop(direct->front.server);
+	direct->untold = vsp_limit_untold(direct->limit);
+	direct->stopped = 1;
+	return NULL;
+}
+
+/* Once a server is stopped, the places that are taken are those of its connections. */
+static void a_stop_while_no_client_is_found(void)
+{
+	const struct timespec moment = {.tv_nsec = 1000 * 1000};
+	struct direct direct;
+	pthread_t stopping;
+	int client;
+
+	direct_open(&direct, false);
+	hold_place = 1;
+	client = front_connect(&direct.front);
+	while (hold_place != 2)
+		sched_yield();
+	CHECK(pthread_create(&stopping, NULL, stop_main, &direct) == 0);
+	for (int i = 0; i < 100 && !direct.stopped; i++)
+		nanosleep(&moment, NULL); /* it is not to return meanwhile */
+	hold_place = 0;
+	pthread_join(stopping, NULL);
+	CHECK(direct.untold == 2); /* it is the limit of the route, and of all */
+	close(client);
 	direct_close(&direct);
 }
 
@@ -863,6 +916,7 @@ int main(void)
 		direct_round(round % 2);
 	news_beside_a_tally_wakes();
 	an_end_in_the_reap_of_its_opening();
+	a_stop_while_no_client_is_found();
 	CHECK(open_descriptors() == before);
 	printf("%d relays ended as they should\n", ROUNDS * AT_ONCE);
 	return 0;

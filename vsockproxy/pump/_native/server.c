@@ -72,18 +72,6 @@ static void server_halt(struct vsp_server *server, int error)
 	pthread_mutex_unlock(&server->mutex);
 }
 
-/* Accept one client: 0, or a negative errno; -EAGAIN also where the server is stopped. */
-static int server_accept(struct vsp_server *server, struct vsp_client *ret_client)
-{
-	int error = -EAGAIN;
-
-	pthread_mutex_lock(&server->mutex);
-	if (!server->stopped)
-		error = vsp_accept_one(server->listener, ret_client);
-	pthread_mutex_unlock(&server->mutex);
-	return error;
-}
-
 static void client_reset(const struct vsp_client *client, int domain)
 {
 	const struct vsp_side side = {.fd = client->fd, .domain = (unsigned char)domain};
@@ -92,32 +80,63 @@ static void client_reset(const struct vsp_client *client, int domain)
 	close(client->fd);
 }
 
-/* Accept a client and begin to serve it.  Whether there may be another one. */
-static bool server_serve_one(struct vsp_server *server, struct vsp_loop *loop)
+/* Accept one client, for whom a place has been taken.  Its relay; or NULL and a negative errno. */
+static struct vsp_relay *client_accept(struct vsp_server *server, struct vsp_loop *loop,
+				       int *ret_error)
 {
 	struct vsp_client client;
 	struct vsp_relay *relay = NULL;
-	int error = 0;
 
-	if (!vsp_route_take(server->route)) {
-		server_halt(server, 0);
-		return false;
-	}
-	error = server_accept(server, &client);
-	if (!error) {
-		relay = vsp_relay_new_direct(server->route, &client, server->domain, loop);
-		if (relay) {
-			vsp_turn_accept(relay, loop);
-			return true;
-		}
+	*ret_error = vsp_accept_one(server->listener, &client);
+	if (*ret_error)
+		return NULL;
+	relay = vsp_relay_new_direct(server->route, &client, server->domain, loop);
+	if (!relay) {
 		client_reset(&client, server->domain);
-		error = -ENOMEM;
+		*ret_error = -ENOMEM;
 	}
-	vsp_route_give(server->route);
-	vsp_route_told(server->route, 1);
-	if (error != -EAGAIN)
+	return relay;
+}
+
+/*
+ * Accept one client.  Its relay; or NULL and a negative errno: -EAGAIN also where the server is
+ * stopped, 0 where a limit is reached.
+ *
+ * The mutex is held from before a place is taken until it is given back for want of a client: once
+ * vsp_server_stop has returned, each place that is taken belongs to a relay.
+ */
+static struct vsp_relay *server_accept(struct vsp_server *server, struct vsp_loop *loop,
+				       int *ret_error)
+{
+	struct vsp_relay *relay = NULL;
+
+	*ret_error = -EAGAIN;
+	pthread_mutex_lock(&server->mutex);
+	if (!server->stopped) {
+		*ret_error = 0;
+		if (vsp_route_take(server->route)) {
+			relay = client_accept(server, loop, ret_error);
+			if (!relay) {
+				vsp_route_give(server->route);
+				vsp_route_told(server->route, 1);
+			}
+		}
+	}
+	pthread_mutex_unlock(&server->mutex);
+	return relay;
+}
+
+/* Accept a client and begin to serve it.  Whether there may be another one. */
+static bool server_serve_one(struct vsp_server *server, struct vsp_loop *loop)
+{
+	int error;
+	struct vsp_relay *relay = server_accept(server, loop, &error);
+
+	if (relay)
+		vsp_turn_accept(relay, loop);
+	else if (error != -EAGAIN)
 		server_halt(server, -error);
-	return false;
+	return relay;
 }
 
 void vsp_server_stop(struct vsp_server *server)
