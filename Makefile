@@ -15,8 +15,8 @@ DRIVER_WRAPS := $(DRIVER_WRAPS),--wrap=vsp_relay_upstream,--wrap=vsp_route_give
 LOAD_FILES := $(wildcard benchmarks/load/*.c)
 LOAD_FLAGS := -std=gnu11 -Wall -Wextra -Werror -O2 -g
 
-.PHONY: help venv demo test check man sanitize bare bench bench-quick bench-readers bench-vsock guard soak pictures \
-	lock wheel deb onefile sbom release-check tag clean
+.PHONY: help venv demo test test-kernels test-others check man sanitize bare bench \
+	bench-quick bench-readers bench-vsock guard soak pictures lock wheel deb onefile sbom release-check tag clean
 
 help: ## list these commands
 	@awk -F ' ## ' '/^[a-z-]+:.* ## / { sub(/:.*/, "", $$1); printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,15 @@ demo: $(VENV)/runtime ## try vsockproxy with an embedded guest; installs only wh
 
 test: venv ## run every test that this machine can run, and list the others
 	$(BIN)/pytest
+
+# For two processors: .ci/run runs them side by side.
+KERNELS := tests/kernel tests/container
+
+test-kernels: venv ## of these tests, those in kernels and containers of their own
+	$(BIN)/pytest $(KERNELS)
+
+test-others: venv ## of these tests, the others
+	$(BIN)/pytest $(KERNELS:%=--ignore=%)
 
 venv: $(VENV)/installed ## create .venv with the tools of the tests
 
