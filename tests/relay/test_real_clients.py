@@ -26,11 +26,12 @@ from tests.kernel.boot import require
 from tests.listen.running_route import Served, serving, unix_at
 from tests.relay.naming import POLICY, naming
 from tests.sockets import read_to_end
-from tests.waiting import PATIENCE
 from vsockproxy.address.endpoint import CID_LOCAL, Dialable, TcpEndpoint, VsockEndpoint
 from vsockproxy.config.request import By
 
 APT_HELPER = "/usr/lib/apt/apt-helper"
+PATIENCE = 60.0
+"""Time limit of a program, in seconds: pip starts slowly in an emulated kernel."""
 
 
 def answers(body: str, tls: ssl.SSLContext | None = None) -> Service:
