@@ -208,7 +208,8 @@ def demo(
     """Run the daemon with an embedded guest, to try vsockproxy without a VM.
 
     An HTTP service answers on the guest's port 80, behind a socket with
-    Firecracker's protocol. The demo removes the socket when it ends.
+    Firecracker's protocol. The demo removes the socket when it ends. A reload
+    reads FILE again, and starts no other guest.
     """
     from vsockproxy.cli import demo as embedded  # noqa: PLC0415 - at its use
 
@@ -220,19 +221,22 @@ def demo(
 
     delay = seconds("--boot-delay", boot_delay, parse_duration) if boot_delay is not None else 0.0
     with TemporaryDirectory(prefix="vsockproxy-demo-") as folder:
-        mux = str(Path(folder, "guest.vsock"))
-        built = (
-            read(Source(config, os.environ).load)
+        load = (
+            Source(config, os.environ).load
             if config
-            else read(
-                lambda: embedded.demo_config(
-                    mux, port or 8080, metrics_port or 9490, delay and delay + _GRACE
-                )
+            else partial(
+                embedded.demo_config,
+                str(Path(folder, "guest.vsock")),
+                port or 8080,
+                metrics_port or 9490,
+                delay and delay + _GRACE,
             )
         )
-        built = embedded.with_admin(built, os.environ, Path(folder))
+        built = embedded.with_admin(read(load), os.environ, Path(folder))
         _serve(
             built,
+            load=(lambda: embedded.with_same_admin(load(), built)) if config else None,
+            is_file=config is not None,
             beside=embedded.embedded_guests(built, delay, folder=Path(folder)),
             ready=lambda: say(*embedded.greeting(built, os.environ, delay).split("\n")),
             hint=(
