@@ -201,7 +201,8 @@ def find_socket(
     Raises:
       DaemonUnreachableError: if the configuration disables the socket, or the default places
         have none or several.
-      ConfigError: as `find_source`; or ``file`` cannot be read.
+      ConfigError: as `find_source`; or ``file`` cannot be read, or parsed where no single
+        daemon runs.
     """
     if option is not None:
         return option
@@ -219,7 +220,7 @@ def _configured_socket(
     """Return ``[admin] socket`` of the configuration; ``"auto"`` if nothing sets it.
 
     Another daemon may run beside a file in ``places``: that one may be unreadable, or disable
-    the socket.
+    the socket. A file with an error, as before a reload, hides no daemon that is the only one.
     """
     try:
         source = find_source(file, environ, places)
@@ -228,14 +229,22 @@ def _configured_socket(
     is_named = file is not None or source.file is None
     try:
         named = str(source.table("admin").get("socket") or AUTO)
-    except ConfigError:  # the daemon has reported it at its start
-        if is_named:
+    except ConfigError:
+        if is_named and not (_is_readable(source.file) and _runs_one_daemon(environ)):
             raise
         return AUTO
     if named == OFF and is_named:
         where = source.file or "the environment"
         raise DaemonUnreachableError(f"{where} disables the control socket: set [admin] socket")
     return named
+
+
+def _is_readable(file: Path | None) -> bool:
+    return file is not None and os.access(file, os.R_OK)
+
+
+def _runs_one_daemon(environ: Mapping[str, str]) -> bool:
+    return sum(map(is_live, default_places(environ, os.getuid()))) == 1
 
 
 def _only_socket(places: Sequence[Path], environ: Mapping[str, str]) -> Path:
