@@ -90,14 +90,23 @@ def _cannot_load_again() -> Config:
 
 def _fixed_log(level: str | None, form: str | None) -> tuple[LogLevel | None, LogFormat | None]:
     """Return the options that were given; exit with status 2 if one is not valid."""
-    given = _given(level=level, format=form)
-    if not given:
-        return None, None
+    leveled = _read("--log-level or $VSOCKPROXY_LOG_LEVEL", "log", level=level)
+    formatted = _read("--log-format or $VSOCKPROXY_LOG_FORMAT", "log", format=form)
+    return (
+        None if leveled is None else leveled.log.level,
+        None if formatted is None else formatted.log.format,
+    )
+
+
+def _read(option: str, table: str, **key: Plain | None) -> Config | None:
+    """Return a configuration with an option's key, if it was given; exit if it is not valid."""
     from vsockproxy.config.load import forward_config  # noqa: PLC0415 - at its use
 
-    tables = {"log": given}
-    log = read(lambda: forward_config([("unix:@listen", "unix:@target")], tables)).log
-    return log.level if level else None, log.format if form else None
+    given = _given(**key)
+    try:
+        return forward_config([("unix:@a", "unix:@b")], {table: given}) if given else None
+    except ConfigError as error:
+        fail(*(f"{option}: {problem.message}" for problem in error.problems), status=WRONG)
 
 
 def forward(
@@ -153,6 +162,9 @@ def forward(
         defaults=policy,
         log=_given(level=log_level, format=log_format),
     )
+    _read("--half-close", "defaults", half_close=half_close)
+    _read("--metrics", "metrics", listen=metrics and _absolute(metrics))
+    _fixed_log(log_level, log_format)
     absolute = [_absolute(address) for address in addresses]
     pairs = list(zip(absolute[::2], absolute[1::2], strict=True))
     _serve(read(lambda: forward_config(pairs, tables)))
