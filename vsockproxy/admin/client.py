@@ -251,8 +251,9 @@ def _only_socket(places: Sequence[Path], environ: Mapping[str, str]) -> Path:
     live = [place for place in places if is_live(place)]
     if len(live) > 1:
         found = ", ".join(map(str, live))
-        remedy = f"choose one with --socket or ${ADMIN}"
-        raise SeveralDaemonsError(f"several daemons run: {found}; {remedy}")
+        raise SeveralDaemonsError(
+            f"several daemons run: {found}; choose one with --socket or ${ADMIN}"
+        )
     if live or places:
         return (live or places)[0]
     user = of_user(environ, os.getuid())
