@@ -56,7 +56,7 @@ def _keys(table: str) -> Iterator[tuple[str, FieldInfo, Key]]:
 
 def _type(field: FieldInfo, key: Key) -> str:
     words = key.words or (key.kind.words if key.kind else ", ".join(_words(field.annotation)))
-    return re.sub(r'"\w+"', lambda quoted: f"`{quoted[0]}`", words)
+    return re.sub(r'"[\w-]+"', lambda quoted: f"`{quoted[0]}`", words)
 
 
 def _words(annotation: object) -> list[str]:

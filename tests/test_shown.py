@@ -59,7 +59,7 @@ def commands_of(page: Path) -> Iterator[list[str]]:
     text = page.read_text()
     for line in re.findall(r"`(vsockproxy [^`]*)`", text) + re.findall(r"(?m)^    (\S.*)$", text):
         for part in re.split(r"; | && ", line.partition(" # ")[0]):
-            if found := re.match(r"(?:/\S*/)?vsockproxy +(.*)", part):
+            if found := re.match(r"(?:\S*/)?vsockproxy +(.*)", part):
                 yield until_shell(shlex.split(found[1]))
 
 

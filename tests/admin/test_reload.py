@@ -53,7 +53,7 @@ async def test_reload_without_a_configuration_file_fails(tmp_path: Path, dry_run
         answer = await daemon.ask("POST", "/v1/reload", dry_run=dry_run)
     assert answer.status_code == 409
     assert "without a configuration" in answer.json()["error"]
-    assert answer.json()["remedy"] == "start it again with other options"
+    assert answer.json()["remedy"] == "restart it with other options, or run it from a file"
 
 
 async def test_a_reload_whose_address_is_in_use_says_to_free_it(tmp_path: Path) -> None:

@@ -194,6 +194,33 @@ async def test_status_and_health_find_a_daemon_that_names_no_socket(
         assert await running.stop() == 0
 
 
+@pytest.mark.parametrize("verb", ["status", "connections", "reload", "doctor", "health"])
+async def test_a_command_finds_the_only_daemon_though_its_file_can_no_longer_be_parsed(
+    tmp_path: Path, verb: str
+) -> None:
+    file = tmp_path / "web.toml"
+    file.write_text(f'forward."unix:{tmp_path}/web" = "unix:@nothing"')
+    environ = {"RUNTIME_DIRECTORY": str(tmp_path), "VSOCKPROXY_CONFIG": str(file)}
+    async with daemon("run", environ=environ) as running:
+        await running.wait_for("ready")
+        file.write_text("[forward")
+        done = await trio.to_thread.run_sync(partial(command, verb, environ=environ))
+        assert await running.stop() == 0
+    output = done.stdout + done.stderr
+    wanted = {"reload": "nothing has changed", "doctor": f"pid {running.process.pid} runs"}
+    assert wanted.get(verb, "") in output
+    assert done.returncode == int(verb in wanted)
+
+
+def test_the_error_of_the_file_is_shown_where_no_daemon_runs(tmp_path: Path) -> None:
+    file = tmp_path / "web.toml"
+    file.write_text("[forward")
+    environ = {"RUNTIME_DIRECTORY": str(tmp_path), "VSOCKPROXY_CONFIG": str(file)}
+    done = command("status", environ=environ)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert str(file) in done.stderr
+
+
 async def test_a_daemon_whose_control_socket_cannot_be_made_says_so_and_serves(
     tmp_path: Path,
 ) -> None:

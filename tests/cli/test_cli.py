@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -85,6 +86,25 @@ def test_help_without_a_command_is_the_programs_and_of_an_unknown_one_an_error()
         done = command("help", *words)
         assert done.returncode == 2
         assert f"there is no command {words[-1]!r}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["connections --sort", "connections --limit", "demo --port", "status --color", "log-level"],
+)
+def test_an_error_of_an_argument_is_in_plain_words(words: str) -> None:
+    done = command(*words.split(), "1x")
+    assert done.returncode == 2
+    assert re.search(
+        r"Invalid value for '[a-z-]+': ('1x' is not one of|not a whole number)", done.stderr
+    )
+
+
+def test_json_and_watch_are_not_given_together() -> None:
+    for name in ("status", "connections"):
+        done = command(name, "--json", "--watch")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "--json prints once: leave --watch out" in done.stderr
 
 
 # --- times --------------------------------------------------------------------------------

@@ -177,6 +177,12 @@ def test_the_greeting_has_a_command_for_each_listener(listen: str, line: str) ->
     assert "    curl http://127.0.0.1:9490/metrics\n" in demo.greeting(config, {})
 
 
+def test_the_greeting_asks_for_the_first_guest_by_each_name_of_a_route() -> None:
+    text = demo.greeting(load_config(REPOSITORY / "config" / "demo-by-name.toml"), {})
+    assert "    curl -k https://0.vm.localhost:8443/\n" in text
+    assert "    curl http://0.vm.localhost:8080/\n" in text
+
+
 # --- the command --------------------------------------------------------------------------
 
 
@@ -231,6 +237,25 @@ async def test_doctor_reports_a_stopped_guest_until_it_starts_again(
     output = " ".join(broken.stdout.split())
     assert "the VMM's socket does not exist -> start the VM, or correct the path" in output
     assert "1 problem" in output
+
+
+async def test_a_reload_of_the_demo_adds_a_route_of_its_file_to_the_same_guest(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "demo.toml"
+    route = f'"unix:{tmp_path}/%s" = "vsock-mux:{tmp_path}/guest:80"\n'
+    file.write_text("[forward]\n" + route % "web")
+    runtime = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    async with daemon("demo", "--config", file, environ=runtime) as running:
+        await running.wait_for_output("Press Ctrl-C to end.")
+        file.write_text("[forward]\n" + route % "web" + route % "other")
+        reloaded = await trio.to_thread.run_sync(partial(command, "reload", environ=runtime))
+        assert "port 80" in await get(tmp_path / "other", "/")
+        running.send_signal(signal.SIGHUP)
+        await running.wait_for("reloaded")
+        assert await running.stop() == 0
+    assert (reloaded.returncode, reloaded.stdout.count("\n")) == (0, 2)
+    assert f"added: unix:{tmp_path}/other" in reloaded.stdout
 
 
 def sockets_in(folder: Path) -> list[str]:

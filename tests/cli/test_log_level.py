@@ -45,6 +45,13 @@ async def test_the_option_then_the_environment_then_the_file_decide_on_the_level
     assert any("event=pump_started" in line for line in running.lines) == is_written
 
 
+@pytest.mark.parametrize(("option", "value"), [("--half-close", "x"), ("--metrics", "nowhere")])
+def test_an_error_of_an_option_of_forward_names_the_option(option: str, value: str) -> None:
+    done = command("forward", "unix:/x", "unix:/y", option, value)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"vsockproxy: {option}: {value!r} ")
+
+
 @pytest.mark.parametrize("name", ["run", "forward"])
 @pytest.mark.parametrize("option", ["--log-level", "--log-format"])
 def test_a_level_or_format_that_does_not_exist_is_an_error_with_status_2(
@@ -53,7 +60,8 @@ def test_a_level_or_format_that_does_not_exist_is_an_error_with_status_2(
     arguments = {"run": ["-c", str(write())], "forward": ["unix:/x", "unix:/y"]}
     done = command(name, *arguments[name], option, "loud")
     assert done.returncode == 2
-    assert "'loud' is not valid" in done.stderr
+    variable = "$VSOCKPROXY_" + option[2:].upper().replace("-", "_")
+    assert f"{option} or {variable}: 'loud' is not valid: expected " in done.stderr
 
 
 async def test_log_level_changes_what_is_logged_until_reset_and_status_shows_it(

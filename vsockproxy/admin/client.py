@@ -201,7 +201,8 @@ def find_socket(
     Raises:
       DaemonUnreachableError: if the configuration disables the socket, or the default places
         have none or several.
-      ConfigError: as `find_source`; or ``file`` cannot be read.
+      ConfigError: as `find_source`; or ``file`` cannot be read, or parsed where no single
+        daemon runs.
     """
     if option is not None:
         return option
@@ -219,7 +220,7 @@ def _configured_socket(
     """Return ``[admin] socket`` of the configuration; ``"auto"`` if nothing sets it.
 
     Another daemon may run beside a file in ``places``: that one may be unreadable, or disable
-    the socket.
+    the socket. A file with an error, as before a reload, hides no daemon that is the only one.
     """
     try:
         source = find_source(file, environ, places)
@@ -228,8 +229,8 @@ def _configured_socket(
     is_named = file is not None or source.file is None
     try:
         named = str(source.table("admin").get("socket") or AUTO)
-    except ConfigError:  # the daemon has reported it at its start
-        if is_named:
+    except ConfigError:
+        if is_named and not (_is_readable(source.file) and _runs_one_daemon(environ)):
             raise
         return AUTO
     if named == OFF and is_named:
@@ -238,12 +239,21 @@ def _configured_socket(
     return named
 
 
+def _is_readable(file: Path | None) -> bool:
+    return file is not None and os.access(file, os.R_OK)
+
+
+def _runs_one_daemon(environ: Mapping[str, str]) -> bool:
+    return sum(map(is_live, default_places(environ, os.getuid()))) == 1
+
+
 def _only_socket(places: Sequence[Path], environ: Mapping[str, str]) -> Path:
     live = [place for place in places if is_live(place)]
     if len(live) > 1:
         found = ", ".join(map(str, live))
-        remedy = f"choose one with --socket or ${ADMIN}"
-        raise SeveralDaemonsError(f"several daemons run: {found}; {remedy}")
+        raise SeveralDaemonsError(
+            f"several daemons run: {found}; choose one with --socket or ${ADMIN}"
+        )
     if live or places:
         return (live or places)[0]
     user = of_user(environ, os.getuid())

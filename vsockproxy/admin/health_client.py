@@ -18,7 +18,7 @@ from vsockproxy.address.endpoint import TcpEndpoint, UnixEndpoint
 from vsockproxy.address.grammar import parse_listen
 from vsockproxy.admin.client import DaemonUnreachableError, SeveralDaemonsError, find_socket
 from vsockproxy.config.source import ADMIN, FILE, PLACES, NoSourceError, find_source
-from vsockproxy.errors import VsockproxyError
+from vsockproxy.errors import ConfigError, VsockproxyError
 from vsockproxy.unix_http import UnixConnection
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def find_address(
       ConfigError: as `find_source`; or the file cannot be read.
     """
     metrics: Mapping[str, Plain] = {}
-    with suppress(NoSourceError):
+    with suppress(NoSourceError, ConfigError):  # `find_socket` judges a ConfigError
         metrics = find_source(file, environ, places).table("metrics")
     listen, has_tls = _first(metrics.get("listen")), metrics.get("certificate")
     if listen and not has_tls and not environ.get(ADMIN):

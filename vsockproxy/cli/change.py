@@ -32,7 +32,7 @@ ActionArgument = Annotated[Action, typer.Argument(help="add, replace or remove."
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Its name.")]
 KeysArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE...", help="Keys of its table, as in a TOML file."),
+    typer.Argument(metavar="KEY=VALUE", help="Keys of its table, as in a TOML file."),
 ]
 PersistOption = Annotated[
     bool, typer.Option("--persist", help="Write it to a file in the first include's folder.")

@@ -67,9 +67,7 @@ def _ids(context: typer.Context, incomplete: str) -> list[str]:
 
 RoutesArgument = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="ROUTE...", help="Names, as shown by status.", autocompletion=_route_names
-    ),
+    typer.Argument(metavar="ROUTE", help="Names, as shown by status.", autocompletion=_route_names),
 ]
 AllOption = Annotated[bool, typer.Option("--all", help="All routes of the configuration.")]
 RouteOption = Annotated[
@@ -107,6 +105,11 @@ def add_to(app: typer.Typer) -> None:
 WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Refresh every second.")]
 
 
+def _forbid_both(*, watch: bool, as_json: bool) -> None:
+    if watch and as_json:
+        raise typer.BadParameter("--json prints once: leave --watch out")
+
+
 def status(
     config: ConfigOption = None,
     *,
@@ -116,6 +119,7 @@ def status(
     _color: ColorOption = Color.AUTO,
 ) -> None:
     """Show the running daemon and the state, connections, bytes and last error of each route."""
+    _forbid_both(watch=watch, as_json=as_json)
     with daemon_client(config, socket) as client:
         if as_json:
             say_json({**client.get("/v1/status"), **client.get("/v1/routes")})
@@ -148,6 +152,7 @@ def connections(
     kill takes the ids of the first column. With --json the output has every
     connection and both ports of each; --limit has no effect.
     """
+    _forbid_both(watch=watch, as_json=as_json)
     query = {"route": route, "client": client, "sort": sort.value}
     with daemon_client(config, socket) as daemon:
         if as_json:
@@ -173,7 +178,7 @@ def _print_all(daemon: Client, query: Answer) -> None:
 def kill(
     ids: Annotated[
         list[int] | None,
-        typer.Argument(metavar="ID...", help="Ids, as shown by connections.", autocompletion=_ids),
+        typer.Argument(metavar="ID", help="Ids, as shown by connections.", autocompletion=_ids),
     ] = None,
     config: ConfigOption = None,
     *,

@@ -33,11 +33,12 @@ from vsockproxy.address.endpoint import (
     UnixEndpoint,
 )
 from vsockproxy.admin.socket_path import NAME, is_live, make_private, of_user
+from vsockproxy.config.by_name import ByName
 from vsockproxy.config.document import Plain
 from vsockproxy.config.duration import write_duration
-from vsockproxy.config.guest import NAME_MARK, Mux, MuxGlob
+from vsockproxy.config.guest import NAME_MARK, STAR, Mux, MuxGlob
 from vsockproxy.config.load import forward_config
-from vsockproxy.config.settings import Config
+from vsockproxy.config.settings import Config, Route
 from vsockproxy.dial import mux_line
 from vsockproxy.listen.bind import listen
 from vsockproxy.log.output import get_logger
@@ -56,6 +57,7 @@ _MAKE_CERTIFICATE: Final = (
 
 _FIRST_NUMBER: Final = 1 << 30  # as Firecracker counts its host ports
 _CHUNK: Final = 65536
+_SCHEMES: Final[Mapping[str, str]] = {"sni": "-k https", "http-host": "http"}
 _ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - shown, not bound
 
 Service = Callable[[trio.SocketStream], Awaitable[None]]
@@ -308,6 +310,13 @@ def with_admin(config: Config, environ: Mapping[str, str], folder: Path) -> Conf
     return replace(config, admin=replace(config.admin, socket=UnixEndpoint(str(place))))
 
 
+def with_same_admin(config: Config, running: Config) -> Config:
+    """Return the configuration with the control socket of `with_admin`, unless it sets one."""
+    if config.admin.socket != "auto":
+        return config
+    return replace(config, admin=replace(config.admin, socket=running.admin.socket))
+
+
 def greeting(config: Config, environ: Mapping[str, str], boot_delay: float = 0.0) -> str:
     """Return the text that the demo prints when it is ready."""
     lines = ["The embedded guest is ready. In another terminal, try:", ""]
@@ -315,7 +324,7 @@ def greeting(config: Config, environ: Mapping[str, str], boot_delay: float = 0.0
         after = write_duration(boot_delay)
         boots = f"The guest starts in {after}; wait_for_guest holds clients until then."
         lines.insert(0, boots)
-    lines += [f"    curl {_url(route.listen)}/" for route in config.routes if not route.by]
+    lines += [f"    curl {arguments}" for route in config.routes for arguments in _requests(route)]
     lines += [f"    curl {_url(listen)}/metrics" for listen in config.metrics[:1]]
     if config.admin.listen is not None:
         place = config.admin.listen.path
@@ -328,6 +337,16 @@ def greeting(config: Config, environ: Mapping[str, str], boot_delay: float = 0.0
         f"To stop the guest, and to start it again: kill -USR1 {os.getpid()}",
     ]
     return "\n".join([*lines, "Press Ctrl-C to end."])
+
+
+def _requests(route: Route) -> Iterator[str]:
+    """Yield the arguments of curl for a route, by each name that leads to the first guest."""
+    target, listen = route.target, route.listen
+    if not isinstance(target, ByName):
+        yield f"{_url(listen)}/"
+    elif isinstance(listen, TcpEndpoint) and target.by in _SCHEMES:
+        for rule in target.to:
+            yield f"{_SCHEMES[target.by]}://{rule.name.name.replace(STAR, '0')}:{listen.port}/"
 
 
 def _program() -> str:

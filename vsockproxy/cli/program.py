@@ -56,8 +56,28 @@ Addresses:
   unix:PATH  unix:@NAME  fd:NAME     a Unix socket; a socket from systemd
 """
 
+_FOREIGN: Final = {
+    "Value error, ": "",
+    "Input should be a valid integer, unable to parse string as an integer": "not a whole number",
+}
+"""The texts of pydantic in typer's errors, and what is written in their place."""
+
+
+class _Program(TyperGroup):
+    """The program; its errors are in its own words."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # a subclass of it
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            for foreign, plain in _FOREIGN.items():
+                error.message = error.message.replace(foreign, plain)
+            raise
+
+
 app = typer.Typer(
     name="vsockproxy",
+    cls=_Program,
     help=_HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

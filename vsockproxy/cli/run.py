@@ -90,14 +90,23 @@ def _cannot_load_again() -> Config:
 
 def _fixed_log(level: str | None, form: str | None) -> tuple[LogLevel | None, LogFormat | None]:
     """Return the options that were given; exit with status 2 if one is not valid."""
-    given = _given(level=level, format=form)
-    if not given:
-        return None, None
+    leveled = _read("--log-level or $VSOCKPROXY_LOG_LEVEL", "log", level=level)
+    formatted = _read("--log-format or $VSOCKPROXY_LOG_FORMAT", "log", format=form)
+    return (
+        None if leveled is None else leveled.log.level,
+        None if formatted is None else formatted.log.format,
+    )
+
+
+def _read(option: str, table: str, **key: Plain | None) -> Config | None:
+    """Return a configuration with an option's key, if it was given; exit if it is not valid."""
     from vsockproxy.config.load import forward_config  # noqa: PLC0415 - at its use
 
-    tables = {"log": given}
-    log = read(lambda: forward_config([("unix:@listen", "unix:@target")], tables)).log
-    return log.level if level else None, log.format if form else None
+    given = _given(**key)
+    try:
+        return forward_config([("unix:@a", "unix:@b")], {table: given}) if given else None
+    except ConfigError as error:
+        fail(*(f"{option}: {problem.message}" for problem in error.problems), status=WRONG)
 
 
 def forward(
@@ -153,6 +162,9 @@ def forward(
         defaults=policy,
         log=_given(level=log_level, format=log_format),
     )
+    _read("--half-close", "defaults", half_close=half_close)
+    _read("--metrics", "metrics", listen=metrics and _absolute(metrics))
+    _fixed_log(log_level, log_format)
     absolute = [_absolute(address) for address in addresses]
     pairs = list(zip(absolute[::2], absolute[1::2], strict=True))
     _serve(read(lambda: forward_config(pairs, tables)))
@@ -208,7 +220,8 @@ def demo(
     """Run the daemon with an embedded guest, to try vsockproxy without a VM.
 
     An HTTP service answers on the guest's port 80, behind a socket with
-    Firecracker's protocol. The demo removes the socket when it ends.
+    Firecracker's protocol. The demo removes the socket when it ends. A reload
+    reads FILE again, and starts no other guest.
     """
     from vsockproxy.cli import demo as embedded  # noqa: PLC0415 - at its use
 
@@ -220,19 +233,22 @@ def demo(
 
     delay = seconds("--boot-delay", boot_delay, parse_duration) if boot_delay is not None else 0.0
     with TemporaryDirectory(prefix="vsockproxy-demo-") as folder:
-        mux = str(Path(folder, "guest.vsock"))
-        built = (
-            read(Source(config, os.environ).load)
+        load = (
+            Source(config, os.environ).load
             if config
-            else read(
-                lambda: embedded.demo_config(
-                    mux, port or 8080, metrics_port or 9490, delay and delay + _GRACE
-                )
+            else partial(
+                embedded.demo_config,
+                str(Path(folder, "guest.vsock")),
+                port or 8080,
+                metrics_port or 9490,
+                delay and delay + _GRACE,
             )
         )
-        built = embedded.with_admin(built, os.environ, Path(folder))
+        built = embedded.with_admin(read(load), os.environ, Path(folder))
         _serve(
             built,
+            load=(lambda: embedded.with_same_admin(load(), built)) if config else None,
+            is_file=config is not None,
             beside=embedded.embedded_guests(built, delay, folder=Path(folder)),
             ready=lambda: say(*embedded.greeting(built, os.environ, delay).split("\n")),
             hint=(

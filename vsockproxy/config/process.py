@@ -41,8 +41,9 @@ class Limits:
     )
     drain_delay: float = key(
         0.0,
-        "How long clients are still accepted after the signal to stop, while `/readyz` already"
-        " says no: load balancers need this long to send no more. A second signal ends it",
+        "How long clients are still accepted after the signal to stop, while `/readyz`"
+        " answers 503: a load balancer needs this long to stop sending them."
+        " A second signal ends it",
         kinds.TIME,
     )
 

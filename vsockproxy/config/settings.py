@@ -48,7 +48,7 @@ class Policy:
     connect_timeout: float = key(
         5.0,
         "Limit for one dial of the target, including a VMM's handshake and the PROXY header sent to"
-        " it. Also the limit for the PROXY header of a client",
+        " it. Also the limit for a client's PROXY header, and for its request with `by`",
         kinds.TIMEOUT,
         group="connections",
     )
@@ -150,8 +150,8 @@ class Policy:
     )
     log_empty: bool = key(
         False,
-        "Writes that line for a connection without a byte in either direction, too, as the checks"
-        " of a load balancer are. One that failed or timed out always has its line",
+        "Writes that line also for a connection without a byte in either direction, such as a check"
+        " of a load balancer. A connection that failed or timed out always has its line",
         group="connections",
     )
     dial_on_data: bool = key(
@@ -240,7 +240,7 @@ class Policy:
         None, "Only matching clients may connect; `off` allows all", kinds.ALLOW, group="access"
     )
     deny: tuple[Rule, ...] = key(
-        (), "Matching clients may not connect, even if `allow` matches", kinds.RULES, group="access"
+        (), "Denies matching clients, even if `allow` matches", kinds.RULES, group="access"
     )
     mode: int | None = key(
         None,

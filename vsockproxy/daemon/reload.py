@@ -84,8 +84,8 @@ class Reloading:
     def _loader(self) -> Load:
         """Return what reads the configuration; raises `OrderError` where there is no reload."""
         if self._load is None:
-            sentence = "this daemon was started without a configuration that could be read again"
-            raise OrderError(sentence, "start it again with other options")
+            sentence = "cannot reload: the daemon was started without a configuration file"
+            raise OrderError(sentence, "restart it with other options, or run it from a file")
         if self._daemon.is_stopping:  # and the tasks may have ended
             sentence = "the daemon is stopping: it takes no other configuration"
             raise OrderError(sentence, START_AGAIN)

@@ -51,7 +51,7 @@ exception |
 reason, error, remedy |
 | `target_up` | info | a target answers again | route, target, was, seconds |
 | `guest_found` | info | a guest's address was found, or has changed | guest, at |
-| `credentials_failed` | warning | a file of users cannot be used: nobody is let in | error |
+| `credentials_failed` | warning | a file of users cannot be read: every client is denied | error |
 | `route_paused` | info | an operator stopped a route's accepting | route |
 | `route_resumed` | info | an operator started it again | route |
 | `route_draining` | info | an operator closed a route's listener | route, connections |
