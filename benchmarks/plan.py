@@ -116,11 +116,10 @@ class Plan:
     def _mux(self, ours: Peer) -> Iterator[Step]:
         """Return the step of new connections to a VMM's socket, beside those to a Unix socket."""
         beside = [peer for peer in self.peers if peer.name in (OURS, REFERENCE)]
-        mux = replace(
-            ours,
-            name="vsock-mux",
-            config=ours.config.replace('"unix:{target_path}"', '"vsock-mux:{target_path}:5"'),
-        )
+        config = ours.config.replace('"unix:{target_path}"', '"vsock-mux:{target_path}:5"')
+        # A held FIN would end the connections only after the measurement.
+        config = config.replace("[defaults]", '[defaults]\nhalf_close = "forward"')
+        mux = replace(ours, name="vsock-mux", config=config)
         seconds = 0.7 * self.scale
 
         def open_them(row: Row, place: Place, stack: ExitStack) -> Iterator[Taker]:

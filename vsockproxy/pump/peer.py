@@ -23,7 +23,7 @@ def is_exiting(sock: socket.socket) -> bool:
     The kernel closes a process's sockets before the process counts as dead. False where the system
     does not tell: a process that /proc hides is seen only once it is dead.
     """
-    return has_ended(sock) or _is_marked(sock)
+    return _is_marked(sock) or has_ended(sock)  # in this order: /proc shows no dead process
 
 
 def has_ended(sock: socket.socket) -> bool:

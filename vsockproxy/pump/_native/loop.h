@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "peer.h"
 #include "pipe.h"
 #include "timer.h"
 
@@ -30,6 +31,7 @@ struct vsp_loop {
 	uint64_t now_ms;    /* of CLOCK_MONOTONIC, read once a turn */
 	char *scratch;      /* SCRATCH bytes, which hold nothing between two calls */
 	struct vsp_pipes pipes;
+	struct vsp_peers peers;
 	struct vsp_timers timers;
 	struct vsp_relay *live;
 	size_t live_count;

@@ -20,7 +20,6 @@
 #include <unistd.h>
 
 #include "move.h"
-#include "peer.h"
 
 enum {
 	LONG_READ = 32 * 1024, /* bytes: a read of this size belongs to a long stream, ... */
@@ -277,7 +276,7 @@ static void move_finish(struct move *move, int error)
 	struct vsp_side *from = move->from;
 
 	/* A process that ends closes its sockets as one does that has finished. */
-	if (!error && from->vmm && vsp_peer_is_exiting(from->fd)) {
+	if (!error && vsp_peers_is_exiting(&move->loop->peers, from->vmm, from->fd)) {
 		error = ECONNRESET;
 		from->fin = false;
 	}

@@ -1,4 +1,15 @@
-/* The process at the other end of a Unix socket. */
+/*
+ * The process at the other end of a Unix socket.
+ *
+ * Asking a socket for its process takes four system calls, and eight at the end of a stream.  So a
+ * thread keeps a descriptor of each VMM's process, which one read of /proc/PID/statm, or one poll
+ * of a pidfd, proves to be alive.  Only that answer is taken from it; where it does not say so, the
+ * socket is asked.
+ *
+ * Numbers of processes are used again.  A descriptor stays that of its process, and the number of a
+ * process that is alive is not another's.  But a dead process may have left a listening socket
+ * behind which still names it by that number: so a process is known for one address only.
+ */
 
 #define _GNU_SOURCE
 
@@ -72,25 +83,125 @@ static pid_t peer_pid(int fd)
 	return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 ? -1 : peer.pid;
 }
 
-bool vsp_peer_has_ended(int fd)
+/* Whether a process has ended, by its pidfd. */
+static bool pidfd_has_ended(int pidfd)
 {
-	struct pollfd end = {.events = POLLIN};
+	struct pollfd end = {.fd = pidfd, .events = POLLIN};
+
+	return poll(&end, 1, 0) > 0;
+}
+
+/* Whether the socket's process is dead. */
+static bool peer_has_ended(int fd)
+{
 	pid_t pid = peer_pid(fd);
 	bool ended;
+	int pidfd;
 
 	if (pid < 0)
 		return false;
-	end.fd = peer_open(fd, pid);
-	if (end.fd < 0)
-		return end.fd == -ESRCH;
-	ended = poll(&end, 1, 0) > 0;
-	close(end.fd);
+	pidfd = peer_open(fd, pid);
+	if (pidfd < 0)
+		return pidfd == -ESRCH;
+	ended = pidfd_has_ended(pidfd);
+	close(pidfd);
 	return ended;
 }
 
-bool vsp_peer_is_exiting(int fd)
+/* Whether the socket's process is dead or is about to be. */
+static bool peer_is_exiting(int fd)
 {
 	pid_t pid = peer_pid(fd);
 
-	return vsp_peer_has_ended(fd) || (pid > 0 && process_is_exiting(pid));
+	/* In this order: /proc shows it no more once it is dead. */
+	return (pid > 0 && process_is_exiting(pid)) || peer_has_ended(fd);
+}
+
+/* ---- the processes that a thread knows ---- */
+
+/* Whether proc_pid_statm(5) says that a process has memory: it is taken before the sockets close. */
+static bool statm_is_alive(int file)
+{
+	char size[2];
+
+	return pread(file, size, sizeof(size), 0) == sizeof(size) && size[0] != '0';
+}
+
+static bool known_is_alive(const struct vsp_peer *peer)
+{
+	return peer->is_pidfd ? !pidfd_has_ended(peer->fd) : statm_is_alive(peer->fd);
+}
+
+/* Return the process's /proc/PID/statm, the caller's to close; -1 where /proc hides it. */
+static int statm_open(pid_t pid, int pidfd)
+{
+	char path[32];
+	int file;
+
+	snprintf(path, sizeof(path), "/proc/%d/statm", (int)pid);
+	file = open(path, O_RDONLY | O_CLOEXEC);
+	/* The number was the process's when the file was opened, as it has not ended since. */
+	if (file >= 0 && statm_is_alive(file) && !pidfd_has_ended(pidfd))
+		return file;
+	if (file >= 0)
+		close(file);
+	return -1;
+}
+
+/* Know the process behind a socket in an unused place.  Whether that was possible. */
+static bool known_replace(struct vsp_peer *peer, int fd, pid_t pid, const unsigned char *address)
+{
+	int pidfd = peer_open(fd, pid);
+	int file;
+
+	if (pidfd < 0)
+		return false;
+	if (peer->pid)
+		close(peer->fd);
+	file = statm_open(pid, pidfd);
+	if (file >= 0)
+		close(pidfd);
+	peer->pid = pid;
+	peer->is_pidfd = file < 0;
+	peer->fd = file < 0 ? pidfd : file;
+	memcpy(peer->address, address, sizeof(peer->address));
+	return true;
+}
+
+enum vsp_vmm vsp_peers_meet(struct vsp_peers *peers, int fd, const unsigned char *address)
+{
+	pid_t pid = address ? peer_pid(fd) : 0;
+	unsigned place = (unsigned)pid % PEERS;
+	struct vsp_peer *peer = &peers->places[place];
+	bool known = pid > 0 && peer->pid == pid &&
+		     memcmp(peer->address, address, sizeof(peer->address)) == 0 &&
+		     known_is_alive(peer);
+
+	if (!known && peer_has_ended(fd))
+		return VSP_NO_VMM;
+	/* Without a number it is of a namespace that this process does not see. */
+	if (!known && (pid <= 0 || peer->uses || !known_replace(peer, fd, pid, address)))
+		return VSP_ASKED;
+	peer->uses++;
+	return (enum vsp_vmm)(VSP_KNOWN + place);
+}
+
+bool vsp_peers_is_exiting(const struct vsp_peers *peers, enum vsp_vmm vmm, int fd)
+{
+	if (vmm >= VSP_KNOWN && known_is_alive(&peers->places[vmm - VSP_KNOWN]))
+		return false;
+	return vmm != VSP_NO_VMM && peer_is_exiting(fd);
+}
+
+void vsp_peers_forget(struct vsp_peers *peers, enum vsp_vmm vmm)
+{
+	if (vmm >= VSP_KNOWN)
+		peers->places[vmm - VSP_KNOWN].uses--;
+}
+
+void vsp_peers_close(struct vsp_peers *peers)
+{
+	for (int i = 0; i < PEERS; i++)
+		if (peers->places[i].pid)
+			close(peers->places[i].fd);
 }

@@ -170,6 +170,7 @@ void vsp_relay_tell(struct vsp_relay *relay, struct vsp_loop *loop, enum vsp_wha
 void vsp_relay_leave(struct vsp_relay *relay, struct vsp_loop *loop)
 {
 	relay->ended = true;
+	vsp_peers_forget(&loop->peers, relay->sides[TARGET].vmm);
 	vsp_timer_remove(&loop->timers, &relay->timer);
 	if (relay->previous_live)
 		relay->previous_live->next_live = relay->next_live;

@@ -28,7 +28,7 @@ struct vsp_side {
 	bool fin;       /* the peer's FIN is on its way, or read */
 	bool gone;      /* the peer has closed: it takes nothing more */
 	bool shut;      /* our FIN is out */
-	bool vmm;       /* its process, a VMM, was alive: vsp_peer_is_exiting says whether it is */
+	unsigned char vmm; /* enum vsp_vmm: its process, of which the end is a reset */
 	bool lossless;  /* ECONNRESET only says that it left bytes unread: a Unix client */
 	unsigned char close; /* enum vsp_close; once its relay closes */
 	unsigned queued;     /* bytes that its peer's kernel had not taken; once its relay closes */

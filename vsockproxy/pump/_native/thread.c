@@ -234,6 +234,7 @@ static void thread_release(struct vsp_thread *thread)
 	if (thread->loop.epoll >= 0)
 		close(thread->loop.epoll);
 	vsp_pipes_close(&thread->loop.pipes);
+	vsp_peers_close(&thread->loop.peers);
 	free(thread->loop.scratch);
 	free(thread->loop.timers.heap);
 	pthread_mutex_destroy(&thread->mutex);

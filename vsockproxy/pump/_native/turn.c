@@ -13,7 +13,6 @@
 #include "closing.h"
 #include "dial.h"
 #include "half_close.h"
-#include "peer.h"
 #include "turn.h"
 
 /* The time-outs on silence count from now on. */
@@ -191,7 +190,10 @@ static void relay_begin(struct vsp_relay *relay, struct vsp_loop *loop)
 		vsp_side_ask_domain(&relay->sides[which]);
 	relay->sides[CLIENT].lossless = relay->sides[CLIENT].domain == AF_UNIX;
 	/* One that listened, handed its socket on and has ended before says nothing by its end. */
-	target->vmm = relay->vmm && !vsp_peer_has_ended(target->fd);
+	if (relay->vmm)
+		target->vmm = (unsigned char)vsp_peers_meet(
+			&loop->peers, target->fd,
+			relay->direct ? relay->direct->route->way.address : NULL);
 	relay_touch(relay, loop);
 	/* The request is often here already: moving now saves the wait for its edge. */
 	vsp_turn_move(relay, loop);

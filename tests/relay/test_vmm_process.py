@@ -1,0 +1,176 @@
+"""A VMM's process ends or starts again behind a route, direct or not.
+
+The VMMs are real processes, which speak the handshake and which the tests kill.  One that starts
+again has the number of the one before, where the system lets a process choose it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from subprocess import PIPE
+from typing import Final
+
+import pytest
+import trio
+
+from tests.listen.running_route import Served, serving
+from tests.sockets import ends_by_reset, read_to_end
+from vsockproxy.address.endpoint import MuxEndpoint
+from vsockproxy.config.settings import Direct, Policy
+
+pytestmark = [
+    pytest.mark.native,
+    pytest.mark.skipif(sys.platform != "linux", reason="asks SO_PEERCRED, a Linux option"),
+]
+
+_PART: Final = bytes(50_000)
+_FAKE_VMMS: Final = """
+import ctypes, os, socket, sys, threading
+
+def serve(client):
+    client.makefile("rb").readline()
+    client.sendall(b"OK 1073741824\\n" + bytes(50_000))
+    if client.recv(1):
+        client.close()
+
+def vmm(path):
+    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG: SIGKILL at the launcher's end
+    if os.path.exists(path):
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    os.write(1, b"%d\\n" % os.getpid())
+    while True:
+        client, _ = listener.accept()
+        threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+def fork(number):
+    # clone3(2): struct clone_args with exit_signal, set_tid and set_tid_size
+    tid = ctypes.c_int(number)
+    args = (ctypes.c_uint64 * 11)(0, 0, 0, 0, 17, 0, 0, 0, ctypes.addressof(tid), 1, 0)
+    pid = ctypes.CDLL(None).syscall(435, args, ctypes.sizeof(args)) if number else -1
+    return os.fork() if pid < 0 else pid
+
+number = 0
+for line in sys.stdin:
+    if line == "start\\n":
+        pid = fork(number)
+        if pid == 0:
+            vmm(sys.argv[1])
+        number = number or pid
+    else:
+        os.waitpid(int(line), 0)
+        os.write(1, b"reaped\\n")
+"""
+
+
+class Vmms:
+    """Processes that listen at one path, one after another."""
+
+    def __init__(self, launcher: trio.Process) -> None:
+        self._launcher = launcher
+
+    async def start(self) -> int:
+        """Start a VMM that takes the path; return its process once it listens."""
+        return int(await self._ask("start"))
+
+    async def kill(self, pid: int) -> None:
+        """Kill a VMM; return once its number is free."""
+        os.kill(pid, signal.SIGKILL)
+        assert await self._ask(str(pid)) == "reaped"
+
+    async def _ask(self, line: str) -> str:
+        assert self._launcher.stdin is not None
+        assert self._launcher.stdout is not None
+        await self._launcher.stdin.send_all(f"{line}\n".encode())
+        answer = b""
+        while not answer.endswith(b"\n"):
+            answer += await self._launcher.stdout.receive_some()
+        return answer.decode().strip()
+
+
+@pytest.fixture(params=["auto", "off"])
+def mode(request: pytest.FixtureRequest) -> Direct:
+    mode: Direct = request.param
+    return mode
+
+
+@asynccontextmanager
+async def route_to_vmms(folder: Path, mode: Direct) -> AsyncIterator[tuple[Served, Vmms]]:
+    path = folder / "v"
+    policy = replace(Policy(half_close="forward"), direct=mode)
+    async with trio.open_nursery() as nursery:
+        run = partial(trio.run_process, stdin=PIPE, stdout=PIPE, check=False)
+        launcher = await nursery.start(run, [sys.executable, "-c", _FAKE_VMMS, path])
+        async with serving(policy, dial_to=MuxEndpoint(str(path), 80)) as route:
+            assert (route.listener.not_direct() is None) == (mode == "auto")
+            yield route, Vmms(launcher)
+        nursery.cancel_scope.cancel()
+
+
+async def downloading(route: Served) -> trio.SocketStream:
+    """Return a client that has received all that a VMM sends before it finishes."""
+    client = route.connect()
+    received = 0
+    while received < len(_PART):
+        received += len(await client.receive_some())
+    return client
+
+
+async def ends_cleanly(client: trio.SocketStream) -> bool:
+    """Return whether a client whose service finishes reads a clean end."""
+    async with client:
+        await client.send_all(b"f")
+        return await read_to_end(client) == b""
+
+
+async def test_a_killed_vmm_resets_the_client_of_each_of_its_connections(
+    tmp_path: Path, mode: Direct
+) -> None:
+    async with route_to_vmms(tmp_path, mode) as (route, vmms):
+        pid = await vmms.start()
+        clients = [await downloading(route) for _ in range(3)]
+        assert await ends_cleanly(clients.pop())
+        await vmms.kill(pid)
+        for client in clients:
+            assert await ends_by_reset(client)
+        await route.closed("target_reset", 2)
+        await route.closed("finished")
+
+
+async def test_a_vmm_that_starts_again_under_its_number_is_judged_by_its_own_life(
+    tmp_path: Path, mode: Direct
+) -> None:
+    async with route_to_vmms(tmp_path, mode) as (route, vmms):
+        for turn in (1, 2, 3):
+            pid = await vmms.start()
+            finished, cut = await downloading(route), await downloading(route)
+            assert await ends_cleanly(finished)
+            await vmms.kill(pid)
+            assert await ends_by_reset(cut)
+            await route.closed("target_reset", turn)
+            await route.closed("finished", turn)
+
+
+async def test_a_vmm_that_another_one_has_followed_at_its_path_still_ends_by_a_reset(
+    tmp_path: Path, mode: Direct
+) -> None:
+    async with route_to_vmms(tmp_path, mode) as (route, vmms):
+        old = await vmms.start()
+        of_old = await downloading(route)
+        new = await vmms.start()
+        of_new = await downloading(route)
+        await vmms.kill(old)
+        assert await ends_by_reset(of_old)
+        later = await downloading(route)
+        assert await ends_cleanly(of_new)
+        await vmms.kill(new)
+        assert await ends_by_reset(later)
