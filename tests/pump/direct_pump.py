@@ -10,7 +10,7 @@ import select
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
 
 import trio
@@ -34,7 +34,11 @@ async def opened(kind: str, threads: int = 2) -> AsyncIterator[Pump]:
     """Run a pump of a kind: ``direct`` is the native one by its direct routes."""
     choice: PumpChoice = "portable" if kind == "portable" else "native"
     async with open_pump(PumpSettings(choice, threads=threads)) as pump:
-        yield DirectPump(pump) if kind == "direct" else pump
+        if kind != "direct":
+            yield pump
+            return
+        with listening("tcp") as front, listening("tcp") as back:
+            yield DirectPump(pump, front, back)
 
 
 class Joined(NamedTuple):
@@ -59,10 +63,15 @@ def join(pump: Pump, families: tuple[str, str], bounds: Bounds, meter: Meter) ->
 
 
 class DirectPump:
-    """A native pump whose connections are those of direct routes."""
+    """A native pump whose connections are those of direct routes.
 
-    def __init__(self, pump: Any) -> None:
+    They share the listening sockets of TCP: one of its own for each would leave so many ports in
+    TIME_WAIT, in thousands of schedules, that a connect finds none (EADDRNOTAVAIL).
+    """
+
+    def __init__(self, pump: Any, front: socket.socket, back: socket.socket) -> None:
         self._pump = pump
+        self._tcp = (front, back)
         pump.places.allow(1_000_000)
 
     def __getattr__(self, name: str) -> Any:
@@ -70,7 +79,11 @@ class DirectPump:
 
     def join(self, families: tuple[str, str], bounds: Bounds, meter: Meter) -> Joined:
         """See `join`: the threads have accepted and dialled on return."""
-        with listening(families[0]) as front, listening(families[1]) as back:
+        with ExitStack() as opened:
+            front, back = (
+                tcp if family == "tcp" else opened.enter_context(listening(family))
+                for family, tcp in zip(families, self._tcp, strict=True)
+            )
             route = self._pump.route()
             route.places.allow(10)
             one = _OneClient(meter, route)
