@@ -25,8 +25,13 @@ error; route or server |
 | `reloaded` | info | a new configuration is in use | routes, config |
 | `reload_failed` | error | the old configuration stays in use | problem; after a bug exception |
 | `reload_not_undone` | error | a bug broke a reload and its undoing | remedy, exception |
+| `change_not_undone` | error | a failed change at run time has left its file as the next start \
+reads it | error, remedy |
 | `added_entry_replaced` | warning | a file has a route or guest of a name that was added at run \
 time: the file's is in use | kind, name, config |
+| `files_changed` | info | files of the configuration have changed: a reload follows | config |
+| `watch_error` | error | a bug in checking the files, or no thread is left; it goes on | remedy, \
+exception |
 | `needs_restart` | warning | a reload cannot change these settings | settings |
 | `unused_socket` | warning | systemd passed a socket that no route uses | name, remedy |
 | `connection_closed` | info | the access line, but for `dial_failed` and `client_rejected` | \
