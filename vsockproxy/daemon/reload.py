@@ -31,9 +31,9 @@ Load = Callable[[], Config]
 T = TypeVar("T")
 
 
-async def in_thread(call: Callable[[], T]) -> T:
+async def in_thread(call: Callable[[], T], threads: trio.CapacityLimiter | None = None) -> T:
     """Return what a call returns that may wait for a disk; a cancellation leaves it behind."""
-    return await trio.to_thread.run_sync(call, abandon_on_cancel=True)
+    return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=threads)
 
 
 class Reloading:

@@ -8,11 +8,11 @@ link above it, which is how a ConfigMap changes.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -20,13 +20,11 @@ from vsockproxy.config.by_name import ByName
 from vsockproxy.config.include import matching
 from vsockproxy.config.process import ReloadSettings
 from vsockproxy.config.settings import Config
+from vsockproxy.daemon.reload import Load, in_thread
 from vsockproxy.errors import ConfigError, OrderError
 
 if TYPE_CHECKING:
     from vsockproxy.daemon.daemon import Daemon
-    from vsockproxy.daemon.reload import Load
-
-T = TypeVar("T")
 
 _PERIOD: Final = 2.0  # seconds between polls; a change is complete if it outlasts one; arbitrary
 
@@ -84,17 +82,13 @@ class Watch:
         """Return the stamp of the configuration that runs; None if its files have changed."""
         stamp = await self._stamp()
         with suppress(ConfigError):  # the reload reports it
-            config = await self._in_thread(self._load)
+            config = await in_thread(self._load, self._threads)
             if config.fingerprint == self._daemon.base.fingerprint:
                 return stamp
         return None
 
     async def _stamp(self) -> Stamp:
-        return await self._in_thread(partial(stamp_of, self._daemon.config))
-
-    async def _in_thread(self, read: Callable[[], T]) -> T:
-        """Return what ``read`` returns; cancelled, its thread is left behind."""
-        return await trio.to_thread.run_sync(read, abandon_on_cancel=True, limiter=self._threads)
+        return await in_thread(partial(stamp_of, self._daemon.config), self._threads)
 
     async def _reload(self) -> None:
         if not self._daemon.is_stopping:
