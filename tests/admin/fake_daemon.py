@@ -8,12 +8,19 @@ from time import time
 
 import trio
 
+from vsockproxy.admin.probes import index
 from vsockproxy.admit.process_limits import Admission
 from vsockproxy.config.added import Added
 from vsockproxy.config.settings import Config
 from vsockproxy.guests.directory import Guests
+from vsockproxy.http.message import Request, Response
 from vsockproxy.log.recent import RecentEvents
 from vsockproxy.stats import Reloads, RouteState, RouteStats
+
+
+async def no_page(_request: Request) -> Response:
+    """Answer as where the status page is not served."""
+    return index("not served")
 
 
 class FakeRoutes:

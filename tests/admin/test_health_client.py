@@ -15,7 +15,7 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from tests.admin.conftest import url
-from tests.admin.fake_daemon import FakeDaemon
+from tests.admin.fake_daemon import FakeDaemon, no_page
 from tests.daemon_process import command, daemon, environment
 from tests.fake_services import dead_unix_socket, says, unix_listener, unused_tcp_port
 from vsockproxy.admin.client import DaemonUnreachableError, find_socket
@@ -32,7 +32,7 @@ SOON: Final = 5.0
 @asynccontextmanager
 async def serving(sock: socket.socket, not_ready: list[str] | None = None) -> AsyncIterator[None]:
     """Serve the metrics listener of a fake daemon with these reasons not to be ready."""
-    server = metrics_server(CollectorRegistry(), FakeDaemon(not_ready=not_ready or []))
+    server = metrics_server(CollectorRegistry(), FakeDaemon(not_ready=not_ready or []), no_page)
     async with trio.open_nursery() as nursery:
         await nursery.start(server.serve, [sock])
         yield
@@ -66,7 +66,7 @@ async def test_ready_is_200_and_unready_503_with_every_reason(tcp: socket.socket
 
 async def test_a_server_without_problems_is_ready(tcp: socket.socket) -> None:
     async with trio.open_nursery() as nursery:
-        await nursery.start(metrics_server(CollectorRegistry(), FakeDaemon()).serve, [tcp])
+        await nursery.start(metrics_server(CollectorRegistry(), FakeDaemon(), no_page).serve, [tcp])
         assert await asked(lambda: ask_url(url(tcp), SOON)) == "ready"
         nursery.cancel_scope.cancel()
 

@@ -19,7 +19,7 @@ import trustme
 from prometheus_client import CollectorRegistry, Gauge
 
 from tests.admin.conftest import url
-from tests.admin.fake_daemon import FakeDaemon
+from tests.admin.fake_daemon import FakeDaemon, no_page
 from tests.daemon_process import environment
 from tests.sockets import connected, read_to_end
 from tests.waiting import until
@@ -54,7 +54,7 @@ async def serving(
 ) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
         await nursery.start(
-            metrics_server(registry, observed, tls=tls, lifetime=lifetime).serve, [sock]
+            metrics_server(registry, observed, no_page, tls=tls, lifetime=lifetime).serve, [sock]
         )
         yield
         nursery.cancel_scope.cancel()

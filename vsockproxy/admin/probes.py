@@ -40,14 +40,14 @@ _MAX_DIALS: Final = 16  # per request
 def metrics_server(
     registry: CollectorRegistry,
     health: Health,
-    page: Answer | None = None,
+    page: Answer,
     *,
     tls: Tls = without_tls,
     lifetime: float = LIFETIME,
 ) -> HttpServer:
-    """Return the server of the read-only paths, with ``page`` at ``/`` in place of their list."""
+    """Return the server of the read-only paths, with ``page`` at ``/``."""
     log = Throttle(get_logger())
-    routes = [Route("/", page or _index), *read_only_routes(registry, health)]
+    routes = [Route("/", page), *read_only_routes(registry, health)]
     return HttpServer("metrics", Router(routes, _refusal, log), log, tls=tls, lifetime=lifetime)
 
 
@@ -96,10 +96,6 @@ async def _readyz(health: Health, request: Request) -> Response:
 
 def _of_route(name: str, problem: str | None) -> list[str]:
     return [] if problem is None else [f"route {name}: {problem}"]
-
-
-async def _index(_request: Request) -> Response:
-    return index("not served")
 
 
 def index(page: str) -> Response:
