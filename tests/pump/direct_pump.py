@@ -10,7 +10,7 @@ import select
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
 
 import trio
@@ -34,11 +34,7 @@ async def opened(kind: str, threads: int = 2) -> AsyncIterator[Pump]:
     """Run a pump of a kind: ``direct`` is the native one by its direct routes."""
     choice: PumpChoice = "portable" if kind == "portable" else "native"
     async with open_pump(PumpSettings(choice, threads=threads)) as pump:
-        if kind != "direct":
-            yield pump
-            return
-        with listening("tcp") as front, listening("tcp") as back:
-            yield DirectPump(pump, front, back)
+        yield DirectPump(pump) if kind == "direct" else pump
 
 
 class Joined(NamedTuple):
@@ -63,15 +59,10 @@ def join(pump: Pump, families: tuple[str, str], bounds: Bounds, meter: Meter) ->
 
 
 class DirectPump:
-    """A native pump whose connections are those of direct routes.
+    """A native pump whose connections are those of direct routes."""
 
-    They share the listening sockets of TCP: one of its own for each would leave so many ports in
-    TIME_WAIT, in thousands of schedules, that a connect finds none (EADDRNOTAVAIL).
-    """
-
-    def __init__(self, pump: Any, front: socket.socket, back: socket.socket) -> None:
+    def __init__(self, pump: Any) -> None:
         self._pump = pump
-        self._tcp = (front, back)
         pump.places.allow(1_000_000)
 
     def __getattr__(self, name: str) -> Any:
@@ -79,31 +70,33 @@ class DirectPump:
 
     def join(self, families: tuple[str, str], bounds: Bounds, meter: Meter) -> Joined:
         """See `join`: the threads have accepted and dialled on return."""
-        with ExitStack() as opened:
-            front, back = (
-                tcp if family == "tcp" else opened.enter_context(listening(family))
-                for family, tcp in zip(families, self._tcp, strict=True)
-            )
+        with listening(families[0]) as front, listening(families[1]) as back:
             route = self._pump.route()
             route.places.allow(10)
             one = _OneClient(meter, route)
             way = Way(_address_of(back), PATIENCE, None, b"", False, _options(back), bounds)
             with _serving(self._pump, route, front, way, one):
-                left = _dial(front)
+                try:
+                    left = _dial(front)
+                except ConnectionResetError:  # this process stood still for longer than a bound
+                    self._await_news(lambda: one.reason is not None)
+                    assert one.reason in ("idle_timeout", "max_lifetime")
+                    return self.join(families, bounds, meter)
                 right, _ = back.accept()
-                self._await_news(one)
+                # A reset before the pump has told of the target's answer fails the dial.
+                self._await_news(lambda: one.is_connected)
         for sock in (left, right):
             sock.setblocking(False)
             if sock.family == socket.AF_INET:
                 sock.setsockopt(*NODELAY)
         return Joined(left, right, one.wait)
 
-    def _await_news(self, client: _OneClient) -> None:
-        """Wait until the pump has told of the target's answer: a reset before it fails the dial."""
+    def _await_news(self, have_come: Callable[[], bool]) -> None:
+        """Have the pump tell its news until the awaited ones have come."""
         from vsockproxy.pump._native._pump import lib  # noqa: PLC0415 - where it is compiled
 
         descriptor = lib.vsp_pump_fd(self._pump._pump)
-        while not client.is_connected:
+        while not have_come():
             lib.vsp_pump_ask(self._pump._pump)  # it tells of an opening later
             select.select([descriptor], [], [], PATIENCE)
             self._pump._reap()
@@ -119,6 +112,11 @@ class _OneClient:
         self._known = trio.Event()
         self._ending: Ending | None = None
         self._ended = trio.Event()
+
+    @property
+    def reason(self) -> str | None:
+        """The reason of the end; None before it."""
+        return self._ending and self._ending.reason
 
     def opened(self, _: Opening, running: LiveTransfer) -> Meter:
         self._meter.follow(running)
