@@ -15,8 +15,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from tests.admin.fake_daemon import FakeDaemon
 from vsockproxy import __version__
 from vsockproxy.address.endpoint import TcpEndpoint, VsockEndpoint
+from vsockproxy.admit.gate import REASONS, QueueReason, RejectReason
 from vsockproxy.admit.process_limits import Admission
-from vsockproxy.admit.route_limits import REASONS, QueueReason, RejectReason
 from vsockproxy.config.guest import Cid, CidFile, Guest
 from vsockproxy.config.process import Limits
 from vsockproxy.config.settings import Policy, Route

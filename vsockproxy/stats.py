@@ -141,8 +141,8 @@ class RouteStats:
       closed: ended connections, by reason (`Transfer.reason`, or ``dial_<reason>``).
       dial_failures: clients whose dial failed, by `reasons.Reason`.
       accept_errors: failed calls of accept(2).
-      rejected: rejected clients, by `route_limits.RejectReason`.
-      accept_pauses: pauses of accepting, by `route_limits.QueueReason`.
+      rejected: rejected clients, by `gate.RejectReason`.
+      accept_pauses: pauses of accepting, by `gate.QueueReason`.
       sources: open connections, by `Connection.source`.
       requests: decisions on what clients asked for, by verdict.
       targets: the states of the route's targets.

@@ -20,8 +20,8 @@ from vsockproxy import metrics
 from vsockproxy.address.endpoint import TcpEndpoint
 from vsockproxy.admin.control import control_server
 from vsockproxy.admin.daemon_interface import Daemon
+from vsockproxy.admin.metrics_text import scrape
 from vsockproxy.admin.probes import read_only_routes
-from vsockproxy.admin.scrape import scrape
 from vsockproxy.config.settings import Route
 from vsockproxy.connection import Connection
 from vsockproxy.metrics import MetricsCollector

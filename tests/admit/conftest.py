@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vsockproxy.admit import route_limits as gate_module
+from vsockproxy.admit import gate as gate_module
 
 
 @pytest.fixture(autouse=True)

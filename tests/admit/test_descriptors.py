@@ -15,7 +15,7 @@ import trio
 from tests.listen.running_route import serving
 from tests.waiting import PATIENCE
 from vsockproxy.admit import descriptors
-from vsockproxy.admit import route_limits as gate_module
+from vsockproxy.admit import gate as gate_module
 from vsockproxy.admit.process_limits import Admission
 from vsockproxy.config.settings import Policy
 

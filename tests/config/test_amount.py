@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vsockproxy.config.amount import AmountError, parse_count, parse_rate, parse_size
 from vsockproxy.config.duration import DurationError, parse_keepalive, parse_user_timeout
-from vsockproxy.config.users import group_id, parse_group, parse_mode, parse_owner, user_id
+from vsockproxy.config.unix_users import group_id, parse_group, parse_mode, parse_owner, user_id
 from vsockproxy.errors import AddressError
 
 WRONG: list[object] = [

@@ -14,7 +14,7 @@ import trio
 from tests.admin.running_daemon import ControlledDaemon, controlled_daemon
 from tests.fake_services import unix_listener
 from vsockproxy.address.endpoint import Dialable, GuestEndpoint, UnixEndpoint, VsockEndpoint
-from vsockproxy.admit.route_limits import REASONS
+from vsockproxy.admit.gate import REASONS
 from vsockproxy.config.guest import Guest, MuxGlob
 from vsockproxy.config.settings import Config
 from vsockproxy.doctor.examination import Attempts, examine

@@ -16,18 +16,18 @@ from pydantic import BaseModel, ValidationError
 
 from vsockproxy.admin import schema, view
 from vsockproxy.admin.daemon_interface import Daemon
-from vsockproxy.admin.json_body import json_bytes, json_pieces
-from vsockproxy.admin.openapi import OPERATIONS, Operation, openapi
-from vsockproxy.admin.permission import Requester, audit, denial, is_allowed, requester_of
-from vsockproxy.admin.probes import up_to_date
-from vsockproxy.admin.rates import Rates, connection_bytes
-from vsockproxy.admin.selection import (
+from vsockproxy.admin.filters import (
     find_connection,
     find_route,
     live_connections,
     page,
     select,
 )
+from vsockproxy.admin.json_body import json_bytes, json_pieces
+from vsockproxy.admin.openapi import OPERATIONS, Operation, openapi
+from vsockproxy.admin.permission import Requester, audit, denial, is_allowed, requester_of
+from vsockproxy.admin.probes import up_to_date
+from vsockproxy.admin.rates import Rates, connection_bytes
 from vsockproxy.config.added import Kind
 from vsockproxy.config.changes import Changes
 from vsockproxy.config.permission import Level

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from vsockproxy.admit.route_limits import QueueReason
+from vsockproxy.admit.gate import QueueReason
 from vsockproxy.config.added import Added, Kind, Table
 from vsockproxy.config.changes import Changes
 from vsockproxy.config.settings import Config

@@ -14,11 +14,11 @@ from typing import Final
 
 from vsockproxy import __version__
 from vsockproxy.admin.daemon_interface import Daemon
+from vsockproxy.admin.filters import busiest, live_connections
 from vsockproxy.admin.html import HEADERS, Markup, document, element, joined
 from vsockproxy.admin.page_request import View, check_host, read_view, why_not
 from vsockproxy.admin.probes import index, up_to_date
 from vsockproxy.admin.rates import Rates, connection_bytes, route_counters
-from vsockproxy.admin.selection import busiest, live_connections
 from vsockproxy.connection import Connection
 from vsockproxy.http.loop_share import body_of, every
 from vsockproxy.http.message import HTML, Request, Response

@@ -14,7 +14,7 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from vsockproxy.admin.daemon_interface import Health
-from vsockproxy.admin.scrape import scrape
+from vsockproxy.admin.metrics_text import scrape
 from vsockproxy.http.loop_share import body_of
 from vsockproxy.http.message import HttpError, Request, Response, text
 from vsockproxy.http.router import Answer, Route, Router

@@ -1,7 +1,7 @@
 """Admission: the limits that all routes share.
 
 Owns: `Admission`: how many connections, descriptors and how much memory there are, and whether
-another connection has room. `route_limits` asks it for each route. Accepts nothing.
+another connection has room. `gate` asks it for each route. Accepts nothing.
 """
 
 from __future__ import annotations

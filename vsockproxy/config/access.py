@@ -21,7 +21,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import ClassVar, Final, Literal
 
 from vsockproxy.address.endpoint import CID_ANY, CID_NAMES, GUEST_NAME
-from vsockproxy.config.users import group_id, user_id
+from vsockproxy.config.unix_users import group_id, user_id
 from vsockproxy.config.value import OFF, parse_list, shown
 from vsockproxy.errors import AddressError
 

@@ -29,7 +29,7 @@ from vsockproxy.config.duration import (
     write_duration,
 )
 from vsockproxy.config.permission import parse_may
-from vsockproxy.config.users import parse_group, parse_mode, parse_owner, write_mode
+from vsockproxy.config.unix_users import parse_group, parse_mode, parse_owner, write_mode
 from vsockproxy.config.value import AUTO, OFF
 
 

@@ -14,8 +14,8 @@ from typing import Any, Final
 import trio
 
 from vsockproxy.address.endpoint import ListenEndpoint
+from vsockproxy.admit.gate import QueueReason
 from vsockproxy.admit.process_limits import Admission
-from vsockproxy.admit.route_limits import QueueReason
 from vsockproxy.config.settings import Config, Route
 from vsockproxy.errors import OrderError
 from vsockproxy.guests.directory import Guests

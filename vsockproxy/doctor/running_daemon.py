@@ -16,7 +16,7 @@ from typing import Any, Final
 from vsockproxy.address.endpoint import GuestEndpoint, UnixEndpoint
 from vsockproxy.address.grammar import parse_target
 from vsockproxy.admin.client import Answer, Client, DaemonHangsError
-from vsockproxy.admit.route_limits import REASONS
+from vsockproxy.admit.gate import REASONS
 from vsockproxy.config.document import Document, Plain
 from vsockproxy.config.load import build_config, load_config
 from vsockproxy.config.settings import Config

@@ -18,8 +18,8 @@ from typing import Any, Final
 import trio
 
 from vsockproxy.admit.credentials import Users
+from vsockproxy.admit.gate import Gate, QueueReason
 from vsockproxy.admit.process_limits import Admission
-from vsockproxy.admit.route_limits import Gate, QueueReason
 from vsockproxy.config.by_name import ByName
 from vsockproxy.config.settings import Route
 from vsockproxy.connection import Connection
@@ -35,7 +35,7 @@ from vsockproxy.reasons import accept_remedy
 from vsockproxy.relay.by_name import ByNameTargets
 from vsockproxy.relay.direct import DirectRelays
 from vsockproxy.relay.direct_clients import DirectClients
-from vsockproxy.relay.failed_dial import FailedDials
+from vsockproxy.relay.failed_dial_log import FailedDials
 from vsockproxy.relay.relay import Relay, bounds_of
 from vsockproxy.stats import RouteStats
 

@@ -16,8 +16,8 @@ import trio
 from vsockproxy.address.sockaddr import borrowed, peer_name
 from vsockproxy.admit.credentials import Users
 from vsockproxy.admit.decision import Verdict, decide
+from vsockproxy.admit.gate import Gate, RejectReason
 from vsockproxy.admit.peer import peer_at, peer_of
-from vsockproxy.admit.route_limits import Gate, RejectReason
 from vsockproxy.config.access import Peer
 from vsockproxy.config.by_name import ByName
 from vsockproxy.config.request import Request

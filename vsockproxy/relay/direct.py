@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from vsockproxy.admit.route_limits import Gate
+from vsockproxy.admit.gate import Gate
 from vsockproxy.config.direct import why_not_direct
 from vsockproxy.config.settings import Route
 from vsockproxy.dial.way import way_of

@@ -15,7 +15,7 @@ from typing import Any, cast
 import trio
 
 from vsockproxy.address.endpoint import Dialable, MuxEndpoint
-from vsockproxy.admit.route_limits import Gate
+from vsockproxy.admit.gate import Gate
 from vsockproxy.config.settings import Route
 from vsockproxy.connection import Connection
 from vsockproxy.dial.mux import await_late_answer
@@ -24,7 +24,7 @@ from vsockproxy.dial.way import error_of
 from vsockproxy.pump.direct import Dialled, Ending, Opening, Tally
 from vsockproxy.pump.transfer import EndReason, LiveTransfer, Meter
 from vsockproxy.relay.access_log import log_end
-from vsockproxy.relay.failed_dial import FailedDials
+from vsockproxy.relay.failed_dial_log import FailedDials
 from vsockproxy.stats import RouteStats
 
 

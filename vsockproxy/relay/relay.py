@@ -17,7 +17,7 @@ import trio
 
 from vsockproxy.address.endpoint import is_behind_a_vmm
 from vsockproxy.address.sockaddr import borrowed
-from vsockproxy.admit.route_limits import Gate, RejectReason
+from vsockproxy.admit.gate import Gate, RejectReason
 from vsockproxy.config.by_name import ByName
 from vsockproxy.config.settings import Route
 from vsockproxy.connection import Connection, EndedError
@@ -27,7 +27,7 @@ from vsockproxy.pump.reset import reset_descriptor
 from vsockproxy.pump.transfer import Bounds, Pump
 from vsockproxy.relay.access_log import log_end
 from vsockproxy.relay.by_name import ByNameTargets, NamedTarget, hang_up
-from vsockproxy.relay.failed_dial import FailedDials
+from vsockproxy.relay.failed_dial_log import FailedDials
 from vsockproxy.relay.preamble import (
     NoHeaderError,
     follow_header,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vsockproxy.admit.route_limits import Gate
+from vsockproxy.admit.gate import Gate
 from vsockproxy.connection import Connection
 from vsockproxy.dial.selection import Selection
 from vsockproxy.errors import DialError
