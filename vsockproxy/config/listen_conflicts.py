@@ -1,30 +1,23 @@
 """Which addresses of this machine a listener occupies, and conflicts between listeners.
 
-Owns: telling that two listeners cannot both be had, before a kernel is asked, and that a
-route would dial itself.  Opens nothing and resolves no name: two names of one machine are
-only found to clash when they are bound.
+Owns: telling that two listeners cannot both be had, before a kernel is asked.  Opens nothing and
+resolves no name: two names of one machine are only found to clash when they are bound.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Mapping, Sequence
-from graphlib import CycleError, TopologicalSorter
 from typing import Final
 
 from vsockproxy.address.endpoint import (
     CID_ANY,
-    CID_LOCAL,
     FdEndpoint,
-    GuestEndpoint,
     ListenEndpoint,
     MuxEndpoint,
-    Target,
     TcpEndpoint,
     UnixEndpoint,
     VsockEndpoint,
 )
-from vsockproxy.config.settings import Route
 
 Claim = tuple[str, str, int]
 """Family, address in it (`ANY` for all of them), port."""
@@ -72,53 +65,6 @@ def listen_claims(listen: ListenEndpoint) -> tuple[Claim, ...]:
             return (("unix", listen.listen_path, 0),)
         case FdEndpoint(name=name):
             return (("fd", name, 0),)
-
-
-def is_loop(listen: ListenEndpoint, target: Target) -> bool:
-    """Return whether a route from ``listen`` to ``target`` would dial itself."""
-    taken = set(listen_claims(listen))
-    return any(
-        claim in taken or (_is_this_machine(claim) and (claim[0], ANY, claim[2]) in taken)
-        for claim in _target_claims(target)
-    )
-
-
-def find_loop(routes: Sequence[Route]) -> list[str]:
-    """Return the names of routes that dial each other in a loop, the first also last; or none."""
-    owners = {claim: route.name for route in routes for claim in listen_claims(route.listen)}
-    try:
-        TopologicalSorter({route.name: _dialled(route, owners) for route in routes}).prepare()
-    except CycleError as error:
-        names: list[str] = error.args[1]
-        return names[::-1]
-    return []
-
-
-def _dialled(route: Route, owners: Mapping[Claim, str]) -> Iterator[str]:
-    """Yield the names of the routes whose listeners are targets of a route."""
-    for target in route.targets:
-        for claim in _target_claims(target):
-            found = owners.get(claim)
-            if found is None and _is_this_machine(claim):
-                found = owners.get((claim[0], ANY, claim[2]))
-            if found is not None:
-                yield found
-
-
-def _target_claims(target: Target) -> tuple[Claim, ...]:
-    if isinstance(target, GuestEndpoint):  # its address is known at each dial only
-        return ()
-    if isinstance(target, MuxEndpoint):
-        return (("unix", target.path, 0),)
-    return listen_claims(target)
-
-
-def _is_this_machine(claim: Claim) -> bool:
-    family, address, _ = claim
-    if family == "vsock":
-        return address == str(CID_LOCAL)
-    is_address = family in ("IPv4", "IPv6") and address != ANY
-    return is_address and ipaddress.ip_address(address).is_loopback
 
 
 def _tcp_claims(host: str | None, port: int) -> tuple[Claim, ...]:

@@ -28,7 +28,8 @@ from vsockproxy.config.entry import Entry, check_lengths
 from vsockproxy.config.guest import StaticWay
 from vsockproxy.config.guest_finder import GuestFinder
 from vsockproxy.config.include import read_documents
-from vsockproxy.config.listen_conflicts import Claims, find_loop, is_loop
+from vsockproxy.config.listen_conflicts import Claims
+from vsockproxy.config.loops import find_loop, is_loop
 from vsockproxy.config.policy import fit_policy
 from vsockproxy.config.problems import KeyProblemError, NotedError, Problems
 from vsockproxy.config.process import (
