@@ -1,8 +1,8 @@
 """The counters as Prometheus metrics, read at each scrape.
 
 Owns: the names, types, labels and help of the metrics, a row each.  Counts nothing: `stats`
-holds the counters and `admin` serves the text.  No label holds a client's address, so the
-number of series depends on the configuration alone.  docs/metrics.md explains each.
+holds the counters and `admin.metrics_text` makes the text.  No label holds a client's address, so
+the number of series depends on the configuration alone.  docs/metrics.md explains each.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ daemon are `early_signals`'s. Knows no command and prints nothing.
 | signal | effect |
 |---|---|
 | SIGTERM, SIGINT | drain, after drain_delay; the second one ends every connection |
-| SIGHUP | reload; where there is no file that could have changed, as SIGTERM |
+| SIGHUP | `reload`; where there is no file that could have changed, as SIGTERM |
 | SIGUSR1, SIGUSR2 | a log line |
 """
 

@@ -1,4 +1,7 @@
-"""Connect to a guest's port through its VMM's socket: send CONNECT, wait for OK."""
+"""Connect to a guest's port through its VMM's socket: send CONNECT, wait for OK.
+
+`pump/_native/dial.c` does the same for direct routes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A failed dial: it is counted, and one line is logged."""
+"""A failed dial: it is counted, and one line is logged. `relay` resets the client."""
 
 from __future__ import annotations
 
