@@ -9,8 +9,10 @@ import pytest
 import trio
 
 from tests.config.texts import toml
+from vsockproxy.address.endpoint import TcpEndpoint
 from vsockproxy.admit.decision import Verdict, decide
 from vsockproxy.config.access import Peer
+from vsockproxy.config.destination import Destinations
 from vsockproxy.config.guest import Cid, DynamicWay, Mux
 from vsockproxy.config.reach import Reach
 from vsockproxy.config.request import Request
@@ -194,7 +196,7 @@ async def test_target_allow_is_not_for_the_targets_that_the_operator_wrote() -> 
         ('"192.0.3.0/24"', PEER, "80", "None"),
         ("5", Peer(cid=5), "vsock::80", "vsock:3:1"),
         ("5", Peer(cid=6), "vsock::80", "None"),
-        ('["web", "10.0.0.0/8"]', Peer(cid=3), "vsock::80", "vsock:3:1"),
+        ('["web", "7-9"]', Peer(cid=3), "vsock::80", "vsock:3:1"),
         ('"job"', Peer(cid=9), "vsock::80", "vsock:3:1"),
         ('"job"', Peer(cid=8), "vsock::80", "None"),
         ('"job"', Peer(), "vsock::80", "None"),
@@ -215,6 +217,23 @@ async def test_a_rule_is_for_the_clients_of_its_from(
     assert (allowed.target is None) == (target == "None")
     denied = f'by = "socks5"\ntarget_allow = ["b:1"]\ntarget_deny = [{pattern}]'
     assert ((await verdict_on("b", 1, denied, peer, listen)).target is None) != (target == "None")
+
+
+@pytest.mark.parametrize("cid", [5, 6])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        'by = "http-host"\ntarget_allow = [{ pattern = "127.0.0.1:9", from = 6 }]',
+        'by = "socks5"\ntarget_deny = [{ pattern = "127.0.0.1:9", from = 5 }]',
+    ],
+)
+async def test_a_rule_of_some_clients_is_not_for_the_targets_of_others(cid: int, keys: str) -> None:
+    """``to`` leads both clients to one address, which is checked at the dial."""
+    keys = f'{keys}\nto = [{{ name = "a", target = "tcp:127.0.0.1:9" }}]'
+    verdict = await verdict_on("a", 9, keys, Peer(cid=cid), "vsock::80")
+    assert isinstance(verdict.target, TcpEndpoint)
+    assert isinstance(verdict.destinations, Destinations)
+    assert verdict.destinations.admits(verdict.target, "127.0.0.1") == (cid == 6)
 
 
 async def test_a_mux_route_of_one_guest_leads_to_the_port_asked_for() -> None:

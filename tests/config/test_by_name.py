@@ -47,7 +47,9 @@ def test_a_route_by_name_is_read_from_toml_yaml_and_texts() -> None:
 
 def test_a_rule_is_shown_with_the_clients_that_it_is_for() -> None:
     keys = 'by = "sni"\nto = [{ name = "db.vm:1-9", target = "web:5432", from = ["web", 7] }]'
-    assert toml(route(keys)).routes[0].to == ["db.vm:1-9 = web:5432 from web 7"]
+    assert toml(route(keys).replace("80", '"vsock::80"', 1)).routes[0].to == [
+        "db.vm:1-9 = web:5432 from web 7"
+    ]
 
 
 def test_a_guest_of_a_mux_route_is_the_rule_for_every_name() -> None:
@@ -189,6 +191,20 @@ WRONG = {
             "target_allow: no guest 'none' in [guests]",
         ],
     ),
+    "sources that clients of the listener never are": (
+        'by = "socks5"\nto = [{ name = "a", target = "web:1", from = ["10.0.0.0/8", "web"] }]\n'
+        'target_allow = [{ pattern = "b:1", from = "sbx-1" }]\n'
+        'target_deny = [{ pattern = "b:1", from = "uid:0" }]',
+        [
+            f"{key}: '{item}': {source} matches no client of tcp:80, which knows IP addresses:"
+            " change from"
+            for key, item, source in (
+                ("to", "a = web:1 from 10.0.0.0/8 web", "web"),
+                ("target_allow", "b:1 from sbx-1", "sbx-1"),
+                ("target_deny", "b:1 from uid:0", "uid:0"),
+            )
+        ],
+    ),
     "sources of a fixed target": (
         'target = "tcp:a:1"\ntarget_allow = [{ pattern = "a:1", from = 3 }]',
         ["target_allow: from needs by: the target of this route is the same for all clients"],
@@ -209,6 +225,47 @@ def test_keys_that_contradict_each_other_are_errors_with_a_remedy(
     keys: str, lines: list[str]
 ) -> None:
     assert sorted(errors(route(keys))) == sorted(f"route[0].{line}" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("listen", "source", "is_client"),
+    [
+        ("vsock::80", "3", True),
+        ("vsock::80", "job", True),
+        ("vsock::80", "sbx-1", False),  # its VMM connects for it
+        ("vsock::80", "sock", False),
+        ("vsock-mux:/run/v:80", "sbx-1", True),
+        ("vsock-mux:/run/v:80", "one", True),
+        ("vsock-mux:/run/v:80", "job", False),
+        ("vsock-mux:/run/v:80", "uid:0", True),
+        ("unix:/run/a", "sock", False),
+        ("unix:/run/a", "sbx-1", False),
+        ("fd:a", "job", True),
+        ("fd:a", "uid:0", True),
+        ("fd:a", "sbx-1", False),
+    ],
+)
+def test_a_rule_from_a_guest_needs_a_listener_that_tells_it(
+    listen: str, source: str, *, is_client: bool
+) -> None:
+    """Otherwise a denial would silently be for no client."""
+    rule = f'{{ pattern = "b:1", from = "{source}" }}'
+    keys = f'by = "socks5"\ntarget_allow = []\ntarget_deny = [{rule}]'
+    guests = (
+        '"sbx-*" = { mux = "/run/{name}" }\njob = { file = "/run/cid" }\n'
+        'one = { mux = "/run/*/v" }\nsock = { unix = "/run/{port}" }'
+    )
+    text = route(keys, guests).replace("80", f'"{listen}"', 1)
+    if is_client:
+        assert toml(text).routes
+    else:
+        [line] = errors(text)
+        assert line.startswith(f"route[0].target_deny: 'b:1 from {source}': {source} matches no")
+
+
+def test_a_rule_from_a_client_in_the_defaults_suits_every_listener() -> None:
+    keys = 'by = "socks5"\ntarget_allow = []'
+    assert toml(route(keys) + '[defaults]\ntarget_deny = [{ pattern = "b:1", from = 3 }]')
 
 
 def test_the_errors_of_yaml_have_lines_down_to_the_item() -> None:

@@ -42,10 +42,13 @@ def test_the_commented_settings_of_the_sample_are_valid(tmp_path: Path) -> None:
     assert len(toml(text).routes) > len(load_config(FULL).routes)
 
 
-def test_the_examples_of_a_page_are_one_configuration() -> None:
-    text = (ROOT / "docs" / "by-name.md").read_text()
+@pytest.mark.parametrize(
+    ("page", "kinds"), [("by-name.md", {"sni", "mux"}), ("egress.md", {"proxy", None})]
+)
+def test_the_examples_of_a_page_are_one_configuration(page: str, kinds: set[str | None]) -> None:
+    text = (ROOT / "docs" / page).read_text()
     blocks = re.findall(r"(?ms)^```toml\n(.*?)^```$", text)
-    assert {route.by for route in toml("\n".join(blocks)).routes} == {"proxy", "sni", "mux"}
+    assert {route.by for route in toml("\n".join(blocks)).routes} == kinds
 
 
 def keys_of(model: type[BaseModel]) -> set[str]:

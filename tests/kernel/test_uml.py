@@ -9,6 +9,7 @@ import pytest
 
 from tests.kernel.boot import REPOSITORY, Completed, KernelError, require
 from tests.kernel.uml import run_in_uml
+from tests.relay.test_psql import BIN as POSTGRES
 
 pytestmark = pytest.mark.kernel
 
@@ -29,6 +30,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
     require(**{"socat": "socat", "systemd-socket-activate": "systemd"})  # test_guest_side.py
     require(**{"sshd": "openssh-server", "scp": "openssh-client"})  # cli/test_ssh.py
     require(git="git", **{"/usr/lib/apt/apt-helper": "apt"})  # relay/test_real_clients.py
+    require(psql="postgresql-client", **{f"{POSTGRES}/postgres": "postgresql"})  # test_psql.py
     scratch = tmp_path_factory.mktemp("uml")
     report = scratch / "junit.xml"
     pytest_line = [sys.executable, "-m", "pytest", "-m", "vsock", "tests", "-q", "--color=no"]

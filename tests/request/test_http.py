@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 
 import pytest
 
@@ -220,3 +221,13 @@ def test_http2_without_tls_is_refused_with_a_sentence(
     found = read(reader, [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
     assert found.error == "HTTP/2 without TLS is not served: use HTTP/1.1"
     assert status(found.output) == 505
+
+
+@pytest.mark.parametrize("reader", [to_proxy, to_host])
+def test_a_malformed_head_is_quoted_in_part(reader: Callable[[bytes], Read]) -> None:
+    """The sentence is logged: clients must not choose how much."""
+    found = reader(b"GET / HTTP/1.1\r\nHost: " + bytes(16000) + b"\r\n\r\n")
+    assert found.error is not None
+    assert found.error.startswith("illegal header line")
+    assert len(found.error) < 200
+    assert len(found.output) < 500

@@ -70,12 +70,30 @@ def test_a_name_that_is_not_ascii_is_malformed_and_writes_nothing(
 ) -> None:
     found = read(Sni(), [client_hello("abc.example.com").replace(b"abc", b"a\xffc")])
     assert found.error is not None
+    assert found.output == alert(80)  # internal_error, by the ssl module
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(
-    "data", [b"GET / HTTP/1.1\r\n\r\n", bytes(64), b"\x16\x03\x01\xff\xff" * 4]
-)
+@pytest.mark.parametrize("name", [b"a c", b"a..", b"a%c", b"a/c", b"a\0c"])
+def test_a_name_that_is_none_is_malformed_and_answered_with_an_alert(name: bytes) -> None:
+    found = read(Sni(), [client_hello("abc.example.com").replace(b"abc", name)])
+    assert found.error is not None
+    assert found.output == alert(112)  # unrecognized_name
+
+
+def test_a_hello_with_a_wrong_length_is_answered_with_openssls_alert() -> None:
+    found = read(Sni(), [b"\x16\3\1\0\5\1\0\0\1\0"])
+    assert found.error is not None
+    assert found.output == alert(50)  # decode_error
+
+
+def test_a_record_that_is_too_long_is_answered_with_openssls_alert() -> None:
+    found = read(Sni(), [b"\x16\x03\x01\xff\xff" * 4])
+    assert found.error is not None
+    assert found.output == alert(22)  # record_overflow
+
+
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n\r\n", bytes(64)])
 def test_what_is_not_tls_is_malformed(data: bytes) -> None:
     found = read(Sni(), [data])
     assert found.error is not None

@@ -56,6 +56,13 @@ def test_a_name_that_is_none_is_malformed(name: bytes) -> None:
     found = plain(HELLO + b"\5\1\0\3" + bytes([len(name)]) + name + b"\0\x50")
     assert found.asked is None
     assert found.error is not None
+    assert found.output == b"\5\0" + b"\5\1\0\1" + bytes(6)
+
+
+def test_port_zero_is_malformed_and_answered() -> None:
+    found = plain(HELLO + b"\5\1\0\1\x7f\0\0\1\0\0")
+    assert found.error == "0 is not a port"
+    assert found.output == b"\5\0" + b"\5\1\0\1" + bytes(6)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ The addresses of a name are not known here: `dial` checks each one with the verd
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from vsockproxy.address.endpoint import MuxEndpoint, Target
@@ -65,17 +65,17 @@ async def decide(
         return Verdict(None, f"target_deny {denied_by}", f"{request.name} is denied")
     for rule in route.target.to:
         if rule.matches(request) and await source.is_one_of(rule.sources):
-            return _by_rule(rule, request, _written_by_the_operator(route), guests)
+            return _by_rule(rule, request, _written_by_the_operator(route, reach), guests)
     if route.target.leads_out:
         return _outwards(request, reach)
     return Verdict(None, reason=f"no rule allows {request.name}")
 
 
-def _written_by_the_operator(route: Route) -> Destinations:
-    """Return the rules for the TCP targets of ``to``; a list for asked ones is not for these."""
-    destinations = route.policy.destinations
+def _written_by_the_operator(route: Route, reach: Reach) -> Destinations:
+    """Return the client's rules for the TCP targets of ``to``; a list for asked ones is not."""
     assert isinstance(route.target, ByName)
-    return replace(destinations, allow=None) if route.target.leads_out else destinations
+    is_for_these = route.policy.target_allow is not None and not route.target.leads_out
+    return Destinations(reach.allow if is_for_these else None, reach.deny)
 
 
 def _by_rule(rule: ToRule, request: Request, destinations: Destinations, guests: Guests) -> Verdict:

@@ -372,8 +372,8 @@ class _Builder:
         return endpoint
 
     def _policy(self, entry: Entry, listen: ListenEndpoint, targets: tuple[Target, ...]) -> Policy:
-        policy, own, find_cid = entry.policy, entry.own, self._guests.cid
-        fitted = fit_policy(policy, own, listen, targets, find_cid, by_name=entry.by_name)
+        policy, own, guests = entry.policy, entry.own, self._guests
+        fitted = fit_policy(policy, own, listen, targets, guests, by_name=entry.by_name)
         for key, message in fitted.problems:
             path = entry.at_policy(key)
             if not self._problems.are_at(path):

@@ -6,7 +6,7 @@ know key paths: those are `load`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -23,12 +23,11 @@ from vsockproxy.address.endpoint import (
 )
 from vsockproxy.config.access import CidRule, ClientKind, GuestRule, Rule
 from vsockproxy.config.by_name import OUTWARDS, ByName
+from vsockproxy.config.guest import Mux, MuxGlob, UnixSockets
+from vsockproxy.config.guest_finder import GuestFinder
 from vsockproxy.config.problems import NotedError
 from vsockproxy.config.settings import Policy
 from vsockproxy.errors import AddressError
-
-FindCid = Callable[[str], int]
-"""Returns the CID of a guest. Raises `AddressError`, or `NotedError` if the guest has a problem."""
 
 _CLIENTS: Final[dict[ClientKind, str]] = {
     "tcp": "IP addresses",
@@ -55,7 +54,7 @@ def fit_policy(
     own: Collection[str],
     listen: ListenEndpoint,
     targets: Sequence[Target],
-    find_cid: FindCid,
+    guests: GuestFinder,
     *,
     by_name: ByName | None = None,
 ) -> Fitted:
@@ -69,11 +68,11 @@ def fit_policy(
       by_name: how clients name their targets, in place of ``targets``.
     """
     if by_name is not None:
-        return _fit_by_name(policy, own, listen, by_name, find_cid)
+        return _fit_by_name(policy, own, listen, by_name, guests)
     over_tcp = [target for target in targets if isinstance(target, TcpEndpoint)]
     if not over_tcp:
         policy = replace(policy, target_allow=None, target_deny=())
-    fitted = _fit_rules(policy, own, listen, find_cid)
+    fitted = _fit_rules(policy, own, listen, guests)
     fitted.problems.extend(_misplaced(own, listen, targets))
     fitted.problems.extend(_contradictions(fitted.policy, own))
     for key in _TARGET_KEYS:
@@ -94,7 +93,7 @@ def _fit_by_name(
     own: Collection[str],
     listen: ListenEndpoint,
     by_name: ByName,
-    find_cid: FindCid,
+    guests: GuestFinder,
 ) -> Fitted:
     """Return the policy of a route whose clients name their targets: none has a state."""
     default = Policy()
@@ -102,8 +101,9 @@ def _fit_by_name(
     over_tcp = any(isinstance(target, TcpEndpoint) for _, target in by_name.fixed)
     if not (by_name.leads_out or over_tcp):
         policy = replace(policy, target_allow=None, target_deny=())
-    fitted = _fit_rules(policy, own, listen, find_cid)
+    fitted = _fit_rules(policy, own, listen, guests)
     fitted.problems.extend(_misplaced_file_keys(own, listen))
+    fitted.problems.extend(_strangers(policy, own, listen, by_name, guests))
     words = "cannot be combined with by: no target is known before a client names it"
     fitted.problems.extend(_all(own, _STATE_KEYS, words))
     if not (by_name.leads_out or over_tcp):
@@ -121,14 +121,14 @@ def _fit_by_name(
 
 
 def _fit_rules(
-    policy: Policy, own: Collection[str], listen: ListenEndpoint, find_cid: FindCid
+    policy: Policy, own: Collection[str], listen: ListenEndpoint, guests: GuestFinder
 ) -> Fitted:
     problems: list[tuple[str, str]] = []
     lists: dict[str, tuple[Rule, ...] | None] = {}
     for key in ("allow", "deny", "proxy_trusted"):
         rules: tuple[Rule, ...] | None = getattr(policy, key)
         try:
-            known = tuple(_with_cid(rule, find_cid) for rule in rules or ())
+            known = tuple(_with_cid(rule, guests) for rule in rules or ())
         except AddressError as error:
             problems.append((key, str(error)))
             continue
@@ -142,14 +142,46 @@ def _fit_rules(
     return Fitted(replace(policy, **lists), problems)  # type: ignore[arg-type] # by key
 
 
-def _with_cid(rule: Rule, find_cid: FindCid) -> Rule:
+def _with_cid(rule: Rule, guests: GuestFinder) -> Rule:
     if not isinstance(rule, GuestRule):
         return rule
     try:
-        cid = find_cid(rule.guest)
+        cid = guests.cid(rule.guest)
     except NotedError:
         return rule
     return CidRule(cid, cid)
+
+
+def _strangers(
+    policy: Policy,
+    own: Collection[str],
+    listen: ListenEndpoint,
+    by_name: ByName,
+    guests: GuestFinder,
+) -> Iterator[tuple[str, str]]:
+    """Yield the first rule of each key whose ``from`` no client of the listener can match."""
+    rules = [("to", rule) for rule in by_name.to]
+    for key in _TARGET_KEYS:
+        rules += [(key, one) for one in getattr(policy, key) or () if key in own]
+    for key, rule in rules:
+        for source in rule.sources:
+            if not _can_be_client(source, listen, guests, accept_proxy=policy.accept_proxy):
+                kind = _kind(listen)
+                known = f", which knows {_CLIENTS[kind]}" if kind else ""
+                words = f"{str(rule)!r}: {source} matches no client of {listen}{known}: change from"
+                yield key, words
+
+
+def _can_be_client(
+    rule: Rule, listen: ListenEndpoint, guests: GuestFinder, *, accept_proxy: bool
+) -> bool:
+    if isinstance(rule, GuestRule):
+        way = guests.find(rule.guest).way
+        if isinstance(way, Mux | MuxGlob):  # its VMM connects to the socket beside its own
+            return isinstance(listen, MuxEndpoint)
+        if isinstance(way, UnixSockets):
+            return False
+    return accept_proxy or _kind(listen) in (None, rule.kind)
 
 
 def _kind(listen: ListenEndpoint) -> ClientKind | None:

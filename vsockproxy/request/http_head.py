@@ -18,6 +18,9 @@ _STATUSES: Final = {
     "timeout": 504,
     "no_answer": 504,
 }
+_QUOTED: Final = 128
+"""The most characters of h11's sentence, which may have a whole line of the client's."""
+
 _CHALLENGE: Final = 'Proxy-Authenticate: Basic realm="vsockproxy"\r\n'
 
 
@@ -45,8 +48,9 @@ class HttpReader(Reader):
                 raise RequestError("HTTP/2 without TLS is not served: use HTTP/1.1")
             return self._read(event)
         except h11.RemoteProtocolError as error:
-            self.output += self._answer(error.error_status_hint, str(error))
-            raise RequestError(str(error)) from error
+            sentence = str(error)[:_QUOTED]
+            self.output += self._answer(error.error_status_hint, sentence)
+            raise RequestError(sentence) from error
         except RequestError as error:
             self.output += self._answer(status, str(error))
             raise

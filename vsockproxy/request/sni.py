@@ -24,8 +24,8 @@ class Sni(Reader):
     def __init__(self) -> None:
         super().__init__()
         self._data = b""
-        self._incoming = ssl.MemoryBIO()
-        self._tls = _context().wrap_bio(self._incoming, ssl.MemoryBIO(), server_side=True)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = _context().wrap_bio(self._incoming, self._outgoing, server_side=True)
 
     def feed(self, data: bytes) -> Step:
         """Take what the client has sent."""
@@ -41,12 +41,15 @@ class Sni(Reader):
         raise AssertionError("a handshake without a certificate has ended")
 
     def _read(self, error: ssl.SSLError) -> Asked:
+        self.output = self._outgoing.read()  # OpenSSL's alert, which `_note` makes too
         if not isinstance(self._tls, _Hello) or not self._tls.is_read:
             raise RequestError(f"no TLS ClientHello: {error.reason}") from error
         if self._tls.name is None:
             self.output = _alert(_MISSING_EXTENSION)
             raise RequestError("the ClientHello has no server name")
-        return Asked(Request(clean_name(self._tls.name)), self._data)
+        request = Request(clean_name(self._tls.name))
+        self.output = b""
+        return Asked(request, self._data)
 
     def refused(self, refusal: Refusal) -> bytes:
         """Return the alert for a reason, which TLS libraries print."""

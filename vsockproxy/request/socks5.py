@@ -138,8 +138,12 @@ class Socks5(Reader):
             return False
         address, port = self._data[4 : 4 + size], self._data[4 + size : 6 + size]
         self._drop(6 + size)
-        request = Request(_host(kind, address), check_port(int.from_bytes(port, "big")), self._user)
-        return Asked(request, self._data)
+        try:
+            name, number = _host(kind, address), check_port(int.from_bytes(port, "big"))
+        except RequestError:
+            self.output += _reply(_FAILED)
+            raise
+        return Asked(Request(name, number, self._user), self._data)
 
     def _counted(self, at: int) -> bytes | None:
         """Return the bytes behind the count at an index; None while some are missing."""
