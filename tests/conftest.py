@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.guard import sitecustomize
@@ -21,6 +22,10 @@ os.environ["RUNTIME_DIRECTORY"] = "/nonexistent"  # daemons in this process make
 _GUARD = str(Path(sitecustomize.__file__).parent)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_GUARD, os.environ.get("PYTHONPATH")]))
 
+
+# A busy machine is not a fault of what is tested.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 # Ignored signals are inherited: nohup ignores SIGHUP, and a shell's `&` the other two.
 for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):

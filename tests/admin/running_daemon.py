@@ -123,6 +123,8 @@ async def controlled_daemon(
         daemon = Daemon(config, load=load)
         await nursery.start(daemon.run)
         transport = httpx.AsyncHTTPTransport(uds=str(socket))
-        async with httpx.AsyncClient(transport=transport, base_url="http://daemon") as http:
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://daemon", timeout=30
+        ) as http:
             yield ControlledDaemon(daemon, http, socket)
         nursery.cancel_scope.cancel()

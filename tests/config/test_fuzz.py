@@ -114,7 +114,7 @@ TREES: Final = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(TREES)
 @example({"route": [{"listen": 80, "target": "0.0.0.0:80"}]})
 @example({"route": [{"listen": 80, "target": "[::]:80"}]})
@@ -123,7 +123,7 @@ def test_every_tree_is_a_configuration_or_a_configuration_error(tree: dict[str, 
         assert isinstance(build_config(Document("x.toml", tree)), Config)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.one_of(
         st.binary(max_size=40),

@@ -201,6 +201,9 @@ async def test_a_hundred_reloads_under_load_lose_no_connection_and_no_descriptor
                 done += 1
 
         await daemon.reload(kept)  # its worker thread's descriptors are trio's to keep
+        assert await exchange(await daemon.connect(), b"hello") == b"hello"
+        done += 1  # the descriptor of the VMM's process is the pump's to keep
+        await daemon.closed("echo", "finished", done)
         with no_descriptor_left_over():
             async with trio.open_nursery() as clients:
                 for _ in range(10):

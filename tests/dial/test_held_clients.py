@@ -210,7 +210,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_socket_is_lost_or_shared_in_any_order_of_events(
     steps: list[tuple[str, int]],
 ) -> None:

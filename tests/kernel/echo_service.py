@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,8 +15,6 @@ from typing import Final
 
 TIMEOUT: Final = 30.0
 """Seconds; a client or a condition that takes longer has failed."""
-
-_CONNECT_TIMEOUT: Final = 8  # SO_VM_SOCKETS_CONNECT_TIMEOUT_NEW, linux/vm_sockets.h
 
 Address = tuple[int, object]
 """An address family and its socket address, as `socket.connect` takes it."""
@@ -52,8 +49,6 @@ def connect(address: Address) -> socket.socket:
     sock = socket.socket(family)
     try:
         sock.settimeout(TIMEOUT)
-        if family == socket.AF_VSOCK:  # the kernel's own limit of 2 s is short where it is emulated
-            sock.setsockopt(family, _CONNECT_TIMEOUT, struct.pack("=qq", int(TIMEOUT), 0))
         sock.connect(sockaddr)  # type: ignore[arg-type] # a tuple that fits the family
     except BaseException:
         sock.close()

@@ -90,7 +90,7 @@ def find_kernel() -> Kernel:
     return kernels[0]
 
 
-def run_on_host(command: Sequence[str], scratch: Path, *, timeout: float = 600) -> Completed:
+def run_on_host(command: Sequence[str], scratch: Path, *, timeout: float = 1500) -> Completed:
     """Boot the host, run ``command`` as root in the repository's folder, power off.
 
     Skips the test if a package or the kernel is missing.

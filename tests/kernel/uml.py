@@ -26,7 +26,7 @@ def run_in_uml(
     *,
     modules: Sequence[str] = MODULES,
     memory: str = "2G",
-    timeout: float = 600,
+    timeout: float = 1500,
 ) -> Completed:
     """Boot, run ``command`` as root in the repository's folder, power off.
 

@@ -124,7 +124,7 @@ def told(end: End) -> Story:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(script=steps, last=last_steps)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 async def test_both_ends_see_the_same_as_without_a_proxy(
     kind: str, script: list[Step], last: str
 ) -> None:
