@@ -297,7 +297,9 @@ async def from_files(folder: Path, suffix: str = "toml") -> AsyncIterator[Contro
         daemon = Daemon(load_config(main), load=lambda: load_config(main))
         await nursery.start(daemon.run)
         transport = httpx.AsyncHTTPTransport(uds=f"{folder}/admin.sock")
-        async with httpx.AsyncClient(transport=transport, base_url="http://daemon") as http:
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://daemon", timeout=30
+        ) as http:
             yield ControlledDaemon(daemon, http, folder / "admin.sock")
         nursery.cancel_scope.cancel()
 
