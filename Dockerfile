@@ -30,7 +30,7 @@ RUN python3 -m venv tools \
     && /opt/vsockproxy/bin/python -c "import vsockproxy.pump._native._pump"
 
 FROM ${FINAL_IMAGE}
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=
 LABEL org.opencontainers.image.title="vsockproxy" \
       org.opencontainers.image.description="Carries byte streams between TCP and vsock: a guest's services on host ports" \

@@ -16,7 +16,7 @@ LOAD_FILES := $(wildcard benchmarks/load/*.c)
 LOAD_FLAGS := -std=gnu11 -Wall -Wextra -Werror -O2 -g
 
 .PHONY: help venv demo test test-kernels test-others check man sanitize bare bench \
-	bench-quick bench-readers bench-vsock guard soak pictures lock wheel deb onefile sbom release-check tag clean
+	bench-quick bench-readers bench-vsock guard soak pictures docs lock wheel deb onefile sbom release-check tag clean
 
 help: ## list these commands
 	@awk -F ' ## ' '/^[a-z-]+:.* ## / { sub(/:.*/, "", $$1); printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +71,14 @@ check: venv ## ruff, mypy, import-linter
 pictures: venv ## draw docs/pictures from a minute of the demo under load
 	$(BIN)/pip install --quiet --editable ".[bench]"
 	$(BIN)/python benchmarks/pictures.py
+
+# MkDocs' notice of its successors is no result of a build.
+docs: $(VENV)/docs ## build the site of docs/ in build/site, with its links checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/docs: $(SOURCES)
+	$(call install,.[docs])
+	touch $(VENV)/runtime $@
 
 # The man pages are committed; a test fails if they are older than their sources.
 man: venv ## generate the man pages and the tables of the documentation

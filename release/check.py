@@ -61,6 +61,7 @@ STEPS: Final = (
     Step("lintian", "lintian --fail-on error dist/*~deb12_*.deb", 300, ("deb",)),
     Step("host", "tests/kernel/make_systemd_root.sh", 600, ("packages",)),
     Step("try-deb", "$PYTHON -m release.try_deb", 1500, ("deb", "host")),
+    Step("docs", "make docs", 300),
     Step("browser", BROWSER, 300, ("packages",)),
     Step("soak", "make soak SCHEDULES=20000 MINUTES=10", 3600),
 )

@@ -38,12 +38,17 @@ def download(*pip: str, options: Sequence[str] = ()) -> None:
     run(*pip, *line, "--dest", str(HOUSE), *options)
 
 
+def options_for(python: str, processor: str) -> list[str]:
+    """Return pip's options for wheels of another Python."""
+    platforms = (f"manylinux{libc}_{processor}" for libc in ("_2_28", "_2_17", "2014"))
+    options = ["--only-binary=:all:", f"--python-version={python}"]
+    return options + [f"--platform={platform}" for platform in platforms]
+
+
 def install_into(folder: Path, wheel: Path, python: str, processor: str) -> None:
     """Install a wheel and its requirements for another Python, without an index."""
     pip = (sys.executable, "-m", "pip")
-    platforms = (f"manylinux{libc}_{processor}" for libc in ("_2_28", "_2_17", "2014"))
-    options = ["--only-binary=:all:", f"--python-version={python}"]
-    options += [f"--platform={platform}" for platform in platforms]
+    options = options_for(python, processor)
     download(*pip, options=options)
     line = ("install", "--quiet", "--no-index", "--find-links", str(HOUSE), *options)
     run(*pip, *line, "--no-compile", "--target", str(folder), str(wheel))

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from release.pythons import HOUSE, REPOSITORY, download, find_python, find_wheel, install_into, run
+from release.pythons import (
+    HOUSE,
+    REPOSITORY,
+    download,
+    find_python,
+    find_wheel,
+    install_into,
+    options_for,
+    run,
+)
 from release.trial import try_out
 
 BUILD: Final = REPOSITORY / "build" / "trials"
@@ -27,7 +36,10 @@ QEMU: Final = "qemu-aarch64-static"
 
 @dataclass(frozen=True)
 class Release:
-    """A Debian release's Python for a processor, unpacked from its packages."""
+    """A Debian release's Python for a processor.
+
+    It runs in a root of its own; for another processor it is unpacked only, and emulated.
+    """
 
     suite: str
     python: str
@@ -38,15 +50,41 @@ class Release:
         """Return the folder that it is unpacked in."""
         return ROOTS / f"{self.suite}-{self.processor}"
 
-    def command(self, packages: Path) -> list[str]:
-        """Return a command that runs vsockproxy in the root, from a folder below it."""
-        inside = f"/{packages.relative_to(self.root)}"
+    def install(self, wheel: Path) -> list[str]:
+        """Install a wheel without an index; return the command that runs vsockproxy."""
+        return (self._emulated if self.processor == "aarch64" else self._chroot)(wheel)
+
+    def _chroot(self, wheel: Path) -> list[str]:
+        python, inside = f"python{self.python}", ("chroot", str(self.root))
+        if not self.root.exists():
+            part = self.root.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            part.parent.mkdir(parents=True, exist_ok=True)
+            include = f"--include={python}-venv"
+            run("debootstrap", "--variant=minbase", include, self.suite, str(part))
+            part.rename(self.root)
+        home, house = "/opt/vsockproxy", self.root / "opt" / "wheels"
+        for left in (self.root / home[1:], house):
+            shutil.rmtree(left, ignore_errors=True)
+        pip = (sys.executable, "-m", "pip")
+        download(*pip, options=options_for(self.python, self.processor))
+        shutil.copytree(HOUSE, house)
+        shutil.copy(wheel, house)
+        run(*inside, python, "-m", "venv", home)
+        offline = ("install", "--quiet", "--no-index", "--find-links", "/opt/wheels")
+        run(*inside, f"{home}/bin/pip", *offline, f"/opt/wheels/{wheel.name}")
+        return [*inside, f"{home}/bin/vsockproxy"]
+
+    def _emulated(self, wheel: Path) -> list[str]:
+        script = REPOSITORY / "release" / "debian_python.sh"
+        python, architecture = f"python{self.python}", DEBIAN[self.processor]
+        run(str(script), self.suite, architecture, python, str(self.root))
+        packages = self.root / "opt" / "vsockproxy"
+        shutil.rmtree(packages, ignore_errors=True)
+        install_into(packages, wheel, self.python, self.processor)
         # -P: not the package of the current folder.
-        program = [f"/usr/bin/python{self.python}", "-P", "-m", "vsockproxy"]
-        if self.processor == "aarch64":
-            environ = ["-E", f"PYTHONPATH={packages}", "-L", str(self.root)]
-            return [QEMU, *environ, f"{self.root}{program[0]}", *program[1:]]
-        return ["chroot", str(self.root), "env", f"PYTHONPATH={inside}", *program]
+        program = [f"{self.root}/usr/bin/{python}", "-P", "-m", "vsockproxy"]
+        return [QEMU, "-E", f"PYTHONPATH={packages}", "-L", str(self.root), *program]
 
 
 RELEASES: Final = (
@@ -72,8 +110,8 @@ def trials() -> Iterator[str]:
             yield f"{wheel}: {try_out(pump, [program])}"
     for release in RELEASES:
         wheel = f"manylinux*{release.processor}"
-        packages = unpack(release, find_wheel(wheel))
-        yield f"{wheel}, Debian {release.suite}: {try_out('native', release.command(packages))}"
+        program = release.install(find_wheel(wheel))
+        yield f"{wheel}, Debian {release.suite}: {try_out('native', program)}"
     for processor in DEBIAN:
         yield f"musllinux {processor}: {drive(processor)}"
 
@@ -86,17 +124,6 @@ def install(python: str, wheel: Path) -> str:
     download(pip)
     run(pip, "install", "--quiet", "--no-index", "--find-links", str(HOUSE), str(wheel))
     return str(place / "bin" / "vsockproxy")
-
-
-def unpack(release: Release, wheel: Path) -> Path:
-    """Install a wheel in the root of a Debian release, without an index; return its folder."""
-    architecture = DEBIAN[release.processor]
-    script = REPOSITORY / "release" / "debian_python.sh"
-    run(str(script), release.suite, architecture, f"python{release.python}", str(release.root))
-    packages = release.root / "opt" / "vsockproxy"
-    shutil.rmtree(packages, ignore_errors=True)
-    install_into(packages, wheel, release.python, release.processor)
-    return packages
 
 
 def drive(processor: str) -> str:

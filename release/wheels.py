@@ -1,7 +1,8 @@
 """Build the sdist and every wheel into dist/, on one machine and without a compiler of it.
 
 The package ziglang compiles the pump for each C library and processor; auditwheel checks that it
-asks for nothing newer than its tag promises.  The portable wheel has no pump in C.
+asks for nothing newer than its tag promises.  The portable wheel has no pump in C.  twine checks
+that an index takes the metadata and can show the readme.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def main() -> None:
     for tag, target in TARGETS.items():
         build_native(sdist, tag, target)
     build_portable(sdist)
-    for file in sorted(DIST.iterdir()):
+    files = sorted(DIST.iterdir())
+    _run("twine", "check", "--strict", *map(str, files))
+    for file in files:
         print(f"{file.stat().st_size / 1024:6.0f} KiB  {file.name}")
 
 

@@ -5,14 +5,33 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
+import vsockproxy
 from release.check import STEPS, commit_of, missing
 from release.tag import main
+from tests.daemon_process import REPOSITORY
 from tests.kernel.boot import require
+
+VERSIONED: Final = {
+    "Dockerfile": "ARG VERSION={}\n",
+    "config/container/sidecar-mux.yaml": "image: vsockproxy:{}\n",
+    "config/container/sidecar-vsock.yaml": "image: vsockproxy:{}\n",
+    "config/kubernetes/kustomization.yaml": "newTag: {}\n",
+    "docs/kubernetes.md": "newTag: {}\n",
+}
+"""What else names the version: the file, and how."""
+
+
+@pytest.mark.parametrize("name", VERSIONED)
+def test_a_file_that_names_the_version_names_the_packages(name: str) -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert vsockproxy.__version__ == project["version"]
+    assert VERSIONED[name].format(project["version"]) in (REPOSITORY / name).read_text()
 
 
 @pytest.fixture

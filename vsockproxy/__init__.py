@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from vsockproxy.errors import AddressError, DialError, ListenError, VsockproxyError
     from vsockproxy.listen.bind import open_vsock_listeners
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AF_VSOCK",
