@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -84,9 +83,10 @@ def check(
 
         say(*describe(_changes(checked, config or file, socket)))
     elif not quiet:
-        from vsockproxy.cli import tables  # noqa: PLC0415 - at its use
+        from vsockproxy.cli.configuration_table import configuration  # noqa: PLC0415 - at its use
+        from vsockproxy.cli.drawing import show  # noqa: PLC0415 - at its use
 
-        tables.show(sys.stdout, tables.configuration(checked))
+        show(configuration(checked))
 
 
 @dataclass(frozen=True)

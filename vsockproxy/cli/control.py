@@ -6,10 +6,9 @@ Owns: `status`, `connections`, `kill`, `pause`, `drain`, `resume` and `reload`.
 from __future__ import annotations
 
 import os
-import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -124,15 +123,15 @@ def status(
         if as_json:
             say_json({**client.get("/v1/status"), **client.get("/v1/routes")})
             return
-        from vsockproxy.cli import tables  # noqa: PLC0415 - at its use
+        from vsockproxy.cli import drawing, tables  # noqa: PLC0415 - at its use
 
-        def table() -> Any:
+        def table() -> list[tables.Part]:
             return tables.status(client.get("/v1/status"), client.get("/v1/routes"))
 
         if watch:
-            tables.watch(sys.stdout, table, _EVERY)
+            drawing.watch(table, _EVERY)
         else:
-            tables.show(sys.stdout, table())
+            drawing.show(table())
 
 
 def connections(
@@ -158,15 +157,15 @@ def connections(
         if as_json:
             _print_all(daemon, query)
             return
-        from vsockproxy.cli import tables  # noqa: PLC0415 - at its use
+        from vsockproxy.cli import drawing, tables  # noqa: PLC0415 - at its use
 
-        def table() -> Any:
+        def table() -> list[tables.Part]:
             return tables.connections(daemon.get("/v1/connections", **query, limit=limit))
 
         if watch:
-            tables.watch(sys.stdout, table, _EVERY)
+            drawing.watch(table, _EVERY)
         else:
-            tables.show(sys.stdout, table())
+            drawing.show(table())
 
 
 def _print_all(daemon: Client, query: Answer) -> None:
