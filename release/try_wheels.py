@@ -110,8 +110,8 @@ def trials() -> Iterator[str]:
             yield f"{wheel}: {try_out(pump, [program])}"
     for release in RELEASES:
         wheel = f"manylinux*{release.processor}"
-        program = release.install(find_wheel(wheel))
-        yield f"{wheel}, Debian {release.suite}: {try_out('native', program)}"
+        command = release.install(find_wheel(wheel))
+        yield f"{wheel}, Debian {release.suite}: {try_out('native', command)}"
     for processor in DEBIAN:
         yield f"musllinux {processor}: {drive(processor)}"
 
