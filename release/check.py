@@ -59,6 +59,8 @@ STEPS: Final = (
     Step("newest", "$PYTHON -m release.suite newest 3.13", 2400, ("wheels",)),
     Step("deb", "make deb", 300, ("packages", "wheels")),
     Step("lintian", "lintian --fail-on error dist/*~deb12_*.deb", 300, ("deb",)),
+    Step("deb-trixie", "make deb SUITE=trixie", 300, ("packages", "wheels")),
+    Step("try-trixie", "$PYTHON -m release.try_trixie", 300, ("try-wheels", "deb-trixie")),
     Step("host", "tests/kernel/make_systemd_root.sh", 600, ("packages",)),
     Step("try-deb", "$PYTHON -m release.try_deb", 1500, ("deb", "host")),
     Step("docs", "make docs", 300),
