@@ -52,7 +52,7 @@ class Step:
 STEPS: Final = (
     Step("packages", f"apt-get update -qq && {APT} {' '.join(PACKAGES)}", 600),
     Step("wheels", "make wheel", 900),
-    Step("try-wheels", "$PYTHON -m release.try_wheels", 1200, ("packages", "wheels")),
+    Step("try-wheels", "$PYTHON -m release.try_wheels", 1800, ("packages", "wheels")),
     Step("onefile", "make onefile", 600, ("wheels",)),
     Step("sbom", "make sbom", 300, ("wheels",)),
     Step("oldest", "$PYTHON -m release.suite oldest 3.11", 2400, ("wheels",)),
