@@ -111,6 +111,14 @@ class Admission:
             self._note(descriptors.count_open() - _EACH * self.open)
         return self._measure()
 
+    def count_again(self) -> None:
+        """Count the descriptors again, if they are counted: the first client has that done.
+
+        At the start the process is still to open some, and may be given another limit.
+        """
+        if self._room is not None:
+            self.recount()
+
     async def count_aside(self) -> None:
         """Count the descriptors every second where that takes long, in a thread, until cancelled.
 

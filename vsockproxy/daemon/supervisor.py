@@ -116,7 +116,7 @@ class Supervisor:
             elif route.listen not in self.listeners:
                 self._start(route)
         self._forget_stats()
-        self.admission.recount()  # listeners have come or gone
+        self.admission.count_again()  # listeners have come or gone
 
     def _start(self, route: Route) -> None:
         stats = self._stats.setdefault(route.name, RouteStats(route))
