@@ -8,6 +8,7 @@ import socket
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -29,14 +30,17 @@ from tests.sockets import ends_by_reset, no_descriptor_left_over, read_to_end, s
 from tests.waiting import PATIENCE, until
 from vsockproxy.address.endpoint import (
     FdEndpoint,
+    ListenEndpoint,
     MuxEndpoint,
     TcpEndpoint,
     UnixEndpoint,
 )
+from vsockproxy.admin.socket_path import DefaultSocket
 from vsockproxy.config.process import Limits
 from vsockproxy.config.settings import Config, Policy, PumpChoice, Route
 from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.errors import ListenError, OrderError
+from vsockproxy.listen.bind import ListeningSocket, listen
 
 # ---- relaying ----
 
@@ -63,6 +67,26 @@ async def test_a_unix_listener_serves_and_removes_its_file_at_the_end(
     async with running(route) as daemon:
         assert await exchange(await daemon.connect(), b"hello") == b"hello"
     assert not path.exists()
+
+
+async def test_a_client_that_comes_before_the_control_socket_fails_is_not_reset(
+    guest: MuxEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[ListenEndpoint] = []
+
+    def recorded(endpoint: ListenEndpoint, *arguments: Any, **more: Any) -> list[ListeningSocket]:
+        opened.append(endpoint)
+        return listen(endpoint, *arguments, **more)
+
+    monkeypatch.setattr("vsockproxy.listen.sockets.listen", recorded)
+    nowhere = DefaultSocket({"RUNTIME_DIRECTORY": f"{tmp_path}/absent"}, 0)
+    metrics = UnixEndpoint(f"{tmp_path}/metrics")
+    config = nowhere.resolve(Config((Route("echo", LOOPBACK, guest),), (metrics,)))
+    daemon = Running(Daemon(config, control=nowhere))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(daemon.run)
+        nursery.cancel_scope.cancel()
+    assert opened == [UnixEndpoint(f"{tmp_path}/absent/admin.sock"), metrics, LOOPBACK]
 
 
 async def test_a_guests_connection_to_the_vmm_socket_reaches_a_host_service(

@@ -238,7 +238,8 @@ class Daemon:
         return await in_thread(lambda: self._http.certificates(config))
 
     def _wanted(self, config: Config) -> dict[ListenEndpoint, Listen]:
-        return self.supervisor.wanted(config) | http_endpoints(config)
+        # The control socket first: a bind of it that fails closes no listener with clients.
+        return http_endpoints(config) | self.supervisor.wanted(config)
 
     def warn_of_unused_sockets(self) -> None:
         """Log the sockets from systemd's socket units that no endpoint uses."""

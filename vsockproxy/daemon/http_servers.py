@@ -39,15 +39,14 @@ _GRACE: Final = 0.5  # seconds that answers have at the end of the daemon
 
 
 def http_endpoints(config: Config) -> dict[ListenEndpoint, Listen]:
-    """Return where a configuration has the HTTP servers listen."""
-    endpoints: dict[ListenEndpoint, Listen] = {
-        endpoint: Listen(_METRICS, Policy(backlog=_BACKLOG)) for endpoint in config.metrics
-    }
+    """Return where a configuration has the HTTP servers listen; the control socket is first."""
+    endpoints: dict[ListenEndpoint, Listen] = {}
     admin = config.admin
     if admin.listen is not None:
         policy = Policy(backlog=_BACKLOG, mode=admin.mode, group=admin.group)
         endpoints[admin.listen] = Listen(_ADMIN, policy)
-    return endpoints
+    metrics = Listen(_METRICS, Policy(backlog=_BACKLOG))
+    return endpoints | dict.fromkeys(config.metrics, metrics)
 
 
 class HttpServers:
