@@ -165,6 +165,21 @@ needs_ipv6 = pytest.mark.skipif(
 )
 
 
+@contextmanager
+def taken_on_ipv6_alone() -> Iterator[int]:
+    """Give a port that is in use on ::1 and free on 127.0.0.1."""
+    for _ in range(10):  # another process may have the IPv4 port
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+            port = taken.getsockname()[1]
+            try:
+                socket.create_server(("127.0.0.1", port)).close()
+            except OSError:
+                continue
+            yield port
+            return
+    pytest.fail("the IPv4 port was in use ten times")
+
+
 def without_ipv6(code: int) -> Callable[[int], socket.socket]:
     """Return a fake of `new_socket` that fails with an errno where it needs IPv6."""
 

@@ -232,7 +232,7 @@ async def test_doctor_reports_a_stopped_guest_until_it_starts_again(
         await running.wait_for("guest_started")
         mended = await trio.to_thread.run_sync(doctor)
         assert await running.stop() == 0
-    assert (well.returncode, broken.returncode, mended.returncode) == (0, 1, 0)
+    assert (well.returncode, broken.returncode, mended.returncode) == (0, 1, 0), mended.stdout
     assert "no problems" in mended.stdout
     output = " ".join(broken.stdout.split())
     assert "the VMM's socket does not exist -> start the VM, or correct the path" in output

@@ -23,6 +23,7 @@ from tests.fake_services import (
     needs_ipv6,
     no_descriptors_left,
     open_folder,
+    taken_on_ipv6_alone,
     unix_listener,
     unused_tcp_port,
     without_ipv6,
@@ -88,10 +89,7 @@ async def test_a_tcp_target_is_connected_ready_for_the_pump(host: str | None) ->
 
 @needs_ipv6
 async def test_a_dial_of_localhost_falls_back_to_ipv6() -> None:
-    with (
-        socket.create_server(("::1", 0), family=socket.AF_INET6) as server,
-        await dial(TcpEndpoint(None, server.getsockname()[1]), TIMEOUT) as sock,
-    ):
+    with taken_on_ipv6_alone() as port, await dial(TcpEndpoint(None, port), TIMEOUT) as sock:
         assert sock.family == socket.AF_INET6
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tests.fake_services import (
     needs_ipv6,
     no_descriptors_left,
     open_folder,
+    taken_on_ipv6_alone,
     unix_listener,
     without_ipv6,
 )
@@ -49,21 +50,6 @@ def refuses(
         listen(endpoint, 16, inherited or {})
     assert caught.value.endpoint == endpoint
     return caught.value
-
-
-@contextmanager
-def taken_on_ipv6_alone() -> Iterator[int]:
-    """Give a port that is in use on ::1 and free on 127.0.0.1."""
-    for _ in range(10):  # another process may have the IPv4 port
-        with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
-            port = taken.getsockname()[1]
-            try:
-                socket.create_server(("127.0.0.1", port)).close()
-            except OSError:
-                continue
-            yield port
-            return
-    pytest.fail("the IPv4 port was in use ten times")
 
 
 # --- listen: tcp --------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.admin.running_daemon import ControlledDaemon, controlled_daemon
-from tests.fake_services import has_ipv6, unused_tcp_port
+from tests.fake_services import has_ipv6, taken_on_ipv6_alone, unused_tcp_port
 from tests.sockets import no_descriptor_left_over
 from vsockproxy.address.endpoint import TcpEndpoint
 from vsockproxy.config.settings import Route
@@ -60,8 +60,7 @@ async def test_a_listener_moves_to_an_address_that_overlaps_its_own(tmp_path: Pa
 
 async def test_a_reload_that_fails_leaves_the_old_address_alone(tmp_path: Path) -> None:
     async with controlled_daemon(tmp_path, "echo") as daemon:
-        with socket.create_server(("::1", 0), family=socket.AF_INET6) as other:
-            port = other.getsockname()[1]
+        with taken_on_ipv6_alone() as port:
             narrow, wide = routes(daemon, port)
             await daemon.reload(routes=(narrow,))
             with pytest.raises(ListenError) as caught:

@@ -83,7 +83,7 @@ class DirectPump:
                     assert one.reason in ("idle_timeout", "max_lifetime")
                     return self.join(families, bounds, meter)
                 right, _ = back.accept()
-                # A reset before the pump has told of the target's answer fails the dial.
+                # A reset before the pump has reported the target's answer fails the dial.
                 self._await_news(lambda: one.is_connected)
         for sock in (left, right):
             sock.setblocking(False)
@@ -103,7 +103,7 @@ class DirectPump:
 
 
 class _OneClient:
-    """Is told of the one client of a route; see `vsockproxy.pump.direct.Clients`."""
+    """Hears of the one client of a route; see `vsockproxy.pump.direct.Clients`."""
 
     def __init__(self, meter: Meter, route: Any) -> None:
         self.is_connected = False

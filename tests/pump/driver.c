@@ -615,7 +615,7 @@ static void *direct_client_main(void *argument)
 	return NULL;
 }
 
-/* Every client is told of once, whatever becomes of it, while servers halt, stop and begin. */
+/* Every client is reported once, whatever becomes of it, while servers halt, stop and begin. */
 static void direct_round(bool tallied)
 {
 	struct vsp_way ways[2] = {{.connect_ms = LONG_MS, .handshake_ms = LONG_MS, .answers = true},
@@ -704,10 +704,10 @@ static void direct_round(bool tallied)
 	CHECK(upstream == 8 * connected);
 	shutdown(vmm_listener, SHUT_RDWR);
 	pthread_join(vmm_thread, NULL);
-	CHECK(vsp_limit_live(all) == 0 && vsp_limit_untold(all) == 0);
+	CHECK(vsp_limit_live(all) == 0 && vsp_limit_unreported(all) == 0);
 	for (unsigned i = 0; i < 2; i++) {
 		vsp_server_stop(fronts[i].server);
-		CHECK(vsp_limit_live(own[i]) == 0 && vsp_limit_untold(own[i]) == 0);
+		CHECK(vsp_limit_live(own[i]) == 0 && vsp_limit_unreported(own[i]) == 0);
 		vsp_limit_unref(own[i]);
 		close(fronts[i].listener);
 	}
@@ -787,7 +787,7 @@ static void direct_close(struct direct *direct)
 	close(direct->target_listener);
 }
 
-/* A connection that ends while its opening is reaped is told of by its tag, in the next batch. */
+/* A connection that ends while its opening is reaped is reported by its tag, in the next batch. */
 static void an_end_in_the_reap_of_its_opening(void)
 {
 	struct direct direct;
@@ -826,7 +826,7 @@ static void *stop_main(void *argument)
 	struct direct *direct = argument;
 
 	vsp_server_stop(direct->front.server);
-	direct->untold = vsp_limit_untold(direct->limit);
+	direct->untold = vsp_limit_unreported(direct->limit);
 	direct->stopped = 1;
 	return NULL;
 }

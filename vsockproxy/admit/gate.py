@@ -71,7 +71,7 @@ class Gate:
         self._log = Throttle(log)
         self._queue = trio.lowlevel.ParkingLot()
         self._places: Places | None = None
-        self._direct = 0  # connections that the pump has accepted, as far as they were told of
+        self._direct = 0  # connections that the pump has accepted, as far as they were reported
         self._rate: float | None = None
         self._bucket: TokenBucket | None = None
         self.reconfigure(stats.route)
@@ -117,9 +117,9 @@ class Gate:
         return "limits_max_connections" if self._shared.is_full() else None
 
     def _is_at_limit(self) -> bool:
-        # A connection whose end was not told yet still counts here: no view may show too many.
-        untold = 0 if self._places is None else max(0, self._places.untold)
-        return len(self._stats.live) + untold >= self._most
+        # A connection whose end was not reported yet still counts here: no view may show too many.
+        unreported = 0 if self._places is None else max(0, self._places.unreported)
+        return len(self._stats.live) + unreported >= self._most
 
     async def wait_for_room(self) -> None:
         """Wait until a client may be accepted.
@@ -232,7 +232,7 @@ class Gate:
         """Return whether the pump may accept clients now."""
         if self._places is None or self.queue_reason() is not None:
             return False
-        own = self._places.untold + len(self._stats.live) + 1
+        own = self._places.unreported + len(self._stats.live) + 1
         return own < self._most and self._shared.has_places()
 
     def count(self, connection: Connection) -> None:

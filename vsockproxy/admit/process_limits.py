@@ -65,8 +65,8 @@ class Admission:
 
     @property
     def open(self) -> int:
-        """The number of open connections, those included that the pump has not told of yet."""
-        return self.live if self._places is None else self.live + self._places.untold
+        """The number of open connections, those included that the pump has not reported yet."""
+        return self.live if self._places is None else self.live + self._places.unreported
 
     def allow(self) -> None:
         """Tell the pump how many connections it may have: none if memory is short.
@@ -87,7 +87,7 @@ class Admission:
 
     def _has_room(self, places: Places) -> bool:
         self.allow()
-        return self._allowed is not None and self._direct + places.untold < self._allowed
+        return self._allowed is not None and self._direct + places.unreported < self._allowed
 
     def count_direct(self, change: int) -> None:
         """Count a connection that the pump has accepted, or its end."""

@@ -27,7 +27,7 @@ class Way(NamedTuple):
       options: level, name and value of socket options, set before the dial.
       bounds: of each transfer; max_lifetime counts from the accept.
       buckets: upper bounds of the durations in a `Tally`, of dials and of connections, in seconds
-        and at most 15 each; None where every connection is told of.
+        and at most 15 each; None where every connection is reported.
     """
 
     address: bytes
@@ -91,7 +91,7 @@ class Durations(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """Connections that were over before they were told of, and of which only the numbers count.
+    """Connections that were over before they were reported, and of which only the numbers count.
 
     None of them was cancelled, and no dial has failed.
 
@@ -113,7 +113,7 @@ class Tally(NamedTuple):
 
 
 class Clients(Protocol):
-    """Is told of the clients that the pump accepts for one configuration of a route."""
+    """Hears of the clients that the pump accepts for one configuration of a route."""
 
     def opened(self, opening: Opening, running: LiveTransfer) -> Meter:
         """Return the meter of a connection that is open, which follows ``running`` from now on."""
@@ -128,7 +128,7 @@ class Clients(Protocol):
         ...
 
     def passed(self, opening: Opening, dialled: Dialled | None, ending: Ending) -> None:
-        """Take note of a connection that is over, and was never told of."""
+        """Take note of a connection that is over, and was never reported."""
         ...
 
     def counted(self, tally: Tally) -> None:
@@ -148,8 +148,8 @@ class Places(Protocol):
         ...
 
     @property
-    def untold(self) -> int:
-        """Return how many more are open than were told of; negative where ends are not told."""
+    def unreported(self) -> int:
+        """Return how many more are open than were reported; negative where no end is reported."""
         ...
 
 
@@ -167,7 +167,7 @@ class DirectRoute(Protocol):
 
     @property
     def is_over(self) -> bool:
-        """Whether every connection's end was told."""
+        """Whether every connection's end was reported."""
         ...
 
     async def serve(self, listener: int, way: Way, clients: Clients) -> None:

@@ -65,7 +65,7 @@ class NativePump:
         self._relays: Slots[Any] = Slots()
         self._direct = DirectRoutes(self._pump, self._relays)
         self._news: list[News] = []
-        self._told = 0  # of it
+        self._reported = 0  # of it
 
     def accept(self, listener: int, room: int) -> list[Accepted]:
         """See `Pump.accept`."""
@@ -141,7 +141,7 @@ class NativePump:
                 self._direct.halt()
                 await trio.lowlevel.wait_readable(descriptor)
             except Exception:  # noqa: BLE001 - without this task no transfer would ever end
-                _log.exception("the ends of transfers cannot be told; it is tried again")
+                _log.exception("the ends of transfers cannot be reported; it is tried again")
                 await trio.sleep(_AFTER_ERROR)
 
     def _reap(self) -> int:
@@ -149,19 +149,19 @@ class NativePump:
 
         Raises: what telling raises; the next call goes on with the same end.
         """
-        if self._told == len(self._news):
-            self._told = 0
+        if self._reported == len(self._news):
+            self._reported = 0
             number = lib.vsp_pump_reap(self._pump, self._room.structs, _REAP)
             self._news = self._room.read(number)
-        number = len(self._news) - self._told
-        while self._told < len(self._news):
-            news = self._news[self._told]
+        number = len(self._news) - self._reported
+        while self._reported < len(self._news):
+            news = self._news[self._reported]
             if news.route != _GIVEN:
-                self._told += 1  # it is told once, whatever happens
+                self._reported += 1  # it is reported once, whatever happens
                 self._tell_direct(news)
             else:
                 self._tell(news)
-                self._told += 1
+                self._reported += 1
         if number < _REAP:
             self._direct.count()
         return number

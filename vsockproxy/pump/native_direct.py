@@ -1,7 +1,7 @@
 """Direct routes of the native pump: what C accepts and dials, as Python knows it.
 
 Owns: `NativeRoute` and `NativePlaces`, and `DirectNews`, which turns a piece of news into a call of
-`Clients`.  A connection that is over before it is told of costs no object here.
+`Clients`.  A connection that is over before it is reported costs no object here.
 """
 
 from __future__ import annotations
@@ -54,30 +54,30 @@ class NativePlaces:
     """A ``struct vsp_limit``; see `direct.Places`.
 
     Attributes:
-      told: the open connections that were told of.
+      reported: the open connections that were reported.
     """
 
-    __slots__ = ("limit", "told")
+    __slots__ = ("limit", "reported")
 
     def __init__(self) -> None:
         limit = lib.vsp_limit_new()
         if limit == ffi.NULL:
             raise MemoryError
         self.limit = ffi.gc(limit, lib.vsp_limit_unref)
-        self.told = 0
+        self.reported = 0
 
     def allow(self, most: float) -> None:
         """See `direct.Places`."""
         lib.vsp_limit_set(self.limit, int(min(most, _NO_LIMIT)))
 
     @property
-    def untold(self) -> int:
+    def unreported(self) -> int:
         """See `direct.Places`."""
-        return lib.vsp_limit_live(self.limit) - self.told
+        return lib.vsp_limit_live(self.limit) - self.reported
 
 
 class DirectRoutes:
-    """The direct routes of one pump, and what is told of their connections.
+    """The direct routes of one pump, and what is reported of their connections.
 
     Attributes:
       places: those of all routes together.
@@ -144,16 +144,16 @@ class DirectRoutes:
                 clients.ended(live.meter, ended)
 
     def _open(self, clients: Clients, places: NativePlaces, news: News) -> LiveRelay:
-        places.told += 1
-        self.places.told += 1
+        places.reported += 1
+        self.places.reported += 1
         live = LiveRelay(ffi.cast("struct vsp_relay *", news.relay))
         lib.vsp_relay_set_tag(live.relay, self._relays.take(live))
         live.meter = clients.opened(_opening(news), live)
         return live
 
     def _close(self, live: LiveRelay, places: NativePlaces, news: News) -> None:
-        places.told -= 1
-        self.places.told -= 1
+        places.reported -= 1
+        self.places.reported -= 1
         self._relays.free(news.tag)
         live.meter.settle(news.upstream_bytes, news.downstream_bytes)
 
@@ -215,7 +215,7 @@ class NativeRoute:
     @property
     def is_over(self) -> bool:
         """See `direct.DirectRoute`."""
-        return not lib.vsp_limit_untold(self.places.limit)
+        return not lib.vsp_limit_unreported(self.places.limit)
 
     async def serve(self, listener: int, way: Way, clients: Clients) -> None:
         """See `direct.DirectRoute`."""

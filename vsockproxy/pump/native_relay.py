@@ -98,14 +98,14 @@ class Slots(Generic[Item]):
 
 
 class LiveRelay:
-    """A relay under way: the `LiveTransfer` that its meter reads, until its end is told."""
+    """A relay under way: the `LiveTransfer` that its meter reads, until its end is reported."""
 
     __slots__ = ("meter", "relay")
 
     meter: Meter
 
     def __init__(self, relay: Any) -> None:
-        """Read a ``struct vsp_relay *``; ``meter`` is set before its end is told."""
+        """Read a ``struct vsp_relay *``; ``meter`` is set before its end is reported."""
         self.relay = relay
 
     def upstream_bytes(self) -> int:

@@ -97,7 +97,7 @@ class DirectRelays:
     # ---- the end ----
 
     def name_endings(self, reason: EndReason) -> None:
-        """Count connections that the pump has not told of yet under ``reason``, if cancelled."""
+        """Count connections that the pump has not reported yet under ``reason``, if cancelled."""
         self._connections.ending = reason
 
     async def outlast(self, released: trio.Event) -> None:

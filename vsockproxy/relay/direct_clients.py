@@ -29,7 +29,7 @@ from vsockproxy.stats import RouteStats
 
 
 class OpenConnections:
-    """The open connections of a route that the pump has told of.
+    """The open connections of a route that the pump has reported.
 
     Attributes:
       ending: the reason under which they are counted if they are cancelled.
@@ -63,7 +63,7 @@ class OpenConnections:
         await self._changed.wait()
 
     def end_all(self) -> None:
-        """End every connection, and those that the pump has not told of yet."""
+        """End every connection, and those that the pump has not reported yet."""
         self.is_ending = True
         for connection in list(self._live):
             connection.end(connection.ending)

@@ -9,7 +9,7 @@
 struct vsp_limit {
 	_Atomic int64_t most;
 	_Atomic int64_t live;   /* places taken */
-	_Atomic int64_t untold; /* connections whose end the caller has not reaped */
+	_Atomic int64_t unreported; /* connections whose end the caller has not reaped */
 	_Atomic int references;
 };
 
@@ -44,9 +44,9 @@ int64_t vsp_limit_live(const struct vsp_limit *limit)
 	return atomic_load(&limit->live);
 }
 
-int64_t vsp_limit_untold(const struct vsp_limit *limit)
+int64_t vsp_limit_unreported(const struct vsp_limit *limit)
 {
-	return atomic_load(&limit->untold);
+	return atomic_load(&limit->unreported);
 }
 
 bool vsp_limit_take(struct vsp_limit *limit)
@@ -56,7 +56,7 @@ bool vsp_limit_take(struct vsp_limit *limit)
 		atomic_fetch_sub(&limit->live, 1);
 		return false;
 	}
-	atomic_fetch_add(&limit->untold, 1);
+	atomic_fetch_add(&limit->unreported, 1);
 	return true;
 }
 
@@ -70,7 +70,7 @@ void vsp_limit_give(struct vsp_limit *limit)
 	atomic_fetch_sub(&limit->live, 1);
 }
 
-void vsp_limit_told(struct vsp_limit *limit, int64_t connections)
+void vsp_limit_reported(struct vsp_limit *limit, int64_t connections)
 {
-	atomic_fetch_sub(&limit->untold, connections);
+	atomic_fetch_sub(&limit->unreported, connections);
 }

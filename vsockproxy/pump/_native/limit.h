@@ -20,6 +20,6 @@ bool vsp_limit_is_near(const struct vsp_limit *limit);
 void vsp_limit_give(struct vsp_limit *limit);
 
 /* ... and note that the caller knows of the ends of so many. */
-void vsp_limit_told(struct vsp_limit *limit, int64_t connections);
+void vsp_limit_reported(struct vsp_limit *limit, int64_t connections);
 
 #endif

@@ -19,7 +19,7 @@ enum {
 enum {
 	TELL_MS = 4,  /* between two publications of what direct relays have to tell */
 	COUNT_MS = 50, /* ... where they only have numbers, and no client waits for their places */
-	NEW_MS = 100, /* from a direct relay's accept until it is told of, unless it ends before */
+	NEW_MS = 100, /* from a direct relay's accept until it is reported, unless it ends before */
 };
 
 struct vsp_relay;

@@ -200,7 +200,7 @@ static void news_of_direct(struct vsp_news *news, struct vsp_direct *direct)
 	}
 	news->unanswered = direct->unanswered;
 	direct->unanswered = -1;
-	vsp_route_told(direct->route, 1);
+	vsp_route_reported(direct->route, 1);
 }
 
 int vsp_outbox_reap(struct vsp_outbox *outbox, struct vsp_news *ret_news, int room)
@@ -243,7 +243,7 @@ bool vsp_outbox_tally(struct vsp_outbox *outbox, struct vsp_tally *ret_tally)
 	pthread_mutex_unlock(&outbox->mutex);
 	if (!route)
 		return false;
-	vsp_route_told(route, (int64_t)ret_tally->ended);
+	vsp_route_reported(route, (int64_t)ret_tally->ended);
 	vsp_route_unref(route);
 	return true;
 }

@@ -99,7 +99,7 @@ struct vsp_histogram {
 };
 
 /*
- * The direct connections of a route that were over before they were told of, and of which only the
+ * The direct connections of a route that were over before they were reported, and of which only the
  * numbers are wanted.
  */
 struct vsp_tally {
@@ -152,7 +152,7 @@ struct vsp_way {
 	unsigned int option_count;
 	struct vsp_option options[8];
 	struct vsp_policy policy;
-	bool tallied; /* a connection that is over before it is told of is only counted */
+	bool tallied; /* a connection that is over before it is reported is only counted */
 	int64_t dial_bounds_us[15]; /* of a tally's histograms, ascending; INT64_MAX: no more */
 	int64_t life_bounds_us[15];
 };
@@ -169,7 +169,7 @@ void vsp_limit_set(struct vsp_limit *limit, int64_t most);
 
 /* Return how many are open now, and of how many the end has not been reaped. */
 int64_t vsp_limit_live(const struct vsp_limit *limit);
-int64_t vsp_limit_untold(const struct vsp_limit *limit);
+int64_t vsp_limit_unreported(const struct vsp_limit *limit);
 
 /* Start a pump with `threads` threads.  0 and *ret, the caller's to free; or a negative errno. */
 int vsp_pump_new(unsigned threads, struct vsp_pump **ret);

@@ -35,7 +35,7 @@ struct vsp_relay *vsp_relay_new(uint32_t tag, int client, int target,
 	for (int which = CLIENT; which <= TARGET; which++) {
 		relay->sides[which].relay = relay;
 		relay->sides[which].fd = which == CLIENT ? client : target;
-		/* A request is often here already; an edge will tell of an answer. */
+		/* A request is often here already; an edge will announce an answer. */
 		relay->sides[which].readable = which == CLIENT;
 		relay->sides[which].writable = true;
 	}

@@ -120,7 +120,7 @@ int vsp_relay_watch(struct vsp_relay *relay, struct vsp_loop *loop);
 void vsp_relay_tell(struct vsp_relay *relay, struct vsp_loop *loop, enum vsp_what what);
 
 /*
- * Return whether a relay needs no news: it was over before it was told of, its route wants only
+ * Return whether a relay needs no news: it was over before it was reported, its route wants only
  * its numbers, and its end has no word and no descriptor to go with it.
  */
 bool vsp_relay_is_countable(const struct vsp_relay *relay);
@@ -131,7 +131,7 @@ void vsp_relay_list(struct vsp_relay *relay, struct vsp_loop *loop);
 /* Return whether its opening needs no news yet: it is counted if its end follows in a moment. */
 bool vsp_relay_is_new(const struct vsp_relay *relay, const struct vsp_loop *loop);
 
-/* Take it off the loop's live relays and tell of its end; its sockets are closed. */
+/* Take it off the loop's live relays and report its end; its sockets are closed. */
 void vsp_relay_leave(struct vsp_relay *relay, struct vsp_loop *loop);
 
 #endif

@@ -47,7 +47,7 @@ bool vsp_route_take(struct vsp_route *route)
 			continue;
 		while (i-- > 0) {
 			vsp_limit_give(route->limits[i]);
-			vsp_limit_told(route->limits[i], 1);
+			vsp_limit_reported(route->limits[i], 1);
 		}
 		return false;
 	}
@@ -68,8 +68,8 @@ void vsp_route_give(struct vsp_route *route)
 		vsp_limit_give(route->limits[i]);
 }
 
-void vsp_route_told(struct vsp_route *route, int64_t connections)
+void vsp_route_reported(struct vsp_route *route, int64_t connections)
 {
 	for (int i = 0; i < LIMITS; i++)
-		vsp_limit_told(route->limits[i], connections);
+		vsp_limit_reported(route->limits[i], connections);
 }

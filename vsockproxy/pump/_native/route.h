@@ -39,6 +39,6 @@ bool vsp_route_is_near(const struct vsp_route *route);
 
 /* Give the places back; and note that the caller knows of the ends of connections. */
 void vsp_route_give(struct vsp_route *route);
-void vsp_route_told(struct vsp_route *route, int64_t connections);
+void vsp_route_reported(struct vsp_route *route, int64_t connections);
 
 #endif

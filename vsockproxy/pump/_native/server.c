@@ -118,7 +118,7 @@ static struct vsp_relay *server_accept(struct vsp_server *server, struct vsp_loo
 			relay = client_accept(server, loop, ret_error);
 			if (!relay) {
 				vsp_route_give(server->route);
-				vsp_route_told(server->route, 1);
+				vsp_route_reported(server->route, 1);
 			}
 		}
 	}
