@@ -1,6 +1,6 @@
 """Writes the man pages, and the tables of the docs that are made from code: `make man`.
 
-Owns: what each page is made from.  vsockproxy(1) is the commands as typer has them, and the
+Owns: what each page is made from.  vsockproxy(1) is the commands as click has them, and the
 sections of docs/operations.md that belong to no single command; vsockproxy.toml(5) is
 docs/configuration.md, whose tables `keys` makes.  A test holds the pages to these.
 """
@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, Final
-
-import typer.main
 
 from man import endings, keys, roff
 from vsockproxy import __version__
@@ -52,10 +51,11 @@ def _configuration() -> Iterator[str]:
 
 
 def _commands() -> Iterator[str]:
-    program: Any = typer.main.get_command(app)
+    program: Any = app
+    commands = app.every_command()
     yield from roff.heading("Synopsis")
     yield from (".nh", ".ad l")
-    for index, command in enumerate(program.commands.values()):
+    for index, command in enumerate(commands.values()):
         if index:
             yield ".br"
         yield _synopsis(command)
@@ -66,9 +66,9 @@ def _commands() -> Iterator[str]:
     for option in program.params:
         yield from _parameter(option)
     yield from roff.heading("Commands")
-    for command in program.commands.values():
-        yield from roff.heading(command.name, 3)
-        yield from _help(command.help)
+    for name, command in commands.items():
+        yield from roff.heading(name, 3)
+        yield from _help(command.help or "")
         for parameter in command.params:
             if parameter.help:
                 yield from _parameter(parameter)
@@ -118,14 +118,14 @@ def _parameter(parameter: Any) -> Iterator[str]:
     text = parameter.help or ""
     if isinstance(parameter.envvar, str):
         text += f" ${parameter.envvar} says it as well."
-    if not parameter.required and parameter.default not in (None, False, ""):
+    if isinstance(parameter.default, str | int | Path) and parameter.default not in (False, ""):
         text += f" Default: {parameter.default}."
     yield from roff.term(_written(parameter, parameter.opts), roff.plain(text))
 
 
 def _help(text: str) -> Iterator[str]:
     r"""The paragraphs of a help text; those behind a \b stand as they are."""
-    for paragraph in text.strip().split("\n\n"):
+    for paragraph in cleandoc(text).split("\n\n"):
         if paragraph.startswith("\b"):
             yield from _listed(paragraph.splitlines()[1:])
         else:

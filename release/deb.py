@@ -14,9 +14,8 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Final
 
-from typer.completion import get_completion_script  # type: ignore[attr-defined]
-
 from release.pythons import DIST, REPOSITORY, find_python, find_wheel, install_into, run
+from vsockproxy.cli.program import completion
 
 SUITES: Final = {"bookworm": ("3.11", "deb12"), "trixie": ("3.13", "deb13")}
 """The Python of each release, and what its packages have in their version."""
@@ -75,10 +74,7 @@ def fill(tree: Path, python: str, wheel: Path) -> None:
     for folder, place in UNITS.items():
         shutil.copytree(REPOSITORY / "systemd" / folder, tree / place)
     for shell, name in COMPLETIONS.items():
-        script = get_completion_script(
-            prog_name="vsockproxy", complete_var="_VSOCKPROXY_COMPLETE", shell=shell
-        )
-        write(tree / "usr/share" / name, f"{script}\n")
+        write(tree / "usr/share" / name, completion(shell))
 
 
 def environment(home: Path, python: str, wheel: Path) -> None:

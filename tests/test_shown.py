@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-import typer.main
 
 from tests.daemon_process import REPOSITORY
 from vsockproxy.cli import app
@@ -19,7 +18,7 @@ from vsockproxy.config.file import parse_document
 from vsockproxy.config.load import build_config
 
 PAGES: Final = (REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md")))
-PROGRAM: Final[Any] = typer.main.get_command(app)
+PROGRAM: Final[Any] = app
 SHELL: Final = frozenset("&;|<>")
 
 
@@ -73,8 +72,8 @@ def parse(command: Any, words: list[str]) -> None:
     context = command.make_context("vsockproxy", [], resilient_parsing=True)
     context.resilient_parsing = False
     _, rest, _ = command.make_parser(context).parse_args(list(words))
-    if hasattr(command, "commands") and rest:
-        parse(command.commands[rest[0]], rest[1:])
+    if command is app and rest:
+        parse(app.every_command()[rest[0]], rest[1:])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -18,7 +18,7 @@ def main() -> None:
     if command in _DAEMONS:
         early_signals.hold()
     if sys.argv[1:] == ["health"] and sys.stdout and sys.stderr:
-        # A container asks every few seconds, without options: typer and pydantic are most of it.
+        # A container asks every few seconds, without options: the command line is most of it.
         from vsockproxy.admin.health_client import check  # noqa: PLC0415 - see above
 
         sys.exit(check(os.environ))

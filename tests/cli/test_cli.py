@@ -6,20 +6,22 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
+import click
 import pytest
 import trustme
-from typer.core import TyperGroup, TyperOption
-from typer.main import get_command
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from tests.cli.conftest import Write
 from tests.daemon_process import REPOSITORY, command, daemon, environment
 from tests.fake_services import as_ordinary_user, open_folder
 from vsockproxy import __version__
 from vsockproxy.cli import app
+from vsockproxy.cli.program import COMMANDS as TABLE
 from vsockproxy.config.source import default_file
 from vsockproxy.revision import REVISION
 
@@ -29,6 +31,8 @@ COMMANDS: Final = (
     *("status", "connections", "kill", "pause", "drain", "resume", "reload", "log-level"),
     "help",
 )
+
+CLI: Final = REPOSITORY / "vsockproxy" / "cli"
 
 
 # --- words --------------------------------------------------------------------------------
@@ -52,10 +56,85 @@ def test_every_command_has_help(name: str) -> None:
 
 
 def test_help_does_not_import_slow_modules() -> None:
-    done = command("--help", environ={"PYTHONPROFILEIMPORTTIME": "1"})
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "typer" in imported
-    assert not imported & {"trio", "pydantic", "structlog", "prometheus_client", "h11"}
+    modules = imported("--help")
+    assert "click" in modules
+    assert not modules & {"trio", "pydantic", "structlog", "prometheus_client", "h11", "rich"}
+
+
+MODULES: Final = {f"vsockproxy.cli.{module}" for module, _ in TABLE.values()}
+
+
+PRINT_MODULES: Final = """
+import atexit, sys
+from vsockproxy.__main__ import main
+atexit.register(lambda: print(*sys.modules, file=sys.stderr))
+main()
+"""
+
+
+def imported(*arguments: str, environ: Mapping[str, str] | None = None) -> set[str]:
+    """Return the modules that a command imports."""
+    done = subprocess.run(
+        [sys.executable, "-c", PRINT_MODULES, *arguments],
+        env={**environment(), **(environ or {})},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stderr.split())
+
+
+def test_the_table_has_every_command_of_every_module() -> None:
+    found = {
+        str(value.name): name.rpartition(".")[2]
+        for name in MODULES | {f"vsockproxy.cli.{file.stem}" for file in CLI.glob("[!_]*.py")}
+        for value in vars(import_module(name)).values()
+        if isinstance(value, click.Command) and not isinstance(value, click.Group)
+    }
+    assert found == {name: module for name, (module, _) in TABLE.items()}
+    assert list(app.every_command()) == list(TABLE)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_command_imports_its_own_module_and_no_other_commands(name: str) -> None:
+    assert imported(name, "--help") & MODULES == {f"vsockproxy.cli.{TABLE[name][0]}"}
+
+
+def test_the_help_and_the_completion_of_a_name_import_no_command() -> None:
+    words = {
+        "_VSOCKPROXY_COMPLETE": "bash_complete",
+        "COMP_WORDS": "vsockproxy s",
+        "COMP_CWORD": "1",
+    }
+    for modules in (imported("--help"), imported(environ=words)):
+        assert "vsockproxy.cli.program" in modules
+        assert not modules & (MODULES | {"vsockproxy.cli.shared", "vsockproxy.config.source"})
+
+
+def test_the_help_of_a_command_lists_its_arguments() -> None:
+    shown = command("route", "--help").stdout
+    assert shown.startswith("Usage: vsockproxy route [OPTIONS] ACTION NAME [KEY=VALUE]...\n")
+    section = shown.split("\nArguments:\n")[1].split("\n\n")[0]
+    assert [line.split()[0] for line in section.splitlines()] == ["ACTION", "NAME", "KEY=VALUE"]
+    assert "{LISTEN TARGET}..." in command("forward", "--help").stdout
+
+
+def test_an_unknown_command_or_option_is_an_error_with_the_closest_name() -> None:
+    for words, name in ((["statu"], "status"), (["status", "--wach"], "--watch")):
+        done = command(*words)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"Did you mean '{name}'?" in done.stderr
+
+
+def test_ctrl_c_ends_a_command_with_status_130_and_prints_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted() -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vsockproxy.dial.vsock.read_local_cid", interrupted)
+    done = CliRunner().invoke(app, ["cid"])
+    assert (done.exit_code, done.output) == (130, "")
 
 
 def test_version_shows_the_pump_and_the_reason() -> None:
@@ -120,15 +199,13 @@ OTHERS: Final = {
 """Arguments with which a command ends at once if its times are valid."""
 
 
-def options() -> list[tuple[str, TyperOption]]:
+def options() -> list[tuple[str, click.Option]]:
     """Return every option of the program, each with the name of its command."""
-    group = get_command(app)
-    assert isinstance(group, TyperGroup)
     return [
         (name, parameter)
-        for name, command in group.commands.items()
+        for name, command in app.every_command().items()
         for parameter in command.params
-        if isinstance(parameter, TyperOption)
+        if isinstance(parameter, click.Option)
     ]
 
 
@@ -158,11 +235,9 @@ def test_an_option_takes_a_time_with_and_without_a_unit_and_an_error_names_it(
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_offers_the_commands(shell: str) -> None:
     words = {
-        "_VSOCKPROXY_COMPLETE": f"complete_{shell}",
+        "_VSOCKPROXY_COMPLETE": f"{shell}_complete",
         "COMP_WORDS": "vsockproxy ",
-        "COMP_CWORD": "1",
-        "_TYPER_COMPLETE_ARGS": "vsockproxy ",
-        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "COMP_CWORD": "" if shell == "fish" else "1",
     }
     done = command(environ=words)
     assert "forward" in done.stdout
@@ -428,6 +503,15 @@ def test_an_unreadable_file_is_an_error_with_a_remedy() -> None:
                 done = CliRunner().invoke(app, arguments)
             assert done.exit_code == 2
             assert "x.toml: permission denied: check the mode of the file" in done.stderr
+
+
+def test_a_configuration_file_is_examined_by_its_reader_only(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)  # of the real user, as click asks
+    file = str(write())
+    for arguments in (["check", file], ["check", "-c", file]):
+        assert CliRunner().invoke(app, arguments).exit_code == 0
 
 
 def test_the_first_existing_default_file_is_used(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.admin.running_daemon import controlled_daemon
-from tests.daemon_process import PATIENCE, environment
+from tests.daemon_process import PATIENCE, command, environment
 from tests.kernel.boot import require
 
 # What bash does when the Tab key is pressed: complete(1) names the function.
@@ -75,3 +75,16 @@ async def test_a_routes_name_is_completed_from_the_running_daemon(tmp_path: Path
 def test_without_a_daemon_no_route_is_completed(tmp_path: Path) -> None:
     environ = {"VSOCKPROXY_ADMIN": str(tmp_path / "none")}
     assert completed("bash", BASH.format(words="drain w"), tmp_path, environ) == [""]
+
+
+def test_the_script_without_a_name_is_for_the_shell_of_the_environment() -> None:
+    done = command("--show-completion", environ={"SHELL": "/usr/bin/zsh"})
+    assert done.stdout == command("--show-completion", "zsh").stdout
+    assert done.stdout.startswith("#compdef vsockproxy\n")
+    done = command("--show-completion", environ={"SHELL": "/bin/dash"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'dash' is not one of 'bash', 'zsh', 'fish'" in done.stderr
+
+
+def test_bash_completes_a_path_where_no_word_is_offered() -> None:
+    assert "complete -o default " in command("--show-completion", "bash").stdout

@@ -14,11 +14,10 @@ import subprocess
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 import trio
-import typer.main
 
 from tests.admin.running_daemon import ControlledDaemon, controlled_daemon
 from tests.daemon_process import command, daemon
@@ -28,7 +27,7 @@ from vsockproxy.cli import app
 
 NAME: Final = "süd-日本"
 HOSTILE: Final = "v\x1b[31m\u202e\x9b2J\nvsockproxy: forged"
-PROGRAM: Any = typer.main.get_command(app)
+COMMANDS: Final = app.every_command()
 
 ENCODINGS: Final[dict[str, Mapping[str, str]]] = {
     "ascii": {"PYTHONIOENCODING": "ascii"},
@@ -96,14 +95,14 @@ def words(name: str, file: Path) -> list[str]:
 
 
 def test_every_command_has_arguments_here() -> None:
-    assert set(PROGRAM.commands) == set(ARGUMENTS)
+    assert set(COMMANDS) == set(ARGUMENTS)
 
 
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))
 async def test_no_command_fails_or_forges_a_line_where_a_terminal_spells_ascii_only(
     running: ControlledDaemon, file: Path, name: str
 ) -> None:
-    options = {param.opts[0]: param for param in PROGRAM.commands[name].params}
+    options = {param.opts[0]: param for param in COMMANDS[name].params}
     for more in [[], ["--json"]] if "--json" in options else [[]]:
         environ = {**ENCODINGS["ascii"], "VSOCKPROXY_ADMIN": str(running.socket)}
         call = partial(command, *words(name, file), *more, environ=environ)
@@ -176,7 +175,7 @@ def on_a_terminal(*arguments: str, environ: Mapping[str, str]) -> str:
 
 COLORED: Final = sorted(
     name
-    for name, one in PROGRAM.commands.items()
+    for name, one in COMMANDS.items()
     if any("--color" in parameter.opts for parameter in one.params)
 )
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 import trio
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from tests.cli.conftest import Write
 from tests.daemon_process import PATIENCE, Daemon, command, daemon, environment

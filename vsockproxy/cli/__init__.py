@@ -1,8 +1,8 @@
 """The command line: arguments and files in, exit statuses and text out.
 
-Owns: the program.  Each module beside this one holds the commands of one purpose, and
-`program` the options and errors that they share.  Decides nothing about routes.  A command
-imports its modules when it runs: `--help` and completion must not wait for trio.
+Owns: the entry.  `program` has the table of the commands, `shared` the options and errors that they
+share; each other module holds the commands of one purpose.  Decides nothing about routes.  A
+command imports its modules when it runs: `--help` and completion must not wait for trio.
 """
 
 from __future__ import annotations
@@ -11,34 +11,12 @@ import os
 import sys
 from pathlib import Path
 
-import typer
+import click
 
-from vsockproxy.cli import change as change_commands
-from vsockproxy.cli import check as checks
-from vsockproxy.cli import connect as connecting
-from vsockproxy.cli import control as control_commands
-from vsockproxy.cli import diagnose as diagnosis
-from vsockproxy.cli import guests
-from vsockproxy.cli import run as daemons
-from vsockproxy.cli import top as top_command
 from vsockproxy.cli.output import make_unfailing
-from vsockproxy.cli.program import FAILED, app, help_
+from vsockproxy.cli.program import app
 
 __all__ = ["app", "main"]
-
-# In the order of --help.
-for commands in (
-    daemons,
-    connecting,
-    checks,
-    diagnosis,
-    guests,
-    control_commands,
-    change_commands,
-    top_command,
-):
-    commands.add_to(app)
-app.command("help", short_help="Show the help of a command.")(help_)
 
 
 def main() -> None:
@@ -48,7 +26,9 @@ def main() -> None:
     try:
         app(prog_name="vsockproxy")
     except OSError as error:
-        typer.echo(f"vsockproxy: cannot write to standard output: {error.strerror}", err=True)
+        from vsockproxy.cli.shared import FAILED  # noqa: PLC0415 - at its use
+
+        click.echo(f"vsockproxy: cannot write to standard output: {error.strerror}", err=True)
         sys.exit(FAILED)
     finally:
         _discard_unwritable_output()

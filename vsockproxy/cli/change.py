@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
-import typer
+import click
 
 from vsockproxy.cli.output import say
-from vsockproxy.cli.program import ConfigOption, SocketOption, daemon_client
+from vsockproxy.cli.shared import argument, command, config_option, daemon_client, socket_option
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from vsockproxy.config.document import Plain
@@ -28,31 +29,35 @@ class Action(StrEnum):
 _DONE: Final = {Action.ADD: "added", Action.REPLACE: "replaced", Action.REMOVE: "removed"}
 
 
-ActionArgument = Annotated[Action, typer.Argument(help="add, replace or remove.")]
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Its name.")]
-KeysArgument = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Keys of its table, as in a TOML file."),
-]
-PersistOption = Annotated[
-    bool, typer.Option("--persist", help="Write it to a file in the first include's folder.")
-]
+action_argument: Final = argument(
+    "action",
+    type=click.Choice([str(action) for action in Action]),
+    help="add, replace or remove.",
+)
+name_argument: Final = argument("name", metavar="NAME", help="Its name.")
+keys_argument: Final = argument(
+    "keys", metavar="KEY=VALUE", nargs=-1, help="Keys of its table, as in a TOML file."
+)
+persist_option: Final = click.option(
+    "--persist", is_flag=True, help="Write it to a file in the first include's folder."
+)
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    app.command(short_help="Add, replace or remove a route at run time.")(route)
-    app.command(short_help="Add, replace or remove a guest at run time.")(guest)
-
-
+@command()
+@action_argument
+@name_argument
+@keys_argument
+@config_option
+@socket_option
+@persist_option
 def route(
-    action: ActionArgument,
-    name: NameArgument,
-    keys: KeysArgument = None,
-    config: ConfigOption = None,
+    action: str,
+    name: str,
+    keys: Sequence[str],
+    config: Path | None,
+    socket: Path | None,
     *,
-    socket: SocketOption = None,
-    persist: PersistOption = False,
+    persist: bool,
 ) -> None:
     """Add, replace or remove a route of the running daemon, without a reload.
 
@@ -63,17 +68,24 @@ def route(
     vsockproxy route add sbx-7 listen=unix:/run/sbx-7.sock target=sbx-7:443
     vsockproxy route remove sbx-7
     """
-    _change("routes", action, name, keys or [], persist=persist, config=config, socket=socket)
+    _change("routes", Action(action), name, keys, persist=persist, config=config, socket=socket)
 
 
+@command()
+@action_argument
+@name_argument
+@keys_argument
+@config_option
+@socket_option
+@persist_option
 def guest(
-    action: ActionArgument,
-    name: NameArgument,
-    keys: KeysArgument = None,
-    config: ConfigOption = None,
+    action: str,
+    name: str,
+    keys: Sequence[str],
+    config: Path | None,
+    socket: Path | None,
     *,
-    socket: SocketOption = None,
-    persist: PersistOption = False,
+    persist: bool,
 ) -> None:
     """Add, replace or remove a guest of the running daemon, as route does.
 
@@ -81,14 +93,14 @@ def guest(
     vsockproxy guest add sbx-7 mux=/run/sbx/7/v.sock
     vsockproxy guest replace sbx-7 cid=12
     """
-    _change("guests", action, name, keys or [], persist=persist, config=config, socket=socket)
+    _change("guests", Action(action), name, keys, persist=persist, config=config, socket=socket)
 
 
 def _change(
     kind: str,
     action: Action,
     name: str,
-    keys: list[str],
+    keys: Sequence[str],
     *,
     persist: bool,
     config: Path | None,
@@ -97,9 +109,9 @@ def _change(
     from vsockproxy.config.changes import describe  # noqa: PLC0415 - at its use
 
     if persist and action is not Action.ADD:
-        raise typer.BadParameter("--persist is for add: the others find the file by themselves")
+        raise click.BadParameter("--persist is for add: the others find the file by themselves")
     if bool(keys) == (action is Action.REMOVE):
-        raise typer.BadParameter("add and replace need KEY=VALUE, and remove has none")
+        raise click.BadParameter("add and replace need KEY=VALUE, and remove has none")
     table = dict(map(_pair, keys))
     path = f"/v1/{kind}/{quote(name, safe='')}"
     with daemon_client(config, socket) as daemon:
@@ -122,7 +134,7 @@ def _pair(text: str) -> tuple[str, Plain]:
 
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise typer.BadParameter(f"{text!r} has no value: write KEY=VALUE, as in cid=3")
+        raise click.BadParameter(f"{text!r} has no value: write KEY=VALUE, as in cid=3")
     try:
         found: Plain = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
 from vsockproxy import __version__
-from vsockproxy.cli.output import Color, say, say_json
-from vsockproxy.cli.program import (
+from vsockproxy.cli.output import say, say_json
+from vsockproxy.cli.shared import (
+    CONFIGURATION,
     WRONG,
-    ColorOption,
-    ConfigOption,
-    JsonOption,
-    SocketOption,
+    argument,
+    color_option,
+    command,
+    config_option,
     daemon_client,
     fail,
+    json_option,
     seconds,
+    socket_option,
 )
 from vsockproxy.config.source import STDIN, NoSourceError, Source, find_source
 from vsockproxy.errors import ConfigError, VsockproxyError
@@ -32,29 +36,28 @@ if TYPE_CHECKING:
     from vsockproxy.config.settings import Config
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    app.command(short_help="Show a file's routes, or all of its problems.")(check)
-    app.command(short_help="Show the version, and which pump runs and why.")(version)
-    app.command(short_help="Ask the running daemon whether it is ready.")(health)
-
-
+@command()
+@argument(
+    "file",
+    type=CONFIGURATION,
+    metavar="FILE",
+    required=False,
+    help="TOML or YAML; else what run reads.",
+)
+@config_option
+@socket_option
+@click.option("--diff", is_flag=True, help="Show what it changes in the running daemon.")
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but the problems.")
+@json_option
+@color_option
 def check(
-    file: Annotated[
-        Path | None,
-        typer.Argument(metavar="[FILE]", help="TOML or YAML; else what run reads.", readable=False),
-    ] = None,
+    file: Path | None,
+    config: Path | None,
+    socket: Path | None,
     *,
-    config: ConfigOption = None,
-    socket: SocketOption = None,
-    diff: Annotated[
-        bool, typer.Option("--diff", help="Show what it changes in the running daemon.")
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print nothing but the problems.")
-    ] = False,
-    as_json: JsonOption = False,
-    _color: ColorOption = Color.AUTO,
+    diff: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Show the routes of a configuration file, or all of its problems.
 
@@ -77,7 +80,7 @@ def check(
         return
     for one in warnings:
         line = f"{one['route']}: {one['message']}; {one['remedy']}"
-        typer.echo(f"vsockproxy: warning: {line}", err=True)
+        click.echo(f"vsockproxy: warning: {line}", err=True)
     if diff:
         from vsockproxy.config.changes import describe  # noqa: PLC0415 - at its use
 
@@ -109,7 +112,7 @@ def _ending_at_problems(as_json: bool) -> Iterator[None]:
             fail(*str(error).splitlines(), status=WRONG)
         problems = [{**asdict(one), "source": one.source or error.source} for one in error.problems]
         say_json(asdict(_Report(error.source, problems)))
-        raise typer.Exit(WRONG) from error
+        sys.exit(WRONG)
     except NoSourceError as error:
         fail(*str(error).splitlines(), status=WRONG)
 
@@ -149,7 +152,9 @@ def _changes(config: Config, file: Path | None, socket: Path | None) -> dict[str
     return asdict(compare(running, facts_as_answered(config, daemon.path)))
 
 
-def version(as_json: JsonOption = False) -> None:
+@command()
+@json_option
+def version(as_json: bool) -> None:
     """Show the version, the Python it runs on, and which pump moves the bytes and why."""
     import trio  # noqa: PLC0415 - at its use
 
@@ -174,19 +179,20 @@ async def _describe_pump() -> tuple[str, str]:
         return pump.name, pump.why
 
 
+@command()
+@config_option
+@socket_option
+@click.option("--metrics", metavar="LISTEN", help="The metrics listener, as in 9490.")
+@click.option("--url", metavar="URL", help="The URL to ask, with its path.")
+@click.option(
+    "--timeout",
+    default="3s",
+    show_default=True,
+    metavar="TIME",
+    help="Limit for the answer, as in 3s.",
+)
 def health(
-    config: ConfigOption = None,
-    *,
-    socket: SocketOption = None,
-    metrics: Annotated[
-        str | None, typer.Option(metavar="LISTEN", help="The metrics listener, as in 9490.")
-    ] = None,
-    url: Annotated[
-        str | None, typer.Option(metavar="URL", help="The URL to ask, with its path.")
-    ] = None,
-    timeout: Annotated[
-        str, typer.Option(metavar="TIME", help="Limit for the answer, as in 3s.")
-    ] = "3s",
+    config: Path | None, socket: Path | None, *, metrics: str | None, url: str | None, timeout: str
 ) -> None:
     """Ask the running daemon whether it is ready.
 

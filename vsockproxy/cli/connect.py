@@ -12,11 +12,20 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, NoReturn, get_args
+from typing import TYPE_CHECKING, Final, NoReturn, get_args
 
-import typer
+import click
 
-from vsockproxy.cli.program import WRONG, ConfigOption, fail, read, read_target, seconds
+from vsockproxy.cli.shared import (
+    WRONG,
+    argument,
+    command,
+    config_option,
+    fail,
+    read,
+    read_target,
+    seconds,
+)
 from vsockproxy.config.source import NoSourceError, find_source
 from vsockproxy.errors import AddressError, VsockproxyError, sentences
 
@@ -31,37 +40,43 @@ TRUNCATED: Final = 3
 
 _DOMAIN: Final = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*", re.IGNORECASE)
 
-DomainOption = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="TARGET is GUEST.NAME:PORT, with a guest's name."),
-]
-WaitOption = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Dial again for this long, as in 60s.")
-]
-PassOption = Annotated[
-    bool, typer.Option("--pass-fd", help="Pass the connected socket to ssh: ProxyUseFdpass.")
-]
+wait_option: Final = click.option(
+    "--wait", metavar="TIME", help="Dial again for this long, as in 60s."
+)
+pass_option: Final = click.option(
+    "--pass-fd", is_flag=True, help="Pass the connected socket to ssh: ProxyUseFdpass."
+)
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    app.command(short_help="Join standard input and output to a target.")(connect)
-    app.command("ssh-config", short_help="Print lines for ssh_config.")(ssh_config)
-
-
+@command()
+@argument("target", metavar="TARGET", help="An address, as in 3:22.")
+@config_option
+@wait_option
+@click.option(
+    "--connect-timeout",
+    default="5s",
+    show_default=True,
+    metavar="TIME",
+    help="Limit for one dial.",
+)
+@click.option(
+    "--half-close",
+    default="auto",
+    show_default=True,
+    metavar="HOW",
+    help="The input's end: auto, forward or hold.",
+)
+@click.option("--domain", metavar="NAME", help="TARGET is GUEST.NAME:PORT, with a guest's name.")
+@pass_option
 def connect(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="An address, as in 3:22.")],
-    config: ConfigOption = None,
+    target: str,
+    config: Path | None,
     *,
-    wait: WaitOption = None,
-    connect_timeout: Annotated[
-        str, typer.Option(metavar="TIME", help="Limit for one dial.")
-    ] = "5s",
-    half_close: Annotated[
-        str, typer.Option(metavar="HOW", help="The input's end: auto, forward or hold.")
-    ] = "auto",
-    domain: DomainOption = None,
-    pass_fd: PassOption = False,
+    wait: str | None,
+    connect_timeout: str,
+    half_close: str,
+    domain: str | None,
+    pass_fd: bool,
 ) -> None:
     """Join standard input and output to a target, as for ssh's ProxyCommand.
 
@@ -160,10 +175,10 @@ def _run(work: Callable[[], Awaitable[EndReason]], target: Target) -> NoReturn:
     if isinstance(outcome, signal.Signals):
         signal.signal(outcome, signal.SIG_DFL)
         os.kill(os.getpid(), outcome)
-        raise typer.Exit(128 + outcome)  # the signal is blocked
+        sys.exit(128 + outcome)  # the signal is blocked
     if outcome != "finished":
         fail(f"the connection to {target} was truncated: {ENDINGS[outcome]}", status=TRUNCATED)
-    raise typer.Exit
+    sys.exit(0)
 
 
 async def _until_signal(
@@ -192,13 +207,14 @@ async def _until_signal(
     return outcome
 
 
-def ssh_config(
-    config: ConfigOption = None,
-    *,
-    wait: WaitOption = None,
-    domain: Annotated[str, typer.Option(metavar="NAME", help="The hosts are GUEST.NAME.")] = "vm",
-    pass_fd: PassOption = False,
-) -> None:
+@command("ssh-config")
+@config_option
+@wait_option
+@click.option(
+    "--domain", default="vm", show_default=True, metavar="NAME", help="The hosts are GUEST.NAME."
+)
+@pass_option
+def ssh_config(config: Path | None, *, wait: str | None, domain: str, pass_fd: bool) -> None:
     """Print lines for ssh_config: ssh GUEST.vm reaches a guest by its name.
 
     The guests are those of the configuration at the time of the connection.
@@ -232,7 +248,7 @@ def ssh_config(
         f"    ProxyCommand {line} %h:%p",
         *(["    ProxyUseFdpass yes"] if pass_fd else []),
     ]
-    typer.echo(os.fsencode("\n".join(lines)))  # a path's own bytes, whatever the locale
+    click.echo(os.fsencode("\n".join(lines)))  # a path's own bytes, whatever the locale
 
 
 def _program() -> list[str]:

@@ -8,45 +8,46 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Final
 
-import typer
+import click
 
-from vsockproxy.cli.output import Color, say, say_json
-from vsockproxy.cli.program import (
-    ColorOption,
-    ConfigOption,
-    JsonOption,
-    SocketOption,
+from vsockproxy.cli.output import say, say_json
+from vsockproxy.cli.shared import (
+    argument,
+    color_option,
+    command,
+    config_option,
     daemon_client,
     fail,
+    json_option,
+    socket_option,
+    whole_number,
 )
 from vsockproxy.errors import VsockproxyError
 from vsockproxy.readable import count
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vsockproxy.admin.client import Answer, Client
 
 _EVERY = 1.0  # seconds between the tables of --watch
 _COMPLETION_TIMEOUT = 1.0  # seconds; the user waits at a prompt
 _LARGEST_PAGE = 1000  # connections
 
-ClientOption = Annotated[
-    str | None,
-    typer.Option(
-        "--client",
-        metavar="RULE",
-        help="Only this address, IP network or CID.",
-    ),
-]
+client_option: Final = click.option(
+    "--client", metavar="RULE", help="Only this address, IP network or CID."
+)
+watch_option: Final = click.option("--watch", "-w", is_flag=True, help="Refresh every second.")
 
 
-def _route_names(context: typer.Context, incomplete: str) -> list[str]:
+def _route_names(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Return the route names that complete a word; none if no daemon answers."""
     return [name for name in _asked(context, "routes", "name") if name.startswith(incomplete)]
 
 
-def _asked(context: typer.Context, what: str, key: str) -> list[str]:
+def _asked(context: click.Context, what: str, key: str) -> list[str]:
     """Return a field of each route or connection of the daemon; none if it does not answer."""
     from vsockproxy.admin.client import Client, find_socket  # noqa: PLC0415 - at its use
 
@@ -59,20 +60,24 @@ def _asked(context: typer.Context, what: str, key: str) -> list[str]:
         return []
 
 
-def _ids(context: typer.Context, incomplete: str) -> list[str]:
+def _ids(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Return the ids of live connections that complete a word; none if no daemon answers."""
     return [one for one in _asked(context, "connections", "id") if one.startswith(incomplete)]
 
 
-RoutesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="ROUTE", help="Names, as shown by status.", autocompletion=_route_names),
-]
-AllOption = Annotated[bool, typer.Option("--all", help="All routes of the configuration.")]
-RouteOption = Annotated[
-    str | None,
-    typer.Option("--route", metavar="NAME", help="Only this route.", autocompletion=_route_names),
-]
+routes_argument: Final = argument(
+    "routes",
+    metavar="ROUTE",
+    nargs=-1,
+    shell_complete=_route_names,
+    help="Names, as shown by status.",
+)
+all_option: Final = click.option(
+    "--all", "everything", is_flag=True, help="All routes of the configuration."
+)
+route_option: Final = click.option(
+    "--route", metavar="NAME", shell_complete=_route_names, help="Only this route."
+)
 
 
 class Sort(StrEnum):
@@ -89,34 +94,25 @@ class Sort(StrEnum):
     RATE = "rate"
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    app.command(short_help="Show the daemon and its routes.")(status)
-    app.command(short_help="List live connections.")(connections)
-    app.command(short_help="End live connections.")(kill)
-    app.command(short_help="Pause routes: new clients are queued.")(pause)
-    app.command(short_help="Close routes' listeners, keep their connections.")(drain)
-    app.command(short_help="Resume paused or drained routes.")(resume)
-    app.command(short_help="Reload the configuration.")(reload)
-    app.command("log-level", short_help="Change what the daemon logs.")(log_level)
-
-
-WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Refresh every second.")]
+def _page_size(text: str) -> int:
+    number = whole_number(text)
+    if not 1 <= number <= _LARGEST_PAGE:
+        raise click.BadParameter(f"not in the range 1 to {_LARGEST_PAGE}")
+    return number
 
 
 def _forbid_both(*, watch: bool, as_json: bool) -> None:
     if watch and as_json:
-        raise typer.BadParameter("--json prints once: leave --watch out")
+        raise click.BadParameter("--json prints once: leave --watch out")
 
 
-def status(
-    config: ConfigOption = None,
-    *,
-    socket: SocketOption = None,
-    watch: WatchOption = False,
-    as_json: JsonOption = False,
-    _color: ColorOption = Color.AUTO,
-) -> None:
+@command()
+@config_option
+@socket_option
+@watch_option
+@json_option
+@color_option
+def status(config: Path | None, socket: Path | None, *, watch: bool, as_json: bool) -> None:
     """Show the running daemon and the state, connections, bytes and last error of each route."""
     _forbid_both(watch=watch, as_json=as_json)
     with daemon_client(config, socket) as client:
@@ -134,17 +130,39 @@ def status(
             drawing.show(table())
 
 
+@command()
+@config_option
+@socket_option
+@route_option
+@client_option
+@click.option(
+    "--sort",
+    type=click.Choice([str(key) for key in Sort]),
+    default="id",
+    show_default=True,
+    help="Sort key; numbers descend.",
+)
+@click.option(
+    "--limit",
+    type=_page_size,
+    default=100,
+    show_default=True,
+    metavar="NUMBER",
+    help=f"Maximum rows, 1 to {_LARGEST_PAGE}.",
+)
+@watch_option
+@json_option
+@color_option
 def connections(
-    config: ConfigOption = None,
+    config: Path | None,
+    socket: Path | None,
     *,
-    socket: SocketOption = None,
-    route: RouteOption = None,
-    client: ClientOption = None,
-    sort: Annotated[Sort, typer.Option(help="Sort key; numbers descend.")] = Sort.ID,
-    limit: Annotated[int, typer.Option(min=1, max=_LARGEST_PAGE, help="Maximum rows.")] = 100,
-    watch: WatchOption = False,
-    as_json: JsonOption = False,
-    _color: ColorOption = Color.AUTO,
+    route: str | None,
+    client: str | None,
+    sort: str,
+    limit: int,
+    watch: bool,
+    as_json: bool,
 ) -> None:
     """List live connections: client, target, state, bytes, rate, idle time and age.
 
@@ -152,7 +170,7 @@ def connections(
     connection and both ports of each; --limit has no effect.
     """
     _forbid_both(watch=watch, as_json=as_json)
-    query = {"route": route, "client": client, "sort": sort.value}
+    query = {"route": route, "client": client, "sort": sort}
     with daemon_client(config, socket) as daemon:
         if as_json:
             _print_all(daemon, query)
@@ -174,17 +192,28 @@ def _print_all(daemon: Client, query: Answer) -> None:
     say_json({"total": len(everything), "connections": everything})
 
 
+@command()
+@argument(
+    "ids",
+    type=whole_number,
+    metavar="ID",
+    nargs=-1,
+    shell_complete=_ids,
+    help="Ids, as shown by connections.",
+)
+@config_option
+@socket_option
+@route_option
+@client_option
+@click.option("--all", "everything", is_flag=True, help="All connections.")
 def kill(
-    ids: Annotated[
-        list[int] | None,
-        typer.Argument(metavar="ID", help="Ids, as shown by connections.", autocompletion=_ids),
-    ] = None,
-    config: ConfigOption = None,
+    ids: Sequence[int],
+    config: Path | None,
+    socket: Path | None,
     *,
-    socket: SocketOption = None,
-    route: RouteOption = None,
-    client: ClientOption = None,
-    everything: Annotated[bool, typer.Option("--all", help="All connections.")] = False,
+    route: str | None,
+    client: str | None,
+    everything: bool,
 ) -> None:
     """End live connections: those with the given ids, or all of a route or a client.
 
@@ -193,7 +222,7 @@ def kill(
     filters = {"route": route, "client": client, "all": everything or None}
     given = {key: value for key, value in filters.items() if value is not None}
     if bool(ids) == bool(given):
-        raise typer.BadParameter("give either connection ids, or --route, --client or --all")
+        raise click.BadParameter("give either connection ids, or --route, --client or --all")
     with daemon_client(config, socket) as daemon:
         if ids:
             ended, missing = _kill_each(daemon, ids)
@@ -204,7 +233,7 @@ def kill(
         fail(*missing)
 
 
-def _kill_each(daemon: Client, ids: list[int]) -> tuple[list[int], list[str]]:
+def _kill_each(daemon: Client, ids: Sequence[int]) -> tuple[list[int], list[str]]:
     """Return the ids that were ended, and an error line for each that is not live."""
     from vsockproxy.admin.client import RequestError  # noqa: PLC0415 - at its use
 
@@ -218,12 +247,13 @@ def _kill_each(daemon: Client, ids: list[int]) -> tuple[list[int], list[str]]:
     return ended, missing
 
 
+@command()
+@routes_argument
+@config_option
+@socket_option
+@all_option
 def pause(
-    routes: RoutesArgument = None,
-    config: ConfigOption = None,
-    *,
-    socket: SocketOption = None,
-    everything: AllOption = False,
+    routes: Sequence[str], config: Path | None, socket: Path | None, *, everything: bool
 ) -> None:
     """Pause routes: new clients are queued, live connections continue.
 
@@ -233,12 +263,13 @@ def pause(
     _order(config, socket, routes, everything, "pause")
 
 
+@command()
+@routes_argument
+@config_option
+@socket_option
+@all_option
 def drain(
-    routes: RoutesArgument = None,
-    config: ConfigOption = None,
-    *,
-    socket: SocketOption = None,
-    everything: AllOption = False,
+    routes: Sequence[str], config: Path | None, socket: Path | None, *, everything: bool
 ) -> None:
     """Drain routes: their listeners are closed, live connections continue.
 
@@ -249,25 +280,26 @@ def drain(
     _order(config, socket, routes, everything, "drain")
 
 
+@command()
+@routes_argument
+@config_option
+@socket_option
+@all_option
 def resume(
-    routes: RoutesArgument = None,
-    config: ConfigOption = None,
-    *,
-    socket: SocketOption = None,
-    everything: AllOption = False,
+    routes: Sequence[str], config: Path | None, socket: Path | None, *, everything: bool
 ) -> None:
     """Resume paused or drained routes."""
     _order(config, socket, routes, everything, "resume")
 
 
 def _order(
-    config: Path | None, socket: Path | None, names: list[str] | None, everything: bool, verb: str
+    config: Path | None, socket: Path | None, names: Sequence[str], everything: bool, verb: str
 ) -> None:
     """Give an order to each route; one that fails keeps no other from it."""
     from vsockproxy.admin.client import RequestError, route_path  # noqa: PLC0415 - at its use
 
     if bool(names) == everything:
-        raise typer.BadParameter("give either names of routes, or --all")
+        raise click.BadParameter("give either names of routes, or --all")
     failures: list[str] = []
     with daemon_client(config, socket) as daemon:
         for name in names or [route["name"] for route in daemon.get("/v1/config")["routes"]]:
@@ -282,14 +314,11 @@ def _order(
         fail(*failures)
 
 
-def reload(
-    config: ConfigOption = None,
-    *,
-    socket: SocketOption = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what a reload would change.")
-    ] = False,
-) -> None:
+@command()
+@config_option
+@socket_option
+@click.option("--dry-run", is_flag=True, help="Only show what a reload would change.")
+def reload(config: Path | None, socket: Path | None, *, dry_run: bool) -> None:
     """Reload the configuration, as SIGHUP does, and show what it has changed.
 
     If the new configuration has an error, the daemon keeps the old one and the
@@ -317,17 +346,20 @@ class Level(StrEnum):
     RESET = "reset"
 
 
-def log_level(
-    level: Annotated[Level, typer.Argument(help="The least severe level that is logged.")],
-    config: ConfigOption = None,
-    *,
-    socket: SocketOption = None,
-) -> None:
+@command("log-level")
+@argument(
+    "level",
+    type=click.Choice([str(level) for level in Level]),
+    help="The least severe level that is logged: debug, info, warning or error; or reset.",
+)
+@config_option
+@socket_option
+def log_level(level: str, config: Path | None, socket: Path | None) -> None:
     """Log from another level on, until the daemon ends; status shows it.
 
     It wins over --log-level, $VSOCKPROXY_LOG_LEVEL and the file, also after a
     reload. reset goes back to these.
     """
-    wanted = None if level is Level.RESET else level.value
+    wanted = None if level == Level.RESET else level
     with daemon_client(config, socket) as daemon:
         say(f"log level: {daemon.post('/v1/log-level', {'level': wanted})['level']}")

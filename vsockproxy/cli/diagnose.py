@@ -9,21 +9,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from vsockproxy.cli.output import Color, is_colored, printable, say, say_json
-from vsockproxy.cli.program import (
+from vsockproxy.cli.output import is_colored, printable, say, say_json
+from vsockproxy.cli.shared import (
     FAILED,
-    ColorOption,
-    ConfigOption,
-    JsonOption,
-    SocketOption,
+    PATH,
+    argument,
+    color_option,
+    command,
+    config_option,
     fail,
+    json_option,
     read,
     read_target,
     seconds,
+    socket_option,
 )
 from vsockproxy.config.source import NoSourceError, find_source
 from vsockproxy.errors import ConfigError, VsockproxyError
@@ -37,28 +40,28 @@ if TYPE_CHECKING:
     from vsockproxy.doctor.probe import Probe
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    app.command(short_help="Find problems of this machine and their remedies.")(doctor)
-    app.command(short_help="Dial a target and explain the result.")(probe)
-    app.command(short_help="Show the vsock CID of this machine.")(cid)
-
-
+@command()
+@argument("target", metavar="TARGET", help="An address, as in 3:80.")
+@config_option
+@click.option("--wait", metavar="TIME", help="Retry for this long, as in 60s.")
+@click.option(
+    "--timeout", default="5s", show_default=True, metavar="TIME", help="Limit for one dial."
+)
+@click.option(
+    "--send",
+    default="",
+    metavar="TEXT",
+    help=r"Send TEXT (\r, \n, \xNN are escapes) and wait for data.",
+)
+@json_option
 def probe(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="An address, as in 3:80.")],
-    config: ConfigOption = None,
+    target: str,
+    config: Path | None,
     *,
-    wait: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Retry for this long, as in 60s.")
-    ] = None,
-    timeout: Annotated[str, typer.Option(metavar="TIME", help="Limit for one dial.")] = "5s",
-    send: Annotated[
-        str,
-        typer.Option(
-            metavar="TEXT", help=r"Send TEXT (\r, \n, \xNN are escapes) and wait for data."
-        ),
-    ] = "",
-    as_json: JsonOption = False,
+    wait: str | None,
+    timeout: str,
+    send: str,
+    as_json: bool,
 ) -> None:
     """Dial a target as the daemon does; show the result and a remedy.
 
@@ -84,7 +87,7 @@ def probe(
         say_json(result.as_json(), indent=None)
     else:
         say(*describe(result))
-    raise typer.Exit(0 if result.reached else FAILED)
+    sys.exit(0 if result.reached else FAILED)
 
 
 async def probe_target(
@@ -129,7 +132,9 @@ def _unescaped(text: str) -> bytes:
         raise VsockproxyError(f"--send: {error.reason}") from error
 
 
-def cid(as_json: JsonOption = False) -> None:
+@command()
+@json_option
+def cid(as_json: bool) -> None:
     """Show the vsock CID of this machine, with its meaning on a terminal.
 
     CID 2 is a host of VMs; a greater one is a guest. The exit status is 1 if
@@ -149,23 +154,26 @@ def cid(as_json: JsonOption = False) -> None:
         words = describe_cid(found)
     if as_json:
         say_json({"cid": number, "meaning": words}, indent=None)
-        raise typer.Exit(FAILED if number is None else 0)
+        sys.exit(FAILED if number is None else 0)
     if number is None:
         fail(words)
     say(words if sys.stdout.isatty() else number)
 
 
-def doctor(
-    config: ConfigOption = None,
-    *,
-    socket: SocketOption = None,
-    root: Annotated[
-        Path,
-        typer.Option(metavar="DIR", help="Examine the machine whose /proc, /sys, ... are in DIR."),
-    ] = Path("/"),
-    as_json: JsonOption = False,
-    _color: ColorOption = Color.AUTO,
-) -> None:
+@command()
+@config_option
+@socket_option
+@click.option(
+    "--root",
+    type=PATH,
+    default=Path("/"),
+    show_default=True,
+    metavar="DIR",
+    help="Examine the machine whose /proc, /sys, ... are in DIR.",
+)
+@json_option
+@color_option
+def doctor(config: Path | None, socket: Path | None, *, root: Path, as_json: bool) -> None:
     """Find problems of this machine and show their remedies.
 
     Examines the machine, the process, the configuration, its targets and the
@@ -197,7 +205,7 @@ def doctor(
         say_json(report.as_json(findings))
     else:
         _print(findings)
-    raise typer.Exit(FAILED if any(finding.level == "problem" for finding in findings) else 0)
+    sys.exit(FAILED if any(finding.level == "problem" for finding in findings) else 0)
 
 
 def _configuration(file: Path | None) -> Config | ConfigError | None:
@@ -218,8 +226,8 @@ def _print(findings: list[Finding]) -> None:
         first, *rest = report.lines_of(finding, width)
         shown = printable(first)
         if is_colored(sys.stdout):
-            level = typer.style(finding.level, fg=report.COLOURS[finding.level], bold=True)
+            level = click.style(finding.level, fg=report.COLOURS[finding.level], bold=True)
             shown = shown.replace(finding.level, level, 1)
-        typer.echo(shown, color=True)
+        click.echo(shown, color=True)
         say(*rest)
     say(report.summary(findings))

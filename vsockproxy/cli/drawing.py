@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 from unicodedata import east_asian_width
 
-import typer
+import click
 
 from vsockproxy.cli.output import is_colored
 from vsockproxy.cli.tables import Part, Table, Text
@@ -28,7 +28,7 @@ def show(parts: Sequence[Part]) -> None:
     if sys.stdout.isatty() or is_colored(sys.stdout):
         _console().print(_drawn(parts))
     else:
-        typer.echo("\n".join(plain(parts)))
+        click.echo("\n".join(plain(parts)))
 
 
 def watch(make: Callable[[], Sequence[Part]], every: float) -> None:

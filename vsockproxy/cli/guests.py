@@ -7,10 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import typer
-
 from vsockproxy.cli.output import say, say_json
-from vsockproxy.cli.program import ConfigOption, JsonOption, read
+from vsockproxy.cli.shared import command, config_option, json_option, read
 from vsockproxy.config.source import NoSourceError, find_source
 
 if TYPE_CHECKING:
@@ -21,12 +19,10 @@ if TYPE_CHECKING:
 _TIMEOUT: Final = 10.0  # seconds for each guest; more than a source has
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command(short_help="Show guests' addresses, and the VMs of this machine.")(guests)
-
-
-def guests(config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
+@command()
+@config_option
+@json_option
+def guests(config: Path | None, *, as_json: bool) -> None:
     """Show the addresses of the configured guests, and the VMs of this machine.
 
     Each VM is shown as a line for [guests]. Needs no root; run it as the

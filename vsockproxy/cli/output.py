@@ -6,13 +6,12 @@ escaped as a whole, so that a newline in a name is shown as ``\\n`` and forges n
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from enum import StrEnum
 from typing import Final, TextIO
 
-import typer
+import click
 
 from vsockproxy.readable import escape
 
@@ -58,12 +57,14 @@ def printable(text: object) -> str:
 def say(*lines: object, err: bool = False) -> None:
     """Print lines."""
     for line in lines:
-        typer.echo(printable(line), err=err)
+        click.echo(printable(line), err=err)
 
 
 def say_json(value: object, *, indent: int | None = 2) -> None:
     """Print a value as JSON in ASCII."""
-    typer.echo(_DELETE.join(json.dumps(value, indent=indent).split("\x7f")))
+    import json  # noqa: PLC0415 - at its use
+
+    click.echo(_DELETE.join(json.dumps(value, indent=indent).split("\x7f")))
 
 
 _DELETE: Final = "\\u007f"

@@ -1,37 +1,22 @@
-"""What the commands share: the program's help, their options, and how they fail.
+"""The program: its help, its commands by name, and its completion.
 
-Exit statuses: 0 for done and drained, 1 for a failure or a forced end, 2 for an invalid
-configuration or command line.
+Owns: the table of the commands.  Imports click and nothing else that takes time: the help of the
+program and the completion of a command's name import no command, and a command imports its own
+module only.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, NoReturn, TypeVar
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import PurePath
+from typing import Any, Final
 
-import typer
-from typer.core import TyperGroup
+import click
+from click.shell_completion import CompletionItem, get_completion_class
 
 from vsockproxy import __version__
-from vsockproxy.cli.output import Color, choose_color, say
-from vsockproxy.config.source import NoSourceError, Source, find_source
-from vsockproxy.errors import ConfigError, VsockproxyError
-
-if TYPE_CHECKING:
-    from vsockproxy.address.endpoint import Target
-    from vsockproxy.admin.client import Client
-    from vsockproxy.config.guest import Guest
-
-_Value = TypeVar("_Value")
-
-_NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
-
-FAILED: Final = 1
-WRONG: Final = 2
 
 _HELP: Final = """\
 Relay byte streams between TCP and vsock, in both directions.
@@ -56,176 +41,155 @@ Addresses:
   unix:PATH  unix:@NAME  fd:NAME     a Unix socket; a socket from systemd
 """
 
-_FOREIGN: Final = {
-    "Value error, ": "",
-    "Input should be a valid integer, unable to parse string as an integer": "not a whole number",
+SHELLS: Final = ("bash", "zsh", "fish")
+INTERRUPTED: Final = 130
+
+COMMANDS: Final = {
+    "run": ("run", "Run the daemon from a file or $VSOCKPROXY_FORWARD."),
+    "forward": ("run", "Run the daemon from pairs of addresses."),
+    "demo": ("run", "Run the daemon with an embedded guest, without a VM."),
+    "connect": ("connect", "Join standard input and output to a target."),
+    "ssh-config": ("connect", "Print lines for ssh_config."),
+    "check": ("check", "Show a file's routes, or all of its problems."),
+    "version": ("check", "Show the version, and which pump runs and why."),
+    "health": ("check", "Ask the running daemon whether it is ready."),
+    "doctor": ("diagnose", "Find problems of this machine and their remedies."),
+    "probe": ("diagnose", "Dial a target and explain the result."),
+    "cid": ("diagnose", "Show the vsock CID of this machine."),
+    "guests": ("guests", "Show guests' addresses, and the VMs of this machine."),
+    "status": ("control", "Show the daemon and its routes."),
+    "connections": ("control", "List live connections."),
+    "kill": ("control", "End live connections."),
+    "pause": ("control", "Pause routes: new clients are queued."),
+    "drain": ("control", "Close routes' listeners, keep their connections."),
+    "resume": ("control", "Resume paused or drained routes."),
+    "reload": ("control", "Reload the configuration."),
+    "log-level": ("control", "Change what the daemon logs."),
+    "route": ("change", "Add, replace or remove a route at run time."),
+    "guest": ("change", "Add, replace or remove a guest at run time."),
+    "top": ("top", "Watch the daemon's traffic full-screen."),
+    "help": ("help", "Show the help of a command."),
 }
-"""The texts of pydantic in typer's errors, and what is written in their place."""
+"""The module of each command, and its line in the program's help; in the order of that help."""
 
 
-class _Program(TyperGroup):
-    """The program; its errors are in its own words."""
+class Unloaded(click.Command):
+    """A command whose module has not been imported: its name and its line of help."""
 
-    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # a subclass of it
+    def __init__(self, name: str, module: str, short_help: str) -> None:
+        super().__init__(name, short_help=short_help)
+        self.module = module
+
+    def load(self) -> click.Command:
+        """Import the module and return the command."""
+        module = import_module(f"vsockproxy.cli.{self.module}")
+        command = getattr(module, str(self.name).replace("-", "_"))
+        assert isinstance(command, click.Command)
+        command.short_help = self.short_help
+        return command
+
+
+class Program(click.Group):
+    """The program."""
+
+    def every_command(self) -> Mapping[str, click.Command]:
+        """Return every command by its name, in the order of --help; imports them all."""
+        context = click.Context(self)
+        found = {name: self.get_command(context, name) for name in self.commands}
+        return {name: command for name, command in found.items() if command}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the names of the commands, in the order of --help."""
+        return list(self.commands)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, from its module; None if there is no such command."""
+        found = super().get_command(ctx, cmd_name)
+        if isinstance(found, Unloaded):
+            found = self.commands[cmd_name] = found.load()
+        return found
+
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - click's signature
+        formatter: click.HelpFormatter,
+    ) -> None:
+        """Write the line of each command; click's own method would import them all."""
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, command.short_help or "") for name, command in self.commands.items()]
+            )
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete a command's name or an option; click's own method would import every command."""
+        names = [
+            CompletionItem(name, help=command.short_help)
+            for name, command in self.commands.items()
+            if name.startswith(incomplete)
+        ]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; Ctrl-C ends it with the status that a shell gives to SIGINT."""
         try:
             return super().invoke(ctx)
-        except typer.BadParameter as error:
-            for foreign, plain in _FOREIGN.items():
-                error.message = error.message.replace(foreign, plain)
-            raise
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
 
 
-app = typer.Typer(
-    name="vsockproxy",
-    cls=_Program,
+def completion(shell: str) -> str:
+    """Return the script that completes the program in one of `SHELLS`."""
+    found = get_completion_class(shell)
+    assert found is not None, shell
+    script = found(app, {}, "vsockproxy", "_VSOCKPROXY_COMPLETE").source()
+    # bash then completes the path in an address, as in unix:/run/x, which click knows nothing of.
+    return script.replace("complete -o nosort", "complete -o default -o nosort")
+
+
+def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from vsockproxy.cli.output import say  # noqa: PLC0415 - at its use
+
+        say(f"vsockproxy {__version__}")
+        context.exit()
+
+
+def _show_completion(context: click.Context, _option: click.Parameter, shell: str | None) -> None:
+    if shell:
+        click.echo(completion(shell))
+        context.exit()
+
+
+@click.group(
+    "vsockproxy",
+    cls=Program,
     help=_HELP,
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        "-c",
-        envvar="VSOCKPROXY_CONFIG",
-        metavar="FILE",
-        help="TOML or YAML; else /etc/vsockproxy/config.toml or .yaml.",
-        readable=False,  # reading the file gives the remedy
-    ),
-]
-
-SocketOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--socket",
-        metavar="PATH",
-        help="The daemon's socket; else $VSOCKPROXY_ADMIN, [admin] socket, or the usual places.",
-    ),
-]
-
-ColorOption = Annotated[
-    Color,
-    typer.Option("--color", callback=choose_color, help="auto obeys NO_COLOR and the terminal."),
-]
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
+@click.option(
+    "--version",
+    "-V",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
+@click.option(
+    "--show-completion",
+    type=click.Choice(SHELLS),
+    is_flag=False,
+    flag_value=PurePath(os.environ.get("SHELL", "")).name,
+    metavar="[SHELL]",
+    is_eager=True,
+    expose_value=False,
+    callback=_show_completion,
+    help="Print the completion script for bash, zsh or fish; else for $SHELL.",
+)
+def app() -> None:
+    """Run a command."""
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        say(f"vsockproxy {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    _version: Annotated[
-        bool,
-        typer.Option(
-            "--version",
-            "-V",
-            callback=_show_version,
-            is_eager=True,
-            help="Show the version and exit.",
-        ),
-    ] = False,
-) -> None:
-    pass
-
-
-def help_(
-    context: typer.Context,
-    words: Annotated[
-        list[str] | None, typer.Argument(metavar="[COMMAND]", help="A command; else the program.")
-    ] = None,
-) -> None:
-    """Show the help of a command, as its --help does."""
-    here = context.find_root()
-    for word in words or ():
-        group = here.command
-        found = group.get_command(here, word) if isinstance(group, TyperGroup) else None
-        if found is None:
-            fail(f"there is no command {word!r}: vsockproxy --help lists them", status=WRONG)
-        here = type(here)(found, info_name=word, parent=here)
-    typer.echo(here.get_help())
-
-
-def source_of(file: Path | None) -> Source:
-    """Return the configuration that a command means; exit with status 2 where there is none."""
-    return read(lambda: find_source(file, os.environ, stdin=True), (NoSourceError, ConfigError))
-
-
-def seconds(option: str, text: str, parse: Callable[[object], _Value]) -> _Value:
-    """Return an option's duration as parsed; exit with status 2 if it is not valid."""
-    try:
-        return parse(with_unit(text))
-    except ValueError as error:
-        fail(f"{option}: {error}", status=WRONG)
-
-
-def with_unit(text: str) -> str:
-    """Return an option's duration as a file has it: a number alone is in seconds."""
-    return f"{text}s" if _NUMBER.fullmatch(text) else text
-
-
-def read(
-    make: Callable[[], _Value],
-    errors: type[VsockproxyError] | tuple[type[VsockproxyError], ...] = ConfigError,
-) -> _Value:
-    """Return what ``make`` returns; on one of ``errors`` print its lines and exit with status 2."""
-    try:
-        return make()
-    except errors as error:
-        fail(*str(error).splitlines(), status=WRONG)
-
-
-def read_target(text: str, file: Path | None) -> tuple[Target, Sequence[Guest]]:
-    """Return the address, and the guests of the configuration if it names one of them.
-
-    Raises:
-      VsockproxyError: the text is not a target, or its guest is in no configuration.
-    """
-    from vsockproxy.address.endpoint import GuestEndpoint  # noqa: PLC0415 - at its use
-    from vsockproxy.address.grammar import parse_target  # noqa: PLC0415 - at its use
-
-    endpoint = parse_target(text)
-    if not isinstance(endpoint, GuestEndpoint):
-        return endpoint, ()
-    from vsockproxy.config.load import forward_config  # noqa: PLC0415 - at its use
-
-    try:
-        guests = find_source(file, os.environ).table("guests")
-    except NoSourceError as error:
-        raise VsockproxyError(
-            f"{text!r} is the name of a guest, but there is no configuration: give one with -c;"
-            f" for a TCP target, write tcp:{text}"
-        ) from error
-    config = forward_config([("unix:@command", text)], {"guests": dict(guests)})
-    return config.routes[0].targets[0], config.guests
-
-
-@contextmanager
-def daemon_client(
-    config: Path | None, path: Path | None, timeout: float | None = None
-) -> Iterator[Client]:
-    """Yield a client of the daemon; an error ends the command with its message.
-
-    ``timeout`` is in seconds; None is the client's own.
-    """
-    from vsockproxy.admin.client import Client, find_socket  # noqa: PLC0415 - at its use
-
-    try:
-        place = find_socket(path, config, os.environ)
-        yield Client(place) if timeout is None else Client(place, timeout)
-    except VsockproxyError as error:
-        fail(*str(error).splitlines())
-
-
-def fail(*lines: str, status: int = FAILED) -> NoReturn:
-    """Print lines to stderr, each after the program's name, and exit."""
-    for line in filter(None, lines):
-        say(f"vsockproxy: {line}", err=True)
-    raise typer.Exit(status)
+for _name, (_module, _text) in COMMANDS.items():
+    app.add_command(Unloaded(_name, _module, _text))

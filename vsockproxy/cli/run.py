@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
-import typer
+import click
 
-from vsockproxy.cli.output import Color, is_colored, say
-from vsockproxy.cli.program import (
+from vsockproxy.cli.output import is_colored, say
+from vsockproxy.cli.shared import (
     FAILED,
+    PATH,
     WRONG,
-    ColorOption,
-    ConfigOption,
+    argument,
+    color_option,
+    command,
+    config_option,
     fail,
     read,
     seconds,
     source_of,
+    whole_number,
     with_unit,
 )
 from vsockproxy.config.source import STDIN, STDIN_NAME, Source
@@ -41,34 +45,28 @@ raise LimitAS= (or ulimit -v), or set max_connections
 _GRACE = 30.0  # seconds for which the demo's clients are held beyond the guest's delay
 
 
-LogLevelOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LEVEL", envvar="VSOCKPROXY_LOG_LEVEL", help="debug, info, warning or error."
-    ),
-]
-LogFormatOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FORMAT", envvar="VSOCKPROXY_LOG_FORMAT", help="auto, human, logfmt or json."
-    ),
-]
+log_level_option: Final = click.option(
+    "--log-level",
+    envvar="VSOCKPROXY_LOG_LEVEL",
+    show_envvar=True,
+    metavar="LEVEL",
+    help="debug, info, warning or error.",
+)
+log_format_option: Final = click.option(
+    "--log-format",
+    envvar="VSOCKPROXY_LOG_FORMAT",
+    show_envvar=True,
+    metavar="FORMAT",
+    help="auto, human, logfmt or json.",
+)
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    app.command(short_help="Run the daemon from a file or $VSOCKPROXY_FORWARD.")(run)
-    app.command(short_help="Run the daemon from pairs of addresses.")(forward)
-    app.command(short_help="Run the daemon with an embedded guest, without a VM.")(demo)
-
-
-def run(
-    config: ConfigOption = None,
-    *,
-    log_level: LogLevelOption = None,
-    log_format: LogFormatOption = None,
-    _color: ColorOption = Color.AUTO,
-) -> None:
+@command()
+@config_option
+@log_level_option
+@log_format_option
+@color_option
+def run(config: Path | None, log_level: str | None, log_format: str | None) -> None:
     """Run the daemon with the routes of a file, or of $VSOCKPROXY_FORWARD.
 
     With -c - the file is standard input, which a reload cannot read again.
@@ -109,33 +107,30 @@ def _read(option: str, table: str, **key: Plain | None) -> Config | None:
         fail(*(f"{option}: {problem.message}" for problem in error.problems), status=WRONG)
 
 
+@command()
+@argument("addresses", metavar="LISTEN TARGET", nargs=-1, required=True, help="Pairs of addresses.")
+@click.option("--metrics", metavar="LISTEN", help="Serve /metrics at this address, as in 9490.")
+@click.option(
+    "--admin", metavar="PATH", help="The control socket, for status, top and kill; or off."
+)
+@click.option("--connect-timeout", metavar="TIME", help="Limit for one dial, as in 5s.")
+@click.option(
+    "--idle-timeout", metavar="TIME", help="End connections idle for this long, as in 5m."
+)
+@click.option("--half-close", metavar="HOW", help="A client's half-close: auto, forward or hold.")
+@log_level_option
+@log_format_option
+@color_option
 def forward(
-    addresses: Annotated[
-        list[str], typer.Argument(metavar="LISTEN TARGET", help="Pairs of addresses.")
-    ],
+    addresses: Sequence[str],
     *,
-    metrics: Annotated[
-        str | None,
-        typer.Option(metavar="LISTEN", help="Serve /metrics at this address, as in 9490."),
-    ] = None,
-    admin: Annotated[
-        str | None,
-        typer.Option(metavar="PATH", help="The control socket, for status, top and kill; or off."),
-    ] = None,
-    connect_timeout: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Limit for one dial, as in 5s.")
-    ] = None,
-    idle_timeout: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="End connections idle for this long, as in 5m."),
-    ] = None,
-    half_close: Annotated[
-        str | None,
-        typer.Option(metavar="HOW", help="A client's half-close: auto, forward or hold."),
-    ] = None,
-    log_level: LogLevelOption = None,
-    log_format: LogFormatOption = None,
-    _color: ColorOption = Color.AUTO,
+    metrics: str | None,
+    admin: str | None,
+    connect_timeout: str | None,
+    idle_timeout: str | None,
+    half_close: str | None,
+    log_level: str | None,
+    log_format: str | None,
 ) -> None:
     """Run the daemon with a route from each LISTEN to the TARGET after it.
 
@@ -145,7 +140,7 @@ def forward(
     vsockproxy forward vsock::5432 tcp:127.0.0.1:5432 --metrics 9490
     """
     if len(addresses) % 2:
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"{addresses[-1]!r} has no TARGET: give pairs of LISTEN and TARGET"
         )
     from vsockproxy.config.duration import parse_bound, parse_timeout  # noqa: PLC0415 - at its use
@@ -191,31 +186,31 @@ def _given(**keys: Plain | None) -> dict[str, Plain]:
     return {key: value for key, value in keys.items() if value}
 
 
+@command()
+@click.option(
+    "--port",
+    type=whole_number,
+    metavar="PORT",
+    help="TCP port of the route to the guest; default 8080.",
+)
+@click.option(
+    "--metrics-port", type=whole_number, metavar="PORT", help="TCP port of /metrics; default 9490."
+)
+@click.option(
+    "--boot-delay",
+    metavar="TIME",
+    help="Start the guest after this time, as in 5s; clients are held.",
+)
+@click.option(
+    "--config",
+    "-c",
+    type=PATH,
+    metavar="FILE",
+    help="Run these routes, with a guest for each vsock-mux target.",
+)
+@color_option
 def demo(
-    port: Annotated[
-        int | None,
-        typer.Option(metavar="PORT", help="TCP port of the route to the guest; default 8080."),
-    ] = None,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(metavar="PORT", help="TCP port of /metrics; default 9490."),
-    ] = None,
-    boot_delay: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME", help="Start the guest after this time, as in 5s; clients are held."
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            "-c",
-            metavar="FILE",
-            help="Run these routes, with a guest for each vsock-mux target.",
-        ),
-    ] = None,
-    _color: ColorOption = Color.AUTO,
+    port: int | None, metrics_port: int | None, boot_delay: str | None, config: Path | None
 ) -> None:
     """Run the daemon with an embedded guest, to try vsockproxy without a VM.
 
@@ -226,7 +221,7 @@ def demo(
     from vsockproxy.cli import demo as embedded  # noqa: PLC0415 - at its use
 
     if config and (port or metrics_port):
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"--config contradicts --port and --metrics-port: set the ports in {config}"
         )
     from vsockproxy.config.duration import parse_duration  # noqa: PLC0415 - at its use
@@ -296,7 +291,7 @@ def _serve(
             failures = sentences(group)
     if failures:
         fail(*failures, hint, status=status)
-    raise typer.Exit(0 if drained else FAILED)
+    sys.exit(0 if drained else FAILED)
 
 
 def _configured_log(config: Config, fixed: tuple[LogLevel | None, LogFormat | None]) -> Output:

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
-import typer
+from vsockproxy.cli.output import is_colored
+from vsockproxy.cli.shared import (
+    color_option,
+    command,
+    config_option,
+    daemon_client,
+    fail,
+    socket_option,
+)
 
-from vsockproxy.cli.output import Color, is_colored
-from vsockproxy.cli.program import ColorOption, ConfigOption, SocketOption, daemon_client, fail
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _TIMEOUT = 3.0  # seconds of silence after which the daemon counts as hung
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    app.command(short_help="Watch the daemon's traffic full-screen.")(top)
-
-
-def top(
-    config: ConfigOption = None,
-    *,
-    socket: SocketOption = None,
-    _color: ColorOption = Color.AUTO,
-) -> None:
+@command()
+@config_option
+@socket_option
+@color_option
+def top(config: Path | None, socket: Path | None) -> None:
     """Watch routes, connections and errors of the daemon on a full screen, every second.
 
     The bottom line lists the keys; ? explains them. If NO_COLOR is set, the
