@@ -31,6 +31,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "bandwidth.h"
 #include "pump.h"
 
 /* The linker gives these the pump's calls (--wrap), so that the kernel can fail. */
@@ -891,6 +892,63 @@ static unsigned open_descriptors(void)
 	return count;
 }
 
+/* Take until the direction has to wait, as a relay does that always has bytes. */
+static uint64_t take_all(struct vsp_throttle *throttle, uint64_t now_ms)
+{
+	uint64_t taken = 0;
+	size_t size;
+
+	if (vsp_throttle_due(throttle) > now_ms)
+		return 0;
+	throttle->due_ms = 0;
+	while ((size = vsp_throttle_take(throttle, 4096, now_ms)) > 0)
+		taken += size;
+	return taken;
+}
+
+/* Whether a number is within a fifth of another one. */
+static bool is_about(uint64_t number, uint64_t wanted)
+{
+	return number >= wanted - wanted / 5 && number <= wanted + wanted / 5;
+}
+
+/*
+ * Directions that come at any time, and always in one order, have equal shares of a bandwidth in
+ * each second; one that wants less leaves the rest to the others, as one does that has ended.
+ */
+static void shares_of_a_bandwidth_are_equal(void)
+{
+	enum { RATE = 1000000, ALWAYS = 3, FIRST_MS = 1000 };
+	struct vsp_bandwidth *shared = vsp_bandwidth_new(RATE);
+	struct vsp_throttle *always[ALWAYS], *seldom;
+	uint64_t now_ms = FIRST_MS;
+
+	CHECK(shared && vsp_throttle_new(0, shared, &seldom) == 0);
+	for (int i = 0; i < ALWAYS; i++)
+		CHECK(vsp_throttle_new(0, shared, &always[i]) == 0);
+	for (int second = 0; second < 6; second++) {
+		uint64_t taken[ALWAYS] = {0}, little = 0;
+		int those = second < 4 ? ALWAYS : ALWAYS - 1; /* the last one has ended */
+
+		for (uint64_t end_ms = now_ms + 1000; now_ms < end_ms; now_ms++) {
+			for (int i = 0; i < those; i++)
+				if (now_ms >= FIRST_MS + 7 * (uint64_t)i)
+					taken[i] += take_all(always[i], now_ms);
+			if (now_ms % 50 == 0 && vsp_throttle_due(seldom) <= now_ms) {
+				seldom->due_ms = 0;
+				little += vsp_throttle_take(seldom, 100, now_ms);
+			}
+		}
+		for (int i = 0; i < those; i++)
+			CHECK(second == 0 || is_about(taken[i], RATE / (uint64_t)those));
+		CHECK(little <= 2000);
+	}
+	for (int i = 0; i < ALWAYS; i++)
+		vsp_throttle_free(always[i]);
+	vsp_throttle_free(seldom);
+	vsp_bandwidth_unref(shared);
+}
+
 int main(void)
 {
 	unsigned before = open_descriptors();
@@ -917,6 +975,7 @@ int main(void)
 	news_beside_a_tally_wakes();
 	an_end_in_the_reap_of_its_opening();
 	a_stop_while_no_client_is_found();
+	shares_of_a_bandwidth_are_equal();
 	CHECK(open_descriptors() == before);
 	printf("%d relays ended as they should\n", ROUNDS * AT_ONCE);
 	return 0;

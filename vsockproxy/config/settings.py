@@ -219,8 +219,8 @@ class Policy:
     )
     bandwidth: int | None = key(
         None,
-        "Bytes per second in each direction, of all connections of the route together. A reload"
-        " that changes the route starts a new count; live connections keep the old one",
+        "Bytes per second in each direction, shared equally by all connections of the route. A"
+        " reload that changes the route starts a new count; live connections keep the old one",
         kinds.BANDWIDTH,
         group="limits",
     )

@@ -1,6 +1,6 @@
 """How many bytes a second the portable pump may move; the C code has its own in bandwidth.c.
 
-Owns: `Bucket`.
+Owns: `Bucket`, and the equal shares that directions have of one.
 """
 
 from __future__ import annotations
@@ -10,52 +10,89 @@ from typing import Final
 import trio
 
 _BURST: Final = 0.1  # seconds whose bytes a full bucket holds
-_THROTTLED: Final = 0.02  # seconds until a direction without bandwidth tries again
+_PERIOD: Final = 0.02  # seconds; a direction without bandwidth tries again at the next one's begin
+_ROUNDING: Final = 1e-6  # periods
 
 
 class Bucket:
     """A token bucket: full, it holds the bytes of `_BURST`."""
 
-    __slots__ = ("_filled", "_level", "_rate")
+    __slots__ = ("filled", "level", "period", "rate", "refused", "share")
 
     def __init__(self, rate: int) -> None:
-        self._rate = rate
-        self._level = 0.0
-        self._filled = trio.current_time()
+        self.rate = rate
+        self.level = 0.0
+        self.filled = trio.current_time()
+        self.period = -1
+        self.share = 0  # bytes that a direction may take in the period
+        self.refused = 0  # directions that wanted more in it
+
+    def refresh(self) -> None:
+        """Fill it up to now, and divide what it has, at the first call of a period."""
+        now = trio.current_time()
+        burst = max(1.0, self.rate * _BURST)
+        self.level = min(burst, self.level + self.rate * (now - self.filled))
+        self.filled = now
+        period = int(now / _PERIOD + _ROUNDING)
+        if period > self.period:
+            # A byte at least: a rate below one for each would move nothing.
+            self.share = max(1, int(self.level / max(1, self.refused)))
+            self.refused = 0
+            self.period = period
+
+
+class Share:
+    """What one direction may take from a bucket: as much as each other one, in a period."""
+
+    __slots__ = ("_bucket", "_period", "_refused", "_taken")
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+        self._period = -1
+        self._taken = 0
+        self._refused = False
 
     def take(self, most: int) -> int:
         """Take up to ``most`` bytes of bandwidth; return how many, possibly 0."""
-        now = trio.current_time()
-        burst = max(1.0, self._rate * _BURST)
-        self._level = min(burst, self._level + self._rate * (now - self._filled))
-        self._filled = now
-        taken = min(most, int(self._level))
-        self._level -= taken
+        bucket = self._bucket
+        bucket.refresh()
+        if self._period != bucket.period:
+            self._period, self._taken, self._refused = bucket.period, 0, False
+        taken = min(most, int(bucket.level), bucket.share - self._taken)
+        bucket.level -= taken
+        self._taken += taken
+        if not taken and not self._refused:
+            self._refused = True
+            bucket.refused += 1
         return taken
 
     def put_back(self, unused: int) -> None:
-        """Give back bytes that were taken and not moved."""
-        self._level += unused
+        """Give back bytes of the last take that were not moved."""
+        self._bucket.level += unused
+        self._taken -= unused
 
 
-def buckets_of(shared: Bucket | None, bandwidth: int | None) -> list[Bucket]:
-    """Return the buckets that one direction takes from: its own and its route's."""
+def shares_of(shared: Bucket | None, bandwidth: int | None) -> list[Share]:
+    """Return a direction's shares: of a bucket of its own, and of its route's."""
     own = Bucket(bandwidth) if bandwidth else None
-    return [bucket for bucket in (own, shared) if bucket is not None]
+    return [Share(bucket) for bucket in (own, shared) if bucket is not None]
 
 
-async def allowance(buckets: list[Bucket], most: int) -> int:
+async def allowance(shares: list[Share], most: int) -> int:
     """Wait until every bucket gives a byte or more; return how many, at most ``most``.
 
     The bytes are taken; the caller puts back what it does not move.
     """
     while True:
         size = most
-        for index, bucket in enumerate(buckets):
-            less = bucket.take(size)
-            for before in buckets[:index]:
+        for index, share in enumerate(shares):
+            less = share.take(size)
+            for before in shares[:index]:
                 before.put_back(size - less)
             size = less
+            if not size:
+                break
         if size:
             return size
-        await trio.sleep(_THROTTLED)
+        period = int(trio.current_time() / _PERIOD + _ROUNDING)
+        await trio.sleep_until((period + 1) * _PERIOD)

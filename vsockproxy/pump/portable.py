@@ -18,7 +18,7 @@ from typing import Final, Literal
 import trio
 
 from vsockproxy.address.sockaddr import borrowed
-from vsockproxy.pump.bandwidth import Bucket, allowance, buckets_of
+from vsockproxy.pump.bandwidth import Bucket, Share, allowance, shares_of
 from vsockproxy.pump.closing import close, closing_of
 from vsockproxy.pump.peer import has_ended, is_exiting
 from vsockproxy.pump.transfer import Accepted, Bounds, EndReason, Meter, SharedBandwidth, Transfer
@@ -114,10 +114,10 @@ class _Half:
       sending: it holds bytes that the receiving socket has not taken yet.
     """
 
-    __slots__ = ("buckets", "bytes", "flow", "scope", "sending")
+    __slots__ = ("bytes", "flow", "scope", "sending", "shares")
 
-    def __init__(self, buckets: list[Bucket]) -> None:
-        self.buckets = buckets
+    def __init__(self, shares: list[Share]) -> None:
+        self.shares = shares
         self.bytes = 0
         self.flow: Flow = "flowing"
         self.sending = False
@@ -136,8 +136,8 @@ class _PortableTransfer:
         self.client = _Side(client)
         self.target = _Side(target, vmm=bounds.vmm)
         upstream, downstream = bounds.shared or (None, None)
-        self.upstream = _Half(buckets_of(upstream, bounds.bandwidth))
-        self.downstream = _Half(buckets_of(downstream, bounds.bandwidth))
+        self.upstream = _Half(shares_of(upstream, bounds.bandwidth))
+        self.downstream = _Half(shares_of(downstream, bounds.bandwidth))
         self._bounds = bounds
         self._silence = trio.CancelScope()
         self._silent_at = math.inf
@@ -301,7 +301,7 @@ class _PortableTransfer:
 
     async def _receive(self, half: _Half, source: _Side) -> bytes:
         while True:
-            size = await allowance(half.buckets, _CHUNK)
+            size = await allowance(half.shares, _CHUNK)
             data = b""
             try:
                 data = source.sock.recv(size)
@@ -312,8 +312,8 @@ class _PortableTransfer:
             else:
                 return data
             finally:
-                for bucket in half.buckets:
-                    bucket.put_back(size - len(data))
+                for share in half.shares:
+                    share.put_back(size - len(data))
             await trio.lowlevel.wait_readable(source.sock)
 
     async def _send(self, half: _Half, sink: _Side, data: bytes) -> None:

@@ -3,6 +3,10 @@
  *
  * A bucket counts thousandths of a byte, so that a slow rate loses nothing to rounding, however
  * often relays take from it.
+ *
+ * Time is cut into periods, the same for all, so that every direction that waits wakes at the same
+ * moment: whichever asks first then takes no more than the others.  What some leave of their shares
+ * is in the next period's.
  */
 
 #include <errno.h>
@@ -25,6 +29,9 @@ struct vsp_bandwidth {
 	uint64_t rate; /* bytes a second */
 	uint64_t level_milli; /* thousandths of a byte */
 	uint64_t filled_ms;
+	uint64_t period;        /* the present one: milliseconds divided by PERIOD_MS */
+	uint64_t share;         /* bytes that a direction may take in it */
+	uint64_t refused;       /* directions that wanted more in it */
 	_Atomic int references;
 };
 
@@ -53,25 +60,55 @@ static void bucket_fill(struct vsp_bandwidth *bucket, uint64_t now_ms)
 	bucket->filled_ms = now_ms;
 }
 
-static size_t bucket_take(struct vsp_bandwidth *bucket, size_t most, uint64_t now_ms)
+/* Divide what there is, at the first call of a period. */
+static void bucket_divide(struct vsp_bandwidth *bucket, uint64_t period)
 {
-	uint64_t level;
+	if (period <= bucket->period)
+		return;
+	bucket->share = bucket->level_milli / MILLI / (bucket->refused ? bucket->refused : 1);
+	if (bucket->share == 0)
+		bucket->share = 1; /* else a rate below a byte for each would move nothing */
+	bucket->refused = 0;
+	bucket->period = period;
+}
+
+static uint64_t smaller(uint64_t one, uint64_t other)
+{
+	return one < other ? one : other;
+}
+
+static size_t share_take(struct vsp_share *share, size_t most, uint64_t now_ms)
+{
+	struct vsp_bandwidth *bucket = share->bucket;
+	uint64_t size;
 
 	pthread_mutex_lock(&bucket->mutex);
 	bucket_fill(bucket, now_ms);
-	level = bucket->level_milli / MILLI;
-	if (most > level)
-		most = level;
-	bucket->level_milli -= most * MILLI;
+	bucket_divide(bucket, now_ms / PERIOD_MS);
+	if (share->period != bucket->period) {
+		share->period = bucket->period;
+		share->taken = 0;
+		share->refused = false;
+	}
+	size = smaller(bucket->level_milli / MILLI, bucket->share - share->taken);
+	size = smaller(size, most);
+	bucket->level_milli -= size * MILLI;
+	share->taken += size;
+	if (size == 0 && !share->refused) {
+		share->refused = true;
+		bucket->refused++;
+	}
 	pthread_mutex_unlock(&bucket->mutex);
-	return most;
+	return size;
 }
 
-static void bucket_return(struct vsp_bandwidth *bucket, size_t unused)
+/* Give back bytes of the last take: they are of the direction's period, present or not. */
+static void share_return(struct vsp_share *share, size_t unused)
 {
-	pthread_mutex_lock(&bucket->mutex);
-	bucket->level_milli += unused * MILLI;
-	pthread_mutex_unlock(&bucket->mutex);
+	pthread_mutex_lock(&share->bucket->mutex);
+	share->bucket->level_milli += unused * MILLI;
+	share->taken -= unused;
+	pthread_mutex_unlock(&share->bucket->mutex);
 }
 
 struct vsp_bandwidth *vsp_bandwidth_new(uint64_t rate)
@@ -99,7 +136,7 @@ void vsp_bandwidth_unref(struct vsp_bandwidth *bucket)
 	free(bucket);
 }
 
-/* ---- the buckets of one direction ---- */
+/* ---- the shares of one direction ---- */
 
 int vsp_throttle_new(uint64_t rate, struct vsp_bandwidth *shared, struct vsp_throttle **ret)
 {
@@ -112,15 +149,15 @@ int vsp_throttle_new(uint64_t rate, struct vsp_bandwidth *shared, struct vsp_thr
 	if (!throttle)
 		return -ENOMEM;
 	if (rate) {
-		throttle->buckets[0] = vsp_bandwidth_new(rate);
-		if (!throttle->buckets[0]) {
+		throttle->shares[0].bucket = vsp_bandwidth_new(rate);
+		if (!throttle->shares[0].bucket) {
 			free(throttle);
 			return -ENOMEM;
 		}
 	}
 	if (shared)
 		vsp_bandwidth_ref(shared);
-	throttle->buckets[1] = shared;
+	throttle->shares[1].bucket = shared;
 	*ret = throttle;
 	return 0;
 }
@@ -130,7 +167,7 @@ void vsp_throttle_free(struct vsp_throttle *throttle)
 	if (!throttle)
 		return;
 	for (int i = 0; i < BUCKETS; i++)
-		vsp_bandwidth_unref(throttle->buckets[i]);
+		vsp_bandwidth_unref(throttle->shares[i].bucket);
 	free(throttle);
 }
 
@@ -142,20 +179,20 @@ size_t vsp_throttle_take(struct vsp_throttle *throttle, size_t most, uint64_t no
 		return most;
 	if (throttle->due_ms)
 		return 0;
-	for (int i = 0; i < BUCKETS; i++) {
+	for (int i = 0; i < BUCKETS && size > 0; i++) {
 		size_t less;
 
-		if (!throttle->buckets[i])
+		if (!throttle->shares[i].bucket)
 			continue;
-		less = bucket_take(throttle->buckets[i], size, now_ms);
+		less = share_take(&throttle->shares[i], size, now_ms);
 		/* The buckets before this one had more than it has. */
 		for (int before = 0; before < i; before++)
-			if (throttle->buckets[before])
-				bucket_return(throttle->buckets[before], size - less);
+			if (throttle->shares[before].bucket)
+				share_return(&throttle->shares[before], size - less);
 		size = less;
 	}
 	if (size == 0)
-		throttle->due_ms = now_ms + THROTTLED_MS;
+		throttle->due_ms = (now_ms / PERIOD_MS + 1) * PERIOD_MS;
 	return size;
 }
 
@@ -164,8 +201,8 @@ void vsp_throttle_return(struct vsp_throttle *throttle, size_t unused)
 	if (!throttle || unused == 0)
 		return;
 	for (int i = 0; i < BUCKETS; i++)
-		if (throttle->buckets[i])
-			bucket_return(throttle->buckets[i], unused);
+		if (throttle->shares[i].bucket)
+			share_return(&throttle->shares[i], unused);
 }
 
 uint64_t vsp_throttle_due(const struct vsp_throttle *throttle)

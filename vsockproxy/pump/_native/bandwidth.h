@@ -10,13 +10,21 @@
 #include "pump.h"
 
 enum {
-	BUCKETS = 2,       /* of one direction: its own, and one shared with other relays */
-	THROTTLED_MS = 20, /* until a direction without bandwidth tries again */
+	BUCKETS = 2,    /* of one direction: its own, and one shared with other relays */
+	PERIOD_MS = 20, /* a direction without bandwidth tries again at the next one's beginning */
+};
+
+/* A bucket, and what one direction has had from it in a period. */
+struct vsp_share {
+	struct vsp_bandwidth *bucket; /* a reference; NULL where there is none */
+	uint64_t period;
+	uint64_t taken; /* bytes */
+	bool refused;   /* it has asked for more than it may take */
 };
 
 /* What throttles one direction; an unthrottled direction has none. */
 struct vsp_throttle {
-	struct vsp_bandwidth *buckets[BUCKETS]; /* a reference to each; NULL where there is none */
+	struct vsp_share shares[BUCKETS];
 	uint64_t due_ms; /* no bandwidth is left until then; 0 where there is some */
 };
 
@@ -34,8 +42,9 @@ int vsp_throttle_new(uint64_t rate, struct vsp_bandwidth *shared, struct vsp_thr
 void vsp_throttle_free(struct vsp_throttle *throttle);
 
 /*
- * Take up to `most` bytes of bandwidth from every bucket; return how many.  At 0 the direction
- * has to wait until `due_ms`.  What the caller does not use goes back by vsp_throttle_return.
+ * Take up to `most` bytes of bandwidth from every bucket; return how many.  A direction may take an
+ * equal share of what a bucket has at the beginning of a period, by the number of directions that
+ * wanted more in the one before.  At 0 it has to wait until `due_ms`.  What the caller does not use goes back by vsp_throttle_return.
  * NULL is allowed in all three calls: an unthrottled direction.
  */
 size_t vsp_throttle_take(struct vsp_throttle *throttle, size_t most, uint64_t now_ms);
