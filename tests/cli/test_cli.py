@@ -310,7 +310,7 @@ def test_check_shows_each_route_on_one_line_without_a_terminal(
         ["db", "tcp:5432", "tcp:db.lan:5432", "idle_timeout=1h"],
     ]
     assert summary == "4 routes; metrics: tcp:9490"
-    assert not_direct == "not direct: db: its target's host name is resolved at each dial"
+    assert not_direct == "not direct: db: the target's host name is resolved at each dial"
 
 
 def test_a_quiet_check_prints_nothing_but_problems(write: Write) -> None:

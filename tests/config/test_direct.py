@@ -79,17 +79,17 @@ def test_a_route_to_a_fixed_address_is_direct(target: Target) -> None:
 @pytest.mark.parametrize(
     ("target", "policy", "words"),
     [
-        (TcpEndpoint("db.lan", 80), Policy(), "its target's host name is resolved at each dial"),
+        (TcpEndpoint("db.lan", 80), Policy(), "the target's host name is resolved at each dial"),
         (
             TcpEndpoint(None, 80),
             Policy(),
-            "its target has two addresses, 127.0.0.1 and ::1",
+            "the target has two addresses, 127.0.0.1 and ::1",
         ),
-        (GuestEndpoint("web", 80), Policy(), "its guest is looked up at each dial"),
+        (GuestEndpoint("web", 80), Policy(), "the guest is looked up at each dial"),
         (
             TcpEndpoint("10.1.2.3", 80),
             Policy(target_deny=(NetworkPattern(RULE.network, range(65536)),)),
-            "target_allow and target_deny exclude its target",
+            "target_allow and target_deny exclude the target",
         ),
         (UNIX, Policy(direct="off"), "direct = off"),
         (UNIX, Policy(over_limit="reject"), "over_limit = reject"),
@@ -103,4 +103,4 @@ def test_a_route_that_is_not_direct_has_a_reason(
 
 def test_a_route_with_several_targets_is_not_direct() -> None:
     route = Route("web", LISTEN, UNIX, Policy(), (UnixEndpoint("/run/other.sock"),))
-    assert why_not_direct(route) == "it has several targets"
+    assert why_not_direct(route) == "there are several targets"

@@ -40,11 +40,11 @@ def why_not_direct(route: Route) -> str | None:
 def _reasons(route: Route) -> Iterator[str]:
     yield from _reasons_of_policy(route.policy)
     if route.by is not None:
-        yield "its clients name their targets"
+        yield "the clients name their targets"
     if len(route.targets) > 1:
-        yield "it has several targets"
+        yield "there are several targets"
     if isinstance(route.target, GuestEndpoint):
-        yield "its guest is looked up at each dial"
+        yield "the guest is looked up at each dial"
     if isinstance(route.target, TcpEndpoint):
         yield from _reasons_of_tcp(route.target, route.policy)
 
@@ -62,8 +62,8 @@ def _reasons_of_policy(policy: Policy) -> Iterator[str]:
 def _reasons_of_tcp(target: TcpEndpoint, policy: Policy) -> Iterator[str]:
     addresses = literal_addresses(target)
     if addresses is None:
-        yield "its target's host name is resolved at each dial"
+        yield "the target's host name is resolved at each dial"
     elif len(addresses) > 1:
-        yield "its target has two addresses, 127.0.0.1 and ::1"
+        yield "the target has two addresses, 127.0.0.1 and ::1"
     elif not policy.destinations.admits(target, addresses[0][1][0]):
-        yield "target_allow and target_deny exclude its target"
+        yield "target_allow and target_deny exclude the target"

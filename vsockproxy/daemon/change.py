@@ -82,9 +82,13 @@ class Changing:
     async def remove(self, kind: Kind, name: str) -> Changes:
         """Remove what was added: it accepts no more, and its connections go on. Raises as `add`."""
         async with self._alone():
-            if name in self._daemon.added.of(kind):
-                return await self._run(kind, name, None)
-            return await self._write(await self._own_file(kind, name), None)
+            try:
+                if name in self._daemon.added.of(kind):
+                    return await self._run(kind, name, None)
+                return await self._write(await self._own_file(kind, name), None)
+            except ConfigError as error:
+                sentence = f"the {kind} {name!r} is in use: {str(error).splitlines()[0]}"
+                raise OrderError(sentence, "remove or retarget what uses it first") from error
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
