@@ -63,6 +63,7 @@ STEPS: Final = (
     Step("try-trixie", "$PYTHON -m release.try_trixie", 300, ("try-wheels", "deb-trixie")),
     Step("host", "tests/kernel/make_systemd_root.sh", 600, ("packages",)),
     Step("try-deb", "$PYTHON -m release.try_deb", 1500, ("deb", "host")),
+    Step("try-readme", "$PYTHON -m release.try_readme", 900, ("host",)),
     Step("docs", "make docs", 300),
     Step("browser", BROWSER, 300, ("packages",)),
     Step("soak", "make soak SCHEDULES=20000 MINUTES=10", 3600),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from release.deb import build
 from release.pythons import DIST, REPOSITORY, run
@@ -24,7 +24,7 @@ TIMEOUT: Final = 900.0
 INIT: Final = f"""\
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
-for folder in /run /tmp /opt; do mount -t tmpfs tmpfs $folder; done
+for folder in /run /tmp; do mount -t tmpfs tmpfs $folder; done
 mkdir -p /opt/repository /run/systemd/system
 mount -t hostfs -o ro,{REPOSITORY} host /opt/repository
 mount -t hostfs -o ro,/usr/lib/uml/modules host /lib/modules
@@ -46,15 +46,26 @@ def main() -> None:
     BUILD.mkdir(parents=True)
     shutil.move(build("bookworm", OLDER), BUILD / "old.deb")
     shutil.copy(find_new(), BUILD / "new.deb")
-    root = BUILD / "root"
-    run("cp", "-a", str(find_root()), str(root))
-    (BUILD / "init").write_text(INIT)
-    scenario = ["/usr/bin/python3", "-m", "release.deb_scenario", SCRATCH]
-    (BUILD / "command").write_text(command_script(scenario))
+    root = copy_root(BUILD)
     try:
-        done = boot.run(kernel_line(root, BUILD, "1G", "rw"), BUILD, TIMEOUT)
+        run_scenario("deb_scenario", root, BUILD)
     finally:
         shutil.rmtree(root)
+
+
+def copy_root(build: Path) -> Path:
+    """Return a copy of the tests' Debian tree, which is the caller's to write to and remove."""
+    root = build / "root"
+    run("cp", "-a", str(find_root()), str(root))
+    return root
+
+
+def run_scenario(name: str, root: Path, build: Path) -> NoReturn:
+    """Boot ``root`` with systemd, run a module of release/ there, and exit with its status."""
+    (build / "init").write_text(INIT)
+    scenario = ["/usr/bin/python3", "-m", f"release.{name}", SCRATCH]
+    (build / "command").write_text(command_script(scenario))
+    done = boot.run(kernel_line(root, build, "1G", "rw"), build, TIMEOUT)
     print(done.output, end="")
     sys.exit(done.status)
 

@@ -271,6 +271,33 @@ def test_the_users_runtime_directory_is_searched_and_two_daemons_are_ambiguous(
     assert f"several daemons run: {own}/admin.sock, {service}/admin.sock" in str(caught.value)
 
 
+async def test_of_several_daemons_the_one_that_runs_the_file_is_asked(tmp_path: Path) -> None:
+    for name in ("vsockproxy", "service"):
+        (tmp_path / name).mkdir(mode=0o700)
+    environ = {"XDG_RUNTIME_DIR": str(tmp_path), "RUNTIME_DIRECTORY": f"{tmp_path}/service"}
+    meant, other = tmp_path / "meant.toml", tmp_path / "other.toml"
+    route = 'forward."unix:{0}.sock" = "unix:@nothing"\n'
+    meant.write_text(route.format(meant))
+    admin = f'admin.socket = "{tmp_path}/vsockproxy/admin.sock"\n'
+    other.write_text(route.format(other) + admin)
+    async with (
+        daemon("run", "-c", meant, environ=environ) as running,
+        daemon("run", "-c", other, environ=environ) as beside,
+    ):
+        await running.wait_for("ready")
+        await beside.wait_for("ready")
+        ask = trio.to_thread.run_sync
+        found = await ask(partial(command, "status", "--json", "-c", meant, environ=environ))
+        doctor = await ask(partial(command, "doctor", "-c", meant, environ=environ))
+        several = await ask(partial(command, "status", environ=environ))
+        assert await beside.stop() == 0
+        assert await running.stop() == 0
+    assert json.loads(found.stdout)["pid"] == running.process.pid
+    assert f"pid {running.process.pid} runs" in doctor.stdout
+    assert "cannot listen" not in doctor.stdout
+    assert "several daemons run" in several.stderr
+
+
 def test_a_socket_in_a_world_writable_folder_is_ignored(tmp_path: Path) -> None:
     own = tmp_path / "vsockproxy"
     own.mkdir()

@@ -28,6 +28,7 @@ Answer = dict[str, Any]
 
 _MAX_ANSWER: Final = 64 << 20  # bytes; a page of connections is below one MiB
 _TIMEOUT: Final = 15.0  # seconds
+_WHICH_TIMEOUT: Final = 2.0  # seconds; a daemon that hangs must not hide the one that is meant
 _REMEDY: Final = (
     f"name the control socket with --socket or ${ADMIN}; a daemon has none if its"
     ' configuration has [admin] socket = "off"'
@@ -193,7 +194,8 @@ def find_socket(
     """Return the path of the daemon's control socket; whether it answers is not tried.
 
     The first of these decides: ``option``, $VSOCKPROXY_ADMIN, ``[admin] socket`` of the
-    configuration that `find_source` finds, the one live socket in the default places.
+    configuration that `find_source` finds, the one live socket in the default places; of
+    several, the one whose daemon runs that configuration's file.
 
     Args:
       file, places: as in `find_source`.
@@ -211,7 +213,16 @@ def find_socket(
     named = _configured_socket(file, environ, places)
     if named not in (AUTO, OFF):
         return Path(named.removeprefix("unix:"))
-    return _only_socket(default_places(environ, os.getuid()), environ)
+    meant = _file(file, environ, places)
+    return _only_socket(default_places(environ, os.getuid()), environ, meant)
+
+
+def _file(file: Path | None, environ: Mapping[str, str], places: Sequence[Path]) -> Path | None:
+    """Return the file of the configuration that is meant; None without one."""
+    try:
+        return find_source(file, environ, places).file
+    except (NoSourceError, ConfigError):
+        return None
 
 
 def _configured_socket(
@@ -247,9 +258,21 @@ def _runs_one_daemon(environ: Mapping[str, str]) -> bool:
     return sum(map(is_live, default_places(environ, os.getuid()))) == 1
 
 
-def _only_socket(places: Sequence[Path], environ: Mapping[str, str]) -> Path:
+def _runs(place: Path, file: Path) -> bool:
+    """Return whether the daemon at a socket runs a file; False where it does not answer."""
+    try:
+        status = Client(place, _WHICH_TIMEOUT).get("/v1/status")
+    except VsockproxyError:
+        return False
+    return bool(status["source"] == escape(str(file.absolute())))
+
+
+def _only_socket(places: Sequence[Path], environ: Mapping[str, str], file: Path | None) -> Path:
     live = [place for place in places if is_live(place)]
     if len(live) > 1:
+        own = [place for place in live if file is not None and _runs(place, file)]
+        if len(own) == 1:
+            return own[0]
         found = ", ".join(map(str, live))
         raise SeveralDaemonsError(
             f"several daemons run: {found}; choose one with --socket or ${ADMIN}"
