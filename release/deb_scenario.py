@@ -115,9 +115,9 @@ def run(*line: str) -> str:
 def expect(holds: bool, what: str, *, quiet: bool = False) -> None:
     """Print what was tried; exit if it does not hold."""
     if not holds:
-        sys.exit(f"deb: failed: {what}")
+        sys.exit(f"failed: {what}")
     if not quiet:
-        print(f"deb: {what}", flush=True)
+        print(what, flush=True)
 
 
 if __name__ == "__main__":

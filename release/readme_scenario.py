@@ -49,11 +49,11 @@ def main() -> None:
 
 def reload(text: str) -> None:
     """Add a route, then break the file: what ran goes on."""
-    CONFIG.write_text(text.replace("[guests]", '8444 = "web:80"\n\n[guests]'))
+    CONFIG.write_text(text.replace("\n[guests]", '8444 = "web:80"\n\n[guests]'))
     status, output = shell("vsockproxy reload")
     expect(status == 0 and "added: 8444" in output, f"a reload adds a route:\n{output}")
     expect("port 80" in get("http://127.0.0.1:8444/"), "and serves it")
-    CONFIG.write_text(text.replace("[guests]", "[guest]"))
+    CONFIG.write_text(text.replace("\n[guests]", "\n[guest]"))
     status, output = shell("vsockproxy check")
     expect(status == 2 and f"{CONFIG}:" in output, f"check names the place of an error:\n{output}")
     status, output = shell("vsockproxy reload")
