@@ -123,8 +123,9 @@ bench-readers: venv build/load ## measure clients that name their targets, besid
 	$(BIN)/python benchmarks/readers.py
 
 # The same with AF_VSOCK targets, in a User-Mode Linux kernel; updates its part of the page.
-bench-vsock: venv build/load $(VENV)/plots ## measure AF_VSOCK targets in a User-Mode Linux kernel
-	PYTHONPATH=. $(BIN)/python benchmarks/vsock.py
+bench-vsock: venv build/load $(VENV)/plots ## measure AF_VSOCK, both ways, in a User-Mode Linux kernel
+	PYTHONPATH=. $(BIN)/python benchmarks/vsock.py in
+	PYTHONPATH=. $(BIN)/python benchmarks/vsock.py out
 
 # Fail if the data path costs more than before, relative to a plain relay; a part of .ci/run.
 guard: venv build/load ## fail if the data path costs more than before

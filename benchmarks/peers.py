@@ -24,6 +24,9 @@ from typing import Final
 PATIENCE: Final = 20.0
 """Seconds for a proxy to start or to end."""
 
+VMADDR_CID_LOCAL: Final = 1
+"""The loopback of vsock(7)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:
@@ -35,6 +38,7 @@ class Peer:
     config: str = ""
     most: int = sys.maxsize
     reader: str = ""
+    front: str = "tcp"
 
     @property
     def installed(self) -> bool:
@@ -79,24 +83,32 @@ def running(peer: Peer, folder: Path, target: str, cpus: Sequence[int]) -> Itera
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        _await_listener(process, port, home / "output")
-        yield Proxy(process.pid, port, home)
+        proxy = Proxy(process.pid, port, home, peer.front)
+        _await_listener(process, proxy)
+        yield proxy
     finally:
         _stop(process)
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A running proxy: the first process of its tree, its TCP port, and its {folder}."""
+    """A running proxy: the first process of its tree, its port, its {folder} and its front."""
 
     pid: int
     port: int
     folder: Path
+    front: str
 
     @property
     def address(self) -> str:
         """The proxy's address as the load program takes it."""
-        return f"tcp:127.0.0.1:{self.port}"
+        return f"vsock:1:{self.port}" if self.front == "vsock" else f"tcp:127.0.0.1:{self.port}"
+
+    def connect(self) -> None:
+        """Connect once; raises OSError."""
+        vsock = self.front == "vsock"
+        with socket.socket(socket.AF_VSOCK if vsock else socket.AF_INET) as sock:
+            sock.connect((VMADDR_CID_LOCAL if vsock else "127.0.0.1", self.port))
 
 
 @contextmanager
@@ -125,17 +137,18 @@ def free_port() -> int:
         return port
 
 
-def _await_listener(process: subprocess.Popen[bytes], port: int, output: Path) -> None:
+def _await_listener(process: subprocess.Popen[bytes], proxy: Proxy) -> None:
     """Wait until the port accepts; polled, as a foreign program does not report that it listens."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until and process.poll() is None:
         try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
+            proxy.connect()
+        except (ConnectionRefusedError, ConnectionResetError):  # AF_VSOCK refuses by the latter
             time.sleep(0.02)
         else:
             return
-    raise SystemExit(f"{process.args!r} does not listen:\n{output.read_text(errors='replace')}")
+    output = (proxy.folder / "output").read_text(errors="replace")
+    raise SystemExit(f"{process.args!r} does not listen:\n{output}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
