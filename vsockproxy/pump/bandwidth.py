@@ -11,6 +11,8 @@ import trio
 
 _BURST: Final = 0.1  # seconds whose bytes a full bucket holds
 _PERIOD: Final = 0.02  # seconds; a direction without bandwidth tries again at the next one's begin
+_LEAST: Final = 2048  # bytes of a share for which it is worth to read and send
+_PERIODS: Final = 3  # for which a bucket waits until it has them for everyone
 _ROUNDING: Final = 1e-6  # periods
 
 
@@ -28,15 +30,15 @@ class Bucket:
         self.refused = 0  # directions that wanted more in it
 
     def refresh(self) -> None:
-        """Fill it up to now, and divide what it has, at the first call of a period."""
+        """Fill it up to now; divide what it has, once a period, or in several if that is little."""
         now = trio.current_time()
         burst = max(1.0, self.rate * _BURST)
         self.level = min(burst, self.level + self.rate * (now - self.filled))
         self.filled = now
         period = int(now / _PERIOD + _ROUNDING)
-        if period > self.period:
-            # A byte at least: a rate below one for each would move nothing.
-            self.share = max(1, int(self.level / max(1, self.refused)))
+        share = int(self.level / max(1, self.refused))
+        if period > self.period and (share >= _LEAST or period >= self.period + _PERIODS):
+            self.share = max(1, share)  # a rate below a byte for each would move nothing
             self.refused = 0
             self.period = period
 

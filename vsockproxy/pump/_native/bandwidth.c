@@ -22,6 +22,8 @@
 enum {
 	MILLI = 1000,
 	BURST_MS = 100, /* a full bucket holds the bytes of this time */
+	LEAST = 2048,   /* bytes of a share for which it is worth to read and send */
+	PERIODS = 3,    /* for which a bucket waits until it has them for everyone */
 };
 
 struct vsp_bandwidth {
@@ -60,12 +62,17 @@ static void bucket_fill(struct vsp_bandwidth *bucket, uint64_t now_ms)
 	bucket->filled_ms = now_ms;
 }
 
-/* Divide what there is, at the first call of a period. */
+/* Divide what there is, at the first call of a period; of several where the shares are small. */
 static void bucket_divide(struct vsp_bandwidth *bucket, uint64_t period)
 {
+	uint64_t share;
+
 	if (period <= bucket->period)
 		return;
-	bucket->share = bucket->level_milli / MILLI / (bucket->refused ? bucket->refused : 1);
+	share = bucket->level_milli / MILLI / (bucket->refused ? bucket->refused : 1);
+	if (share < LEAST && period < bucket->period + PERIODS)
+		return;
+	bucket->share = share;
 	if (bucket->share == 0)
 		bucket->share = 1; /* else a rate below a byte for each would move nothing */
 	bucket->refused = 0;
