@@ -38,7 +38,7 @@ def test_what_comes_behind_the_request_is_replayed() -> None:
     [
         (b"\1\x7f\0\0\1", "127.0.0.1"),
         (b"\4" + bytes(15) + b"\1", "::1"),
-        (b"\4" + bytes(10) + b"\xff\xff\x7f\0\0\1", "::ffff:7f00:1"),
+        (b"\4" + bytes(10) + b"\xff\xff\x7f\0\0\1", "::ffff:127.0.0.1"),
         (b"\3\x0bExAmPlE.cOm", "example.com"),
         (b"\3\x0cexample.com.", "example.com"),
         (b"\3\x09127.0.0.1", "127.0.0.1"),

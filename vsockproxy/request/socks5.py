@@ -7,8 +7,9 @@ client: 5 COMMAND 0 TYPE ADDRESS PORT  server: 5 REPLY 0 TYPE ADDRESS PORT, then
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, ip_address
 from typing import Any, Final
 
 from vsockproxy.config.request import Request
@@ -159,7 +160,8 @@ class Socks5(Reader):
 def _host(kind: int, address: bytes) -> str:
     if kind == _NAME:
         return clean_name(address[1:].decode("ascii", errors="replace"))
-    return str(IPv4Address(address) if kind == _IPV4 else IPv6Address(address))
+    # inet_ntop(3) and not ipaddress, whose text for ::ffff:127.0.0.1 is another one from 3.13 on.
+    return socket.inet_ntop(socket.AF_INET if kind == _IPV4 else socket.AF_INET6, address)
 
 
 def _reply(code: int) -> bytes:
