@@ -122,7 +122,7 @@ bench-quick: venv build/load ## measure a few rows in a few minutes
 bench-readers: venv build/load ## measure clients that name their targets, beside a plain route and others
 	$(BIN)/python benchmarks/readers.py
 
-# The same with AF_VSOCK targets, in a User-Mode Linux kernel; updates its part of the page.
+# The same over AF_VSOCK, in a User-Mode Linux kernel, into a guest and out of one.
 bench-vsock: venv build/load $(VENV)/plots ## measure AF_VSOCK, both ways, in a User-Mode Linux kernel
 	PYTHONPATH=. $(BIN)/python benchmarks/vsock.py in
 	PYTHONPATH=. $(BIN)/python benchmarks/vsock.py out

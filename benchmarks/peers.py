@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from vsockproxy.address.endpoint import CID_LOCAL
+
 PATIENCE: Final = 20.0
 """Seconds for a proxy to start or to end."""
-
-VMADDR_CID_LOCAL: Final = 1
-"""The loopback of vsock(7)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +101,14 @@ class Proxy:
     @property
     def address(self) -> str:
         """The proxy's address as the load program takes it."""
-        return f"vsock:1:{self.port}" if self.front == "vsock" else f"tcp:127.0.0.1:{self.port}"
+        here = f"vsock:{CID_LOCAL}" if self.front == "vsock" else "tcp:127.0.0.1"
+        return f"{here}:{self.port}"
 
     def connect(self) -> None:
         """Connect once; raises OSError."""
         vsock = self.front == "vsock"
         with socket.socket(socket.AF_VSOCK if vsock else socket.AF_INET) as sock:
-            sock.connect((VMADDR_CID_LOCAL if vsock else "127.0.0.1", self.port))
+            sock.connect((CID_LOCAL if vsock else "127.0.0.1", self.port))
 
 
 @contextmanager

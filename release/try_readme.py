@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,6 @@ from release.readme import CLONE, lines_after
 from release.try_deb import copy_root, run_scenario
 
 BUILD: Final = REPOSITORY / "build" / "readme-trial"
-BUILD_REQUIREMENTS: Final = ("setuptools>=77", "cffi>=1.17", "wheel")
 
 
 def main() -> None:
@@ -37,7 +37,8 @@ def install(root: Path) -> None:
     """Run the lines of "Use it" in a root, by its own apt and Python."""
     pip = (sys.executable, "-m", "pip")
     download(*pip, options=options_for("3.11", "x86_64"))
-    run(*pip, "download", "--quiet", "--dest", str(HOUSE), *BUILD_REQUIREMENTS)
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    run(*pip, "download", "--quiet", "--dest", str(HOUSE), *project["build-system"]["requires"])
     shutil.copytree(HOUSE, root / "opt" / "wheels")
     run("git", "clone", "--quiet", str(REPOSITORY), f"{root}{CLONE}")
     inside = ("chroot", str(root), "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root")

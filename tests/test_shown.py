@@ -18,7 +18,6 @@ from vsockproxy.config.file import parse_document
 from vsockproxy.config.load import build_config
 
 PAGES: Final = (REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md")))
-PROGRAM: Final[Any] = app
 SHELL: Final = frozenset("&;|<>")
 
 
@@ -79,11 +78,11 @@ def parse(command: Any, words: list[str]) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_command_on_a_page_has_the_options_that_it_is_shown_with(page: Path) -> None:
     for words in commands_of(page):
-        parse(PROGRAM, words)
+        parse(app, words)
 
 
 def test_a_command_or_an_option_that_does_not_exist_is_found() -> None:
     with pytest.raises(KeyError):
-        parse(PROGRAM, ["statsu"])
+        parse(app, ["statsu"])
     with pytest.raises(Exception, match="--no-such"):
-        parse(PROGRAM, ["status", "--no-such"])
+        parse(app, ["status", "--no-such"])

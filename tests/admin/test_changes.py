@@ -392,6 +392,17 @@ async def test_a_persisted_guest_that_a_file_needs_is_not_removed(tmp_path: Path
         assert (tmp_path / "conf.d/guest-vm.toml").exists()
 
 
+async def test_a_file_with_an_error_is_not_taken_for_a_use_of_the_guest(tmp_path: Path) -> None:
+    async with from_files(tmp_path) as daemon:
+        await daemon.ask("POST", "/v1/guests", {"name": "vm", "cid": 7}, persist=True)
+        main = tmp_path / "config.toml"
+        main.write_text(main.read_text() + "oops = 1\n")
+        error = await refused(await daemon.ask("DELETE", "/v1/guests/vm"), 400)
+        assert error.startswith(f"{main}:10:1: ")
+        assert "in use" not in error
+        assert (tmp_path / "conf.d/guest-vm.toml").exists()
+
+
 async def test_a_persisted_change_takes_in_no_other_change_of_the_files(tmp_path: Path) -> None:
     async with from_files(tmp_path) as daemon:
         main = tmp_path / "config.toml"

@@ -753,7 +753,7 @@ struct direct {
 	struct vsp_limit *limit;
 	struct front front;
 	int target_listener;
-	int64_t untold; /* at the return of the stop */
+	int64_t unreported; /* at the return of the stop */
 	_Atomic int stopped;
 };
 
@@ -827,7 +827,7 @@ static void *stop_main(void *argument)
 	struct direct *direct = argument;
 
 	vsp_server_stop(direct->front.server);
-	direct->untold = vsp_limit_unreported(direct->limit);
+	direct->unreported = vsp_limit_unreported(direct->limit);
 	direct->stopped = 1;
 	return NULL;
 }
@@ -850,7 +850,7 @@ static void a_stop_while_no_client_is_found(void)
 		nanosleep(&moment, NULL); /* it is not to return meanwhile */
 	hold_place = 0;
 	pthread_join(stopping, NULL);
-	CHECK(direct.untold == 2); /* it is the limit of the route, and of all */
+	CHECK(direct.unreported == 2); /* it is the limit of the route, and of all */
 	close(client);
 	direct_close(&direct);
 }
@@ -898,9 +898,7 @@ static uint64_t take_all(struct vsp_throttle *throttle, uint64_t now_ms)
 	uint64_t taken = 0;
 	size_t size;
 
-	if (vsp_throttle_due(throttle) > now_ms)
-		return 0;
-	throttle->due_ms = 0;
+	vsp_throttle_wake(throttle, now_ms);
 	while ((size = vsp_throttle_take(throttle, 4096, now_ms)) > 0)
 		taken += size;
 	return taken;
@@ -934,8 +932,8 @@ static void shares_of_a_bandwidth_are_equal(void)
 			for (int i = 0; i < those; i++)
 				if (now_ms >= FIRST_MS + 7 * (uint64_t)i)
 					taken[i] += take_all(always[i], now_ms);
-			if (now_ms % 50 == 0 && vsp_throttle_due(seldom) <= now_ms) {
-				seldom->due_ms = 0;
+			if (now_ms % 50 == 0) {
+				vsp_throttle_wake(seldom, now_ms);
 				little += vsp_throttle_take(seldom, 100, now_ms);
 			}
 		}

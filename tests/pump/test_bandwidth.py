@@ -12,13 +12,8 @@ RATE = 1_000_000
 PIECE = 4096
 
 
-@pytest.fixture
-def clock() -> MockClock:
-    return MockClock(autojump_threshold=0)
-
-
 async def test_directions_that_always_have_bytes_share_a_bandwidth_equally(
-    clock: MockClock,
+    autojump_clock: MockClock,
 ) -> None:
     shared, taken = Bucket(RATE), [0, 0, 0]
 
@@ -41,7 +36,7 @@ async def test_directions_that_always_have_bytes_share_a_bandwidth_equally(
 
 
 async def test_a_direction_that_wants_less_leaves_the_rest_to_the_other(
-    clock: MockClock,
+    autojump_clock: MockClock,
 ) -> None:
     shared, taken = Bucket(RATE), {"much": 0, "little": 0}
 
@@ -61,7 +56,7 @@ async def test_a_direction_that_wants_less_leaves_the_rest_to_the_other(
 
 
 async def test_a_rate_below_a_byte_a_period_still_moves(
-    clock: MockClock,
+    autojump_clock: MockClock,
 ) -> None:
     shares = shares_of(Bucket(10), None)
     taken = 0

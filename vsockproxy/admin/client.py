@@ -18,7 +18,7 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from vsockproxy.admin.socket_path import default_places, is_live, of_user
-from vsockproxy.config.source import ADMIN, PLACES, NoSourceError, find_source
+from vsockproxy.config.source import ADMIN, PLACES, NoSourceError, Source, find_source
 from vsockproxy.config.value import AUTO, OFF
 from vsockproxy.errors import ConfigError, VsockproxyError
 from vsockproxy.readable import escape
@@ -210,34 +210,22 @@ def find_socket(
         return option
     if environ.get(ADMIN):
         return Path(environ[ADMIN])
-    named = _configured_socket(file, environ, places)
-    if named not in (AUTO, OFF):
-        return Path(named.removeprefix("unix:"))
-    meant = _file(file, environ, places)
-    return _only_socket(default_places(environ, os.getuid()), environ, meant)
-
-
-def _file(file: Path | None, environ: Mapping[str, str], places: Sequence[Path]) -> Path | None:
-    """Return the file of the configuration that is meant; None without one."""
-    try:
-        return find_source(file, environ, places).file
-    except (NoSourceError, ConfigError):
-        return None
-
-
-def _configured_socket(
-    file: Path | None, environ: Mapping[str, str], places: Sequence[Path]
-) -> str:
-    """Return ``[admin] socket`` of the configuration; ``"auto"`` if nothing sets it.
-
-    Another daemon may run beside a file in ``places``: that one may be unreadable, or disable
-    the socket. A file with an error, as before a reload, hides no daemon that is the only one.
-    """
     try:
         source = find_source(file, environ, places)
     except NoSourceError:
-        return AUTO
-    is_named = file is not None or source.file is None
+        return _only_socket(environ, None)
+    named = _configured_socket(source, environ, is_named=file is not None or source.file is None)
+    if named not in (AUTO, OFF):
+        return Path(named.removeprefix("unix:"))
+    return _only_socket(environ, source.file)
+
+
+def _configured_socket(source: Source, environ: Mapping[str, str], *, is_named: bool) -> str:
+    """Return ``[admin] socket`` of the configuration; ``"auto"`` if nothing sets it.
+
+    Another daemon may run beside a file that nobody named: that one may be unreadable, or disable
+    the socket. A file with an error, as before a reload, hides no daemon that is the only one.
+    """
     try:
         named = str(source.table("admin").get("socket") or AUTO)
     except ConfigError:
@@ -264,10 +252,11 @@ def _runs(place: Path, file: Path) -> bool:
         status = Client(place, _WHICH_TIMEOUT).get("/v1/status")
     except VsockproxyError:
         return False
-    return bool(status["source"] == escape(str(file.absolute())))
+    return bool(status["source"] == escape(str(file)))
 
 
-def _only_socket(places: Sequence[Path], environ: Mapping[str, str], file: Path | None) -> Path:
+def _only_socket(environ: Mapping[str, str], file: Path | None) -> Path:
+    places = default_places(environ, os.getuid())
     live = [place for place in places if is_live(place)]
     if len(live) > 1:
         own = [place for place in live if file is not None and _runs(place, file)]

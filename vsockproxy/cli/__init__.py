@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from vsockproxy.cli.output import make_unfailing
-from vsockproxy.cli.program import app
+from vsockproxy.cli.program import FAILED, app
 
 __all__ = ["app", "main"]
 
@@ -26,8 +26,6 @@ def main() -> None:
     try:
         app(prog_name="vsockproxy")
     except OSError as error:
-        from vsockproxy.cli.shared import FAILED  # noqa: PLC0415 - at its use
-
         click.echo(f"vsockproxy: cannot write to standard output: {error.strerror}", err=True)
         sys.exit(FAILED)
     finally:

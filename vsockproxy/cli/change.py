@@ -9,7 +9,13 @@ from urllib.parse import quote
 import click
 
 from vsockproxy.cli.output import say
-from vsockproxy.cli.shared import argument, command, config_option, daemon_client, socket_option
+from vsockproxy.cli.shared import (
+    argument,
+    command_with,
+    config_option,
+    daemon_client,
+    socket_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,27 +35,23 @@ class Action(StrEnum):
 _DONE: Final = {Action.ADD: "added", Action.REPLACE: "replaced", Action.REMOVE: "removed"}
 
 
-action_argument: Final = argument(
-    "action",
-    type=click.Choice([str(action) for action in Action]),
-    help="add, replace or remove.",
-)
-name_argument: Final = argument("name", metavar="NAME", help="Its name.")
-keys_argument: Final = argument(
-    "keys", metavar="KEY=VALUE", nargs=-1, help="Keys of its table, as in a TOML file."
-)
-persist_option: Final = click.option(
-    "--persist", is_flag=True, help="Write it to a file in the first include's folder."
+change_command: Final = command_with(
+    argument(
+        "action",
+        type=click.Choice([str(action) for action in Action]),
+        help="add, replace or remove.",
+    ),
+    argument("name", metavar="NAME", help="Its name."),
+    argument("keys", metavar="KEY=VALUE", nargs=-1, help="Keys of its table, as in a TOML file."),
+    config_option,
+    socket_option,
+    click.option(
+        "--persist", is_flag=True, help="Write it to a file in the first include's folder."
+    ),
 )
 
 
-@command()
-@action_argument
-@name_argument
-@keys_argument
-@config_option
-@socket_option
-@persist_option
+@change_command
 def route(
     action: str,
     name: str,
@@ -71,13 +73,7 @@ def route(
     _change("routes", Action(action), name, keys, persist=persist, config=config, socket=socket)
 
 
-@command()
-@action_argument
-@name_argument
-@keys_argument
-@config_option
-@socket_option
-@persist_option
+@change_command
 def guest(
     action: str,
     name: str,

@@ -15,9 +15,9 @@ import click
 
 from vsockproxy import __version__
 from vsockproxy.cli.output import say, say_json
+from vsockproxy.cli.program import WRONG
 from vsockproxy.cli.shared import (
     CONFIGURATION,
-    WRONG,
     argument,
     color_option,
     command,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final, NoReturn, get_args
 
 import click
 
+from vsockproxy.cli.program import WRONG
 from vsockproxy.cli.shared import (
-    WRONG,
     argument,
     command,
     config_option,

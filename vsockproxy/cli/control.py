@@ -17,6 +17,7 @@ from vsockproxy.cli.shared import (
     argument,
     color_option,
     command,
+    command_with,
     config_option,
     daemon_client,
     fail,
@@ -65,15 +66,17 @@ def _ids(context: click.Context, _parameter: click.Parameter, incomplete: str) -
     return [one for one in _asked(context, "connections", "id") if one.startswith(incomplete)]
 
 
-routes_argument: Final = argument(
-    "routes",
-    metavar="ROUTE",
-    nargs=-1,
-    shell_complete=_route_names,
-    help="Names, as shown by status.",
-)
-all_option: Final = click.option(
-    "--all", "everything", is_flag=True, help="All routes of the configuration."
+order_command: Final = command_with(
+    argument(
+        "routes",
+        metavar="ROUTE",
+        nargs=-1,
+        shell_complete=_route_names,
+        help="Names, as shown by status.",
+    ),
+    config_option,
+    socket_option,
+    click.option("--all", "everything", is_flag=True, help="All routes of the configuration."),
 )
 route_option: Final = click.option(
     "--route", metavar="NAME", shell_complete=_route_names, help="Only this route."
@@ -247,11 +250,7 @@ def _kill_each(daemon: Client, ids: Sequence[int]) -> tuple[list[int], list[str]
     return ended, missing
 
 
-@command()
-@routes_argument
-@config_option
-@socket_option
-@all_option
+@order_command
 def pause(
     routes: Sequence[str], config: Path | None, socket: Path | None, *, everything: bool
 ) -> None:
@@ -263,11 +262,7 @@ def pause(
     _order(config, socket, routes, everything, "pause")
 
 
-@command()
-@routes_argument
-@config_option
-@socket_option
-@all_option
+@order_command
 def drain(
     routes: Sequence[str], config: Path | None, socket: Path | None, *, everything: bool
 ) -> None:
@@ -280,11 +275,7 @@ def drain(
     _order(config, socket, routes, everything, "drain")
 
 
-@command()
-@routes_argument
-@config_option
-@socket_option
-@all_option
+@order_command
 def resume(
     routes: Sequence[str], config: Path | None, socket: Path | None, *, everything: bool
 ) -> None:

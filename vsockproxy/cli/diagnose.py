@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import click
 
 from vsockproxy.cli.output import is_colored, printable, say, say_json
+from vsockproxy.cli.program import FAILED
 from vsockproxy.cli.shared import (
-    FAILED,
     PATH,
     argument,
     color_option,

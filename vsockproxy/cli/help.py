@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vsockproxy.cli.shared import WRONG, argument, command, fail
+from vsockproxy.cli.program import WRONG
+from vsockproxy.cli.shared import argument, command, fail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

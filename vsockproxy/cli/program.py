@@ -42,7 +42,10 @@ Addresses:
 """
 
 SHELLS: Final = ("bash", "zsh", "fish")
+FAILED: Final = 1
+WRONG: Final = 2
 INTERRUPTED: Final = 130
+"""Exit statuses: a failure or forced end; a wrong configuration or command line; SIGINT."""
 
 COMMANDS: Final = {
     "run": ("run", "Run the daemon from a file or $VSOCKPROXY_FORWARD."),

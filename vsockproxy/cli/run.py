@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import click
 
 from vsockproxy.cli.output import is_colored, say
+from vsockproxy.cli.program import FAILED, WRONG
 from vsockproxy.cli.shared import (
-    FAILED,
     PATH,
-    WRONG,
     argument,
     color_option,
     command,

@@ -1,8 +1,4 @@
-"""What the commands share: the form of their help, their options, and how they fail.
-
-Exit statuses: 0 for done and drained, 1 for a failure or a forced end, 2 for an invalid
-configuration or command line.
-"""
+"""What the commands share: the form of their help, their options, and how they fail."""
 
 from __future__ import annotations
 
@@ -17,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 import click
 
 from vsockproxy.cli.output import Color, choose_color, say
+from vsockproxy.cli.program import FAILED, WRONG
 from vsockproxy.config.source import NoSourceError, Source, find_source
 from vsockproxy.errors import ConfigError, VsockproxyError
 
@@ -29,9 +26,6 @@ _Value = TypeVar("_Value")
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
 _NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
-
-FAILED: Final = 1
-WRONG: Final = 2
 
 
 class Command(click.Command):
@@ -80,6 +74,19 @@ def command(name: str | None = None) -> Callable[[Callable[..., object]], Comman
 def argument(name: str, **attributes: Any) -> Callable[[_Function], _Function]:
     """Return a decorator that adds an argument to a command."""
     return click.argument(name, cls=Argument, **attributes)
+
+
+def command_with(
+    *parameters: Callable[[Any], Any],
+) -> Callable[[Callable[..., object]], Command]:
+    """Like `command`, for several commands with the same arguments and options."""
+
+    def decorate(function: Callable[..., object]) -> Command:
+        for parameter in reversed(parameters):
+            function = parameter(function)
+        return command()(function)
+
+    return decorate
 
 
 def whole_number(text: str) -> int:

@@ -7,8 +7,14 @@ written and taken in as by a reload.  A change is made as a whole or not at all.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import (
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -82,13 +88,11 @@ class Changing:
     async def remove(self, kind: Kind, name: str) -> Changes:
         """Remove what was added: it accepts no more, and its connections go on. Raises as `add`."""
         async with self._alone():
-            try:
-                if name in self._daemon.added.of(kind):
+            if name in self._daemon.added.of(kind):
+                with _in_use(kind, name):
                     return await self._run(kind, name, None)
-                return await self._write(await self._own_file(kind, name), None)
-            except ConfigError as error:
-                sentence = f"the {kind} {name!r} is in use: {str(error).splitlines()[0]}"
-                raise OrderError(sentence, "remove or retarget what uses it first") from error
+            file = await self._own_file(kind, name)
+            return await self._write(file, None, _in_use(kind, name))
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -144,13 +148,22 @@ class Changing:
             remedy = "remove that guest and add it with --persist, then repeat this"
             raise OrderError(sentence, remedy) from None
 
-    async def _write(self, file: Path, data: bytes | None) -> Changes:
-        """Write a file, or remove it for None, and take it in; put it back if that fails."""
+    async def _write(
+        self,
+        file: Path,
+        data: bytes | None,
+        taking_in: AbstractContextManager[None] | None = None,
+    ) -> Changes:
+        """Write a file, or remove it for None, and take it in; put it back if that fails.
+
+        ``taking_in`` is around the last step: its errors are those of the change itself.
+        """
         await self._check_unchanged()
         before = await in_thread(lambda: persisted.read(file))
         try:
             await in_thread(lambda: persisted.write(file, data))
-            return await self._reloading.take_in()
+            with taking_in or nullcontext():
+                return await self._reloading.take_in()
         except BaseException:
             with trio.move_on_after(_UNDONE_WITHIN, shield=True):
                 await self._put_back(file, before)
@@ -172,6 +185,16 @@ class Changing:
                 "the configuration has changed since the daemon read it",
                 "vsockproxy reload takes it in (--dry-run shows it), then repeat this",
             )
+
+
+@contextmanager
+def _in_use(kind: Kind, name: str) -> Iterator[None]:
+    """Name what needs the entry that the block removes, as the configuration's error does."""
+    try:
+        yield
+    except ConfigError as error:
+        sentence = f"the {kind} {name!r} is in use: {str(error).splitlines()[0]}"
+        raise OrderError(sentence, "remove or retarget what uses it first") from error
 
 
 def _data(kind: Kind, name: str, table: Table, file: Path) -> bytes:

@@ -16,6 +16,10 @@ _PERIODS: Final = 3  # for which a bucket waits until it has them for everyone
 _ROUNDING: Final = 1e-6  # periods
 
 
+def _period_at(time: float) -> int:
+    return int(time / _PERIOD + _ROUNDING)
+
+
 class Bucket:
     """A token bucket: full, it holds the bytes of `_BURST`."""
 
@@ -35,9 +39,11 @@ class Bucket:
         burst = max(1.0, self.rate * _BURST)
         self.level = min(burst, self.level + self.rate * (now - self.filled))
         self.filled = now
-        period = int(now / _PERIOD + _ROUNDING)
+        period = _period_at(now)
+        if period <= self.period:
+            return
         share = int(self.level / max(1, self.refused))
-        if period > self.period and (share >= _LEAST or period >= self.period + _PERIODS):
+        if share >= _LEAST or period >= self.period + _PERIODS:
             self.share = max(1, share)  # a rate below a byte for each would move nothing
             self.refused = 0
             self.period = period
@@ -96,5 +102,4 @@ async def allowance(shares: list[Share], most: int) -> int:
                 break
         if size:
             return size
-        period = int(trio.current_time() / _PERIOD + _ROUNDING)
-        await trio.sleep_until((period + 1) * _PERIOD)
+        await trio.sleep_until((_period_at(trio.current_time()) + 1) * _PERIOD)

@@ -212,6 +212,12 @@ void vsp_throttle_return(struct vsp_throttle *throttle, size_t unused)
 			share_return(&throttle->shares[i], unused);
 }
 
+void vsp_throttle_wake(struct vsp_throttle *throttle, uint64_t now_ms)
+{
+	if (throttle && throttle->due_ms <= now_ms)
+		throttle->due_ms = 0;
+}
+
 uint64_t vsp_throttle_due(const struct vsp_throttle *throttle)
 {
 	return throttle ? throttle->due_ms : 0;

@@ -44,11 +44,14 @@ void vsp_throttle_free(struct vsp_throttle *throttle);
 /*
  * Take up to `most` bytes of bandwidth from every bucket; return how many.  A direction may take an
  * equal share of what a bucket has at the beginning of a period, by the number of directions that
- * wanted more in the one before.  At 0 it has to wait until `due_ms`.  What the caller does not use goes back by vsp_throttle_return.
- * NULL is allowed in all three calls: an unthrottled direction.
+ * wanted more in the one before.  At 0 it has to wait until `due_ms`.  What the caller does not use
+ * goes back by vsp_throttle_return.  NULL is allowed in all these calls: an unthrottled direction.
  */
 size_t vsp_throttle_take(struct vsp_throttle *throttle, size_t most, uint64_t now_ms);
 void vsp_throttle_return(struct vsp_throttle *throttle, size_t unused);
+
+/* Forget that there was none, once `due_ms` has come; NULL is allowed. */
+void vsp_throttle_wake(struct vsp_throttle *throttle, uint64_t now_ms);
 
 /* Return when there is bandwidth again, in milliseconds; 0 when there is some now. */
 uint64_t vsp_throttle_due(const struct vsp_throttle *throttle);

@@ -320,8 +320,7 @@ unsigned vsp_half_move(struct vsp_half *half, struct vsp_side *from, struct vsp_
 	struct move move = {.half = half, .from = from, .to = to, .loop = loop};
 	size_t moved = 0;
 
-	if (half->throttle && half->throttle->due_ms <= loop->now_ms)
-		half->throttle->due_ms = 0;
+	vsp_throttle_wake(half->throttle, loop->now_ms);
 	while (!vsp_half_is_done(half) && move_flush(&move) && from->readable && to->writable) {
 		size_t allowed;
 		size_t count = 0;
