@@ -16,7 +16,7 @@ LOAD_FILES := $(wildcard benchmarks/load/*.c)
 LOAD_FLAGS := -std=gnu11 -Wall -Wextra -Werror -O2 -g
 
 .PHONY: help venv demo test test-kernels test-others check man sanitize bare bench \
-	bench-quick bench-readers bench-vsock guard soak pictures docs lock wheel deb onefile sbom release-check tag clean
+	bench-quick bench-readers bench-uring bench-vsock guard soak pictures docs lock wheel deb onefile sbom release-check tag clean
 
 help: ## list these commands
 	@awk -F ' ## ' '/^[a-z-]+:.* ## / { sub(/:.*/, "", $$1); printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -122,7 +122,11 @@ bench-quick: venv build/load ## measure a few rows in a few minutes
 bench-readers: venv build/load ## measure clients that name their targets, beside a plain route and others
 	$(BIN)/python benchmarks/readers.py
 
-# The same over AF_VSOCK, in a User-Mode Linux kernel, into a guest and out of one.
+# A plain relay by io_uring beside the one by epoll; needs liburing-dev.
+bench-uring: venv build/load build/uring-relay ## measure what io_uring would save
+	$(BIN)/python benchmarks/uring.py
+
+# `make bench` over AF_VSOCK, in a User-Mode Linux kernel, into a guest and out of one.
 bench-vsock: venv build/load $(VENV)/plots ## measure AF_VSOCK, both ways, in a User-Mode Linux kernel
 	PYTHONPATH=. $(BIN)/python benchmarks/vsock.py in
 	PYTHONPATH=. $(BIN)/python benchmarks/vsock.py out
@@ -147,6 +151,10 @@ $(VENV)/plots: venv
 build/load: $(LOAD_FILES) benchmarks/load/load.h
 	mkdir -p build
 	gcc $(LOAD_FLAGS) -o $@ $(LOAD_FILES)
+
+build/uring-relay: benchmarks/uring/relay.c benchmarks/load/address.c benchmarks/load/message.c benchmarks/load/load.h
+	mkdir -p build
+	gcc $(LOAD_FLAGS) -o $@ $(filter %.c,$^) -luring
 
 # Without a compiler and without AF_VSOCK in Python, as on macOS, the package installs and its
 # suite passes on the portable pump.

@@ -1,8 +1,8 @@
 """Build the Debian package of a release from the wheel of dist/: release/deb.py [SUITE] [VERSION].
 
-The package has an environment of its own in /usr/lib/vsockproxy, for that release's Python.  Needs
-debhelper, and that Python for the byte code; nothing of the package is run.  VERSION is for tests
-of an upgrade; else it is the wheel's.
+The package has its own virtual environment in /usr/lib/vsockproxy, for that release's Python.
+Needs debhelper, and that Python for the byte code; nothing of the package is run.  VERSION is for
+tests of an upgrade; else it is the wheel's.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ QEMU: Final = "qemu-aarch64-static"
 class Release:
     """A Debian release's Python for a processor.
 
-    It runs in a root of its own; for another processor it is unpacked only, and emulated.
+    It runs in its own root; for another processor it is unpacked only, and emulated.
     """
 
     suite: str

@@ -30,7 +30,7 @@ TARGETS: Final = {
 
 
 def main() -> None:
-    """Build everything anew, from the sdist alone."""
+    """Build everything again, from the sdist alone."""
     for folder in (DIST, BUILD):
         shutil.rmtree(folder, ignore_errors=True)
     os.environ.setdefault("SOURCE_DATE_EPOCH", _last_commit())

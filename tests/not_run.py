@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 KERNEL_TESTS: Final = "tests/kernel/test_uml.py"
-"""It runs the tests marked `vsock`, each in a kernel of its own."""
+"""It runs the tests marked `vsock`, in a kernel that it boots."""
 
 _LONG: Final = "takes hours"
 _VSOCK: Final = "AF_VSOCK is opened only in a kernel that the tests boot"

@@ -46,7 +46,7 @@ def give_limit(soft: int) -> None:
 
 
 async def start(argv: Sequence[str], env: Mapping[str, str]) -> trio.Process:
-    """Start a program without standard input, in a session of its own, with pipes for its output.
+    """Start a program without standard input, in a new session, with pipes for its output.
 
     The caller reaps it, then calls `forget`. Its descriptors, signal mask and dispositions are
     those of a program that a shell starts.

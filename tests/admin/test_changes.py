@@ -230,7 +230,7 @@ async def test_a_guest_with_a_command_is_not_added_at_run_time(tmp_path: Path) -
         await refused(await daemon.ask("POST", "/v1/guests", guest), 409)
         await daemon.post("/v1/guests", {"name": "vm", "cid": 7})
         await refused(await daemon.ask("PUT", "/v1/guests/vm", {"command": ["echo"]}), 409)
-        assert [str(guest.way) for guest in daemon.daemon.config.guests] == ["cid = 7"]
+        assert [str(guest.locator) for guest in daemon.daemon.config.guests] == ["cid = 7"]
 
 
 async def test_an_added_guest_does_not_take_a_name_from_a_pattern_of_a_file(tmp_path: Path) -> None:

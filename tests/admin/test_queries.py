@@ -215,11 +215,11 @@ async def test_the_running_configuration_has_every_target_and_guest(tmp_path: Pa
     assert shown["guests"] == [
         {
             "name": "db",
-            "way": "cid = 3, to_host = true",
+            "locator": "cid = 3, to_host = true",
             "to_host": True,
             "is_added": False,
         },
-        {"name": "web", "way": 'libvirt = "vm1"', "to_host": True, "is_added": False},
+        {"name": "web", "locator": 'libvirt = "vm1"', "to_host": True, "is_added": False},
     ]
     assert {field.name for field in fields(Config) if field.compare} <= set(shown)
     assert shown["metrics"] is None

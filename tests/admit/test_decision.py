@@ -13,7 +13,7 @@ from vsockproxy.address.endpoint import TcpEndpoint
 from vsockproxy.admit.decision import Verdict, decide
 from vsockproxy.config.access import Peer
 from vsockproxy.config.destination import Destinations
-from vsockproxy.config.guest import Cid, DynamicWay, Mux
+from vsockproxy.config.guest import Cid, DynamicLocator, Mux
 from vsockproxy.config.reach import Reach
 from vsockproxy.config.request import Request
 from vsockproxy.config.settings import Config
@@ -61,12 +61,12 @@ async def verdict_on(
     return await decide(Request(name, port), config.routes[0], peer, guests, deadline)
 
 
-async def look_up(way: DynamicWay, _threads: trio.CapacityLimiter) -> Cid | Mux:
+async def look_up(locator: DynamicLocator, _threads: trio.CapacityLimiter) -> Cid | Mux:
     """Fake a source that knows one guest, `job` with CID 9."""
     await trio.lowlevel.checkpoint()
-    if str(way) == 'file = "/run/job.cid"':
+    if str(locator) == 'file = "/run/job.cid"':
         return Cid(9)
-    raise GuestError(f"{way} is not there")
+    raise GuestError(f"{locator} is not there")
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def _configure_server(folder: Path) -> None:
 
 
 async def _serve_ssh(folder: Path, client: trio.SocketStream) -> None:
-    """Serve one connection by an sshd of its own."""
+    """Serve one connection by its own sshd."""
     assert SSHD is not None
     await trio.run_process(
         [SSHD, "-i", "-f", str(folder / "sshd_config"), "-E", str(folder / "sshd.log")],

@@ -323,8 +323,8 @@ def test_whatever_a_pattern_matches_is_a_guests_name_without_a_way_out_of_its_fo
     found = KnownGuests([SBX]).find(name)
     if found is not None:
         check_guest_name(name)
-        assert isinstance(found.way, Mux)
-        folder = found.way.path.removeprefix("/run/sbx/").removesuffix("/v.sock")
+        assert isinstance(found.locator, Mux)
+        folder = found.locator.path.removeprefix("/run/sbx/").removesuffix("/v.sock")
         assert f"sbx-{folder}" == name
         assert not set(folder) & set("/.\0*?[{")
 
@@ -342,10 +342,10 @@ def test_a_name_of_its_own_wins_over_a_pattern_and_the_first_pattern_wins() -> N
     assert known.find("sbx-abc") == Guest("sbx-abc", Mux("/run/sbx/abc/v.sock"))
 
 
-def test_the_name_is_one_argument_of_a_command_and_part_of_every_way() -> None:
-    ways = (Command(("/cid-of", "--vm", "{name}")), Libvirt("vm-{name}"))
-    found = [KnownGuests([Guest("sbx-*", way)]).find("sbx-7") for way in ways]
-    assert [one and one.way for one in found] == [
+def test_the_name_is_one_argument_of_a_command_and_part_of_every_locator() -> None:
+    locators = (Command(("/cid-of", "--vm", "{name}")), Libvirt("vm-{name}"))
+    found = [KnownGuests([Guest("sbx-*", locator)]).find("sbx-7") for locator in locators]
+    assert [one and one.locator for one in found] == [
         Command(("/cid-of", "--vm", "7")),
         Libvirt("vm-7"),
     ]

@@ -19,7 +19,7 @@ from vsockproxy.config.guest import (
     Cid,
     CidFile,
     Command,
-    DynamicWay,
+    DynamicLocator,
     Guest,
     Incus,
     Libvirt,
@@ -114,7 +114,7 @@ def test_the_handshake_is_set_by_the_guest_the_route_or_the_address() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "way", "over"),
+    ("table", "locator", "over"),
     [
         ('{mux: "/run/*/v.sock"}', MuxGlob("/run/*/v.sock"), "vsock-mux"),
         ('{mux: "/run/v?", handshake: none}', MuxGlob("/run/v?", "none"), "vsock-mux"),
@@ -128,13 +128,13 @@ def test_the_handshake_is_set_by_the_guest_the_route_or_the_address() -> None:
     ],
 )
 def test_a_guest_looked_up_at_each_dial_stays_a_name_in_the_target(
-    table: str, way: DynamicWay, over: Literal["vsock", "vsock-mux"]
+    table: str, locator: DynamicLocator, over: Literal["vsock", "vsock-mux"]
 ) -> None:
     config = yaml(f"{{forward: {{80: 'g:80'}}, guests: {{g: {table}}}}}")
     assert config.routes[0].target == GuestEndpoint("g", 80, over)
     assert (config.routes[0].half_close_hold is not None) == (over == "vsock-mux")
-    assert config.guests == (Guest("g", way),)
-    again = toml(f'forward.80 = "g:80"\nguests.g = {{ {way} }}')
+    assert config.guests == (Guest("g", locator),)
+    again = toml(f'forward.80 = "g:80"\nguests.g = {{ {locator} }}')
     assert again.guests == config.guests
 
 

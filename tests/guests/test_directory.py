@@ -21,7 +21,7 @@ from tests.listen.running_route import serving
 from tests.sockets import ends_by_reset, read_to_end
 from tests.waiting import until
 from vsockproxy.address.endpoint import GuestEndpoint, UnixEndpoint, VsockEndpoint
-from vsockproxy.config.guest import Cid, CidFile, Command, DynamicWay, Guest, Mux, MuxGlob
+from vsockproxy.config.guest import Cid, CidFile, Command, DynamicLocator, Guest, Mux, MuxGlob
 from vsockproxy.config.settings import Config, Policy, Route
 from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.errors import DialError
@@ -43,13 +43,13 @@ class Source:
     Attributes:
       answer: the result of the next look-up: a CID, the text of a `GuestError`, or an exception
         to raise.
-      asked: the number of look-ups of each way.
+      asked: the number of look-ups of each locator.
     """
 
     def __init__(self, answer: int | str | Exception) -> None:
         self.answer = answer
-        self.asked: Counter[DynamicWay] = Counter()
-        self.hanging: set[DynamicWay] = set()
+        self.asked: Counter[DynamicLocator] = Counter()
+        self.hanging: set[DynamicLocator] = set()
         self._may_answer = trio.Event()
         self._may_answer.set()
 
@@ -60,9 +60,9 @@ class Source:
         yield
         self._may_answer.set()
 
-    async def look_up(self, way: DynamicWay, threads: trio.CapacityLimiter) -> Cid | Mux:
-        self.asked[way] += 1
-        if way in self.hanging:
+    async def look_up(self, locator: DynamicLocator, threads: trio.CapacityLimiter) -> Cid | Mux:
+        self.asked[locator] += 1
+        if locator in self.hanging:
             await trio.sleep_forever()
         await self._may_answer.wait()
         if isinstance(self.answer, str):

@@ -18,7 +18,7 @@ from tests.sockets import read_to_end, stream
 from vsockproxy.address.endpoint import GuestEndpoint, MuxEndpoint
 from vsockproxy.admit.decision import Verdict, decide
 from vsockproxy.config.access import Peer
-from vsockproxy.config.guest import Cid, CidFile, DynamicWay, Guest, Mux
+from vsockproxy.config.guest import Cid, CidFile, DynamicLocator, Guest, Mux
 from vsockproxy.config.request import Request
 from vsockproxy.config.settings import Config, Policy
 from vsockproxy.dial.target import Dialer
@@ -37,11 +37,11 @@ class Source:
     def __init__(self) -> None:
         self.asked: deque[str] = deque(maxlen=10)
 
-    async def __call__(self, way: DynamicWay, threads: trio.CapacityLimiter) -> Cid | Mux:
+    async def __call__(self, locator: DynamicLocator, threads: trio.CapacityLimiter) -> Cid | Mux:
         await trio.lowlevel.checkpoint()
-        assert isinstance(way, CidFile)
-        self.asked.append(way.path)
-        if way.path.startswith(("/run/sbx/1", "/other/1")):
+        assert isinstance(locator, CidFile)
+        self.asked.append(locator.path)
+        if locator.path.startswith(("/run/sbx/1", "/other/1")):
             return Cid(7)
         raise GuestError("no such VM")
 

@@ -25,12 +25,12 @@ from tests.guests.look_ups import UNREACHABLE, find, look_up_error
 from tests.kernel.boot import skip_or_fail
 from vsockproxy.config.guest import (
     Cid,
-    DynamicWay,
+    DynamicLocator,
     Incus,
     Libvirt,
     Machine,
     Qmp,
-    StaticWay,
+    StaticLocator,
 )
 from vsockproxy.config.load import load_config
 from vsockproxy.guests import incus, machined
@@ -105,14 +105,14 @@ async def test_a_missing_busy_closed_and_dead_monitor_have_different_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vsockproxy.guests.qmp._GREETED_WITHIN", 0.05)
-    way = Qmp(f"{tmp_path}/qmp")
-    assert "does not exist" in await look_up_error(way)
+    locator = Qmp(f"{tmp_path}/qmp")
+    assert "does not exist" in await look_up_error(locator)
     async with fake_server(tmp_path / "qmp", fake_busy_monitor):
-        assert "does not greet: another client may use it" in await look_up_error(way)
+        assert "does not greet: another client may use it" in await look_up_error(locator)
     async with fake_server(tmp_path / "qmp", says(b"")):
-        assert "closed the connection" in await look_up_error(way)
+        assert "closed the connection" in await look_up_error(locator)
     dead_unix_socket(tmp_path / "qmp")
-    assert "nothing listens there" in await look_up_error(way)
+    assert "nothing listens there" in await look_up_error(locator)
 
 
 # ---- systemd-machined ----
@@ -260,15 +260,15 @@ async def test_the_cid_is_read_from_the_live_description_of_a_domain(uri: str) -
 async def test_a_restarted_domain_has_its_new_cid(uri: str) -> None:
     import libvirt  # noqa: PLC0415 - an extra
 
-    way = Libvirt("again", "test:///default")
+    locator = Libvirt("again", "test:///default")
     host = libvirt.open("test:///default")  # exists while a connection is open
     try:
         for cid in (31, 32):
             vsock = f"<vsock model='virtio'><cid auto='no' address='{cid}'/></vsock>"
             domain = host.defineXML(DOMAIN.format(name="again", device=vsock))
-            assert "is not running: virsh" in await look_up_error(way)
+            assert "is not running: virsh" in await look_up_error(locator)
             domain.create()
-            assert await find(way) == Cid(cid)
+            assert await find(locator) == Cid(cid)
             domain.destroy()
             domain.undefine()
     finally:
@@ -293,10 +293,10 @@ async def test_without_the_binding_the_error_names_the_extra(
 # ---- the example ----
 
 
-def test_the_example_configuration_has_every_kind_of_way() -> None:
+def test_the_example_configuration_has_every_kind_of_locator() -> None:
     config = load_config(REPOSITORY / "config" / "guests.toml")
-    ways = {type(guest.way) for guest in config.guests}
-    assert ways == {*get_args(StaticWay), *get_args(DynamicWay)}
+    locators = {type(guest.locator) for guest in config.guests}
+    assert locators == {*get_args(StaticLocator), *get_args(DynamicLocator)}
     assert [str(route.target) for route in config.routes] == [
         "vsock:3:80",
         "vsock-mux:/run/firecracker/vm1.sock:80",

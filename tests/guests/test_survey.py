@@ -218,7 +218,7 @@ fixed = {{ cid = 3 }}
     web, db, fixed = json.loads(done.stdout)["guests"]
     assert (web["at"], web["error"]) == ("cid = 17", None)
     assert (db["at"], db["error"][:8]) == (None, "the file")
-    assert fixed == {"name": "fixed", "way": "cid = 3", "at": "cid = 3", "error": None}
+    assert fixed == {"name": "fixed", "locator": "cid = 3", "at": "cid = 3", "error": None}
 
 
 def test_a_wrong_configuration_is_an_error_of_the_command(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.sockets import AF_VSOCK, CID_LOCAL, PAIRS
 from vsockproxy.address.sockaddr import packed
 from vsockproxy.config.settings import PumpChoice, PumpSettings
 from vsockproxy.pump.choice import open_pump
-from vsockproxy.pump.direct import Dialled, Ending, Opening, Way
+from vsockproxy.pump.direct import Dialled, DirectTarget, Ending, Opening
 from vsockproxy.pump.transfer import Bounds, LiveTransfer, Meter, Pump, Transfer
 
 PATIENCE = 30.0
@@ -63,7 +63,7 @@ class DirectPump:
 
     def __init__(self, pump: Any) -> None:
         self._pump = pump
-        pump.places.allow(1_000_000)
+        pump.limit.allow(1_000_000)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pump, name)
@@ -72,10 +72,12 @@ class DirectPump:
         """See `join`: the threads have accepted and dialled on return."""
         with listening(families[0]) as front, listening(families[1]) as back:
             route = self._pump.route()
-            route.places.allow(10)
+            route.limit.allow(10)
             one = _OneClient(meter, route)
-            way = Way(_address_of(back), PATIENCE, None, b"", False, _options(back), bounds)
-            with _serving(self._pump, route, front, way, one):
+            target = DirectTarget(
+                _address_of(back), PATIENCE, None, b"", False, _options(back), bounds
+            )
+            with _serving(self._pump, route, front, target, one):
                 try:
                     left = _dial(front)
                 except ConnectionResetError:  # this process stood still for longer than a bound
@@ -162,12 +164,12 @@ class _OneClient:
 
 @contextmanager
 def _serving(
-    pump: Any, route: Any, front: socket.socket, way: Way, clients: _OneClient
+    pump: Any, route: Any, front: socket.socket, target: DirectTarget, clients: _OneClient
 ) -> Iterator[None]:
     """Accept at a listening socket for a block, in which the event loop does not run."""
 
     async def serve() -> None:
-        await route.serve(front.fileno(), way, clients)
+        await route.serve(front.fileno(), target, clients)
 
     serving = serve()
     serving.send(None)  # up to its wait for a limit, of which no task is to be woken

@@ -592,9 +592,9 @@ struct front {
 };
 
 static void front_serve(struct vsp_pump *pump, struct front *front, uint32_t tag,
-			const struct vsp_way *way, struct vsp_limit *own, struct vsp_limit *all)
+			const struct vsp_target *target, struct vsp_limit *own, struct vsp_limit *all)
 {
-	CHECK(vsp_pump_serve(pump, tag, tag, front->listener, way, own, all, &front->server) == 0);
+	CHECK(vsp_pump_serve(pump, tag, tag, front->listener, target, own, all, &front->server) == 0);
 }
 
 static void *direct_client_main(void *argument)
@@ -619,7 +619,7 @@ static void *direct_client_main(void *argument)
 /* Every client is reported once, whatever becomes of it, while servers halt, stop and begin. */
 static void direct_round(bool tallied)
 {
-	struct vsp_way ways[2] = {{.connect_ms = LONG_MS, .handshake_ms = LONG_MS, .answers = true},
+	struct vsp_target targets[2] = {{.connect_ms = LONG_MS, .handshake_ms = LONG_MS, .answers = true},
 				  {.connect_ms = LONG_MS}};
 	struct vsp_tally tally;
 	struct sockaddr_un vmm = {.sun_family = AF_UNIX};
@@ -639,23 +639,23 @@ static void direct_round(bool tallied)
 	CHECK(bind(vmm_listener, (struct sockaddr *)&vmm, sizeof(sa_family_t)) == 0);
 	CHECK(listen(vmm_listener, 4) == 0); /* few: a dial finds its backlog full */
 	CHECK(getsockname(vmm_listener, (struct sockaddr *)&vmm, &size) == 0);
-	memcpy(ways[0].address, &vmm, size);
-	ways[0].address_size = size;
-	memcpy(ways[0].request, "CONNECT 5\n", 11);
+	memcpy(targets[0].address, &vmm, size);
+	targets[0].address_size = size;
+	memcpy(targets[0].request, "CONNECT 5\n", 11);
 	vmm.sun_path[1] ^= 1; /* nothing listens there */
-	memcpy(ways[1].address, &vmm, size);
-	ways[1].address_size = size;
+	memcpy(targets[1].address, &vmm, size);
+	targets[1].address_size = size;
 	vsp_limit_set(all, PLACES);
 	CHECK(pthread_create(&vmm_thread, NULL, vmm_main, (void *)(intptr_t)vmm_listener) == 0);
 	for (unsigned i = 0; i < 2; i++) {
-		ways[i].tallied = tallied;
-		ways[i].dial_bounds_us[0] = INT64_MAX;
-		ways[i].life_bounds_us[0] = 1000;
-		ways[i].life_bounds_us[1] = INT64_MAX;
+		targets[i].tallied = tallied;
+		targets[i].dial_bounds_us[0] = INT64_MAX;
+		targets[i].life_bounds_us[0] = 1000;
+		targets[i].life_bounds_us[1] = INT64_MAX;
 		vsp_limit_set(own[i], PLACES);
 		listen_at_loopback(&fronts[i].listener, &fronts[i].address);
 		fcntl(fronts[i].listener, F_SETFL, O_NONBLOCK);
-		front_serve(pump, &fronts[i], i, &ways[i], own[i], all);
+		front_serve(pump, &fronts[i], i, &targets[i], own[i], all);
 	}
 	for (unsigned i = 0; i < DIRECT; i++)
 		CHECK(pthread_create(&clients[i], NULL, direct_client_main,
@@ -692,11 +692,11 @@ static void direct_round(bool tallied)
 		while ((halted = vsp_pump_halted(pump, &error)) >= 0) {
 			CHECK(error == 0);
 			vsp_server_stop(fronts[halted].server);
-			front_serve(pump, &fronts[halted], (uint32_t)halted, &ways[halted],
+			front_serve(pump, &fronts[halted], (uint32_t)halted, &targets[halted],
 				    own[halted], all);
 		}
 		vsp_server_stop(fronts[which].server); /* as a reload does */
-		front_serve(pump, &fronts[which], which, &ways[which], own[which], all);
+		front_serve(pump, &fronts[which], which, &targets[which], own[which], all);
 	}
 	for (unsigned i = 0; i < DIRECT; i++)
 		pthread_join(clients[i], NULL);
@@ -759,7 +759,7 @@ struct direct {
 
 static void direct_open(struct direct *direct, bool tallied)
 {
-	struct vsp_way way = {.connect_ms = LONG_MS, .tallied = tallied};
+	struct vsp_target served = {.connect_ms = LONG_MS, .tallied = tallied};
 	struct sockaddr_un target = {.sun_family = AF_UNIX};
 	socklen_t size = sizeof(target);
 
@@ -768,14 +768,14 @@ static void direct_open(struct direct *direct, bool tallied)
 	CHECK(bind(direct->target_listener, (struct sockaddr *)&target, sizeof(sa_family_t)) == 0);
 	CHECK(listen(direct->target_listener, 4) == 0);
 	CHECK(getsockname(direct->target_listener, (struct sockaddr *)&target, &size) == 0);
-	memcpy(way.address, &target, size);
-	way.address_size = size;
+	memcpy(served.address, &target, size);
+	served.address_size = size;
 	direct->limit = vsp_limit_new();
 	vsp_limit_set(direct->limit, PLACES);
 	CHECK(vsp_pump_new(1, &direct->pump) == 0);
 	listen_at_loopback(&direct->front.listener, &direct->front.address);
 	fcntl(direct->front.listener, F_SETFL, O_NONBLOCK);
-	front_serve(direct->pump, &direct->front, 0, &way, direct->limit, direct->limit);
+	front_serve(direct->pump, &direct->front, 0, &served, direct->limit, direct->limit);
 }
 
 static void direct_close(struct direct *direct)

@@ -223,7 +223,7 @@ def find_socket(
 def _configured_socket(source: Source, environ: Mapping[str, str], *, is_named: bool) -> str:
     """Return ``[admin] socket`` of the configuration; ``"auto"`` if nothing sets it.
 
-    Another daemon may run beside a file that nobody named: that one may be unreadable, or disable
+    Another daemon may run beside a file that was not named: that one may be unreadable, or disable
     the socket. A file with an error, as before a reload, hides no daemon that is the only one.
     """
     try:

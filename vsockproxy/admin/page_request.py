@@ -26,7 +26,7 @@ class View:
       match: a text that shown routes and connections contain, ignoring case.
       problems: whether only routes with a problem are shown.
       page: the part of many routes, from 1.
-      refreshes: whether the page is loaded again; not while somebody types into its form.
+      refreshes: whether the page is loaded again; not while its form has the focus.
     """
 
     match: str = ""

@@ -41,7 +41,7 @@ def requester_of(client: socket.socket) -> Requester:
 def is_allowed(settings: AdminSettings, peer: Peer, level: Level) -> bool:
     """Return whether a client of the control socket may perform operations of a level.
 
-    Root and the daemon's own user may perform all.  Without ``may``, every other user whom the
+    Root and the daemon's own user may perform all.  Without ``may``, every other user that the
     mode of the socket's file lets in may read and steer.
     """
     if peer.uid in (_ROOT, os.geteuid()):

@@ -132,7 +132,7 @@ class Route(BaseModel):
     ] = None
     not_direct: Annotated[
         str | None,
-        _described("Why the pump does not accept and dial by itself; null where it does."),
+        _described("Why the route is not direct; null where it is."),
     ] = None
     live: Annotated[int, _described("Live connections.")]
     held: Annotated[int, _described("Live connections held until their target is up.")]
@@ -310,7 +310,7 @@ class GuestSettings(BaseModel):
     """One guest of the configuration."""
 
     name: str
-    way: Annotated[str, _described("Keys that say how it is reached, as in cid = 3.")]
+    locator: Annotated[str, _described("Keys that say how it is reached, as in cid = 3.")]
     to_host: Annotated[bool, _described("Whether to_host is set.")]
     is_added: Annotated[bool, _described(_IS_ADDED)] = False
 

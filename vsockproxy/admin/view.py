@@ -216,9 +216,9 @@ def _route_settings(settings: Route, is_added: bool) -> schema.RouteSettings:
 
 
 def _guest_settings(guest: Guest, is_added: bool) -> schema.GuestSettings:
-    to_host = guest.to_host or getattr(guest.way, "to_host", False)
+    to_host = guest.to_host or getattr(guest.locator, "to_host", False)
     return schema.GuestSettings(
-        name=guest.name, way=_text(guest.way), to_host=to_host, is_added=is_added
+        name=guest.name, locator=_text(guest.locator), to_host=to_host, is_added=is_added
     )
 
 

@@ -2,7 +2,7 @@
 
 Owns: `Gate`: whether clients stay queued in the kernel's backlog, where they cost nothing, and
 whether an accepted client is admitted or rejected. Accepts and dials nothing.
-`pump/_native/route.c` counts the places of the clients that the pump accepts, for direct routes.
+`pump/_native/route.c` counts the limit of the clients that the pump accepts, for direct routes.
 
 The numbers that it compares with limits are those of `stats`, so a reload can change a limit.
 """
@@ -24,7 +24,7 @@ from vsockproxy.config.access import Peer, matches_any
 from vsockproxy.config.settings import Policy, Route
 from vsockproxy.connection import Connection
 from vsockproxy.log.output import Throttle
-from vsockproxy.pump.direct import Places, Tally
+from vsockproxy.pump.direct import ConnectionLimit, Tally
 from vsockproxy.stats import RouteStats
 
 LimitName = Literal["max_connections", "limits_max_connections", "connection_rate"]
@@ -70,7 +70,7 @@ class Gate:
         self._shared = admission
         self._log = Throttle(log)
         self._queue = trio.lowlevel.ParkingLot()
-        self._places: Places | None = None
+        self._pump_limit: ConnectionLimit | None = None
         self._direct = 0  # connections that the pump has accepted, as far as they were reported
         self._rate: float | None = None
         self._bucket: TokenBucket | None = None
@@ -118,7 +118,7 @@ class Gate:
 
     def _is_at_limit(self) -> bool:
         # A connection whose end was not reported yet still counts here: no view may show too many.
-        unreported = 0 if self._places is None else max(0, self._places.unreported)
+        unreported = 0 if self._pump_limit is None else max(0, self._pump_limit.unreported)
         return len(self._stats.live) + unreported >= self._most
 
     async def wait_for_room(self) -> None:
@@ -212,10 +212,10 @@ class Gate:
 
     # ---- clients that the pump accepts ----
 
-    def share(self, places: Places, all_places: Places) -> None:
-        """Let the pump accept clients as well, within ``places``, and those of all routes."""
-        self._places = places
-        self._shared.share(all_places)
+    def share(self, limit: ConnectionLimit, shared: ConnectionLimit) -> None:
+        """Let the pump accept clients as well, within ``limit``, and those of all routes."""
+        self._pump_limit = limit
+        self._shared.share(shared)
         self._allow()
 
     def _allow(self) -> None:
@@ -224,16 +224,16 @@ class Gate:
         One fewer than the limit, and a batch fewer than the shared one: so many are accepted here
         in one step, in which the pump may accept as well.
         """
-        if self._places is not None:
-            self._places.allow(self._most - (len(self._stats.live) - self._direct) - 1)
+        if self._pump_limit is not None:
+            self._pump_limit.allow(self._most - (len(self._stats.live) - self._direct) - 1)
         self._shared.allow()
 
     def is_far(self) -> bool:
         """Return whether the pump may accept clients now."""
-        if self._places is None or self.queue_reason() is not None:
+        if self._pump_limit is None or self.queue_reason() is not None:
             return False
-        own = self._places.unreported + len(self._stats.live) + 1
-        return own < self._most and self._shared.has_places()
+        own = self._pump_limit.unreported + len(self._stats.live) + 1
+        return own < self._most and self._shared.has_room()
 
     def count(self, connection: Connection) -> None:
         """Count a connection that the pump has accepted; it ends by `uncount`."""

@@ -14,7 +14,7 @@ from typing import Final
 # the middle of the event loop ends the process.
 _RESERVE: Final = 4 << 20
 
-# Without memory of its own: no file, no page is touched, nothing is swapped.
+# It takes no memory: no file, no page is touched, nothing is swapped.
 _FLAGS: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 

@@ -14,7 +14,7 @@ import trio
 
 from vsockproxy.admit import descriptors, memory
 from vsockproxy.config.process import Limits
-from vsockproxy.pump.direct import Places
+from vsockproxy.pump.direct import ConnectionLimit
 
 _EACH: Final = 2  # descriptors of a connection
 _MANY: Final = 1000  # descriptors that are listed in under a millisecond
@@ -38,7 +38,7 @@ class Admission:
     def __init__(self, limits: Limits | None = None) -> None:
         self.live = 0
         self._direct = 0  # of them: those that the pump has accepted
-        self._places: Places | None = None
+        self._pump_limit: ConnectionLimit | None = None
         self._allowed: float | None = None  # as the pump knows it
         self.unasked = _UNASKED
         self.queue = trio.lowlevel.ParkingLot()
@@ -57,37 +57,37 @@ class Admission:
 
     # ---- connections that the pump accepts ----
 
-    def share(self, places: Places) -> None:
-        """Let the pump accept clients as well, within ``places``."""
-        if places is not self._places:
-            self._places, self._allowed = places, None
+    def share(self, limit: ConnectionLimit) -> None:
+        """Let the pump accept clients as well, within ``limit``."""
+        if limit is not self._pump_limit:
+            self._pump_limit, self._allowed = limit, None
             self.allow()
 
     @property
     def open(self) -> int:
         """The number of open connections, those included that the pump has not reported yet."""
-        return self.live if self._places is None else self.live + self._places.unreported
+        return self.live if self._pump_limit is None else self.live + self._pump_limit.unreported
 
     def allow(self) -> None:
         """Tell the pump how many connections it may have: none if memory is short.
 
         A batch fewer than fit: so many are admitted here in one step, in which it may accept too.
         """
-        if self._places is None:
+        if self._pump_limit is None:
             return
         own = -(-(self.live - self._direct) // _BATCH) * _BATCH  # rounded up: it changes less often
         most = 0 if self.unasked >= _UNASKED else self.ceiling - own - _BATCH
         if most != self._allowed:
             self._allowed = most
-            self._places.allow(most)
+            self._pump_limit.allow(most)
 
-    def has_places(self) -> bool:
+    def has_room(self) -> bool:
         """Return whether the pump may accept clients, as `allow` tells it."""
-        return self.is_far and self._places is not None and self._has_room(self._places)
+        return self.is_far and self._pump_limit is not None and self._allows(self._pump_limit)
 
-    def _has_room(self, places: Places) -> bool:
+    def _allows(self, limit: ConnectionLimit) -> bool:
         self.allow()
-        return self._allowed is not None and self._direct + places.unreported < self._allowed
+        return self._allowed is not None and self._direct + limit.unreported < self._allowed
 
     def count_direct(self, change: int) -> None:
         """Count a connection that the pump has accepted, or its end."""

@@ -133,15 +133,17 @@ async def _services(config: Config, folder: Path | None) -> Mapping[int, Service
 
 def _paths(config: Config) -> Iterator[str]:
     """Yield the paths, and the patterns with a ``*``, of the vsock-mux sockets of the guests."""
-    ways = {guest.name: guest.way for guest in config.guests}
+    locators = {guest.name: guest.locator for guest in config.guests}
     for target in (target for route in config.routes for target in route.targets):
         if isinstance(target, MuxEndpoint):
             yield target.path
-        elif isinstance(target, GuestEndpoint) and isinstance(way := ways[target.guest], MuxGlob):
-            yield way.pattern
+        elif isinstance(target, GuestEndpoint) and isinstance(
+            locator := locators[target.guest], MuxGlob
+        ):
+            yield locator.pattern
     for guest in config.guests:
-        if guest.is_pattern and isinstance(guest.way, Mux):
-            yield guest.way.path.replace(NAME_MARK, "*")
+        if guest.is_pattern and isinstance(guest.locator, Mux):
+            yield guest.locator.path.replace(NAME_MARK, "*")
 
 
 async def _switch_guests(

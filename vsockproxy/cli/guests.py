@@ -65,7 +65,7 @@ def _lines(
         yield "Guests of the configuration:"
         width = max(len(guest.name) for guest in guests)
         for guest in guests:
-            yield f"  {guest.name:<{width}}  {guest.way}"
+            yield f"  {guest.name:<{width}}  {guest.locator}"
             if guest.name in records:
                 yield f"  {'':<{width}}  {_result(records[guest.name])}"
         yield ""
@@ -75,7 +75,7 @@ def _lines(
     yield "VMs of this machine, as lines for [guests]:"
     width = max(len(vm.line) for vm in vms)
     for vm in vms:
-        at = "" if str(vm.at) == str(vm.way) else f", {vm.at}"
+        at = "" if str(vm.at) == str(vm.locator) else f", {vm.at}"
         yield f"  {vm.line:<{width}}  # {vm.source}{at}"
 
 
@@ -93,8 +93,8 @@ def _as_json(
         "guests": [
             {
                 "name": guest.name,
-                "way": str(guest.way),
-                "at": _text(record.found if record else guest.way),
+                "locator": str(guest.locator),
+                "at": _text(record.found if record else guest.locator),
                 "error": record.last_error if record else None,
             }
             for guest in guests
@@ -107,5 +107,5 @@ def _as_json(
     }
 
 
-def _text(way: object) -> str | None:
-    return None if way is None else str(way)
+def _text(locator: object) -> str | None:
+    return None if locator is None else str(locator)

@@ -27,7 +27,7 @@ from vsockproxy.address.endpoint import (
 from vsockproxy.address.grammar import parse_target
 from vsockproxy.config.access import Rule
 from vsockproxy.config.destination import NamePattern, parse_name, written_sources
-from vsockproxy.config.guest import PORT_MARK, STAR, Guest, StaticWay, between
+from vsockproxy.config.guest import PORT_MARK, STAR, Guest, StaticLocator, between
 from vsockproxy.config.request import By, Request
 from vsockproxy.config.value import shown
 from vsockproxy.errors import AddressError
@@ -184,9 +184,9 @@ def guest_at(guest: Guest, port: int | None, asked: int | None) -> Target:
       AddressError: it needs a port that the client does not name, or the guest's path is too long.
     """
     number = _asked(asked, is_tcp=False) if port is None else port
-    if isinstance(guest.way, StaticWay):
-        return guest.way.address(number)
-    return GuestEndpoint(guest.name, number, guest.way.over)
+    if isinstance(guest.locator, StaticLocator):
+        return guest.locator.address(number)
+    return GuestEndpoint(guest.name, number, guest.locator.over)
 
 
 def _asked(port: int | None, is_tcp: bool) -> int:

@@ -168,23 +168,25 @@ class Command:
         return _written(command=self.argv)
 
 
-StaticWay = Cid | Mux | UnixSockets
+StaticLocator = Cid | Mux | UnixSockets
 """Has an address for every port."""
 
-DynamicWay = MuxGlob | Libvirt | Qmp | Machine | Incus | CidFile | Command
+DynamicLocator = MuxGlob | Libvirt | Qmp | Machine | Incus | CidFile | Command
 """Is looked up at each dial."""
+
+Locator = StaticLocator | DynamicLocator
 
 
 @dataclass(frozen=True, slots=True)
 class Guest:
     """A VM that the configuration names; ``to_host`` applies to a CID that is looked up.
 
-    With `STAR` in ``name`` it stands for every guest of such a name; `NAME_MARK` in ``way`` is
+    With `STAR` in ``name`` it stands for every guest of such a name; `NAME_MARK` in ``locator`` is
     replaced by what the star matches.
     """
 
     name: str
-    way: StaticWay | DynamicWay
+    locator: Locator
     to_host: bool = False
 
     @property
@@ -197,7 +199,7 @@ class Guest:
         matched = between(self.name, STAR, name)
         if matched is None or not _MATCHED.fullmatch(matched):
             return None
-        return replace(self, name=name, way=_with_name(self.way, matched))
+        return replace(self, name=name, locator=_with_name(self.locator, matched))
 
 
 class KnownGuests:
@@ -236,9 +238,11 @@ def between(pattern: str, mark: str, text: str) -> str | None:
     return text[len(before) : len(text) - len(after)]
 
 
-def _with_name(way: StaticWay | DynamicWay, name: str) -> StaticWay | DynamicWay:
-    values: dict[str, Any] = {one.name: getattr(way, one.name) for one in fields(way)}
-    return replace(way, **{key: _with_mark(value, name) for key, value in values.items()})
+def _with_name(
+    locator: StaticLocator | DynamicLocator, name: str
+) -> StaticLocator | DynamicLocator:
+    values: dict[str, Any] = {one.name: getattr(locator, one.name) for one in fields(locator)}
+    return replace(locator, **{key: _with_mark(value, name) for key, value in values.items()})
 
 
 def _with_mark(value: Any, name: str) -> Any:

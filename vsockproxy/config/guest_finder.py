@@ -62,17 +62,17 @@ class GuestFinder:
 
     def cid(self, name: str) -> int:
         """Return the CID of a guest in a list of rules; raises as `find`."""
-        way = self.find(name).way
-        if isinstance(way, Mux | MuxGlob | UnixSockets):
+        locator = self.find(name).locator
+        if isinstance(locator, Mux | MuxGlob | UnixSockets):
             raise AddressError(
                 f"the guest {name!r} has no CID: its VMM connects for it; use a uid: or gid: rule"
             )
-        if not isinstance(way, Cid):
+        if not isinstance(locator, Cid):
             raise AddressError(
                 f"the CID of the guest {name!r} is looked up at each dial, but a rule needs a fixed"
                 " one: give the VM a fixed CID, and write its number here"
             )
-        return way.cid
+        return locator.cid
 
     def _check(self, name: str) -> None:
         """Raise `NotedError` if a guest has a problem, which is noted at its own key."""

@@ -18,26 +18,26 @@ from vsockproxy.config.guest import (
     Cid,
     CidFile,
     Command,
-    DynamicWay,
     Guest,
     Incus,
     Libvirt,
+    Locator,
     Machine,
     Mux,
     MuxGlob,
     Qmp,
-    StaticWay,
+    StaticLocator,
     UnixSockets,
 )
 from vsockproxy.config.problems import KeyProblemError
 from vsockproxy.config.schema import GuestTable
 from vsockproxy.errors import AddressError
 
-_WAYS: Final = (
+_LOCATORS: Final = (
     *("cid", "mux", "unix"),
     *("libvirt", "qmp", "machine", "incus", "file", "command"),
 )
-_OVER_VSOCK: Final = frozenset(_WAYS) - {"mux", "unix"}
+_OVER_VSOCK: Final = frozenset(_LOCATORS) - {"mux", "unix"}
 _WITH: Final = {"to_host": _OVER_VSOCK, "handshake": {"mux"}, "uri": {"libvirt"}}
 _MISPLACED: Final = {
     "to_host": "needs a guest with a CID: this one has a socket",
@@ -45,7 +45,7 @@ _MISPLACED: Final = {
     "uri": "needs libvirt",
 }
 _PATHS: Final = frozenset({"mux", "unix", "qmp", "file"})
-_NAMED: Final[dict[str, Callable[[Any], StaticWay | DynamicWay]]] = {
+_NAMED: Final[dict[str, Callable[[Any], Locator]]] = {
     "unix": UnixSockets,
     "qmp": Qmp,
     "machine": Machine,
@@ -64,18 +64,18 @@ def read_guest(name: str, table: GuestTable) -> Guest:
     """
     path = ("guests", name)
     written = table.model_fields_set
-    ways = [key for key in _WAYS if key in written]
-    if len(ways) != 1:
-        read = f"has {' and '.join(ways)}" if ways else "has no address"
-        raise KeyProblemError(path, f"{read}: write one of {', '.join(_WAYS)}, as in cid = 3")
-    [key] = ways
+    locators = [key for key in _LOCATORS if key in written]
+    if len(locators) != 1:
+        read = f"has {' and '.join(locators)}" if locators else "has no address"
+        raise KeyProblemError(path, f"{read}: write one of {', '.join(_LOCATORS)}, as in cid = 3")
+    [key] = locators
     for other, companions in _WITH.items():
         if other in written and key not in companions:
             raise KeyProblemError((*path, other), _MISPLACED[other])
     _check_text(path, key, getattr(table, key))
     _check_mark(path, key, getattr(table, key))
-    way = _way(table, key)
-    return Guest(name, way, table.to_host and not isinstance(way, StaticWay))
+    locator = _locator(table, key)
+    return Guest(name, locator, table.to_host and not isinstance(locator, StaticLocator))
 
 
 def check_name(name: str) -> None:
@@ -127,7 +127,7 @@ def _check_text(path: KeyPath, key: str, value: object) -> None:
             raise KeyProblemError((*path, key), str(error)) from error
 
 
-def _way(table: GuestTable, key: str) -> StaticWay | DynamicWay:
+def _locator(table: GuestTable, key: str) -> Locator:
     value = getattr(table, key)
     if key in _NAMED:
         return _NAMED[key](value)

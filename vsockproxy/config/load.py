@@ -25,7 +25,7 @@ from vsockproxy.config.by_name import ByName
 from vsockproxy.config.by_name_table import ByNameReader, without_by
 from vsockproxy.config.document import Document, KeyPath, Plain, write_path
 from vsockproxy.config.entry import Entry, check_lengths
-from vsockproxy.config.guest import StaticWay
+from vsockproxy.config.guest import StaticLocator
 from vsockproxy.config.guest_finder import GuestFinder
 from vsockproxy.config.include import read_documents
 from vsockproxy.config.listen_conflicts import Claims
@@ -346,10 +346,10 @@ class _Builder:
         check_path(endpoint)
         if not isinstance(endpoint, GuestEndpoint):
             return endpoint
-        way = self._guests.find(endpoint.guest, target=text).way
-        if isinstance(way, StaticWay):
-            return way.address(endpoint.port)
-        return replace(endpoint, over=way.over)
+        locator = self._guests.find(endpoint.guest, target=text).locator
+        if isinstance(locator, StaticLocator):
+            return locator.address(endpoint.port)
+        return replace(endpoint, over=locator.over)
 
     def _with_options(self, text: str, endpoint: Target, entry: Entry) -> Target:
         """Return the target with the route's ``to_host`` and ``handshake``."""

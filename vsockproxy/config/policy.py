@@ -176,10 +176,10 @@ def _can_be_client(
     rule: Rule, listen: ListenEndpoint, guests: GuestFinder, *, accept_proxy: bool
 ) -> bool:
     if isinstance(rule, GuestRule):
-        way = guests.find(rule.guest).way
-        if isinstance(way, Mux | MuxGlob):  # its VMM connects to the socket beside its own
+        locator = guests.find(rule.guest).locator
+        if isinstance(locator, Mux | MuxGlob):  # its VMM connects to the socket beside its own
             return isinstance(listen, MuxEndpoint)
-        if isinstance(way, UnixSockets):
+        if isinstance(locator, UnixSockets):
             return False
     return accept_proxy or _kind(listen) in (None, rule.kind)
 

@@ -66,7 +66,7 @@ class AdminSettings:
     Attributes:
       socket: ``"auto"`` is in the folder that a service manager made; None is no socket.
       group: None is the daemon's own.
-      may: what users and groups may do; None: all whom the file's mode lets in read and steer.
+      may: what users and groups may do; None: all that the file's mode lets in read and steer.
     """
 
     socket: UnixEndpoint | Literal["auto"] | None = "auto"

@@ -104,7 +104,7 @@ class Daemon:
         return self._pump.name
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> bool:
-        """Serve until `stop`; return whether every connection ended by itself.
+        """Serve until `stop`; return whether no connection had to be ended.
 
         ``task_status`` is started once every listener, those for HTTP included, is open.
 

@@ -52,7 +52,7 @@ async def supervise(
       is_file: whether it can have changed, so that SIGHUP asks for a reload.
 
     Returns:
-      Whether every connection ended by itself.
+      Whether no connection had to be ended.
 
     Raises:
       ListenError: as it is, or in exception groups.

@@ -41,7 +41,7 @@ class Supervisor:
       listeners: the routes that accept, by their endpoints.
       admission: the limits that all routes share.
       guests: where guests are, for all routes.
-      is_drained: whether every connection of a route that has ended, ended by itself.
+      is_drained: whether no connection of a route that has ended had to be ended.
     """
 
     def __init__(self, config: Config, sockets: ListeningSockets, log: Any) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Final
 import trio
 
 from vsockproxy.address.endpoint import Dialable, GuestEndpoint
-from vsockproxy.config.guest import Cid, DynamicWay, Guest, KnownGuests, Mux, StaticWay
+from vsockproxy.config.guest import Cid, DynamicLocator, Guest, KnownGuests, Mux, StaticLocator
 from vsockproxy.errors import AddressError, dial_error
 from vsockproxy.guests.answer import GuestError
 from vsockproxy.guests.sources import look_up
@@ -32,7 +32,7 @@ _NEVER: Final = float("-inf")
 _MOST_BY_PATTERN: Final = 1024  # records; clients choose the names
 _THREADS_BY_PATTERN: Final = 8  # for all of them together
 
-LookUp = Callable[[DynamicWay, trio.CapacityLimiter], Awaitable[Cid | Mux]]
+LookUp = Callable[[DynamicLocator, trio.CapacityLimiter], Awaitable[Cid | Mux]]
 """Asks a source, in threads of the limiter; raises `GuestError`."""
 
 
@@ -53,7 +53,7 @@ class GuestRecord:
         log: Any,
         threads: trio.CapacityLimiter | None = None,
     ) -> None:
-        """Look ``guest`` up in ``threads``; without them, in one of its own."""
+        """Look ``guest`` up in ``threads``; without them, in a new one."""
         self.guest = guest
         self.found: Cid | Mux | None = None
         self.last_error: str | None = None
@@ -98,15 +98,15 @@ class GuestRecord:
         return self.found
 
     async def _ask(self, deadline: float) -> None:
-        assert not isinstance(self.guest.way, StaticWay)
+        assert not isinstance(self.guest.locator, StaticLocator)
         timeout = trio.current_time() + _TIMEOUT
         with trio.move_on_at(min(deadline, timeout)):
             try:
-                self._note(await self._look_up(self.guest.way, self._threads))
+                self._note(await self._look_up(self.guest.locator, self._threads))
             except GuestError as error:
                 self._note_failure(str(error), _FAILURE_CACHED)
             except Exception as error:  # noqa: BLE001 - a defect in a source must not affect other guests
-                sentence = f"{self.guest.way} cannot be looked up: {_described(error)}"
+                sentence = f"{self.guest.locator} cannot be looked up: {_described(error)}"
                 self._note_failure(sentence, _FAILURE_CACHED)
             return
         self._note_failure(self._timeout_message(), 0.0)
@@ -131,7 +131,7 @@ class GuestRecord:
         self._expires = self._answered + seconds
 
     def _timeout_message(self) -> str:
-        return f"{self.guest.way}: the look-up timed out"
+        return f"{self.guest.locator}: the look-up timed out"
 
 
 def _described(error: Exception) -> str:
@@ -144,7 +144,7 @@ def _described(error: Exception) -> str:
 
 
 class Guests:
-    """All guests, and the records of those whose way is dynamic.
+    """All guests, and the records of those whose locator is dynamic.
 
     The guests of a pattern have records too, but only those asked for last: a client can ask for
     any number of names.
@@ -169,7 +169,7 @@ class Guests:
         self._records = {
             guest.name: known.get(guest) or GuestRecord(guest, self._look_up, self._log)
             for guest in self._known.fixed.values()
-            if not isinstance(guest.way, StaticWay)
+            if not isinstance(guest.locator, StaticLocator)
         }
         self._by_pattern.clear()
 
@@ -178,14 +178,14 @@ class Guests:
         return self._known.find(name)
 
     def _record(self, name: str) -> GuestRecord | None:
-        """Return the record of a guest; None if there is no such guest, or its way is static."""
+        """Return the record of a guest; None without such a guest, or if its locator is static."""
         if name in self._records:
             return self._records[name]
         if name in self._by_pattern:
             self._by_pattern.move_to_end(name)
             return self._by_pattern[name]
         guest = self.find(name)
-        if guest is None or isinstance(guest.way, StaticWay):
+        if guest is None or isinstance(guest.locator, StaticLocator):
             return None
         # No log: a client that asks for names would fill it.
         record = GuestRecord(guest, self._look_up, None, self._threads)
@@ -218,14 +218,14 @@ class Guests:
         if record is not None:
             record.forget()
 
-    async def locate(self, name: str, deadline: float) -> Cid | StaticWay | None:
+    async def locate(self, name: str, deadline: float) -> Cid | StaticLocator | None:
         """Return where a guest is, by ``deadline`` in trio's time; None if it was not found."""
         guest, record = self.find(name), self._record(name)
         if record is not None:
             with suppress(GuestError):
                 return await record.locate(deadline)
-        elif guest is not None and isinstance(guest.way, StaticWay):
-            return guest.way
+        elif guest is not None and isinstance(guest.locator, StaticLocator):
+            return guest.locator
         return None
 
     async def locate_all(self, timeout: float) -> list[GuestRecord]:
@@ -242,5 +242,5 @@ class Guests:
         return records
 
     def records(self) -> list[GuestRecord]:
-        """Return the record of each guest that has a name of its own."""
+        """Return the record of each guest that is no pattern's."""
         return list(self._records.values())

@@ -1,4 +1,4 @@
-"""The source for each way.
+"""The source for each locator.
 
 Owns: the choice of the source, and the thread for a source that blocks.  A source is imported
 at its first look-up.
@@ -14,7 +14,7 @@ from vsockproxy.config.guest import (
     Cid,
     CidFile,
     Command,
-    DynamicWay,
+    DynamicLocator,
     Incus,
     Libvirt,
     Machine,
@@ -24,7 +24,7 @@ from vsockproxy.config.guest import (
 )
 
 
-async def look_up(way: DynamicWay, threads: trio.CapacityLimiter) -> Cid | Mux:
+async def look_up(locator: DynamicLocator, threads: trio.CapacityLimiter) -> Cid | Mux:
     """Return a guest's address.
 
     Raises:
@@ -33,7 +33,7 @@ async def look_up(way: DynamicWay, threads: trio.CapacityLimiter) -> Cid | Mux:
     *Cancellation*: a source that hangs in a thread is abandoned; it occupies its place in
     ``threads`` until it ends.
     """
-    match way:
+    match locator:
         case Qmp(path):
             from vsockproxy.guests import qmp  # noqa: PLC0415 - at its use
 
@@ -48,13 +48,13 @@ async def look_up(way: DynamicWay, threads: trio.CapacityLimiter) -> Cid | Mux:
             return Cid(await command.find_cid(argv))
         case _:
             return await trio.to_thread.run_sync(
-                partial(_look_up, way), abandon_on_cancel=True, limiter=threads
+                partial(_look_up, locator), abandon_on_cancel=True, limiter=threads
             )
 
 
-def _look_up(way: MuxGlob | Libvirt | Incus | CidFile) -> Cid | Mux:
+def _look_up(locator: MuxGlob | Libvirt | Incus | CidFile) -> Cid | Mux:
     """Return a guest's address from a source that blocks; raise `GuestError`."""
-    match way:
+    match locator:
         case Libvirt(domain, uri):
             from vsockproxy.guests import libvirt  # noqa: PLC0415 - at its use
 
@@ -65,6 +65,6 @@ def _look_up(way: MuxGlob | Libvirt | Incus | CidFile) -> Cid | Mux:
             return Cid(incus.find_cid(name))
     from vsockproxy.guests import file_system as files  # noqa: PLC0415 - at its use
 
-    if isinstance(way, MuxGlob):
-        return Mux(files.find_socket(way.pattern), way.handshake)
-    return Cid(files.read_cid(way.path))
+    if isinstance(locator, MuxGlob):
+        return Mux(files.find_socket(locator.pattern), locator.handshake)
+    return Cid(files.read_cid(locator.path))

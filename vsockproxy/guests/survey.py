@@ -1,4 +1,4 @@
-"""The VMs of this machine that this user can see, and a way to each.
+"""The VMs of this machine that this user can see, and a locator for each.
 
 Owns: the queries of all sources, concurrent and bounded in time.  Changes nothing, and starts
 no service.
@@ -28,17 +28,17 @@ _LIBVIRT: Final = ("/run/libvirt/libvirt-sock-ro", "/run/libvirt/virtqemud-sock-
 
 @dataclass(frozen=True, slots=True)
 class Vm:
-    """A running VM: its source, a way to it for ``[guests]``, and its address now."""
+    """A running VM: its source, a locator for ``[guests]``, and its address now."""
 
     source: str
     name: str
-    way: Cid | Mux | Qmp | Libvirt | Machine | Incus
+    locator: Cid | Mux | Qmp | Libvirt | Machine | Incus
     at: Cid | Mux
 
     @property
     def line(self) -> str:
         """Return the line for ``[guests]``."""
-        return f"{guest_name(self.name)} = {{ {self.way} }}"
+        return f"{guest_name(self.name)} = {{ {self.locator} }}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ async def _in_thread(source: Callable[[], list[Vm]]) -> list[Vm]:
 
 
 def _from_processes(proc: Path) -> list[Vm]:
-    return [Vm(vm.vmm, vm.name, vm.way, vm.at) for vm in processes.find_vmms(proc)]
+    return [Vm(vm.vmm, vm.name, vm.locator, vm.at) for vm in processes.find_vmms(proc)]
 
 
 def _from_libvirt(uri: str) -> list[Vm]:

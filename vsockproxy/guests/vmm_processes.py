@@ -20,7 +20,7 @@ from vsockproxy.guests.answer import GuestError, checked_cid
 
 PROC: Final = Path("/proc")
 
-Way = Cid | Mux | Qmp
+VmLocator = Cid | Mux | Qmp
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class VmmProcess:
 
     vmm: str
     name: str
-    way: Way
+    locator: VmLocator
     at: Cid | Mux
 
 
@@ -81,8 +81,8 @@ def _find(entry: Path) -> Iterator[VmmProcess]:
     command = _Command(words, _link(entry / "cwd"), _link(entry / "root"))
     name = next((value.partition(",")[0] for value in command.values("-name", "--id")), "")
     name = name.removeprefix("guest=") or f"vm-{entry.name}"
-    for way, at in _READERS[vmm](command):
-        yield VmmProcess(vmm, name, way, at)
+    for locator, at in _READERS[vmm](command):
+        yield VmmProcess(vmm, name, locator, at)
 
 
 def _link(link: Path) -> Path:
@@ -93,8 +93,8 @@ def _link(link: Path) -> Path:
         return Path("/")
 
 
-def _qemu(command: _Command) -> Iterator[tuple[Way, Cid]]:
-    """Yield a way by the monitor if it is a Unix socket, else by the CID in the command line."""
+def _qemu(command: _Command) -> Iterator[tuple[VmLocator, Cid]]:
+    """Yield the monitor's locator if it is a Unix socket, else the CID in the command line."""
     monitors = [
         Qmp(command.path(text.removeprefix("unix:").partition(",")[0]))
         for text in command.values("-qmp", "--qmp")
@@ -116,20 +116,20 @@ def _qemu_cid(device: str) -> int | None:
     return _cid(_options(device).get("guest-cid"))
 
 
-def _firecracker(command: _Command) -> Iterator[tuple[Way, Mux]]:
+def _firecracker(command: _Command) -> Iterator[tuple[VmLocator, Mux]]:
     for name in command.values("--config-file"):
         with suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
             config: Any = json.loads(Path(command.path(name)).read_bytes())
             yield _mux(command, config["vsock"]["uds_path"])
 
 
-def _cloud_hypervisor(command: _Command) -> Iterator[tuple[Way, Mux]]:
+def _cloud_hypervisor(command: _Command) -> Iterator[tuple[VmLocator, Mux]]:
     for value in command.values("--vsock"):
         if socket := _options(value).get("socket"):
             yield _mux(command, socket)
 
 
-def _vhost_device(command: _Command) -> Iterator[tuple[Way, Mux]]:
+def _vhost_device(command: _Command) -> Iterator[tuple[VmLocator, Mux]]:
     for value in command.values("--uds-path"):
         yield _mux(command, value)
     for value in command.values("--vm"):
@@ -160,7 +160,7 @@ _VMMS: Final = (
     (r"cloud-hypervisor.*", "cloud-hypervisor"),
     (r"vhost-device-vsock", "vhost-device-vsock"),
 )
-_READERS: Final[dict[str, Callable[[_Command], Iterator[tuple[Way, Cid | Mux]]]]] = {
+_READERS: Final[dict[str, Callable[[_Command], Iterator[tuple[VmLocator, Cid | Mux]]]]] = {
     "qemu": _qemu,
     "firecracker": _firecracker,
     "cloud-hypervisor": _cloud_hypervisor,

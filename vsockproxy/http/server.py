@@ -37,7 +37,7 @@ Tls = Callable[[], ssl.SSLContext | None]
 
 
 Identify = Callable[[socket.socket], object]
-"""Return who a client is, for `Request.peer`; the socket stays the server's."""
+"""Return a client's identity, for `Request.peer`; the socket stays the server's."""
 
 
 def unidentified(_client: socket.socket) -> None:

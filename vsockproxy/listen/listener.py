@@ -212,7 +212,7 @@ class RouteListener:
         return self._selection.not_ready()
 
     def not_direct(self) -> str | None:
-        """Return why the pump does not accept and dial by itself, in words; None where it does."""
+        """Return why the route is not direct, in words; None where it is."""
         return self._direct.why_not
 
     def pause(self) -> None:
@@ -343,7 +343,7 @@ class RouteListener:
     def _accept_queued(self, sock: socket.socket, *, relays: trio.Nursery) -> None:
         """Accept every client in the backlog of a socket that is about to be closed.
 
-        Those for whom no descriptor is left stay in it, and are reset.
+        Clients for which no descriptor is left stay in it, and are reset.
         """
         room = self._gate.connections_free()
         clients: list[Accepted] = []

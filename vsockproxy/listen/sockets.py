@@ -1,4 +1,4 @@
-"""Every listening socket of the daemon, from open to close, and who may accept at it.
+"""Every listening socket of the daemon, from open to close, and its leases.
 
 Owns: `ListeningSockets`, the table of open endpoints, and `Lease`, the right of one listener to
 accept at an endpoint. A socket outlives the listener that uses it: a reload leases it to the
@@ -33,7 +33,7 @@ Accept = Callable[[Sequence[ListeningSocket]], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """How to listen at an endpoint, and for whom: ``route web``, ``metrics`` or ``admin``."""
+    """How to listen at an endpoint, and its owner: ``route web``, ``metrics`` or ``admin``."""
 
     owner: str
     policy: Policy
@@ -191,7 +191,7 @@ class ListeningSockets:
         return lease
 
     def how(self, endpoint: ListenEndpoint) -> Listen:
-        """Return for whom an endpoint is open, and with which policy."""
+        """Return the owner and the policy of an open endpoint."""
         return self._open[endpoint].how
 
     def sockets_of(self, endpoint: ListenEndpoint) -> Sequence[ListeningSocket]:
@@ -309,7 +309,7 @@ class Lease:
 
     @property
     def how(self) -> Listen:
-        """For whom the endpoint is open, and with which policy."""
+        """The owner and the policy of the endpoint."""
         return self._owner.how(self.endpoint)
 
     @property
@@ -358,7 +358,7 @@ class _Open:
     """An open endpoint.
 
     Attributes:
-      how: for whom it is open.
+      how: its owner and policy.
       configured: the policy whose options the sockets have; None: the first lease sets them.
       is_restored: whether the fd store had the sockets.
     """

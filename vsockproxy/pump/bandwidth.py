@@ -81,7 +81,7 @@ class Share:
 
 
 def shares_of(shared: Bucket | None, bandwidth: int | None) -> list[Share]:
-    """Return a direction's shares: of a bucket of its own, and of its route's."""
+    """Return a direction's shares: of its own bucket, and of its route's."""
     own = Bucket(bandwidth) if bandwidth else None
     return [Share(bucket) for bucket in (own, shared) if bucket is not None]
 

@@ -1,7 +1,7 @@
-"""The interface of a pump that accepts and dials: what a direct route tells it, and what it tells.
+"""The interface of a pump that accepts and dials: a route's target and limit, and what it reports.
 
 Owns: the values and protocols.  A direct route's clients need no decision in Python: the native
-pump accepts, dials and relays them, and tells of them at most every few milliseconds.
+pump accepts, dials and relays them, and reports them at most every few milliseconds.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ DialCause = Literal["errno", "closed_before_ok", "protocol"]
 """What a failed dial's `DialFailure` is about: its errno, or a VMM's handshake."""
 
 
-class Way(NamedTuple):
-    """How the clients of a direct route are connected and treated.
+class DirectTarget(NamedTuple):
+    """The target of a direct route: how its clients are connected and treated.
 
     Attributes:
-      address: the target's, as a ``struct sockaddr``.
+      address: a ``struct sockaddr``.
       connect_timeout: seconds for a dial in all.
       handshake_timeout: seconds for a VMM's OK within that; None: no other limit.
       request: the line that a VMM is sent first; empty for other targets.
@@ -84,7 +84,7 @@ class Dialled(NamedTuple):
 
 
 class Durations(NamedTuple):
-    """How many durations were in each bucket of a `Way`, and in one above all; their sum."""
+    """How many durations were in each bucket of a target, and in one above all; their sum."""
 
     counts: Sequence[int]
     seconds: float
@@ -113,7 +113,7 @@ class Tally(NamedTuple):
 
 
 class Clients(Protocol):
-    """Hears of the clients that the pump accepts for one configuration of a route."""
+    """Called for the clients that the pump accepts for one configuration of a route."""
 
     def opened(self, opening: Opening, running: LiveTransfer) -> Meter:
         """Return the meter of a connection that is open, which follows ``running`` from now on."""
@@ -132,7 +132,7 @@ class Clients(Protocol):
         ...
 
     def counted(self, tally: Tally) -> None:
-        """Take note of many of these, where the `Way` has buckets."""
+        """Take note of many of these, where the target has buckets."""
         ...
 
     def unanswered(self, descriptor: int) -> None:
@@ -140,8 +140,8 @@ class Clients(Protocol):
         ...
 
 
-class Places(Protocol):
-    """The connections that the pump may have open: of one route, or of all direct ones."""
+class ConnectionLimit(Protocol):
+    """How many connections the pump may have open: of one route, or of all direct ones."""
 
     def allow(self, most: float) -> None:
         """Allow ``most`` open connections, from the next accept on."""
@@ -157,12 +157,12 @@ class DirectRoute(Protocol):
     """A route whose clients the pump accepts.
 
     Attributes:
-      places: the route's.
+      limit: the route's.
     """
 
     @property
-    def places(self) -> Places:
-        """Return the route's places."""
+    def limit(self) -> ConnectionLimit:
+        """Return the route's limit."""
         ...
 
     @property
@@ -170,7 +170,7 @@ class DirectRoute(Protocol):
         """Whether every connection's end was reported."""
         ...
 
-    async def serve(self, listener: int, way: Way, clients: Clients) -> None:
+    async def serve(self, listener: int, target: DirectTarget, clients: Clients) -> None:
         """Accept at a listening socket until a limit is reached.
 
         ``listener`` is its descriptor, which stays the caller's and open. Connections go on.

@@ -17,7 +17,7 @@ import trio
 from outcome import Outcome, Value, capture
 
 from vsockproxy.pump._native._pump import ffi, lib
-from vsockproxy.pump.native_direct import DirectRoutes, NativePlaces, NativeRoute
+from vsockproxy.pump.native_direct import DirectRoutes, NativeLimit, NativeRoute
 from vsockproxy.pump.native_relay import (
     REASONS,
     LiveRelay,
@@ -123,9 +123,9 @@ class NativePump:
         return ffi.gc(shared, lib.vsp_bandwidth_unref)
 
     @property
-    def places(self) -> NativePlaces:
-        """See `Pump.places`."""
-        return self._direct.places
+    def limit(self) -> NativeLimit:
+        """See `Pump.limit`."""
+        return self._direct.limit
 
     def route(self) -> NativeRoute:
         """See `Pump.route`."""

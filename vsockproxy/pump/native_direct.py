@@ -1,6 +1,6 @@
 """Direct routes of the native pump: what C accepts and dials, as Python knows it.
 
-Owns: `NativeRoute` and `NativePlaces`, and `DirectNews`, which turns a piece of news into a call of
+Owns: `NativeRoute` and `NativeLimit`, and `DirectNews`, which turns a piece of news into a call of
 `Clients`.  A connection that is over before it is reported costs no object here.
 """
 
@@ -22,11 +22,11 @@ from vsockproxy.pump.direct import (
     DialCause,
     DialFailure,
     Dialled,
+    DirectTarget,
     Durations,
     Ending,
     Opening,
     Tally,
-    Way,
 )
 from vsockproxy.pump.native_relay import (
     REASONS,
@@ -50,45 +50,45 @@ _CAUSES: Final[dict[int, DialCause]] = {
 }
 
 
-class NativePlaces:
-    """A ``struct vsp_limit``; see `direct.Places`.
+class NativeLimit:
+    """A ``struct vsp_limit``; see `direct.ConnectionLimit`.
 
     Attributes:
       reported: the open connections that were reported.
     """
 
-    __slots__ = ("limit", "reported")
+    __slots__ = ("c_limit", "reported")
 
     def __init__(self) -> None:
         limit = lib.vsp_limit_new()
         if limit == ffi.NULL:
             raise MemoryError
-        self.limit = ffi.gc(limit, lib.vsp_limit_unref)
+        self.c_limit = ffi.gc(limit, lib.vsp_limit_unref)
         self.reported = 0
 
     def allow(self, most: float) -> None:
-        """See `direct.Places`."""
-        lib.vsp_limit_set(self.limit, int(min(most, _NO_LIMIT)))
+        """See `direct.ConnectionLimit`."""
+        lib.vsp_limit_set(self.c_limit, int(min(most, _NO_LIMIT)))
 
     @property
     def unreported(self) -> int:
-        """See `direct.Places`."""
-        return lib.vsp_limit_live(self.limit) - self.reported
+        """See `direct.ConnectionLimit`."""
+        return lib.vsp_limit_live(self.c_limit) - self.reported
 
 
 class DirectRoutes:
     """The direct routes of one pump, and what is reported of their connections.
 
     Attributes:
-      places: those of all routes together.
+      limit: those of all routes together.
     """
 
     def __init__(self, pump: Any, relays: Slots[Any]) -> None:
         """Share the table of ``relays`` with the pump: a tag names one in either's news."""
-        self.places = NativePlaces()
+        self.limit = NativeLimit()
         self._pump = pump
         self._relays = relays
-        self._clients: Slots[tuple[Clients, NativePlaces]] = Slots()
+        self._clients: Slots[tuple[Clients, NativeLimit]] = Slots()
         self._servers: Slots[Callable[[int], None]] = Slots()
         self._error = ffi.new("int *")
         self._tally = ffi.new("struct vsp_tally *")
@@ -122,7 +122,7 @@ class DirectRoutes:
         """
         known = self._clients[news.route]
         assert known is not None
-        clients, places = known
+        clients, limit = known
         if news.unanswered >= 0:
             clients.unanswered(news.unanswered)
         ended = _ending(news) if news.what & lib.VSP_NEWS_ENDED else None
@@ -133,46 +133,48 @@ class DirectRoutes:
             clients.passed(_opening(news), dialled, ended)
             return
         else:
-            live = self._open(clients, places, news)
+            live = self._open(clients, limit, news)
         assert live is not None
         try:
             if dialled is not None:
                 clients.connected(live.meter, dialled)
         finally:
             if ended is not None:
-                self._close(live, places, news)
+                self._close(live, limit, news)
                 clients.ended(live.meter, ended)
 
-    def _open(self, clients: Clients, places: NativePlaces, news: News) -> LiveRelay:
-        places.reported += 1
-        self.places.reported += 1
+    def _open(self, clients: Clients, limit: NativeLimit, news: News) -> LiveRelay:
+        limit.reported += 1
+        self.limit.reported += 1
         live = LiveRelay(ffi.cast("struct vsp_relay *", news.relay))
         lib.vsp_relay_set_tag(live.relay, self._relays.take(live))
         live.meter = clients.opened(_opening(news), live)
         return live
 
-    def _close(self, live: LiveRelay, places: NativePlaces, news: News) -> None:
-        places.reported -= 1
-        self.places.reported -= 1
+    def _close(self, live: LiveRelay, limit: NativeLimit, news: News) -> None:
+        limit.reported -= 1
+        self.limit.reported -= 1
         self._relays.free(news.tag)
         live.meter.settle(news.upstream_bytes, news.downstream_bytes)
 
     # ---- what a route calls ----
 
-    def add(self, clients: Clients, places: NativePlaces) -> int:
+    def add(self, clients: Clients, limit: NativeLimit) -> int:
         """Return the number that names clients in news."""
-        return self._clients.take((clients, places))
+        return self._clients.take((clients, limit))
 
     def forget(self, number: int) -> None:
-        """Forget clients of whom no news can come any more."""
+        """Forget clients for which no news can come any more."""
         self._clients.free(number)
 
-    async def serve(self, listener: int, way: Way, number: int, places: NativePlaces) -> None:
+    async def serve(
+        self, listener: int, target: DirectTarget, number: int, limit: NativeLimit
+    ) -> None:
         """See `direct.DirectRoute.serve`."""
         task = trio.lowlevel.current_task()
         server = ffi.new("struct vsp_server **")
-        # Kept alive: the policy's shared bandwidths are `way`'s until C has its own references.
-        c_way = _struct_of(way)
+        # Kept alive: the policy's shared bandwidths are `target`'s until C has its own references.
+        c_target = _struct_of(target)
 
         def wake(error: int) -> None:
             halted = OSError(error, os.strerror(error))
@@ -191,9 +193,9 @@ class DirectRoutes:
                     tag,
                     number,
                     listener,
-                    c_way,
-                    places.limit,
-                    self.places.limit,
+                    c_target,
+                    limit.c_limit,
+                    self.limit.c_limit,
                     server,
                 )
             )
@@ -208,24 +210,24 @@ class NativeRoute:
     """A direct route; see `direct.DirectRoute`."""
 
     def __init__(self, routes: DirectRoutes) -> None:
-        self.places = NativePlaces()
+        self.limit = NativeLimit()
         self._routes = routes
         self._numbers: dict[Clients, int] = {}
 
     @property
     def is_over(self) -> bool:
         """See `direct.DirectRoute`."""
-        return not lib.vsp_limit_unreported(self.places.limit)
+        return not lib.vsp_limit_unreported(self.limit.c_limit)
 
-    async def serve(self, listener: int, way: Way, clients: Clients) -> None:
+    async def serve(self, listener: int, target: DirectTarget, clients: Clients) -> None:
         """See `direct.DirectRoute`."""
         # The pump's sockets are audited as those of the socket module are.
-        family = int.from_bytes(way.address[:2], sys.byteorder)
+        family = int.from_bytes(target.address[:2], sys.byteorder)
         sys.audit("socket.__new__", self, family, socket.SOCK_STREAM, 0)
         if clients not in self._numbers:
             self._forget_others()
-            self._numbers[clients] = self._routes.add(clients, self.places)
-        await self._routes.serve(listener, way, self._numbers[clients], self.places)
+            self._numbers[clients] = self._routes.add(clients, self.limit)
+        await self._routes.serve(listener, target, self._numbers[clients], self.limit)
 
     def _forget_others(self) -> None:
         """Forget the clients of earlier configurations, if news of none of them can come."""
@@ -243,27 +245,27 @@ class NativeRoute:
 # ---- values for C, and out of it ----
 
 
-def _struct_of(way: Way) -> Any:
-    """Return a way as a ``struct vsp_way``."""
-    c_way = ffi.new("struct vsp_way *")
-    ffi.memmove(c_way.address, way.address, len(way.address))
-    c_way.address_size = len(way.address)
-    c_way.connect_ms = milliseconds(way.connect_timeout)
-    c_way.handshake_ms = milliseconds(way.handshake_timeout)
-    ffi.memmove(c_way.request, way.request, len(way.request))
-    c_way.answers = way.answers
-    c_way.option_count = len(way.options)
-    for place, (level, name, value) in zip(c_way.options, way.options, strict=False):
-        place.level, place.name, place.value = level, name, value
-    fill_policy(c_way.policy, way.bounds)
-    c_way.tallied = way.buckets is not None
-    for places, bounds in zip(
-        (c_way.dial_bounds_us, c_way.life_bounds_us), way.buckets or (), strict=False
+def _struct_of(target: DirectTarget) -> Any:
+    """Return a target as a ``struct vsp_target``."""
+    c_target = ffi.new("struct vsp_target *")
+    ffi.memmove(c_target.address, target.address, len(target.address))
+    c_target.address_size = len(target.address)
+    c_target.connect_ms = milliseconds(target.connect_timeout)
+    c_target.handshake_ms = milliseconds(target.handshake_timeout)
+    ffi.memmove(c_target.request, target.request, len(target.request))
+    c_target.answers = target.answers
+    c_target.option_count = len(target.options)
+    for option, (level, name, value) in zip(c_target.options, target.options, strict=False):
+        option.level, option.name, option.value = level, name, value
+    fill_policy(c_target.policy, target.bounds)
+    c_target.tallied = target.buckets is not None
+    for c_bounds, bounds in zip(
+        (c_target.dial_bounds_us, c_target.life_bounds_us), target.buckets or (), strict=False
     ):
         assert len(bounds) < lib.VSP_BUCKETS
         for number in range(lib.VSP_BUCKETS - 1):
-            places[number] = round(bounds[number] / _MICRO) if number < len(bounds) else _NO_BOUND
-    return c_way
+            c_bounds[number] = round(bounds[number] / _MICRO) if number < len(bounds) else _NO_BOUND
+    return c_target
 
 
 def _opening(news: News) -> Opening:

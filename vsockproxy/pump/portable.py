@@ -61,8 +61,8 @@ class PortablePump:
         return Transfer(run.upstream.bytes, run.downstream.bytes, reason)
 
     @property
-    def places(self) -> None:
-        """See `Pump.places`."""
+    def limit(self) -> None:
+        """See `Pump.limit`."""
 
     def route(self) -> None:
         """See `Pump.route`."""

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from vsockproxy.pump.direct import DirectRoute, Places
+    from vsockproxy.pump.direct import ConnectionLimit, DirectRoute
 
 EndReason = Literal[
     "finished",  # nothing was lost: both ended, or one closed with nothing under way
@@ -177,21 +177,21 @@ class Pump(Protocol):
         ...
 
     @property
-    def places(self) -> Places | None:
-        """Return the places of all direct routes together; None where the pump has no such routes.
+    def limit(self) -> ConnectionLimit | None:
+        """Return the limit of all direct routes together; None where the pump has no such routes.
 
         None are allowed at first.
         """
         ...
 
     def route(self) -> DirectRoute | None:
-        """Return a new direct route, without places at first; None where `places` is."""
+        """Return a new direct route, whose limit allows none at first; None where `limit` is."""
         ...
 
     async def alive(self) -> None:
         """Return once every thread or task that moves bytes has shown that it runs.
 
-        What it had to tell by the call is told then.
+        What it had to report by the call is reported then.
         """
         ...
 

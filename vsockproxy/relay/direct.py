@@ -1,4 +1,4 @@
-"""A direct route at work: the pump accepts, dials and relays its clients by itself.
+"""A direct route at work: the pump accepts, dials and relays its clients.
 
 Owns: `DirectRelays`, one for each route: when the pump may accept, by which configuration, and the
 end of its connections, which have no task.
@@ -14,7 +14,7 @@ import trio
 from vsockproxy.admit.gate import Gate
 from vsockproxy.config.direct import why_not_direct
 from vsockproxy.config.settings import Route
-from vsockproxy.dial.way import way_of
+from vsockproxy.dial.direct_target import direct_target_of
 from vsockproxy.pump.direct import DirectRoute
 from vsockproxy.pump.transfer import Bounds, EndReason, Pump
 from vsockproxy.relay.direct_clients import DirectClients, OpenConnections
@@ -40,8 +40,8 @@ class DirectRelays:
         self._connections = OpenConnections()
         self._serving: set[trio.CancelScope] = set()
         self._is_paused = False
-        if self._route is not None and pump.places is not None:
-            gate.share(self._route.places, pump.places)
+        if self._route is not None and pump.limit is not None:
+            gate.share(self._route.limit, pump.limit)
 
     def reconfigure(self, route: Route, bounds: Bounds) -> None:
         """Treat new connections as ``route`` says; live ones end as they began."""
@@ -50,7 +50,7 @@ class DirectRelays:
             return
         self.why_not = why_not_direct(route)
         if self.why_not is None:
-            self._way = way_of(route, bounds)
+            self._target = direct_target_of(route, bounds)
             self._clients = self._make_clients(route, self._connections)
 
     def pause(self) -> None:
@@ -86,7 +86,7 @@ class DirectRelays:
         with trio.CancelScope() as scope:
             self._serving.add(scope)
             try:
-                await self._route.serve(listener, self._way, self._clients)
+                await self._route.serve(listener, self._target, self._clients)
             finally:
                 self._serving.discard(scope)
 

@@ -1,4 +1,4 @@
-"""The connections that the pump accepts, dials and relays by itself, as an operator sees them.
+"""The connections that the pump accepts, dials and relays, as an operator sees them.
 
 Owns: `DirectClients`, which counts and logs them as `relay` does those that have a task.  A
 connection that is over before the pump tells of it is only counted, unless it has a log line.
@@ -18,9 +18,9 @@ from vsockproxy.address.endpoint import Dialable, MuxEndpoint
 from vsockproxy.admit.gate import Gate
 from vsockproxy.config.settings import Route
 from vsockproxy.connection import Connection
+from vsockproxy.dial.direct_target import error_of
 from vsockproxy.dial.mux import await_late_answer
 from vsockproxy.dial.selection import Selection
-from vsockproxy.dial.way import error_of
 from vsockproxy.pump.direct import Dialled, Ending, Opening, Tally
 from vsockproxy.pump.transfer import EndReason, LiveTransfer, Meter
 from vsockproxy.relay.access_log import log_end

@@ -64,7 +64,7 @@ class Reader(ABC):
     """Reads one client's request.
 
     Attributes:
-      output: bytes to send to the client; whoever sends them empties it.
+      output: bytes to send to the client; the sender empties it.
     """
 
     def __init__(self) -> None:

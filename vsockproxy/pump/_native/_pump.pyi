@@ -48,7 +48,7 @@ class Lib(Protocol):
         tag: int,
         route: int,
         listener: int,
-        way: Any,
+        target: Any,
         own: Limit,
         shared: Limit,
         ret: Any,

@@ -25,7 +25,7 @@
 enum {
 	FIRST_PAUSE_MS = 1, /* doubled each time, up to: */
 	LONGEST_PAUSE_MS = 50,
-	VSOCK_MS = 2000, /* after which Linux gives a vsock connect up of its own accord */
+	VSOCK_MS = 2000, /* after which Linux gives a vsock connect up */
 	LINE = 32,       /* the longest answer of a VMM, with its newline */
 };
 
@@ -123,16 +123,16 @@ static enum vsp_dialled dial_answer(struct vsp_relay *relay, struct vsp_loop *lo
 
 static enum vsp_dialled dial_handshake(struct vsp_relay *relay, struct vsp_loop *loop)
 {
-	const struct vsp_way *way = &relay->direct->route->way;
-	size_t size = strnlen(way->request, sizeof(way->request));
-	uint64_t answer_ms = loop->now_ms + way->handshake_ms;
+	const struct vsp_target *target = &relay->direct->route->target;
+	size_t size = strnlen(target->request, sizeof(target->request));
+	uint64_t answer_ms = loop->now_ms + target->handshake_ms;
 
 	/* Whole: the buffer is empty. */
-	if (send(relay->sides[TARGET].fd, way->request, size, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+	if (send(relay->sides[TARGET].fd, target->request, size, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
 		return dial_fail(relay, is_closed(errno) ? VSP_CLOSED_BEFORE_OK : VSP_ERRNO, errno);
-	if (!way->answers)
+	if (!target->answers)
 		return dial_reached(relay, loop);
-	if (way->handshake_ms && answer_ms < relay->direct->dial_ms)
+	if (target->handshake_ms && answer_ms < relay->direct->dial_ms)
 		relay->direct->dial_ms = answer_ms;
 	return dial_wait(relay, loop, VSP_ANSWER, 0);
 }
@@ -140,7 +140,7 @@ static enum vsp_dialled dial_handshake(struct vsp_relay *relay, struct vsp_loop 
 /* ---- connect(2) ---- */
 
 /* Whether a TCP socket is connected to itself: the kernel chose the target's port for our end. */
-static bool is_own(const struct vsp_side *side, const struct vsp_way *way)
+static bool is_own(const struct vsp_side *side, const struct vsp_target *target)
 {
 	struct sockaddr_storage own;
 	socklen_t size = sizeof(own);
@@ -149,29 +149,29 @@ static bool is_own(const struct vsp_side *side, const struct vsp_way *way)
 		return false;
 	/* Their ports first: all others differ there. */
 	if (side->domain == AF_INET)
-		return memcmp(&own, way->address, offsetof(struct sockaddr_in, sin_zero)) == 0;
+		return memcmp(&own, target->address, offsetof(struct sockaddr_in, sin_zero)) == 0;
 	return ((struct sockaddr_in6 *)&own)->sin6_port ==
-		       ((const struct sockaddr_in6 *)way->address)->sin6_port &&
+		       ((const struct sockaddr_in6 *)target->address)->sin6_port &&
 	       memcmp(&((struct sockaddr_in6 *)&own)->sin6_addr,
-		      &((const struct sockaddr_in6 *)way->address)->sin6_addr,
+		      &((const struct sockaddr_in6 *)target->address)->sin6_addr,
 		      sizeof(struct in6_addr)) == 0;
 }
 
 static enum vsp_dialled dial_connected(struct vsp_relay *relay, struct vsp_loop *loop)
 {
-	const struct vsp_way *way = &relay->direct->route->way;
+	const struct vsp_target *target = &relay->direct->route->target;
 
-	if (vsp_side_is_tcp(&relay->sides[TARGET]) && is_own(&relay->sides[TARGET], way))
+	if (vsp_side_is_tcp(&relay->sides[TARGET]) && is_own(&relay->sides[TARGET], target))
 		return dial_fail(relay, VSP_ERRNO, ECONNREFUSED);
-	return way->request[0] ? dial_handshake(relay, loop) : dial_reached(relay, loop);
+	return target->request[0] ? dial_handshake(relay, loop) : dial_reached(relay, loop);
 }
 
 static int dial_connect(const struct vsp_relay *relay)
 {
-	const struct vsp_way *way = &relay->direct->route->way;
+	const struct vsp_target *target = &relay->direct->route->target;
 
-	return connect(relay->sides[TARGET].fd, (const struct sockaddr *)way->address,
-		       way->address_size) < 0
+	return connect(relay->sides[TARGET].fd, (const struct sockaddr *)target->address,
+		       target->address_size) < 0
 		       ? errno
 		       : 0;
 }
@@ -196,10 +196,10 @@ static enum vsp_dialled dial_go_on(struct vsp_relay *relay, struct vsp_loop *loo
 	return dial_wait(relay, loop, VSP_BACKLOG, pause_ms);
 }
 
-static int options_set(int fd, const struct vsp_way *way)
+static int options_set(int fd, const struct vsp_target *target)
 {
-	for (unsigned i = 0; i < way->option_count; i++) {
-		const struct vsp_option *option = &way->options[i];
+	for (unsigned i = 0; i < target->option_count; i++) {
+		const struct vsp_option *option = &target->options[i];
 		int value = (int)option->value;
 		bool wide = option->level == AF_VSOCK;
 
@@ -227,21 +227,21 @@ static void vsock_set_timeout(int fd, uint64_t connect_ms)
 
 enum vsp_dialled vsp_dial_begin(struct vsp_relay *relay, struct vsp_loop *loop)
 {
-	const struct vsp_way *way = &relay->direct->route->way;
+	const struct vsp_target *target = &relay->direct->route->target;
 	struct vsp_side *side = &relay->sides[TARGET];
 	int error;
 
-	side->domain = (unsigned char)((const struct sockaddr *)way->address)->sa_family;
-	relay->direct->dial_ms = loop->now_ms + way->connect_ms;
+	side->domain = (unsigned char)((const struct sockaddr *)target->address)->sa_family;
+	relay->direct->dial_ms = loop->now_ms + target->connect_ms;
 	relay->direct->pause_ms = FIRST_PAUSE_MS;
 	side->fd = socket(side->domain, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	if (side->fd < 0)
 		return dial_fail(relay, VSP_ERRNO, errno);
-	error = options_set(side->fd, way);
+	error = options_set(side->fd, target);
 	if (error)
 		return dial_fail(relay, VSP_ERRNO, -error);
-	if (side->domain == AF_VSOCK && way->connect_ms > VSOCK_MS)
-		vsock_set_timeout(side->fd, way->connect_ms);
+	if (side->domain == AF_VSOCK && target->connect_ms > VSOCK_MS)
+		vsock_set_timeout(side->fd, target->connect_ms);
 	return dial_go_on(relay, loop, dial_connect(relay));
 }
 

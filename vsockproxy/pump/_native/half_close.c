@@ -1,9 +1,10 @@
 /*
  * Half-closes: how the end of one direction is passed on, or held back.
  *
- * Some VMMs take a FIN for the end of both directions and drop what the guest still answers.  Who
- * owes whom an answer cannot be known, so a client's FIN is held while anything moves either way,
- * and passed on after a silence.  The portable pump has the same rule in pump/portable.py.
+ * Some VMMs take a FIN for the end of both directions and drop what the guest still answers.
+ * Whether an answer is still owed cannot be known, so a client's FIN is held while anything moves
+ * either way, and passed on after a silence.  The portable pump has the same rule in
+ * pump/portable.py.
  */
 
 #include "half_close.h"

@@ -25,7 +25,7 @@ struct vsp_peer {
 	int fd;        /* /proc/PID/statm, or a pidfd where /proc hides the process */
 	bool is_pidfd;
 	unsigned uses; /* relays; it is not replaced while it has any */
-	unsigned char address[sizeof(((struct vsp_way *)0)->address)];
+	unsigned char address[sizeof(((struct vsp_target *)0)->address)];
 };
 
 /* The processes that the relays of one thread know. */
@@ -36,7 +36,7 @@ struct vsp_peers {
 /*
  * Return what to know of the process that listened at a Unix socket's other end (SO_PEERCRED,
  * unix(7)); vsp_peers_forget takes it back.  `address` is where the socket was connected to, as
- * in struct vsp_way, or NULL: then nothing is kept for the next socket.
+ * in struct vsp_target, or NULL: then nothing is kept for the next socket.
  */
 enum vsp_vmm vsp_peers_meet(struct vsp_peers *peers, int fd, const unsigned char *address);
 

@@ -98,10 +98,10 @@ void vsp_relay_cancel(struct vsp_relay *relay)
 }
 
 int vsp_pump_serve(struct vsp_pump *pump, uint32_t tag, uint32_t route, int listener,
-		   const struct vsp_way *way, struct vsp_limit *own, struct vsp_limit *shared,
+		   const struct vsp_target *target, struct vsp_limit *own, struct vsp_limit *shared,
 		   struct vsp_server **ret)
 {
-	struct vsp_route *made = vsp_route_new(route, way, own, shared);
+	struct vsp_route *made = vsp_route_new(route, target, own, shared);
 	int error;
 
 	if (!made)

@@ -92,7 +92,7 @@ enum {
 	VSP_REASONS = 9,  /* enum vsp_reason */
 };
 
-/* Durations by their upper bounds, which a struct vsp_way has, and their sum. */
+/* Durations by their upper bounds, which a struct vsp_target has, and their sum. */
 struct vsp_histogram {
 	uint64_t counts[VSP_BUCKETS];
 	int64_t sum_us;
@@ -141,9 +141,9 @@ struct vsp_option {
 	int64_t value;
 };
 
-/* How a direct route connects its clients, and how it treats them. */
-struct vsp_way {
-	unsigned char address[128]; /* the target's, a struct sockaddr */
+/* The target of a direct route: how its clients are connected, and how they are treated. */
+struct vsp_target {
+	unsigned char address[128]; /* a struct sockaddr */
 	unsigned int address_size;
 	uint64_t connect_ms;   /* for a dial in all */
 	uint64_t handshake_ms; /* for a VMM's OK, within connect_ms; 0: no other limit */
@@ -233,12 +233,12 @@ int vsp_relay_duplicate(const struct vsp_relay *relay, bool target);
 
 /*
  * Have the threads accept at a listening socket, non-blocking and open until vsp_server_stop, and
- * serve its clients by `way`, within both limits.  `tag` names the server, a small number that no
- * other one has; `route` is for the news of its relays.  0 and *ret, valid until vsp_server_stop;
- * or a negative errno.
+ * connect its clients to `target`, within both limits.  `tag` names the server, a small number that
+ * no other one has; `route` is for the news of its relays.  0 and *ret, valid until
+ * vsp_server_stop; or a negative errno.
  */
 int vsp_pump_serve(struct vsp_pump *pump, uint32_t tag, uint32_t route, int listener,
-		   const struct vsp_way *way, struct vsp_limit *own, struct vsp_limit *shared,
+		   const struct vsp_target *target, struct vsp_limit *own, struct vsp_limit *shared,
 		   struct vsp_server **ret);
 
 /* Accept no more; when it returns nothing does.  The relays go on.  The handle is invalid. */

@@ -53,7 +53,7 @@ struct vsp_relay *vsp_relay_new(uint32_t tag, int client, int target,
 struct vsp_relay *vsp_relay_new_direct(struct vsp_route *route, const struct vsp_client *client,
 				       int domain, struct vsp_loop *loop)
 {
-	struct vsp_relay *relay = vsp_relay_new(UINT32_MAX, client->fd, -1, &route->way.policy);
+	struct vsp_relay *relay = vsp_relay_new(UINT32_MAX, client->fd, -1, &route->target.policy);
 
 	if (!relay)
 		return NULL;
@@ -117,7 +117,7 @@ int vsp_relay_watch(struct vsp_relay *relay, struct vsp_loop *loop)
 
 bool vsp_relay_is_new(const struct vsp_relay *relay, const struct vsp_loop *loop)
 {
-	return relay->direct && relay->direct->route->way.tallied &&
+	return relay->direct && relay->direct->route->target.tallied &&
 	       (relay->changes & VSP_NEWS_OPENED) && !(relay->changes & VSP_NEWS_ENDED) &&
 	       (uint64_t)relay->direct->opened_us / 1000 + NEW_MS > loop->now_ms;
 }
@@ -127,7 +127,7 @@ bool vsp_relay_is_countable(const struct vsp_relay *relay)
 	const unsigned passed = VSP_NEWS_OPENED | VSP_NEWS_ENDED;
 	const struct vsp_direct *direct = relay->direct;
 
-	return direct && (relay->changes & passed) == passed && direct->route->way.tallied &&
+	return direct && (relay->changes & passed) == passed && direct->route->target.tallied &&
 	       relay->reason != VSP_DIAL_FAILED && relay->reason != VSP_CANCELLED &&
 	       direct->unanswered < 0;
 }

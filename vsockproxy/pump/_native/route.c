@@ -4,18 +4,18 @@
 
 #include "route.h"
 
-struct vsp_route *vsp_route_new(uint32_t tag, const struct vsp_way *way, struct vsp_limit *own,
-				struct vsp_limit *shared)
+struct vsp_route *vsp_route_new(uint32_t tag, const struct vsp_target *target,
+				struct vsp_limit *own, struct vsp_limit *shared)
 {
 	struct vsp_route *route = calloc(1, sizeof(*route));
 
 	if (!route)
 		return NULL;
-	route->way = *way;
-	if (way->policy.upstream_shared)
-		vsp_bandwidth_ref(way->policy.upstream_shared);
-	if (way->policy.downstream_shared)
-		vsp_bandwidth_ref(way->policy.downstream_shared);
+	route->target = *target;
+	if (target->policy.upstream_shared)
+		vsp_bandwidth_ref(target->policy.upstream_shared);
+	if (target->policy.downstream_shared)
+		vsp_bandwidth_ref(target->policy.downstream_shared);
 	route->limits[0] = vsp_limit_ref(own);
 	route->limits[1] = vsp_limit_ref(shared);
 	route->tag = tag;
@@ -35,8 +35,8 @@ void vsp_route_unref(struct vsp_route *route)
 		return;
 	for (int i = 0; i < LIMITS; i++)
 		vsp_limit_unref(route->limits[i]);
-	vsp_bandwidth_unref(route->way.policy.upstream_shared);
-	vsp_bandwidth_unref(route->way.policy.downstream_shared);
+	vsp_bandwidth_unref(route->target.policy.upstream_shared);
+	vsp_bandwidth_unref(route->target.policy.downstream_shared);
 	free(route);
 }
 

@@ -17,7 +17,7 @@ enum {
 
 /* It does not change: a reload makes another one, and the relays of this one keep it. */
 struct vsp_route {
-	struct vsp_way way;
+	struct vsp_target target;
 	struct vsp_limit *limits[LIMITS]; /* a reference to each */
 	uint32_t tag;
 	_Atomic int references;
@@ -26,8 +26,8 @@ struct vsp_route {
 };
 
 /* Make a route with one reference, the caller's; NULL without memory. */
-struct vsp_route *vsp_route_new(uint32_t tag, const struct vsp_way *way, struct vsp_limit *own,
-				struct vsp_limit *shared);
+struct vsp_route *vsp_route_new(uint32_t tag, const struct vsp_target *target,
+				struct vsp_limit *own, struct vsp_limit *shared);
 struct vsp_route *vsp_route_ref(struct vsp_route *route);
 void vsp_route_unref(struct vsp_route *route);
 

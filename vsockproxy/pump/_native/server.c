@@ -80,7 +80,7 @@ static void client_reset(const struct vsp_client *client, int domain)
 	close(client->fd);
 }
 
-/* Accept one client, for whom a place has been taken.  Its relay; or NULL and a negative errno. */
+/* Accept one client, for which a place has been taken.  Its relay; or NULL and a negative errno. */
 static struct vsp_relay *client_accept(struct vsp_server *server, struct vsp_loop *loop,
 				       int *ret_error)
 {

@@ -53,7 +53,7 @@ int vsp_side_watch(struct vsp_side *side, int epoll)
 }
 
 /*
- * Learn of a reset before its stream is read to the end, as an upload that nobody takes has to end
+ * Learn of a reset before its stream is read to the end, as an upload that is not read has to end
  * too.  Reading SO_ERROR clears it, and recv says a clean EOF afterwards: so it is remembered.  TCP
  * says EPIPE where a FIN came before the reset, but only until our own FIN is out (tcp_reset in
  * net/ipv4/tcp_input.c): then only recv tells the two apart, and SO_ERROR is left to it.

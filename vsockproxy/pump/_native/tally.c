@@ -18,16 +18,16 @@ static void histogram_add(struct vsp_histogram *histogram, const int64_t *bounds
 bool vsp_tally_add(struct vsp_relay *relay)
 {
 	const struct vsp_direct *direct = relay->direct;
-	const struct vsp_way *way = &direct->route->way;
+	const struct vsp_target *target = &direct->route->target;
 	struct vsp_tally *tally = &direct->route->tally;
 
 	if (direct->connected_us) {
-		histogram_add(&tally->dials, way->dial_bounds_us,
+		histogram_add(&tally->dials, target->dial_bounds_us,
 			      direct->connected_us - direct->opened_us);
 		if (tally->connected_us < direct->connected_us)
 			tally->connected_us = direct->connected_us;
 	}
-	histogram_add(&tally->lives, way->life_bounds_us, direct->ended_us - direct->opened_us);
+	histogram_add(&tally->lives, target->life_bounds_us, direct->ended_us - direct->opened_us);
 	tally->upstream_bytes += vsp_relay_upstream(relay);
 	tally->downstream_bytes += vsp_relay_downstream(relay);
 	tally->reasons[relay->reason]++;

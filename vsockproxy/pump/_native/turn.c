@@ -193,7 +193,7 @@ static void relay_begin(struct vsp_relay *relay, struct vsp_loop *loop)
 	if (relay->vmm)
 		target->vmm = (unsigned char)vsp_peers_meet(
 			&loop->peers, target->fd,
-			relay->direct ? relay->direct->route->way.address : NULL);
+			relay->direct ? relay->direct->route->target.address : NULL);
 	relay_touch(relay, loop);
 	/* The request is often here already: moving now saves the wait for its edge. */
 	vsp_turn_move(relay, loop);

@@ -1,4 +1,4 @@
-"""A direct route's way for the pump: the target's address, the options and the limits of its dial.
+"""A direct route's target for the pump: its address, and the options and limits of its dial.
 
 Owns: the translation of a `Route`, and of a failed dial's errno or line, which `dial` does for
 dials in Python.
@@ -23,18 +23,18 @@ from vsockproxy.dial.connecting import failed
 from vsockproxy.dial.mux_line import connect_request
 from vsockproxy.dial.sockopt import target_options
 from vsockproxy.errors import DialError, dial_error
-from vsockproxy.pump.direct import DialFailure, Way
+from vsockproxy.pump.direct import DialFailure, DirectTarget
 from vsockproxy.pump.transfer import Bounds
 from vsockproxy.stats import CONNECTION_BOUNDS, DIAL_BOUNDS
 
 
-def way_of(route: Route, bounds: Bounds) -> Way:
-    """Return the way of a route for which `why_not_direct` has no reason."""
+def direct_target_of(route: Route, bounds: Bounds) -> DirectTarget:
+    """Return the target of a route for which `why_not_direct` has no reason."""
     [target], policy = route.targets, route.policy
     assert not isinstance(target, GuestEndpoint)
     family, address = _sockaddr(target)
     is_mux = isinstance(target, MuxEndpoint)
-    return Way(
+    return DirectTarget(
         address=address,
         connect_timeout=policy.connect_timeout,
         handshake_timeout=policy.handshake_timeout if is_mux else None,
