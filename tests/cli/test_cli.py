@@ -525,6 +525,24 @@ def test_the_first_existing_default_file_is_used(tmp_path: Path) -> None:
     assert default_file((toml, yaml)) is None
 
 
+async def test_run_takes_a_file_as_check_does_before_that_of_the_environment(
+    write: Write, tcp: socket.socket
+) -> None:
+    file, environ = write(), {"VSOCKPROXY_CONFIG": "/nonexistent.toml"}
+    assert command("check", file, environ=environ).returncode == 0
+    async with daemon("run", file, sockets={"web": tcp}, environ=environ) as running:
+        ready = await running.wait_for("ready")
+        assert ready["config"] == str(file)
+        assert await running.stop() == 0
+
+
+@pytest.mark.parametrize("verb", ["run", "check"])
+def test_two_files_are_an_error(verb: str, write: Write) -> None:
+    done = command(verb, "-c", write(), "other.toml")
+    assert done.returncode == 2
+    assert done.stderr == "vsockproxy: both FILE and --config name a configuration: omit one\n"
+
+
 async def test_the_environment_names_the_file(write: Write, tcp: socket.socket) -> None:
     environ = {"VSOCKPROXY_CONFIG": str(write())}
     async with daemon("run", sockets={"web": tcp}, environ=environ) as running:

@@ -17,14 +17,14 @@ from vsockproxy import __version__
 from vsockproxy.cli.output import say, say_json
 from vsockproxy.cli.program import WRONG
 from vsockproxy.cli.shared import (
-    CONFIGURATION,
-    argument,
     color_option,
     command,
     config_option,
     daemon_client,
     fail,
+    file_argument,
     json_option,
+    one_file,
     seconds,
     socket_option,
 )
@@ -37,13 +37,7 @@ if TYPE_CHECKING:
 
 
 @command()
-@argument(
-    "file",
-    type=CONFIGURATION,
-    metavar="FILE",
-    required=False,
-    help="TOML or YAML; else what run reads.",
-)
+@file_argument
 @config_option
 @socket_option
 @click.option("--diff", is_flag=True, help="Show what it changes in the running daemon.")
@@ -68,6 +62,7 @@ def check(
     --json has source, problems and warnings, the configuration as the API
     shows it, and with --diff the changes.
     """
+    named = one_file(file, config)
     with _ending_at_problems(as_json):
         source = Source(file, os.environ) if file else find_source(config, os.environ, stdin=True)
         checked = source.load()
@@ -75,7 +70,7 @@ def check(
     warnings = _exposed_users(checked)
     if as_json:
         found = _Report(checked.source, warnings=warnings, configuration=_as_answered(checked))
-        changes = {"changes": _changes(checked, config or file, socket)} if diff else {}
+        changes = {"changes": _changes(checked, named, socket)} if diff else {}
         say_json(asdict(found) | changes)
         return
     for one in warnings:
@@ -84,7 +79,7 @@ def check(
     if diff:
         from vsockproxy.config.changes import describe  # noqa: PLC0415 - at its use
 
-        say(*describe(_changes(checked, config or file, socket)))
+        say(*describe(_changes(checked, named, socket)))
     elif not quiet:
         from vsockproxy.cli.configuration_table import configuration  # noqa: PLC0415 - at its use
         from vsockproxy.cli.drawing import show  # noqa: PLC0415 - at its use

@@ -24,7 +24,7 @@ Relay byte streams between TCP and vsock, in both directions.
 \b
 Examples:
   vsockproxy forward 8080 3:80       relay local port 8080 to port 80 of CID 3
-  vsockproxy run -c vsockproxy.toml  run every route of a file until SIGTERM
+  vsockproxy run vsockproxy.toml     run every route of a file until SIGTERM
   vsockproxy check vsockproxy.toml   validate a file and show its routes
   vsockproxy health                  test whether the daemon is ready
   vsockproxy doctor                  find problems and their remedies

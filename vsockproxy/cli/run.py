@@ -22,6 +22,8 @@ from vsockproxy.cli.shared import (
     command,
     config_option,
     fail,
+    file_argument,
+    one_file,
     read,
     seconds,
     source_of,
@@ -61,20 +63,23 @@ log_format_option: Final = click.option(
 
 
 @command()
+@file_argument
 @config_option
 @log_level_option
 @log_format_option
 @color_option
-def run(config: Path | None, log_level: str | None, log_format: str | None) -> None:
+def run(
+    file: Path | None, config: Path | None, log_level: str | None, log_format: str | None
+) -> None:
     """Run the daemon with the routes of a file, or of $VSOCKPROXY_FORWARD.
 
-    With -c - the file is standard input, which a reload cannot read again.
-    SIGTERM or SIGINT drains: the daemon closes its listeners and waits at most
+    FILE - is standard input, which a reload cannot read again. SIGTERM or
+    SIGINT drains: the daemon closes its listeners and waits at most
     drain_timeout for its connections to end. A second signal resets them at
     once. SIGHUP reloads the file, and drains where there is none. The exit
     status is 0 if every connection ended before that, 1 if some were reset.
     """
-    source = source_of(config)
+    source = source_of(one_file(file, config))
     log = _fixed_log(log_level, log_format)
     load = _cannot_load_again if source.file == STDIN else source.load
     _serve(read(source.load), load=load, is_file=source.file is not None, log=log)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from vsockproxy.cli.output import Color, choose_color, say
 from vsockproxy.cli.program import FAILED, WRONG
@@ -114,6 +115,14 @@ config_option: Final = click.option(
     help="TOML or YAML; else /etc/vsockproxy/config.toml or .yaml.",
 )
 
+file_argument: Final = argument(
+    "file",
+    type=CONFIGURATION,
+    metavar="FILE",
+    required=False,
+    help="The same as --config FILE.",
+)
+
 socket_option: Final = click.option(
     "--socket",
     type=PATH,
@@ -134,6 +143,14 @@ color_option: Final = click.option(
 json_option: Final = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object, for programs."
 )
+
+
+def one_file(file: Path | None, config: Path | None) -> Path | None:
+    """Return `file_argument`, else `config_option`; exit with status 2 if a user gave both."""
+    given = click.get_current_context().get_parameter_source("config")
+    if file is not None and given is ParameterSource.COMMANDLINE:
+        fail("both FILE and --config name a configuration: omit one", status=WRONG)
+    return file or config
 
 
 def source_of(file: Path | None) -> Source:
