@@ -8,16 +8,12 @@ Prints ratios to the plain relay by epoll, each within its round.  ``make bench-
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
-import traffic
-from bench import HERE, allow_descriptors, place_in, take_all
-from guard import RELAY
+from bench import HERE
+from guard import RELAY, measured
 from peers import Peer, read_peers
-from plan import OURS, REFERENCE, Plan, Step
-from targets import Table
+from plan import OURS, REFERENCE
 
 PROGRAM: Final = HERE.parent / "build" / "uring-relay"
 URING: Final = Peer(
@@ -31,25 +27,17 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--rounds", type=int, default=5)
     rounds = options.parse_args().rounds
-    allow_descriptors()
     others = [peer for peer in read_peers(HERE / "peers.toml") if peer.name in (OURS, REFERENCE)]
-    steps: dict[str, Step] = {}
-    for step in Plan([RELAY, URING, *others], rounds, 0.5, False, 2**23).steps():
-        steps.setdefault(step.name, step)  # the second step of that name counts system calls
-    rows: dict[str, object] = {}
-    with TemporaryDirectory(prefix="uring-") as name:
-        place = place_in(Path(name), "")
-        with traffic.server(place.target, place.server_cpus):
-            take_all(place, [steps[row] for row in ROWS], rows)
-    table = Table(rows)
+    table = measured([RELAY, URING, *others], ROWS, rounds)
     print("| | | units a second | processor time of a unit |\n|---|---|---:|---:|")
     for row in ROWS:
+        title = table.rows[row]["title"]
         for peer in (URING, *others):
             rate, cost = (
                 table.ratio(row, peer.name, RELAY.name, figure) or float("nan")
                 for figure in ("rate", "cpu_per_unit")
             )
-            print(f"| {steps[row].title} | {peer.name} | {rate:.2f} | {cost:.2f} |")
+            print(f"| {title} | {peer.name} | {rate:.2f} | {cost:.2f} |")
 
 
 if __name__ == "__main__":
