@@ -1,13 +1,26 @@
 """Sizes, durations and counts as text, in the same form in every command; foreign text in one line.
 
-Owns: these forms.  JSON, logs and metrics do not use the first three: they hold plain numbers of
-bytes and seconds.
+Owns: these forms, and the colours of states.  JSON, logs and metrics do not use the first three:
+they hold plain numbers of bytes and seconds.
 """
 
 from __future__ import annotations
 
 import codecs
 from typing import Final
+
+STATE_STYLES: Final = {
+    "paused": "yellow",
+    "retrying": "yellow",
+    "off": "red",
+    "draining": "yellow",
+    "drained": "yellow",
+    "queued": "red",
+    "silent": "yellow",
+    "held": "yellow",
+    "dialling": "yellow",
+}
+"""The colours of the states of routes and connections that an operator may have to look at."""
 
 _SIZES: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _BELOW_A_SECOND: Final = (("us", 1e-6), ("ms", 1e-3))

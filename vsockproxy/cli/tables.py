@@ -9,24 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from vsockproxy.cli.output import printable
-from vsockproxy.readable import count, duration, size
+from vsockproxy.readable import STATE_STYLES, count, duration, size
 
 Answer = dict[str, Any]
-
-_STYLES: Final = {
-    "paused": "yellow",
-    "retrying": "yellow",
-    "off": "red",
-    "draining": "yellow",
-    "drained": "yellow",
-    "queued": "red",
-    "silent": "yellow",
-    "held": "yellow",
-    "dialling": "yellow",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,4 +162,4 @@ def _named(live: Answer) -> str:
 
 
 def _state(state: str, reason: str | None = None) -> Text:
-    return cell(f"{state} ({reason})" if reason else state, _STYLES.get(state, ""))
+    return cell(f"{state} ({reason})" if reason else state, STATE_STYLES.get(state, ""))

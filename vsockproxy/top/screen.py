@@ -14,7 +14,7 @@ from typing import Final, Literal, NamedTuple
 from rich.cells import cell_len
 from rich.text import Text
 
-from vsockproxy.readable import count, duration, escape, size
+from vsockproxy.readable import STATE_STYLES, count, duration, escape, size
 from vsockproxy.top.panel import Panel
 from vsockproxy.top.traffic import HISTORY, Answer, RouteRates, Snapshot, Traffic
 
@@ -25,19 +25,7 @@ _BAR: Final = 8
 _WITH_PAST: Final = 72  # columns; below, routes have no history and connections no totals
 _WITH_BAR: Final = 90
 _WITH_TARGET: Final = 110
-_STYLES: Final = {
-    "error": "red",
-    "warning": "yellow",
-    "paused": "yellow",
-    "retrying": "yellow",
-    "off": "red",
-    "draining": "yellow",
-    "drained": "yellow",
-    "queued": "red",
-    "silent": "yellow",
-    "held": "yellow",
-    "dialling": "yellow",
-}
+_LEVEL_STYLES: Final = {"error": "red", "warning": "yellow"}
 _BRIEF: Final = {"half-closed": "half", "dialling": "dials"}
 _KEYS: Final = "q quit  s sort  / filter  tab routes  k kill  ? help"
 _HELP: Final = """\
@@ -143,7 +131,7 @@ class _Layout:
         route = rates.route
         return [
             route["name"],
-            Text(route["state"], _STYLES.get(route["state"], "")),
+            Text(route["state"], STATE_STYLES.get(route["state"], "")),
             _targets(route["targets"]),
             str(route["live"]),
             *([_rate(rates.connections)] if self._columns >= _WITH_PAST else []),
@@ -208,7 +196,7 @@ class _Layout:
             wrapped = textwrap.wrap(
                 _event(event), self._columns, subsequent_indent="    ", break_on_hyphens=False
             )
-            style = _STYLES.get(event["level"], "")
+            style = _LEVEL_STYLES.get(event["level"], "")
             lines = [*(Text(line, style) for line in wrapped[: room - len(lines)]), *lines]
         heading = Text("events".ljust(self._columns), "bold underline")
         return [heading, *lines, *[Text()] * (room - len(lines))]
@@ -323,7 +311,7 @@ def _connection(connection: Answer, *, wide: bool, has_totals: bool) -> list[Tex
         connection["route"],
         connection["client"],
         *([connection["target"]] if wide else []),
-        Text(_BRIEF.get(state, state), _STYLES.get(state, "")),
+        Text(_BRIEF.get(state, state), STATE_STYLES.get(state, "")),
         *(_short(connection[f"{each}_bytes"]) for each in ("upstream", "downstream") if has_totals),
         _short(connection["upstream_rate"] + connection["downstream_rate"]),
         *([duration(connection["idle_seconds"])] if has_totals else []),
