@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import struct
@@ -10,7 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 WORKERS = 8
-ADDRESS = ("127.77.0.2", 20000)  # of the loopback's network; nothing else listens there
+# Of the loopback's network, and this process's: another run may listen beside it.
+ADDRESS = ("127.77.{}.{}".format(*divmod(os.getpid() % 0x10000, 0x100)), 20000)
 
 FORBIDDEN = frozenset({"exchange", "exchange_tcp", "reset", "reset_tcp"})
 """The scenes in which an error means that a client was refused or its stream truncated."""
