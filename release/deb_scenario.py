@@ -74,11 +74,21 @@ def replace(package: str, name: str) -> None:
 
 
 def reject(package: str) -> None:
-    """Install a version that rejects the file: dpkg shows the error, the old process goes on."""
+    """Install a version that rejects the file, then do what docs/upgrade.md says.
+
+    dpkg shows the error, and the old process goes on; with the file of that version the new one
+    serves.
+    """
     CONFIG.write_text(f"{ROUTE}key_of_a_newer_version = 1\n")
     pid, output = show("MainPID"), dpkg("--install", package)
     expect("unknown key" in output and "was not restarted" in output, "a rejected file is shown")
     expect(show("MainPID") == pid, "with a rejected file the old process goes on")
+    CONFIG.write_text(ROUTE)
+    run("systemctl", "restart", "vsockproxy")
+    with connect(FRONT) as stream:
+        answer = round_trip(stream)
+    served = answer == b"hello" and show("MainPID") not in (pid, "0")
+    expect(served, "with the file put back, a restart serves")
 
 
 def files() -> set[str]:
