@@ -13,7 +13,7 @@ import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import trio
 
@@ -266,22 +266,21 @@ class RouteListener:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(keep_file, self._lease, self._log)
-                    nursery.start_soon(self._accept_at_lease, relays)
+                    await self._lease.serve(partial(self._accept_at, relays=relays))
             except* Exception:  # noqa: BLE001 - it must not end the daemon
                 self._defective_until = trio.current_time() + _DEFECTIVE
                 self._log.exception("listener_error", route=self.route.name, remedy=_DEFECT)
             await trio.sleep(_AFTER_DEFECT)
 
-    async def _accept_at_lease(self, relays: trio.Nursery) -> None:
-        async def accept_at(sockets: Sequence[ListeningSocket]) -> None:
-            async with trio.open_nursery() as acceptors:
-                for listening in sockets:
-                    acceptors.start_soon(self._accept, listening.sock, relays)
-                await trio.sleep_forever()  # there may be no socket yet
+    async def _accept_at(self, sockets: Sequence[ListeningSocket], *, relays: trio.Nursery) -> None:
+        if len(sockets) == 1:  # as most routes have: a task less for each
+            await self._accept(sockets[0].sock, relays)
+        async with trio.open_nursery() as acceptors:
+            for listening in sockets:
+                acceptors.start_soon(self._accept, listening.sock, relays)
+            await trio.sleep_forever()  # there may be no socket yet
 
-        await self._lease.serve(accept_at)
-
-    async def _accept(self, sock: socket.socket, relays: trio.Nursery) -> None:
+    async def _accept(self, sock: socket.socket, relays: trio.Nursery) -> NoReturn:
         failures = 0
         while True:
             error = await self._direct.serve(sock.fileno())

@@ -199,6 +199,7 @@ class DirectRoutes:
                     server,
                 )
             )
+            del c_target
             await trio.lowlevel.wait_task_rescheduled(stop)
         finally:
             if server[0] != ffi.NULL:
