@@ -110,7 +110,7 @@ async def test_an_added_guest_is_a_target_until_no_route_needs_it(tmp_path: Path
         await one.post("/v1/routes", route(one, "a", target="vm:80"))
         await works(one, "a")
         error = await refused(await one.ask("DELETE", "/v1/guests/vm"), 409)
-        start = "the guest 'vm' is in use: route a: target: 'vm:80': no guest 'vm' in [guests]"
+        start = "the guest 'vm' is in use: route a: target"
         assert error.startswith(start)
         await one.ask("DELETE", "/v1/routes/a")
         assert (await one.ask("DELETE", "/v1/guests/vm")).status_code == 200
@@ -388,7 +388,7 @@ async def test_a_persisted_guest_that_a_file_needs_is_not_removed(tmp_path: Path
         error = await refused(await daemon.ask("DELETE", "/v1/guests/vm"), 409)
         assert error.startswith("the guest 'vm' is in use: ")
         assert "conf.d/route-a.toml:1:" in error
-        assert ": route[0].target: 'vm:80': no guest 'vm'" in error
+        assert error.endswith(": route[0].target")
         assert (tmp_path / "conf.d/guest-vm.toml").exists()
 
 

@@ -164,6 +164,12 @@ async def test_reload_prints_the_fingerprint_or_the_errors_of_the_file(
     done = await installation.run("reload", status=1)
     assert "lissen" in done.stderr
     assert "nothing has changed" in done.stderr
+    file.write_text(right.replace("listen", "lissen") + "\noops = 1\n")
+    problems = (await installation.run("reload", status=1)).stderr.splitlines()
+    checked = (await installation.run("check", "-c", str(file), status=2)).stderr.splitlines()
+    assert len(checked) > 1
+    assert problems[:-1] == checked
+    file.write_text(right.replace("listen", "lissen"))
     await installation.running.wait_for("reload_failed")
     shown = (await installation.run("status")).stdout
     assert "the last reload failed" in shown
@@ -371,7 +377,7 @@ async def test_route_and_guest_are_added_replaced_and_removed(installation: Inst
     moved = await run("guest", "replace", "vm", f"mux={folder}/other")
     assert moved.stdout == "guest vm: replaced\nretargeted: a\n"
     assert (await run("check", "--diff", str(folder / "file.toml"))).stdout == "no change\n"
-    assert "no guest 'vm'" in (await run("guest", "remove", "vm", status=1)).stderr
+    assert "in use: route a: target\n" in (await run("guest", "remove", "vm", status=1)).stderr
     assert (await run("route", "remove", "a")).stdout == "route a: removed\n"
     assert (await run("guest", "remove", "vm")).returncode == 0
     await run("route", "add", "b", status=2)

@@ -43,7 +43,7 @@ async def test_only_the_route_to_a_broken_guest_is_a_problem(tmp_path: Path) -> 
     assert found_by_subject["route 8080"].level == "ok"
     assert found_by_subject["route 8081"].level == "problem"
     assert "start the VM" in found_by_subject["route 8081"].remedy
-    assert found_by_subject["route 8082 (+1)"].level == "ok"
+    assert found_by_subject["route 8082 and 1 more"].level == "ok"
     assert summary(found).startswith("1 problem")
 
 

@@ -30,8 +30,8 @@ _MAX_ANSWER: Final = 64 << 20  # bytes; a page of connections is below one MiB
 _TIMEOUT: Final = 15.0  # seconds
 _WHICH_TIMEOUT: Final = 2.0  # seconds; a daemon that hangs must not hide the one that is meant
 _REMEDY: Final = (
-    f"name the control socket with --socket or ${ADMIN}; a daemon has none if its"
-    ' configuration has [admin] socket = "off"'
+    f"name its configuration with -c, or its control socket with --socket or ${ADMIN}; a daemon"
+    ' has none if its configuration has [admin] socket = "off"'
 )
 
 _SEE_LOG: Final = "its log has the error: http_request_failed (journalctl -u vsockproxy)"
@@ -125,7 +125,7 @@ class Client:
             connection.close()
         if response.status != 200:
             raise _refusal(response.status, answer)
-        return answer
+        return {name: _printable(value) for name, value in answer.items()}
 
 
 def _read(response: HTTPResponse) -> Answer:
@@ -142,7 +142,7 @@ def _read(response: HTTPResponse) -> Answer:
         answer = {}
     if not isinstance(answer, dict):
         raise ValueError("the answer is not an object")
-    return {name: _printable(value) for name, value in answer.items()}
+    return answer
 
 
 def _printable(value: Any) -> Any:
@@ -158,11 +158,12 @@ def _printable(value: Any) -> Any:
 
 
 def _refusal(status: int, answer: Answer) -> RequestError:
-    """Return the error of an answer whose status is not 200."""
-    if status >= 500:
-        error = f"the daemon failed to answer (HTTP {status})"
-        return RequestError(status, str(answer.get("error", error)), _SEE_LOG)
-    return RequestError(status, str(answer.get("error", answer)), str(answer.get("remedy", "")))
+    """Return the error of an answer whose status is not 200, with a line for each problem."""
+    is_failure = status >= 500
+    error = f"the daemon failed to answer (HTTP {status})" if is_failure else answer
+    sentence = "\n".join(map(escape, str(answer.get("error", error)).splitlines()))
+    remedy = _SEE_LOG if is_failure else escape(str(answer.get("remedy", "")))
+    return RequestError(status, sentence, remedy)
 
 
 def route_path(name: str, action: str = "") -> str:
@@ -270,5 +271,6 @@ def _only_socket(environ: Mapping[str, str], file: Path | None) -> Path:
         return (live or places)[0]
     user = of_user(environ, os.getuid())
     raise DaemonUnreachableError(
-        f"no daemon: neither {user.parent} nor /run/vsockproxy has a control socket; {_REMEDY}"
+        f"no daemon: neither {user.parent} nor /run/vsockproxy has a control socket; start the"
+        f" daemon, or {_REMEDY}"
     )

@@ -112,7 +112,8 @@ async def _answer(
         response = await _performed(daemon, operation, perform, request)
         result = "done"
     except HttpError as error:
-        result = f"{'denied' if error.status == FORBIDDEN else 'failed'}: {error.sentence}"
+        sentence = "; ".join(error.sentence.splitlines())
+        result = f"{'denied' if error.status == FORBIDDEN else 'failed'}: {sentence}"
         raise
     finally:  # a client that has gone, or a defect, also leaves its line
         what = _what(request)

@@ -32,8 +32,9 @@ _LONGEST: Final = 4096  # bytes of an answer, which has a line for each missing 
 _OF_EVERY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", None: "127.0.0.1"}  # noqa: S104 - dialled
 _NO_PLAIN_HTTP: Final = "cannot ask the daemon: its metrics are served over TLS; set [admin] socket"
 _NO_LISTENER: Final = (
-    "cannot ask the daemon: the configuration has no metrics listener, and no control socket was"
-    f" found; set [metrics] listen or [admin] socket, or name one with ${ADMIN}, --metrics or --url"
+    "cannot ask the daemon: none with a control socket was found, and no metrics listener is"
+    " configured; start the daemon, name its configuration with -c, set [metrics] listen or"
+    f" [admin] socket, or name one with ${ADMIN}, --metrics or --url"
 )
 
 

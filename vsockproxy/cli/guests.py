@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vsockproxy.guests.directory import GuestRecord
     from vsockproxy.guests.survey import Vm
 
+_UNREAD: Final = "vsockproxy: no configuration was read: give a daemon's with -c"
 _TIMEOUT: Final = 10.0  # seconds for each guest; more than a source has
 
 
@@ -33,6 +34,9 @@ def guests(config: Path | None, *, as_json: bool) -> None:
     from vsockproxy.guests.survey import survey  # noqa: PLC0415 - at its use
 
     configured = _configured(config)
+    if configured is None and not as_json:
+        say(_UNREAD, err=True)
+    configured = configured or ()
     records = trio.run(_locate, configured)
     vms, errors = trio.run(survey)
     if as_json:
@@ -42,12 +46,12 @@ def guests(config: Path | None, *, as_json: bool) -> None:
     say(*(f"vsockproxy: {error}" for error in errors), err=True)
 
 
-def _configured(config: Path | None) -> Sequence[Guest]:
-    """Return the guests of the configuration that `run` would use; none without one."""
+def _configured(config: Path | None) -> Sequence[Guest] | None:
+    """Return the guests of the configuration that `run` would use; None without one."""
     try:
         return read(lambda: find_source(config, os.environ).load()).guests
     except NoSourceError:
-        return ()
+        return None
 
 
 async def _locate(guests: Sequence[Guest]) -> dict[str, GuestRecord]:

@@ -40,8 +40,10 @@ def _parse_address(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return shown(value)
     if not isinstance(value, str):
+        several = "; several are targets of a [[route]]" if isinstance(value, list) else ""
         raise ValueError(
-            f'{shown(value)} is not an address: expected a text such as "tcp:127.0.0.1:8080"'
+            f"{shown(value)} is not an address: expected a text such as"
+            f' "tcp:127.0.0.1:8080"{several}'
         )
     return value
 

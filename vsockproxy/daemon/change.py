@@ -37,11 +37,13 @@ from vsockproxy.config.guest import KnownGuests
 from vsockproxy.config.settings import Config
 from vsockproxy.daemon.reload import START_AGAIN, Reloading, in_thread
 from vsockproxy.errors import ConfigError, MissingError, OrderError
+from vsockproxy.readable import escape
 
 if TYPE_CHECKING:
     from vsockproxy.daemon.daemon import Daemon
 
 _A_FILE_WINS: Final = "change it there, then: vsockproxy reload"
+_SHOWN: Final = 20  # names
 _UNDONE_WITHIN: Final = 5.0  # seconds, at the end of the daemon
 
 
@@ -113,20 +115,25 @@ class Changing:
             raise OrderError(sentence, "choose another name, or add it with --persist")
         if name in self._daemon.added.of(kind):
             raise OrderError(
-                f"the {kind} {name!r} was added before", f"vsockproxy {kind} replace, or remove"
+                f"the {kind} {name!r} was added before", f"replace it: vsockproxy {kind} replace"
             )
 
     async def _own_file(self, kind: Kind, name: str) -> Path:
         """Return the file in which something was persisted."""
         base = self._daemon.base
         if name not in names_of(base, kind):
-            raise MissingError(f"there is no {kind} {name!r}", f"vsockproxy {kind} add adds it")
+            raise MissingError(f"there is no {kind} {name!r}", self._known(kind))
         if base.written.include:
             file = persisted.file_of(base.written.include, kind, name)
             if await in_thread(lambda: persisted.has_only(file, kind, name)):
                 return file
         sentence = f"the {kind} {name!r} is in the configuration ({base.source}): a file wins"
         raise OrderError(sentence, _A_FILE_WINS)
+
+    def _known(self, kind: Kind) -> str:
+        names = sorted({*names_of(self._daemon.base, kind), *self._daemon.added.of(kind)})
+        more = ", ..." if len(names) > _SHOWN else ""
+        return f"the names are {', '.join(names[:_SHOWN])}{more}" if names else f"no {kind} exists"
 
     async def _run(self, kind: Kind, name: str, table: Table | None) -> Changes:
         daemon = self._daemon
@@ -193,7 +200,9 @@ def _in_use(kind: Kind, name: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        sentence = f"the {kind} {name!r} is in use: {str(error).splitlines()[0]}"
+        message = escape(error.problems[0].message)
+        place = str(error).splitlines()[0].removesuffix(f": {message}")
+        sentence = f"the {kind} {name!r} is in use: {place}"
         raise OrderError(sentence, "remove or retarget what uses it first") from error
 
 

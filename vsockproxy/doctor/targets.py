@@ -66,7 +66,7 @@ def _judge_guest(record: GuestRecord) -> Finding:
 
 
 def _judge(result: Probe, names: list[str]) -> Finding:
-    subject = f"route {names[0]}" + (f" (+{len(names) - 1})" if len(names) > 1 else "")
+    subject = f"route {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
     if result.reached:
         return ok(subject, f"{result.target}: {result.what}")
     return problem(subject, f"{result.target}: {result.what}", result.remedy)

@@ -300,7 +300,8 @@ def _event(event: Answer) -> str:
     """Return an event as one line; ``I``, ``W`` and ``E`` are info, warning and error."""
     when = time.strftime("%H:%M:%S", time.localtime(event["time"]))
     about = f"{event['route']}: " if event["route"] else ""
-    line = f"{when} {event['level'][0].upper()} {about}{event['event']}: {event['message']}"
+    message = f": {event['message']}" if event["message"] else ""
+    line = f"{when} {event['level'][0].upper()} {about}{event['event']}{message}"
     return escape(line)
 
 
