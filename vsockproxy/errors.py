@@ -66,9 +66,11 @@ class ConfigError(VsockproxyError):
     def __init__(self, source: str, problems: tuple[Problem, ...]) -> None:
         self.source = source
         self.problems = problems
-        super().__init__("\n".join(self._render(problem) for problem in problems))
+        lines = (f"{self.place_of(problem)}: {escape(problem.message)}" for problem in problems)
+        super().__init__("\n".join(lines))
 
-    def _render(self, problem: Problem) -> str:
+    def place_of(self, problem: Problem) -> str:
+        """Return the file, line, column and key of one of the problems, in one line."""
         place = problem.source or self.source
         if problem.line is not None:
             place += f":{problem.line}"
@@ -76,7 +78,7 @@ class ConfigError(VsockproxyError):
                 place += f":{problem.column}"
         if problem.path:
             place += f": {problem.path}"
-        return escape(f"{place}: {problem.message}")
+        return escape(place)
 
 
 class SocketError(VsockproxyError):

@@ -29,9 +29,8 @@ enum {
 
 enum kind { ACCEPT, RECEIVE, SEND };
 
-/* Bytes that a side is to send: a buffer of the ring. */
+/* Bytes that a side is to send, in the buffer of the same index. */
 struct piece {
-	unsigned short buffer;
 	unsigned int size;
 	struct piece *next;
 };
@@ -44,14 +43,13 @@ struct side {
 	bool receiving;
 	bool ended;   /* its EOF was read */
 	bool shut;    /* the other side's EOF was passed on to it */
-	bool starved; /* its receive ended for want of a buffer */
 };
 
 static struct io_uring ring;
 static struct io_uring_buf_ring *buffers;
-static unsigned char *memory;
-static struct piece *unused;
-static struct side *starving;
+static unsigned char (*memory)[BUFFER];
+static struct piece pieces[BUFFERS];
+static struct side *starving; /* its receive ended for want of a buffer */
 
 static void *tagged(void *pointer, enum kind kind)
 {
@@ -87,14 +85,14 @@ static void side_send(struct side *side)
 	struct io_uring_sqe *sqe = request();
 	struct piece *piece = side->first;
 
-	io_uring_prep_send(sqe, side->fd, memory + (size_t)piece->buffer * BUFFER, piece->size,
+	io_uring_prep_send(sqe, side->fd, memory[piece - pieces], piece->size,
 			   MSG_NOSIGNAL | MSG_WAITALL);
 	io_uring_sqe_set_data(sqe, tagged(side, SEND));
 }
 
 static void buffer_return(unsigned short buffer)
 {
-	io_uring_buf_ring_add(buffers, memory + (size_t)buffer * BUFFER, BUFFER, buffer,
+	io_uring_buf_ring_add(buffers, memory[buffer], BUFFER, buffer,
 			      io_uring_buf_ring_mask(BUFFERS), 0);
 	io_uring_buf_ring_advance(buffers, 1);
 	if (starving) {
@@ -121,17 +119,9 @@ static void side_finish(struct side *side)
 	}
 }
 
-static void side_queue(struct side *side, unsigned short buffer, unsigned int size)
+static void side_queue(struct side *side, struct piece *piece, unsigned int size)
 {
-	struct piece *piece = unused;
-
-	if (piece)
-		unused = piece->next;
-	else
-		piece = malloc(sizeof(*piece));
-	if (piece == NULL)
-		fail("out of memory");
-	*piece = (struct piece){.buffer = buffer, .size = size};
+	*piece = (struct piece){.size = size};
 	if (side->first) {
 		side->last->next = piece;
 		side->last = piece;
@@ -145,7 +135,7 @@ static void received(struct side *side, const struct io_uring_cqe *cqe)
 {
 	side->receiving = cqe->flags & IORING_CQE_F_MORE;
 	if (cqe->res > 0)
-		side_queue(side->other, (unsigned short)(cqe->flags >> IORING_CQE_BUFFER_SHIFT),
+		side_queue(side->other, &pieces[cqe->flags >> IORING_CQE_BUFFER_SHIFT],
 			   (unsigned int)cqe->res);
 	if (cqe->res == -ENOBUFS && !starving)
 		starving = side;
@@ -158,15 +148,13 @@ static void received(struct side *side, const struct io_uring_cqe *cqe)
 	}
 }
 
-static void sent(struct side *side, const struct io_uring_cqe *cqe)
+/* A send that failed is noticed by the receive. */
+static void sent(struct side *side)
 {
 	struct piece *piece = side->first;
 
-	(void)cqe; /* a send that failed is noticed by the receive */
 	side->first = piece->next;
-	piece->next = unused;
-	unused = piece;
-	buffer_return(piece->buffer);
+	buffer_return((unsigned short)(piece - pieces));
 	if (side->first)
 		side_send(side);
 	else
@@ -204,7 +192,7 @@ static void ring_make(void)
 	if (posix_memalign(&place, 4096, BUFFERS * sizeof(struct io_uring_buf)))
 		fail("out of memory");
 	buffers = place;
-	memory = malloc((size_t)BUFFERS * BUFFER);
+	memory = malloc(BUFFERS * sizeof(*memory));
 	if (memory == NULL)
 		fail("out of memory");
 	group.ring_addr = (uintptr_t)buffers;
@@ -248,7 +236,7 @@ int main(int argc, char **argv)
 				received(side, cqe);
 				break;
 			case SEND:
-				sent(side, cqe);
+				sent(side);
 			}
 			number++;
 		}

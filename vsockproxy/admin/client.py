@@ -161,7 +161,7 @@ def _refusal(status: int, answer: Answer) -> RequestError:
     """Return the error of an answer whose status is not 200, with a line for each problem."""
     is_failure = status >= 500
     error = f"the daemon failed to answer (HTTP {status})" if is_failure else answer
-    sentence = "\n".join(map(escape, str(answer.get("error", error)).splitlines()))
+    sentence = "\n".join(map(escape, str(answer.get("error", error)).split("\n")))
     remedy = _SEE_LOG if is_failure else escape(str(answer.get("remedy", "")))
     return RequestError(status, sentence, remedy)
 

@@ -112,7 +112,7 @@ async def _answer(
         response = await _performed(daemon, operation, perform, request)
         result = "done"
     except HttpError as error:
-        sentence = "; ".join(error.sentence.splitlines())
+        sentence = error.sentence.replace("\n", "; ")
         result = f"{'denied' if error.status == FORBIDDEN else 'failed'}: {sentence}"
         raise
     finally:  # a client that has gone, or a defect, also leaves its line

@@ -2,7 +2,7 @@
 
 Owns: `Gate`: whether clients stay queued in the kernel's backlog, where they cost nothing, and
 whether an accepted client is admitted or rejected. Accepts and dials nothing.
-`pump/_native/route.c` counts the limit of the clients that the pump accepts, for direct routes.
+`pump/_native/route.c` counts the clients that the pump accepts, for direct routes.
 
 The numbers that it compares with limits are those of `stats`, so a reload can change a limit.
 """

@@ -137,10 +137,10 @@ def _paths(config: Config) -> Iterator[str]:
     for target in (target for route in config.routes for target in route.targets):
         if isinstance(target, MuxEndpoint):
             yield target.path
-        elif isinstance(target, GuestEndpoint) and isinstance(
-            locator := locators[target.guest], MuxGlob
-        ):
-            yield locator.pattern
+        elif isinstance(target, GuestEndpoint):
+            locator = locators[target.guest]
+            if isinstance(locator, MuxGlob):
+                yield locator.pattern
     for guest in config.guests:
         if guest.is_pattern and isinstance(guest.locator, Mux):
             yield guest.locator.path.replace(NAME_MARK, "*")

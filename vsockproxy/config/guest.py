@@ -238,9 +238,7 @@ def between(pattern: str, mark: str, text: str) -> str | None:
     return text[len(before) : len(text) - len(after)]
 
 
-def _with_name(
-    locator: StaticLocator | DynamicLocator, name: str
-) -> StaticLocator | DynamicLocator:
+def _with_name(locator: Locator, name: str) -> Locator:
     values: dict[str, Any] = {one.name: getattr(locator, one.name) for one in fields(locator)}
     return replace(locator, **{key: _with_mark(value, name) for key, value in values.items()})
 

@@ -37,7 +37,6 @@ from vsockproxy.config.guest import KnownGuests
 from vsockproxy.config.settings import Config
 from vsockproxy.daemon.reload import START_AGAIN, Reloading, in_thread
 from vsockproxy.errors import ConfigError, MissingError, OrderError
-from vsockproxy.readable import escape
 
 if TYPE_CHECKING:
     from vsockproxy.daemon.daemon import Daemon
@@ -200,9 +199,7 @@ def _in_use(kind: Kind, name: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        message = escape(error.problems[0].message)
-        place = str(error).splitlines()[0].removesuffix(f": {message}")
-        sentence = f"the {kind} {name!r} is in use: {place}"
+        sentence = f"the {kind} {name!r} is in use: {error.place_of(error.problems[0])}"
         raise OrderError(sentence, "remove or retarget what uses it first") from error
 
 
