@@ -19,6 +19,12 @@ enum {
 	SPARE_MS = 1000, /* until spare pipes that were not needed are closed */
 };
 
+enum rank {
+	NEW, /* clients, and relays from the inbox */
+	BYTES,
+	ENDS,
+};
+
 /* ---- the inbox: written by the caller's thread ---- */
 
 static void thread_wake(struct vsp_thread *thread)
@@ -161,19 +167,36 @@ static int sleep_ms(const struct vsp_loop *loop)
 	return (int)(due_ms - loop->now_ms < longest_ms ? due_ms - loop->now_ms : longest_ms);
 }
 
-/* Serve up to EVENTS events.  Whether there were as many, and more may wait. */
-static bool events_serve(struct vsp_thread *thread, const struct epoll_event *events, int count)
+/*
+ * Return when an event is served among those of one epoll_wait.  Somebody waits for a new client's
+ * dial and for bytes; nobody waits for a close, which takes longest.
+ */
+static enum rank event_rank(const struct epoll_event *event)
+{
+	if (!event->data.ptr || vsp_servers_own(event->data.u64))
+		return NEW;
+	return event->events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR) ? ENDS : BYTES;
+}
+
+static void event_serve(struct vsp_thread *thread, const struct epoll_event *event)
 {
 	struct vsp_loop *loop = &thread->loop;
 
-	for (int i = 0; i < count; i++) {
-		if (vsp_servers_own(events[i].data.u64))
-			vsp_servers_accept(thread->servers, events[i].data.u64, loop);
-		else if (events[i].data.ptr)
-			vsp_turn_event(events[i].data.ptr, loop, events[i].events);
-		else
-			thread->running = inbox_serve(thread);
-	}
+	if (vsp_servers_own(event->data.u64))
+		vsp_servers_accept(thread->servers, event->data.u64, loop);
+	else if (event->data.ptr)
+		vsp_turn_event(event->data.ptr, loop, event->events);
+	else
+		thread->running = inbox_serve(thread);
+}
+
+/* Serve up to EVENTS events.  Whether there were as many, and more may wait. */
+static bool events_serve(struct vsp_thread *thread, const struct epoll_event *events, int count)
+{
+	for (enum rank rank = NEW; rank <= ENDS; rank++)
+		for (int i = 0; i < count; i++)
+			if (event_rank(&events[i]) == rank)
+				event_serve(thread, &events[i]);
 	return count == EVENTS;
 }
 
