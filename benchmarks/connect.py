@@ -19,6 +19,8 @@ from threading import Thread
 from time import monotonic
 from typing import Final
 
+from footprint import with_bytecode
+
 ANSWER: Final = b"SSH-2.0-x\r\n"
 PIECE: Final = bytes(1 << 20)
 
@@ -55,7 +57,9 @@ def _timed(listener: socket.socket, command: list[str], mebibytes: int) -> float
     server = Thread(target=_serve, args=(listener, mebibytes))
     server.start()
     began = monotonic()
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, env=with_bytecode(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         first = process.stdout.read(1)

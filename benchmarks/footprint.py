@@ -83,7 +83,9 @@ def daemon(folder: Path, routes: int) -> Iterator[subprocess.Popen[str]]:
     lines = [f'"{ADDRESS}:{FIRST_PORT + n}" = "unix:{folder}/target"' for n in range(routes)]
     file.write_text("\n".join(["[log]", 'format = "json"', "[forward]", *lines]))
     command = [sys.executable, "-m", "vsockproxy", "run", "-c", str(file)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, env=with_bytecode(), stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stderr is not None
         wait_until_ready(process.stderr)
         try:
@@ -93,6 +95,11 @@ def daemon(folder: Path, routes: int) -> Iterator[subprocess.Popen[str]]:
             process.send_signal(signal.SIGTERM)
             drain(process.stderr.fileno())
             process.wait(10)
+
+
+def with_bytecode() -> dict[str, str]:
+    """Return an environment in which modules are compiled once, as an installed package's are."""
+    return {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
 
 
 def wait_until_ready(lines: Iterable[str]) -> None:

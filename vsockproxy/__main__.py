@@ -4,6 +4,7 @@ It imports nothing that takes time before the daemon's signals are held: the imp
 commands are most of the start, and a signal at that time would end the daemon.
 """
 
+import gc
 import os
 import sys
 
@@ -17,6 +18,8 @@ def main() -> None:
     command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     if command in _DAEMONS:
         early_signals.hold()
+        # What a start makes is kept, so nothing is found. `cli.run` has it enabled when it is over.
+        gc.disable()
     if sys.argv[1:] == ["health"] and sys.stdout and sys.stderr:
         # A container asks every few seconds, without options: the command line is most of it.
         from vsockproxy.admin.health_client import check  # noqa: PLC0415 - see above

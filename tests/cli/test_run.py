@@ -245,3 +245,36 @@ main()
     assert done.returncode == 1
     assert done.stderr.startswith("vsockproxy: no memory is left: ")
     assert done.stderr.count("\n") == 1
+
+
+# ---- garbage collection ----
+
+# The program; when it ends it says whether garbage is collected, and not in what the start made.
+_ASKED: Final = """
+import atexit, gc
+from vsockproxy.__main__ import main
+atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 0, flush=True))
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("port", "is_ready", "state"), [(80, True, "True True"), (-1, False, "False False")]
+)
+def test_garbage_is_collected_from_ready_on_and_not_in_what_the_start_made(
+    tmp_path: Path, port: int, is_ready: bool, state: str
+) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text(f'forward."unix:{tmp_path}/front" = "vsock-mux:{tmp_path}/x:{port}"\n')
+    with subprocess.Popen(
+        [sys.executable, "-c", _ASKED, "run", "-c", str(file)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert any("event=ready" in line for line in process.stderr) is is_ready
+        process.terminate()
+        said, _ = process.communicate(timeout=PATIENCE)
+    assert said.strip() == state

@@ -27,7 +27,7 @@ from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.errors import OrderError
 from vsockproxy.listen import listener as listener_module
 from vsockproxy.listen.listener import RouteListener
-from vsockproxy.listen.renew import keep_file
+from vsockproxy.listen.renew import serve_renewed
 from vsockproxy.pump.transfer import Accepted
 from vsockproxy.stats import RouteStats
 
@@ -150,10 +150,10 @@ async def test_a_metrics_listener_with_a_defect_serves_again(
     metrics = UnixEndpoint(str(tmp_path / "metrics"))
 
     async def fail_once(*_: object) -> None:
-        monkeypatch.setattr(http_servers, "keep_file", keep_file)
+        monkeypatch.setattr(http_servers, "serve_renewed", serve_renewed)
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(http_servers, "keep_file", fail_once)
+    monkeypatch.setattr(http_servers, "serve_renewed", fail_once)
     async with running(route("echo", guest), metrics=metrics) as daemon:
         await until(lambda: recorded(daemon.daemon, "http_server_failed"))
         with trio.fail_after(PATIENCE):

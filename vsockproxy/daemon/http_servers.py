@@ -16,7 +16,7 @@ from vsockproxy.address.endpoint import ListenEndpoint
 from vsockproxy.config.settings import Config, Policy
 from vsockproxy.errors import first_of, sentences
 from vsockproxy.listen.bind import ListeningSocket
-from vsockproxy.listen.renew import keep_file
+from vsockproxy.listen.renew import serve_renewed
 from vsockproxy.listen.sockets import Lease, Listen, ListeningSockets
 from vsockproxy.log.output import Throttle
 from vsockproxy.reasons import accept_remedy
@@ -116,9 +116,7 @@ class HttpServers:
             with running.scope:
                 while True:
                     try:
-                        async with trio.open_nursery() as nursery:
-                            nursery.start_soon(keep_file, lease, self._log)
-                            nursery.start_soon(lease.serve, serve_at)
+                        await serve_renewed(lease, serve_at, self._log)
                     except* Exception as errors:  # noqa: BLE001 - the routes go on
                         self._log_failure(running.name, errors)
                     await trio.sleep(_PAUSE)

@@ -26,7 +26,7 @@ from vsockproxy.connection import Connection
 from vsockproxy.dial.selection import Selection
 from vsockproxy.guests.directory import Guests
 from vsockproxy.listen.bind import ListeningSocket
-from vsockproxy.listen.renew import keep_file
+from vsockproxy.listen.renew import serve_renewed
 from vsockproxy.listen.sockets import Lease, Listen
 from vsockproxy.log.output import Throttle
 from vsockproxy.pump.reset import reset_descriptor
@@ -184,15 +184,17 @@ class RouteListener:
         """
         with self._relaying:
             async with self._selection.tended(), trio.open_nursery() as relays:
-                relays.start_soon(self._direct.outlast, self.released)
                 self._lease.accept_queued = partial(self._accept_queued, relays=relays)
                 try:
-                    with self._accepting:
-                        await self._accept_despite_defects(relays)
+                    try:
+                        with self._accepting:
+                            await self._accept_despite_defects(relays)
+                    finally:
+                        self._lease.release()
+                    if self._drains:
+                        self._bound_drain()
                 finally:
-                    self._lease.release()
-                if self._drains:
-                    self._bound_drain()
+                    await self._direct.outlast()
         return not self._relaying.cancelled_caught
 
     # ---- what an operator and a view ask ----
@@ -264,9 +266,8 @@ class RouteListener:
         """Accept until cancelled; a defect is logged, and live connections go on."""
         while True:
             try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(keep_file, self._lease, self._log)
-                    await self._lease.serve(partial(self._accept_at, relays=relays))
+                accept = partial(self._accept_at, relays=relays)
+                await serve_renewed(self._lease, accept, self._log)
             except* Exception:  # noqa: BLE001 - it must not end the daemon
                 self._defective_until = trio.current_time() + _DEFECTIVE
                 self._log.exception("listener_error", route=self.route.name, remedy=_DEFECT)

@@ -1,8 +1,8 @@
 """A listening socket whose file comes and goes with a VMM's folder.
 
-Owns: `keep_file`, the task that binds a Unix socket as soon as its folder exists, and again
-when its file is gone: a jailed VMM's folder is removed and made again at each start, and no
-client reaches a socket without its file. Accepts nothing.
+Owns: `serve_renewed`, which binds a Unix socket as soon as its folder exists, and again when
+its file is gone: a jailed VMM's folder is removed and made again at each start, and no
+client reaches a socket without its file.
 
 It polls instead of watching: a look is one lstat(2), and inotify(7) would have to follow every
 folder above that may be made, moved or removed.
@@ -10,26 +10,31 @@ folder above that may be made, moved or removed.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import trio
 
 from vsockproxy.address.sockaddr import socket_file
 from vsockproxy.errors import ListenError
-from vsockproxy.listen.sockets import Lease
+from vsockproxy.listen.sockets import Accept, Lease
 
 _WHILE_ABSENT: Final = 0.1  # seconds; a VMM needs longer from its folder to its guest's connect
 _WHILE_PRESENT: Final = 0.5
 
 
-async def keep_file(lease: Lease, log: Any) -> None:
-    """Keep a leased endpoint's socket file where its clients look for it; until cancelled.
+async def serve_renewed(lease: Lease, accept: Accept, log: Any) -> NoReturn:
+    """Run ``accept`` on a lease's sockets, and keep their file where clients look for it.
 
-    A failure to bind is logged once and retried; live connections are not touched. Returns at
-    once for an endpoint that has no file.
+    Until cancelled. A failure to bind is logged once and retried; live connections are not touched.
     """
-    if socket_file(lease.endpoint) is None:
-        return
+    if socket_file(lease.endpoint) is None:  # as most have: a task and a nursery less for each
+        await lease.serve(accept)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_keep_file, lease, log)
+        await lease.serve(accept)
+
+
+async def _keep_file(lease: Lease, log: Any) -> None:
     failure = ""
     while True:
         if lease.is_absent:

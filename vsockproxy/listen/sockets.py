@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import trio
 
@@ -326,7 +326,7 @@ class Lease:
         """Listen again where the file is gone; raises `ListenError`, and nothing changes."""
         await self._owner.renew(self.endpoint)
 
-    async def serve(self, accept: Accept) -> None:
+    async def serve(self, accept: Accept) -> NoReturn:
         """Run ``accept`` on the sockets, and again on those that replace them; until cancelled."""
         while True:
             turn = self._turn = _Turn()

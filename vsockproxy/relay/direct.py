@@ -100,16 +100,14 @@ class DirectRelays:
         """Count connections that the pump has not reported yet under ``reason``, if cancelled."""
         self._connections.ending = reason
 
-    async def outlast(self, released: trio.Event) -> None:
-        """Return once nothing accepts any more and every connection has ended.
+    async def outlast(self) -> None:
+        """Return once every connection has ended; nothing may accept any more.
 
-        ``released`` is set when the listening sockets are given back. Cancelled, it ends the
-        connections first, as a task does that awaits a transfer.
+        Cancelled, it ends the connections first, as a task does that awaits a transfer.
         """
         if self._route is None:
             return
         try:
-            await released.wait()
             await self._wait(self._route)
         except trio.Cancelled:
             self._connections.end_all()
