@@ -5,6 +5,7 @@ Owns: `Place`, `Sample`, and the ratios in a sample.  Knows nothing of rounds.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,7 +91,13 @@ def idle(place: Place, proxy: Proxy, row: Row, seconds: float) -> Sample:
         used.append(usage_of(proxy.pid))
         full.append(memory_of(proxy.pid))
 
-    traffic.run(proxy.address, row.groups, seconds, place.client_cpus, started=note, ended=note)
+    def note_at_rest() -> None:
+        _await_rest(proxy.pid)
+        note()
+
+    traffic.run(
+        proxy.address, row.groups, seconds, place.client_cpus, started=note_at_rest, ended=note
+    )
     before, after = used
     return {
         "connections": row.connections,
@@ -101,6 +108,19 @@ def idle(place: Place, proxy: Proxy, row: Row, seconds: float) -> Sample:
         "cpu": (after.cpu - before.cpu) / seconds,
         "switches_per_second": (after.switches - before.switches) / seconds,
     }
+
+
+def _await_rest(pid: int) -> None:
+    """Return once a tree has used less than a millisecond in a tenth of a second, or after 3 s.
+
+    A proxy may still have work with connections that have just been opened.
+    """
+    used = usage_of(pid).cpu
+    for _ in range(30):
+        time.sleep(0.1)
+        before, used = used, usage_of(pid).cpu
+        if used - before < 0.001:
+            break
 
 
 def keeps_half_close(place: Place, peer: Peer) -> str:
