@@ -13,6 +13,7 @@ import trio
 
 from tests.admin.running_daemon import ControlledDaemon, controlled_daemon
 from tests.fake_services import unix_listener
+from tests.waiting import until
 from vsockproxy.address.endpoint import Dialable, GuestEndpoint, UnixEndpoint, VsockEndpoint
 from vsockproxy.admit.gate import REASONS
 from vsockproxy.config.guest import Guest, MuxGlob
@@ -89,6 +90,18 @@ async def test_the_last_failed_dial_is_shown_with_its_age(tmp_path: Path) -> Non
     assert finding.subject == "route web"
     assert finding.level == "note"
     assert re.search(r"was [\d.]+m?s ago \(1 in all\): cannot dial", finding.text)
+
+
+async def test_a_failed_dial_before_one_that_was_answered_needs_no_remedy(tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    async with controlled_daemon(tmp_path, "web") as running:
+        assert (await fails_to_dial(running, UnixEndpoint(str(late)), "not_found")).remedy
+        with unix_listener(late):
+            async with await running.connect("web"):
+                await until(lambda: running.stats("web").targets[0].name == "up")
+                finding = judge(await query(running))[-1]
+    assert finding.text.endswith("; a later dial was answered")
+    assert finding.remedy == ""
 
 
 async def test_a_dial_denied_only_to_the_daemon_is_a_problem(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon_process import command
+from tests.daemon_process import command, daemon
 from tests.guests.fake_hypervisors import (
     fake_answer,
     fake_busy_monitor,
@@ -218,7 +218,59 @@ fixed = {{ cid = 3 }}
     web, db, fixed = json.loads(done.stdout)["guests"]
     assert (web["at"], web["error"]) == ("cid = 17", None)
     assert (db["at"], db["error"][:8]) == (None, "the file")
-    assert fixed == {"name": "fixed", "locator": "cid = 3", "at": "cid = 3", "error": None}
+    assert fixed == {
+        "name": "fixed",
+        "locator": "cid = 3",
+        "at": "cid = 3",
+        "error": None,
+        "is_added": False,
+    }
+
+
+async def test_the_command_shows_guests_added_at_run_time_beside_those_of_the_file(
+    tmp_path: Path,
+) -> None:
+    file, admin = tmp_path / "c.toml", tmp_path / "admin"
+    file.write_text(
+        f"""
+admin.socket = "{admin}"
+forward."unix:{tmp_path}/front" = "unix:{tmp_path}/back"
+guests.fixed = {{ cid = 3 }}
+"""
+    )
+    async with daemon("run", "-c", file) as running:
+        await running.wait_for("ready")
+        (tmp_path / "cid").write_text("17\n")
+        for entry in (f"file={tmp_path}/cid", "cid=4 to_host=true"):
+            name = "found" if "file" in entry else "passed"
+            done = command("guest", "add", name, *entry.split(), "-c", file)
+            assert done.returncode == 0, done.stderr
+        by_file = command("guests", "-c", file)
+        assert by_file.stdout.splitlines()[:7] == [
+            "Guests of the configuration:",
+            "  fixed  cid = 3",
+            "",
+            "Guests added at run time:",
+            f'  found   file = "{tmp_path}/cid"',
+            "          -> cid = 17",
+            "  passed  cid = 4, to_host = true",
+        ]
+        by_socket = command("guests", environ={"VSOCKPROXY_ADMIN": str(admin)})
+        assert (by_socket.stdout, by_socket.stderr) == (by_file.stdout, "")
+        answer = json.loads(command("guests", "--json", "-c", file).stdout)
+        assert [(one["name"], one["is_added"]) for one in answer["guests"]] == [
+            ("fixed", False),
+            ("found", True),
+            ("passed", True),
+        ]
+        assert await running.stop() == 0
+    assert command("guests", "-c", file).stdout.splitlines()[:3] == by_file.stdout.splitlines()[:3]
+
+
+def test_the_command_without_configuration_and_daemon_says_so() -> None:
+    done = command("guests")
+    assert done.returncode == 0
+    assert "no configuration was read, and no daemon found" in done.stderr
 
 
 def test_a_wrong_configuration_is_an_error_of_the_command(tmp_path: Path) -> None:

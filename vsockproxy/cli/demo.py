@@ -94,8 +94,9 @@ async def embedded_guests(
 ) -> AsyncIterator[None]:
     """Run a guest at every vsock-mux socket of the routes while the block runs.
 
-    SIGUSR1 stops the guests, as the end of a VM would, and starts them again.  A restarted
-    guest that is found by a pattern has another name, as a restarted VM has another CID.
+    SIGUSR1 stops the guests and starts them again.  A restarted guest that is found by a pattern
+    has another name, as a restarted VM has another CID.  Live connections get an EOF and no
+    reset, which the end of a VMM's process would be: here that process is the daemon itself.
 
     Args:
       boot_delay: seconds after which the guests start.

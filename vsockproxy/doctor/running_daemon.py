@@ -151,6 +151,8 @@ def _route(route: dict[str, Any]) -> Iterator[Finding]:
     )
     if last["reason"] in _OF_THE_DAEMON:
         yield problem(subject, text, last["remedy"])
+    elif all(target["state"] == "up" for target in route["targets"]):
+        yield note(subject, f"{text}; a later dial was answered")
     else:
         yield note(subject, text, last["remedy"])
 
