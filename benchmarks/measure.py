@@ -46,6 +46,7 @@ def sample(place: Place, proxy: Proxy, row: Row, seconds: float) -> Sample:
     result = traffic.run(
         proxy.address, row.groups, seconds, place.client_cpus, started=note, ended=note
     )
+    _await_rest(proxy.pid)  # a thousand processes that end would slow the next proxy
     before, after = used
     first = result.groups[0]
     units = first.bytes / 1e9 if row.bulk else first.requests
@@ -113,13 +114,14 @@ def idle(place: Place, proxy: Proxy, row: Row, seconds: float) -> Sample:
 def _await_rest(pid: int) -> None:
     """Return once a tree has used less than a millisecond in a tenth of a second, or after 3 s.
 
-    A proxy may still have work with connections that have just been opened.
+    A proxy has work with connections that have just been opened or closed, and those that fork
+    have processes that end.
     """
-    used = usage_of(pid).cpu
+    now = usage_of(pid)
     for _ in range(30):
         time.sleep(0.1)
-        before, used = used, usage_of(pid).cpu
-        if used - before < 0.001:
+        before, now = now, usage_of(pid)
+        if now.pids == before.pids and now.cpu - before.cpu < 0.001:
             break
 
 
