@@ -130,6 +130,7 @@ bench-uring: venv build/load build/uring-relay ## measure what io_uring would sa
 bench-vsock: venv build/load $(VENV)/plots ## measure AF_VSOCK, both ways, in a User-Mode Linux kernel
 	PYTHONPATH=. $(BIN)/python benchmarks/vsock.py in
 	PYTHONPATH=. $(BIN)/python benchmarks/vsock.py out
+	PYTHONPATH=. $(BIN)/python benchmarks/vsock.py without
 
 # Fail if the data path costs more than before, relative to a plain relay; a part of .ci/run.
 guard: venv build/load ## fail if the data path costs more than before

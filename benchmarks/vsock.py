@@ -1,10 +1,11 @@
 """Run the benchmarks over AF_VSOCK, in a User-Mode Linux kernel, against socat.
 
-    PYTHONPATH=. python benchmarks/vsock.py [in|out]
+    PYTHONPATH=. python benchmarks/vsock.py [in|out|without]
 
 `in` is TCP to vsock, into a guest, and writes build/bench/vsock.json; `out` is vsock to TCP, out of
-one, and writes build/bench/vsock-out.json.  That kernel has one processor and slow system calls, so
-only the ratios count.  The machine's own vsock is not touched; see docs/testing.md.
+one, and writes build/bench/vsock-out.json; `without` is vsock without a proxy, and is printed.
+That kernel has one processor and slow system calls, so only the ratios count.  The machine's own
+vsock is not touched; see docs/testing.md.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ WAYS: Final = {
 
 def main(way: str = "in") -> int:
     """Run the benchmarks there and fetch the results; return their exit status."""
+    if way == "without":
+        return _without_proxy()
     target, peers, kept = WAYS[way]
     with TemporaryDirectory(prefix="bench-vsock-") as name:
         scratch = Path(name)
@@ -44,6 +47,14 @@ def main(way: str = "in") -> int:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(results, folder / kept)
         return done.status
+
+
+def _without_proxy() -> int:
+    with TemporaryDirectory(prefix="bench-vsock-") as name:
+        line = [sys.executable, "benchmarks/without_proxy.py", "vsock:1:5000"]
+        done = run_in_uml(line, Path(name), timeout=300)
+    print(done.output)
+    return done.status
 
 
 if __name__ == "__main__":
