@@ -27,10 +27,9 @@ def at_rest(folder: Path, routes: int) -> Sample:
 
 
 def scraped(peer: Peer, routes: int) -> Peer:
-    """Return the daemon as a peer, with metrics and ``routes`` routes."""
+    """Return the daemon as a peer, which has metrics, with ``routes`` routes."""
     more = (f'"unix:{{folder}}/{n}" = "unix:{{target_path}}"' for n in range(1, routes))
-    metrics = '[metrics]\nlisten = "unix:{folder}/metrics"\n'
-    return replace(peer, config=metrics + peer.config + "\n".join(more))
+    return replace(peer, config=peer.config + "\n".join(more))
 
 
 def scrape(place: Place, proxy: Proxy, connections: int) -> Sample:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import select
+import socket
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
-from tests.pump.relayed import Relayed
+from tests.daemon_process import PATIENCE
+from tests.pump.relayed import Relayed, relayed
 from vsockproxy.config.settings import PumpSettings
 from vsockproxy.pump.choice import open_pump
 from vsockproxy.pump.transfer import Bounds, Transfer
@@ -49,6 +53,19 @@ async def test_an_end_that_cannot_be_told_is_told_later_and_no_other_is_lost(
                 nursery.start_soon(run.run)
             await end(*runs)
     assert failures == 4
+
+
+async def test_a_task_whose_transfer_has_ended_has_run_when_the_pump_has_shown_its_life() -> None:
+    async with open_pump(PumpSettings("native")) as pump:
+        for _ in range(50):  # trio runs tasks that are ready in any order
+            async with relayed(pump, ("tcp", "unix")) as run:
+                await trio.testing.wait_all_tasks_blocked()
+                client = run.client.socket._sock  # type: ignore[attr-defined] # without a checkpoint
+                client.shutdown(socket.SHUT_WR)
+                await run.target.send_eof()
+                assert select.select([client], [], [], PATIENCE)[0]
+                await pump.alive()
+                assert run.ended.is_set()
 
 
 async def test_a_shutdown_ends_although_waiting_for_the_ends_has_failed(

@@ -187,6 +187,8 @@ class NativePump:
             await trio.sleep(_ANSWER_POLL)
         while self._reap() == _REAP:
             pass
+        # The tasks that were woken run in the turn of the first one, before or after it.
+        await trio.lowlevel.checkpoint()
         await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
