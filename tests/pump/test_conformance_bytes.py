@@ -138,6 +138,24 @@ async def test_bytes_after_urgent_data_arrive_before_the_eof(pump: Pump) -> None
         assert received in (b"before!after", b"beforeafter")
 
 
+async def test_urgent_data_in_a_long_stream_stays_in_it(pump: Pump) -> None:
+    piece = random.Random(5).randbytes(700_000).replace(b"!", b"?")
+    pieces = 12
+    async with relayed(pump, ("tcp", "tcp")) as run, trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            for _ in range(pieces):
+                await run.client.send_all(piece)
+                await run.client.socket.send(b"!", socket.MSG_OOB)
+                await run.client.send_all(b"after")
+
+        nursery.start_soon(send)
+        received = b""
+        while len(received) < pieces * len(piece + b"after"):
+            received += (await run.target.receive_some()).replace(b"!", b"")
+        assert received == pieces * (piece + b"after")
+
+
 async def test_bytes_after_a_passed_descriptor_arrive_before_the_eof(pump: Pump) -> None:
     async with relayed(pump, ("unix", "unix")) as run:
         with socket.socket() as passed:

@@ -23,7 +23,8 @@
 
 enum {
 	LONG_READ = 32 * 1024, /* bytes: a read of this size belongs to a long stream, ... */
-	STREAK = 4,            /* ... and after this many in a row the stream is spliced */
+	STREAK = 4,            /* ... and after this many in a row the stream is spliced, */
+	STREAK_MOST = 8,       /* until so many short ones less STREAK outweigh the long ones */
 };
 
 /* Bytes that the receiving socket has not taken yet. */
@@ -218,10 +219,12 @@ static bool move_flush(struct move *move)
 /* Take note of the size of a read: only reads that are long in a row make a long stream. */
 static void half_note_read(struct vsp_half *half, size_t count)
 {
-	if (count < LONG_READ)
-		half->streak = 0;
+	if (count >= LONG_READ)
+		half->streak += half->streak < STREAK_MOST;
 	else if (half->streak < STREAK)
-		half->streak++;
+		half->streak = 0;
+	else
+		half->streak--;
 }
 
 /* Whether the direction is spliced now: its stream is long, and there is a pipe for it. */
@@ -237,9 +240,12 @@ static bool move_splices(struct move *move)
 	half->pipe = vsp_pipe_take(&move->loop->pipes);
 	if (!half->pipe)
 		return false;
-	/* For TCP, the socket's own flag decides whether splice waits. */
-	fcntl(move->from->fd, F_SETFL, O_NONBLOCK);
-	fcntl(move->to->fd, F_SETFL, O_NONBLOCK);
+	if (!half->nonblocking) {
+		/* For TCP, the socket's own flag decides whether splice waits. */
+		fcntl(move->from->fd, F_SETFL, O_NONBLOCK);
+		fcntl(move->to->fd, F_SETFL, O_NONBLOCK);
+		half->nonblocking = true;
+	}
 	return true;
 }
 
@@ -256,11 +262,13 @@ static size_t move_fill(struct move *move, size_t allowed, int *ret_error)
 
 	if (count > 0) {
 		half->pipe->level = (size_t)count;
-		if (count < LONG_READ)
-			half->streak = 0;
+		half_note_read(half, (size_t)count);
 		return (size_t)count;
 	}
-	if (count < 0 && errno != EAGAIN && errno != EINTR) {
+	if (count < 0 && errno == EAGAIN) {
+		/* No byte, no EOF and no error; urgent data in front of others says so too. */
+		move->from->readable = move->from->urgent || move->from->gone;
+	} else if (count < 0 && errno != EINTR) {
 		half->streak = 0;
 		if (!errno_is_splices(errno))
 			*ret_error = errno;
@@ -335,7 +343,7 @@ unsigned vsp_half_move(struct vsp_half *half, struct vsp_side *from, struct vsp_
 			break;
 		if (move_splices(&move))
 			count = move_fill(&move, allowed, &error);
-		if (count == 0)
+		if (count == 0 && from->readable)
 			count = move_copy(&move, allowed, error);
 		vsp_throttle_return(half->throttle, allowed - count);
 		moved += count;
