@@ -20,6 +20,7 @@ from tests.daemon.running import (
     files_of,
     running,
     scrape,
+    until_live,
 )
 from tests.fake_services import mux_server, says
 from tests.sockets import no_descriptor_left_over, read_to_end
@@ -156,6 +157,45 @@ async def test_a_route_that_moves_keeps_its_counters(guest: MuxEndpoint, tmp_pat
             await daemon.reload(replace(one, listen=at[1]), replace(two, listen=at[0]))
             counted = [daemon.stats(name).connections for name in ("one", "two")]
             assert counted == [7, 9]
+
+
+async def test_a_moved_route_serves_as_many_as_its_limit_once_its_old_connections_have_ended(
+    guest: MuxEndpoint, choice: PumpChoice
+) -> None:
+    most = 6
+    route = Route("web", LOOPBACK, guest, Policy(half_close="forward", max_connections=most))
+    async with running(route, choice=choice) as daemon:
+
+        async def served() -> trio.SocketStream:
+            client = await daemon.connect("web")
+            await client.send_all(b"x")
+            assert await client.receive_some() == b"x"
+            return client
+
+        old = [await served() for _ in range(most - 1)]
+        await daemon.reload(replace(route, listen=LOOPBACK_2))
+        for client in old:
+            assert await exchange(client, b"last") == b"last"
+        await until(lambda: not daemon.stats("web").live)
+        with trio.fail_after(PATIENCE):
+            for client in [await served() for _ in range(most)]:
+                await client.aclose()
+
+
+async def test_a_reload_that_changes_nothing_gives_a_route_no_more_bandwidth(
+    guest: MuxEndpoint, choice: PumpChoice
+) -> None:
+    size, rate = 300_000, 1_000_000
+    route = Route("web", LOOPBACK, guest, Policy(half_close="forward", bandwidth=rate))
+    async with running(route, choice=choice) as daemon:
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(exchange, await daemon.connect("web"), bytes(size))
+                await until_live(daemon, "web")
+                await daemon.reload(replace(route))
+        # A tenth of a second's bytes may go at once; a limit makes late, never early.
+        assert trio.current_time() - started >= 3 * size / rate - 0.11
 
 
 async def test_a_reload_with_a_port_in_use_changes_nothing(

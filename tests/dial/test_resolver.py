@@ -112,6 +112,23 @@ async def test_clients_that_give_up_leave_their_look_up_to_the_next_client(
     assert name_server.asked["silent.example"] == 1
 
 
+async def test_names_whose_clients_have_left_are_not_looked_up_before_those_of_others(
+    name_server: FakeNameServer, service: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolver, "_AT_ONCE", 2)
+    async with trio.open_nursery() as nursery:
+        for name in ("a.silent.example", "b.silent.example"):  # both threads
+            nursery.start_soon(reaches, name, service)
+        await until(lambda: name_server.asked.total() == 2)
+        async with trio.open_nursery() as leaving:
+            for number in range(CLIENTS):
+                leaving.start_soon(fails, f"{number}.example", 0.05)
+        nursery.start_soon(reaches, "other.example", service)
+        await trio.testing.wait_all_tasks_blocked()
+        name_server.answers.set()
+    assert name_server.asked.total() == 3
+
+
 async def test_a_name_is_looked_up_again_once_its_look_up_has_ended(
     name_server: FakeNameServer, service: int
 ) -> None:

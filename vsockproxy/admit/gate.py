@@ -232,6 +232,7 @@ class Gate:
         """Return whether the pump may accept clients now."""
         if self._pump_limit is None or self.queue_reason() is not None:
             return False
+        self._allow()  # connections of the route's earlier listener end without this gate
         own = self._pump_limit.unreported + len(self._stats.live) + 1
         return own < self._most and self._shared.has_room()
 

@@ -101,7 +101,7 @@ class Supervisor:
             route = routes.get(endpoint)
             if route is not None and route.name == listener.route.name:
                 before = listener.route
-                if route is before and not is_other:  # with many routes, a change is of one
+                if route == before and not is_other:  # an unchanged one keeps its shared bandwidth
                     continue
                 listener.reconfigure(route)
                 if (route.target, route.others) != (before.target, before.others):

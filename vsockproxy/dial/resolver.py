@@ -22,13 +22,20 @@ from vsockproxy.per_trio_run import PerRun
 _AT_ONCE: Final = 256
 """Names that are looked up at the same time, each in a thread; more than a file usually has.
 
-Beyond it, a name waits until another look-up has ended, within its client's time limit."""
+Beyond it, a name waits until another look-up has ended, within its clients' time limits."""
 
 
 class _LookUp:
-    """One look-up; once ``done``, either ``found`` or ``failure`` is its result."""
+    """One look-up; once ``done``, either ``found`` or ``failure`` is its result.
+
+    Attributes:
+      clients: how many await it.
+      waiting: while it waits for a thread; the scope in which it does.
+    """
 
     def __init__(self) -> None:
+        self.clients = 0
+        self.waiting: trio.CancelScope | None = trio.CancelScope()
         self.done = trio.Event()
         self.found: list[Address] = []
         self.failure: Exception | None = None
@@ -40,18 +47,26 @@ class Resolver:
     def __init__(self) -> None:
         """Look up every name of this run in own threads, those of other libraries included."""
         self._under_way: dict[str, _LookUp] = {}
+        self._threads = trio.CapacityLimiter(_AT_ONCE)
         trio.socket.set_custom_hostname_resolver(_Threads())
 
     async def addresses(self, endpoint: TcpEndpoint, deadline: float) -> list[Address]:
         """Return the addresses of an endpoint's host, in the resolver's order.
 
         ``deadline`` is in trio's time. Cancelled or late, it leaves the look-up to the next
-        client of the name. Raises `DialError`.
+        client of the name, if a thread has begun it. Raises `DialError`.
         """
         assert endpoint.host is not None
         look_up = self._under_way.get(endpoint.host) or self._begin(endpoint.host)
-        with trio.CancelScope(deadline=deadline):
-            await look_up.done.wait()
+        look_up.clients += 1
+        try:
+            with trio.CancelScope(deadline=deadline):
+                await look_up.done.wait()
+        finally:
+            look_up.clients -= 1
+            if not look_up.clients and look_up.waiting is not None:
+                look_up.waiting.cancel()
+                self._forget(endpoint.host, look_up)
         if not look_up.done.is_set():
             raise dial_error(endpoint, "slow_resolver", errno=errno.ETIMEDOUT)
         if look_up.failure is not None:
@@ -66,14 +81,25 @@ class Resolver:
         return look_up
 
     async def _run(self, host: str, look_up: _LookUp) -> None:
+        assert look_up.waiting is not None
+        with look_up.waiting:
+            await self._threads.acquire()
+        if look_up.waiting.cancelled_caught:  # nobody awaits it any more
+            return
+        look_up.waiting = None
         try:
             found = await trio.socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
             look_up.found = distinct_addresses(found)
         except Exception as error:  # noqa: BLE001 - it would end the daemon; clients are told
             look_up.failure = error
         finally:
-            del self._under_way[host]
+            self._threads.release()
+            self._forget(host, look_up)
             look_up.done.set()
+
+    def _forget(self, host: str, look_up: _LookUp) -> None:
+        if self._under_way.get(host) is look_up:
+            del self._under_way[host]
 
 
 def _failed(endpoint: TcpEndpoint, error: Exception) -> DialError:

@@ -284,7 +284,8 @@ class RouteListener:
     async def _accept(self, sock: socket.socket, relays: trio.Nursery) -> NoReturn:
         failures = 0
         while True:
-            error = await self._direct.serve(sock.fileno())
+            # After an error it is seen here that clients are accepted again.
+            error = None if failures else await self._direct.serve(sock.fileno())
             if error is None:
                 await trio.lowlevel.wait_readable(sock)
                 if self._gate.queue_reason():
