@@ -22,7 +22,7 @@ from vsockproxy.config.process import Limits
 from vsockproxy.config.settings import Policy, Route
 from vsockproxy.connection import Connection
 from vsockproxy.guests.directory import Guests
-from vsockproxy.metrics import MetricsCollector, make_registry
+from vsockproxy.metrics import MetricsCollector, Registry
 from vsockproxy.pump.transfer import EndReason
 from vsockproxy.reasons import Reason
 from vsockproxy.revision import REVISION
@@ -71,7 +71,7 @@ def stats() -> RouteStats:
 
 @pytest.fixture
 def registry(stats: RouteStats) -> CollectorRegistry:
-    return make_registry(FakeDaemon(stats))
+    return Registry(FakeDaemon(stats))
 
 
 def opened(stats: RouteStats) -> Connection:
@@ -166,13 +166,13 @@ def test_info_metrics_have_the_route_and_the_build_as_labels(registry: Collector
 
 
 def test_set_limits_and_free_descriptors_are_exported(stats: RouteStats) -> None:
-    registry = make_registry(FakeDaemon(stats, admission=Admission(Limits(9))))
+    registry = Registry(FakeDaemon(stats, admission=Admission(Limits(9))))
     assert registry.get_sample_value("vsockproxy_connections_limit", {"route": "web"}) == 7
     assert registry.get_sample_value("vsockproxy_total_connections_limit") == 9
     free = registry.get_sample_value("vsockproxy_descriptors_free")
     assert free
     assert 0 < free < resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    bare = make_registry(FakeDaemon())
+    bare = Registry(FakeDaemon())
     assert bare.get_sample_value("vsockproxy_total_connections_limit") is None
 
 
@@ -191,8 +191,8 @@ def test_both_formats_can_be_parsed(stats: RouteStats, registry: CollectorRegist
 
 
 def test_two_registries_share_no_samples(stats: RouteStats) -> None:
-    one = make_registry(FakeDaemon(stats))
-    two = make_registry(FakeDaemon())
+    one = Registry(FakeDaemon(stats))
+    two = Registry(FakeDaemon())
     assert one.get_sample_value("vsockproxy_connections_total", {"route": "web"}) == 0
     assert two.get_sample_value("vsockproxy_connections_total", {"route": "web"}) is None
 

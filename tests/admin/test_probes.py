@@ -5,6 +5,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ import structlog
 import trio
 import trio.testing
 import trustme
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from tests.admin.conftest import url
 from tests.admin.fake_daemon import FakeDaemon, no_page
@@ -28,6 +29,7 @@ from vsockproxy.admin.tls import tls_context
 from vsockproxy.config.process import TlsSettings
 from vsockproxy.errors import ConfigError
 from vsockproxy.http.server import MAX_CLIENTS, Tls, without_tls
+from vsockproxy.metrics import Registry
 from vsockproxy.pump.reset import reset
 
 REQUEST: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -355,3 +357,22 @@ def test_an_unusable_certificate_is_reported_with_its_key_and_file(tmp_path: Pat
         with pytest.raises(ConfigError) as caught:
             tls_context(settings, "x.toml")
         assert words in str(caught.value)
+
+
+async def test_a_scrape_reads_the_process_beside_the_event_loop(
+    tcp: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers = []
+    collect = ProcessCollector.collect
+
+    def observed(collector: ProcessCollector) -> object:
+        readers.append(threading.current_thread())
+        return collect(collector)
+
+    monkeypatch.setattr(ProcessCollector, "collect", observed)
+    async with serving(tcp, Registry(FakeDaemon())), httpx.AsyncClient() as client:
+        readers.clear()
+        answer = await client.get(url(tcp, "/metrics"))
+    assert "process_open_fds" in answer.text
+    assert len(readers) == 1
+    assert readers[0] is not threading.main_thread()

@@ -24,7 +24,7 @@ from tests.kernel.boot import require
 from tests.test_metrics import PAGE, ROUTE, busy
 from vsockproxy.admit.process_limits import Admission
 from vsockproxy.config.process import Limits
-from vsockproxy.metrics import make_registry
+from vsockproxy.metrics import Registry
 from vsockproxy.stats import RouteStats
 
 CONFIG: Final = Path(__file__).parents[2] / "config"
@@ -41,7 +41,7 @@ def exported() -> Labels:
     """Return the series that Prometheus stores of a daemon with every counter above zero."""
     stats = RouteStats(ROUTE)
     busy(stats)
-    registry = make_registry(FakeDaemon(stats, admission=Admission(Limits(max_connections=9))))
+    registry = Registry(FakeDaemon(stats, admission=Admission(Limits(max_connections=9))))
     labels: Labels = {"up": set(SCRAPED)}
     for family in text_string_to_metric_families(generate_latest(registry).decode()):
         for sample in family.samples:

@@ -88,7 +88,7 @@ async def test_a_defect_while_a_reload_is_applied_brings_the_old_configuration_b
         before = daemon.daemon.config
         monkeypatch.setattr(RouteListener, "reconfigure", fail_once)
         with pytest.raises(MemoryError):
-            await daemon.reload(replace(stays), fresh)  # as it is read again
+            await daemon.reload(replace(stays, policy=replace(POLICY, idle_timeout=60.0)), fresh)
         assert daemon.daemon.config is before
         assert {one.route.name for one in daemon.supervisor.listeners.values()} == {"echo", "gone"}
         assert await exchange(await daemon.connect("gone"), b"x") == b"x"

@@ -27,7 +27,7 @@ from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.errors import DialError
 from vsockproxy.guests.answer import GuestError
 from vsockproxy.guests.directory import CACHED, Guests
-from vsockproxy.metrics import make_registry
+from vsockproxy.metrics import Registry
 
 WEB_FILE = CidFile("/run/web.cid")
 WEB = Guest("web", WEB_FILE)
@@ -264,7 +264,7 @@ async def test_a_reload_keeps_the_record_of_an_unchanged_guest(
 
 
 async def test_the_metrics_show_a_known_cid(guests: Guests, source: Source) -> None:
-    registry = make_registry(FakeDaemon(guests=guests))
+    registry = Registry(FakeDaemon(guests=guests))
     counted = partial(registry.get_sample_value, "vsockproxy_guest_resolutions_total")
     assert counted({"guest": "web", "result": "success"}) == 0
     assert registry.get_sample_value("vsockproxy_guest_cid", {"guest": "web"}) is None

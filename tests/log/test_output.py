@@ -20,7 +20,7 @@ from trio.testing import MockClock
 from tests.admin.fake_daemon import FakeDaemon
 from vsockproxy.config.process import LogFormat, LogLevel, LogSettings
 from vsockproxy.log import output as log
-from vsockproxy.metrics import make_registry
+from vsockproxy.metrics import Registry
 
 HOSTILE = 'a\nlevel=error event=forged\r\n\x1b[2J\x85\u2028"\ud800=\\'
 
@@ -138,7 +138,7 @@ def test_lines_lost_on_a_full_disk_are_counted_in_a_metric() -> None:
         log.get_logger().info("ready")
         output.close()
         assert output.lost == log.lines_lost() == 1
-    registry = make_registry(FakeDaemon())
+    registry = Registry(FakeDaemon())
     assert registry.get_sample_value("vsockproxy_log_lines_lost_total") == 1
 
 

@@ -136,7 +136,6 @@ class _OneClient:
         self._ending = ending
         self._known.set()
         self._ended.set()
-        self._route.close()
 
     def passed(self, _: Opening, dialled: Dialled | None, ending: Ending) -> None:
         assert dialled is not None
@@ -155,6 +154,7 @@ class _OneClient:
                     self._meter.running.stop()
                 await self._ended.wait()
             raise
+        self._route.close()
         assert self._ending is not None
         assert self._ending.reason is not None
         return Transfer(

@@ -378,6 +378,7 @@ static void round_run(struct vsp_pump *pump, unsigned round)
 			for (int i = 0; i < count; i++) {
 				end_check(&reaped[i], &ends[reaped[i].tag]);
 				ends[reaped[i].tag].ended = 1;
+				vsp_relay_release(reaped[i].relay);
 			}
 			left -= (unsigned)count;
 		}
@@ -418,6 +419,10 @@ static void relay_reap(struct vsp_pump *pump, struct vsp_news *ret_end)
 
 	CHECK(poll(&done, 1, LONG_MS) == 1);
 	CHECK(vsp_pump_reap(pump, ret_end, 1) == 1);
+	/* Until it is released it can be read, and cancelled for nothing. */
+	CHECK(vsp_relay_upstream(ret_end->relay) == ret_end->upstream_bytes);
+	vsp_relay_cancel(ret_end->relay);
+	vsp_relay_release(ret_end->relay);
 }
 
 /* Wait until so many bytes lie in the socket's queue. */
@@ -677,6 +682,8 @@ static void direct_round(bool tallied)
 				upstream += (unsigned)news[i].upstream_bytes;
 				failed += news[i].reason == VSP_DIAL_FAILED ? 1 : 0;
 				CHECK((news[i].route == 1) == (news[i].reason == VSP_DIAL_FAILED));
+				CHECK(vsp_limit_unreported(all) > 0);
+				vsp_relay_release(news[i].relay);
 			}
 		}
 		while (vsp_pump_tally(pump, &tally)) {
@@ -808,6 +815,7 @@ static void an_end_in_the_reap_of_its_opening(void)
 		CHECK(vsp_pump_reap(direct.pump, news, 2) == 1);
 		CHECK(news[0].tag == 7);
 	} while (!(news[0].what & VSP_NEWS_ENDED));
+	vsp_relay_release(news[0].relay);
 	direct_close(&direct);
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 from typing import Any
@@ -53,6 +54,91 @@ async def test_an_end_that_cannot_be_told_is_told_later_and_no_other_is_lost(
                 nursery.start_soon(run.run)
             await end(*runs)
     assert failures == 4
+
+
+async def test_ends_that_cannot_be_read_are_told_later_and_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vsockproxy.pump.native_relay import News, NewsRoom  # noqa: PLC0415 - where it is compiled
+
+    failures = 0
+    read = NewsRoom.read
+
+    def fail_at_times(room: NewsRoom, number: int) -> list[News]:
+        nonlocal failures
+        failures += 1
+        if failures % 2:
+            raise MemoryError
+        return read(room, number)
+
+    monkeypatch.setattr(NewsRoom, "read", fail_at_times)
+    with trio.fail_after(10):
+        async with open_pump(PumpSettings("native")) as pump, trio.open_nursery() as nursery:
+            for _ in range(3):  # another batch each
+                run = Relayed(pump, ("tcp", "unix"), Bounds())
+                nursery.start_soon(run.run)
+                await end(run)
+    assert failures >= 6
+
+
+async def test_ends_that_a_look_for_life_cannot_tell_are_told_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail_once(*_: object) -> Transfer:
+        monkeypatch.setattr("vsockproxy.pump.native.Transfer", Transfer)
+        raise MemoryError
+
+    with trio.fail_after(10):
+        async with open_pump(PumpSettings("native")) as pump, relayed(pump, ("tcp", "unix")) as run:
+            await trio.testing.wait_all_tasks_blocked()
+            monkeypatch.setattr("vsockproxy.pump.native.Transfer", fail_once)
+            has_ended_in_the_kernel(run)
+            await pump.alive()
+            assert await run.reason() == "finished"
+
+
+async def test_a_transfer_whose_end_is_not_told_yet_can_be_read_and_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vsockproxy.pump._native._pump import lib  # noqa: PLC0415 - where it is compiled
+
+    def fail_once(*_: object) -> Transfer:
+        monkeypatch.setattr("vsockproxy.pump.native.Transfer", Transfer)
+        raise MemoryError
+
+    with trio.fail_after(10):
+        async with (
+            open_pump(PumpSettings("native")) as pump,
+            relayed(pump, ("tcp", "unix")) as first,
+            relayed(pump, ("tcp", "unix")) as second,
+        ):
+            await trio.testing.wait_all_tasks_blocked()
+            monkeypatch.setattr("vsockproxy.pump.native.Transfer", fail_once)
+            has_ended_in_the_kernel(first)
+            has_ended_in_the_kernel(second)
+            lib.vsp_pump_ask(pump._pump)  # type: ignore[attr-defined]
+            while lib.vsp_pump_silent(pump._pump):  # type: ignore[attr-defined]
+                os.sched_yield()
+            try:
+                with pytest.raises(MemoryError):
+                    pump._reap()  # type: ignore[attr-defined] # before the event loop does
+                untold = [run.meter.running for run in (first, second) if run.meter.running]
+                assert untold
+                for running in untold:
+                    assert running.upstream_bytes() == 0
+                    running.stop()  # as a kill does
+            finally:
+                await pump.alive()  # nothing else has them told now
+            assert await first.reason() == await second.reason() == "finished"
+
+
+def has_ended_in_the_kernel(run: Relayed) -> None:
+    """Send both ends' FIN without a turn of the event loop."""
+    client = run.client.socket._sock  # type: ignore[attr-defined] # without a checkpoint
+    target = run.target.socket._sock  # type: ignore[attr-defined]
+    client.shutdown(socket.SHUT_WR)
+    target.shutdown(socket.SHUT_WR)
+    assert select.select([client], [], [], PATIENCE)[0]
 
 
 async def test_a_task_whose_transfer_has_ended_has_run_when_the_pump_has_shown_its_life() -> None:

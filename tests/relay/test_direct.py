@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from tests.fake_services import (
     Answer,
@@ -24,8 +26,13 @@ from tests.fake_services import (
     unused_tcp_port,
 )
 from tests.listen.running_route import Served, serving
-from tests.sockets import CID_LOCAL, no_descriptor_left_over, read_to_end
-from tests.waiting import until
+from tests.sockets import (
+    CID_LOCAL,
+    ends_by_reset,
+    no_descriptor_left_over,
+    read_to_end,
+)
+from tests.waiting import PATIENCE, until
 from vsockproxy.address.endpoint import (
     MuxEndpoint,
     Target,
@@ -35,6 +42,8 @@ from vsockproxy.address.endpoint import (
 )
 from vsockproxy.config.settings import Direct, Policy, PumpSettings
 from vsockproxy.pump.choice import open_pump
+from vsockproxy.pump.transfer import Meter
+from vsockproxy.relay.direct_clients import DirectClients
 
 pytestmark = pytest.mark.native
 
@@ -162,6 +171,52 @@ async def test_no_more_clients_than_max_connections_reach_the_target_at_a_time(
     ):
         assert await many(route, number) == {("eof", SIZE): number}
         assert 1 < peak <= most
+
+
+async def test_a_limit_that_is_reached_during_a_look_for_life_is_acted_on(tmp_path: Path) -> None:
+    from vsockproxy.pump._native._pump import lib  # noqa: PLC0415 - where it is compiled
+
+    guest = MuxEndpoint(str(tmp_path / "guest.sock"), 80)
+    policy = replace(FORWARD, max_connections=2)
+    async with (
+        open_pump(PumpSettings("native")) as pump,
+        mux_server(Path(guest.path), {80: echo}),
+        serving(policy, dial_to=guest, pump=pump) as route,
+    ):
+        assert is_direct(route)
+        await trio.testing.wait_all_tasks_blocked()
+        first, second = route.connect(), route.connect()  # the pump accepts one of them
+        while not route.stats.connections:  # in one turn of the event loop, as `alive` may
+            lib.vsp_pump_ask(pump._pump)  # type: ignore[attr-defined]
+            while lib.vsp_pump_silent(pump._pump):  # type: ignore[attr-defined]
+                os.sched_yield()
+            pump._reap()  # type: ignore[attr-defined]
+        with trio.fail_after(PATIENCE):
+            async with first, second:
+                for client in (first, second):
+                    await client.send_all(b"x")
+                    assert await client.receive_some() == b"x"
+
+
+async def test_a_connection_that_cannot_be_counted_is_ended_and_none_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_once(*_: object) -> Meter:
+        monkeypatch.undo()
+        raise MemoryError
+
+    guest = MuxEndpoint(str(tmp_path / "guest.sock"), 80)
+    with trio.fail_after(PATIENCE):
+        async with (
+            open_pump(PumpSettings("native")) as pump,
+            mux_server(Path(guest.path), {80: echo}),
+            serving(FORWARD, dial_to=guest, pump=pump) as route,
+        ):
+            assert is_direct(route)
+            monkeypatch.setattr(DirectClients, "opened", fail_once)
+            assert await ends_by_reset(route.connect())
+            assert await route.exchange(b"x") == b"x"
+            route.listener.stop_accepting()
 
 
 # ---- a failed dial ----

@@ -20,6 +20,7 @@ from vsockproxy.http.message import HttpError, Request, Response, text
 from vsockproxy.http.router import Answer, Route, Router
 from vsockproxy.http.server import LIFETIME, HttpServer, Tls, without_tls
 from vsockproxy.log.output import Throttle, get_logger
+from vsockproxy.metrics import Registry
 
 _INDEX: Final = """\
 vsockproxy
@@ -69,6 +70,8 @@ async def up_to_date(health: Health) -> None:
 async def _metrics(registry: CollectorRegistry, health: Health, request: Request) -> Response:
     """Answer a scrape, whose text is made in turns."""
     await up_to_date(health)
+    if isinstance(registry, Registry):
+        await registry.read_process()
     names = request.query.get("name[]", [])
     text = scrape(registry.collect(), request.headers.get("accept", ""), frozenset(names))
     return Response(await body_of(text.pieces), media_type=text.media_type)

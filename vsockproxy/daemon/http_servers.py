@@ -143,9 +143,9 @@ class HttpServers:
 
     def _made(self, name: str) -> HttpServer:
         from vsockproxy.admin.probes import metrics_server, read_only_routes  # noqa: PLC0415
-        from vsockproxy.metrics import make_registry  # noqa: PLC0415
+        from vsockproxy.metrics import Registry  # noqa: PLC0415
 
-        registry = make_registry(self._daemon)
+        registry = Registry(self._daemon)
         if name == _METRICS:
             from vsockproxy.admin.page import StatusPage  # noqa: PLC0415
 

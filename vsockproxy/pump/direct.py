@@ -165,9 +165,8 @@ class DirectRoute(Protocol):
         """Return the route's limit."""
         ...
 
-    @property
-    def is_over(self) -> bool:
-        """Whether every connection's end was reported."""
+    async def outlast(self) -> None:
+        """Return once every connection's end was reported; at once if that is so."""
         ...
 
     async def serve(self, listener: int, target: DirectTarget, clients: Clients) -> None:

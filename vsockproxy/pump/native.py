@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn
@@ -26,6 +27,7 @@ from vsockproxy.pump.native_relay import (
     Slots,
     fill_policy,
     raise_errno,
+    release,
 )
 from vsockproxy.pump.reset import reset
 from vsockproxy.pump.transfer import (
@@ -66,6 +68,7 @@ class NativePump:
         self._direct = DirectRoutes(self._pump, self._relays)
         self._news: list[News] = []
         self._reported = 0  # of it
+        self._unread = 0  # news that was reaped and is still C's structs
 
     def accept(self, listener: int, room: int) -> list[Accepted]:
         """See `Pump.accept`."""
@@ -84,9 +87,10 @@ class NativePump:
 
         Not a coroutine: its frame would cost memory for each idle connection.
         """
-        transfer = _NativeTransfer(meter)
-        tag = self._relays.take(transfer)
+        tag = None
         try:
+            transfer = _NativeTransfer(meter)
+            tag = self._relays.take(transfer)
             raise_errno(
                 lib.vsp_pump_add(
                     self._pump,
@@ -98,7 +102,8 @@ class NativePump:
                 )
             )
         except Exception:
-            self._relays.free(tag)
+            if tag is not None:
+                self._relays.free(tag)
             reset(socket.socket(fileno=client))
             reset(socket.socket(fileno=target))
             raise
@@ -138,7 +143,6 @@ class NativePump:
             try:
                 while self._reap() == _REAP:
                     pass
-                self._direct.halt()
                 await trio.lowlevel.wait_readable(descriptor)
             except Exception:  # noqa: BLE001 - without this task no transfer would ever end
                 _log.exception("the ends of transfers cannot be reported; it is tried again")
@@ -150,9 +154,11 @@ class NativePump:
         Raises: what telling raises; the next call goes on with the same end.
         """
         if self._reported == len(self._news):
-            self._reported = 0
-            number = lib.vsp_pump_reap(self._pump, self._room.structs, _REAP)
-            self._news = self._room.read(number)
+            # In this order, so that no error has a piece of news told twice, or not at all.
+            self._news, self._reported = [], 0
+            self._unread = self._unread or lib.vsp_pump_reap(self._pump, self._room.structs, _REAP)
+            self._news = self._room.read(self._unread)
+            self._unread = 0
         number = len(self._news) - self._reported
         while self._reported < len(self._news):
             news = self._news[self._reported]
@@ -163,16 +169,21 @@ class NativePump:
                 self._tell(news)
                 self._reported += 1
         if number < _REAP:
-            self._direct.count()
+            try:
+                self._direct.count()
+            finally:
+                self._direct.halt()
         return number
 
     def _tell(self, news: News) -> None:
         transfer = self._relays[news.tag]
-        assert transfer is not None
-        # Here and not when the task runs: the relay that the meter reads has been freed.
-        transfer.meter.settle(news.upstream_bytes, news.downstream_bytes)
-        transfer.wake(Transfer(news.upstream_bytes, news.downstream_bytes, REASONS[news.reason]))
-        self._relays.free(news.tag)
+        if transfer is not None:  # else an earlier call has come as far as here
+            transfer.meter.settle(news.upstream_bytes, news.downstream_bytes)
+            transfer.wake(
+                Transfer(news.upstream_bytes, news.downstream_bytes, REASONS[news.reason])
+            )
+            self._relays.free(news.tag)
+        release(news)
 
     def _tell_direct(self, news: News) -> None:
         try:
@@ -185,8 +196,11 @@ class NativePump:
         lib.vsp_pump_ask(self._pump)
         while lib.vsp_pump_silent(self._pump):  # noqa: ASYNC110 - no C thread sets an Event
             await trio.sleep(_ANSWER_POLL)
-        while self._reap() == _REAP:
-            pass
+        try:
+            while self._reap() == _REAP:
+                pass
+        except Exception:  # noqa: BLE001 - `serve` logs the next one, and tries until there is none
+            os.eventfd_write(lib.vsp_pump_fd(self._pump), 1)
         # The tasks that were woken run in the turn of the first one, before or after it.
         await trio.lowlevel.checkpoint()
         await trio.lowlevel.checkpoint()

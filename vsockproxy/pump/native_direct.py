@@ -36,6 +36,7 @@ from vsockproxy.pump.native_relay import (
     fill_policy,
     milliseconds,
     raise_errno,
+    release,
 )
 
 _MICRO: Final = 1e-6
@@ -43,6 +44,7 @@ _NO_BOUND: Final = 2**63 - 1
 _TALLY: Final = struct.Struct(f"@QQ{lib.VSP_REASONS}QQQq{lib.VSP_BUCKETS}Qq{lib.VSP_BUCKETS}Qq")
 assert _TALLY.size == ffi.sizeof("struct vsp_tally")
 _NO_LIMIT: Final = 2**62
+_NO_TAG: Final = 0xFFFFFFFF  # of a relay that has not been reported, or could not be
 _CAUSES: Final[dict[int, DialCause]] = {
     lib.VSP_ERRNO: "errno",
     lib.VSP_CLOSED_BEFORE_OK: "closed_before_ok",
@@ -81,11 +83,13 @@ class DirectRoutes:
 
     Attributes:
       limit: those of all routes together.
+      ends: where tasks wait for ends of connections to be told.
     """
 
     def __init__(self, pump: Any, relays: Slots[Any]) -> None:
         """Share the table of ``relays`` with the pump: a tag names one in either's news."""
         self.limit = NativeLimit()
+        self.ends = trio.lowlevel.ParkingLot()
         self._pump = pump
         self._relays = relays
         self._clients: Slots[tuple[Clients, NativeLimit]] = Slots()
@@ -113,13 +117,22 @@ class DirectRoutes:
             route, *numbers = _TALLY.unpack(ffi.buffer(self._tally))
             known = self._clients[route]
             assert known is not None
+            self.ends.unpark_all()
             known[0].counted(_tally(numbers))
 
     def tell(self, news: News) -> None:
         """Tell the clients of a direct route of one connection.
 
-        Raises: what they raise; the connection is then known to be over, or is live.
+        Raises: what they raise; the connection is then known to be over, is live, or is ended.
         """
+        try:
+            self._tell(news)
+        finally:
+            if news.what & lib.VSP_NEWS_ENDED:
+                release(news)
+                self.ends.unpark_all()
+
+    def _tell(self, news: News) -> None:
         known = self._clients[news.route]
         assert known is not None
         clients, limit = known
@@ -127,14 +140,17 @@ class DirectRoutes:
             clients.unanswered(news.unanswered)
         ended = _ending(news) if news.what & lib.VSP_NEWS_ENDED else None
         dialled = _dialled(news) if news.what & lib.VSP_NEWS_CONNECTED else None
-        if not news.what & lib.VSP_NEWS_OPENED:
-            live = self._relays[news.tag]
-        elif ended is not None:
-            clients.passed(_opening(news), dialled, ended)
+        if news.what & lib.VSP_NEWS_OPENED:
+            if ended is not None:
+                clients.passed(_opening(news), dialled, ended)
+                return
+            live = self._open(clients, limit, news)
+        elif news.tag == _NO_TAG:  # its opening could not be told
             return
         else:
-            live = self._open(clients, limit, news)
-        assert live is not None
+            known_live = self._relays[news.tag]
+            assert known_live is not None
+            live = known_live
         try:
             if dialled is not None:
                 clients.connected(live.meter, dialled)
@@ -144,11 +160,20 @@ class DirectRoutes:
                 clients.ended(live.meter, ended)
 
     def _open(self, clients: Clients, limit: NativeLimit, news: News) -> LiveRelay:
+        handle = ffi.cast("struct vsp_relay *", news.relay)
+        tag = None
+        try:
+            live = LiveRelay(handle)
+            tag = self._relays.take(live)
+            live.meter = clients.opened(_opening(news), live)
+        except Exception:
+            if tag is not None:
+                self._relays.free(tag)
+            lib.vsp_relay_cancel(handle)  # no view shows it, so that nobody could end it
+            raise
+        lib.vsp_relay_set_tag(handle, tag)
         limit.reported += 1
         self.limit.reported += 1
-        live = LiveRelay(ffi.cast("struct vsp_relay *", news.relay))
-        lib.vsp_relay_set_tag(live.relay, self._relays.take(live))
-        live.meter = clients.opened(_opening(news), live)
         return live
 
     def _close(self, live: LiveRelay, limit: NativeLimit, news: News) -> None:
@@ -216,9 +241,13 @@ class NativeRoute:
         self._numbers: dict[Clients, int] = {}
 
     @property
-    def is_over(self) -> bool:
-        """See `direct.DirectRoute`."""
+    def _is_over(self) -> bool:
         return not lib.vsp_limit_unreported(self.limit.c_limit)
+
+    async def outlast(self) -> None:
+        """See `direct.DirectRoute`."""
+        while not self._is_over:
+            await self._routes.ends.park()
 
     async def serve(self, listener: int, target: DirectTarget, clients: Clients) -> None:
         """See `direct.DirectRoute`."""
@@ -232,14 +261,14 @@ class NativeRoute:
 
     def _forget_others(self) -> None:
         """Forget the clients of earlier configurations, if news of none of them can come."""
-        if self.is_over:
+        if self._is_over:
             for number in self._numbers.values():
                 self._routes.forget(number)
             self._numbers.clear()
 
     def close(self) -> None:
         """See `direct.DirectRoute`."""
-        assert self.is_over
+        assert self._is_over
         self._forget_others()
 
 

@@ -143,6 +143,11 @@ class LiveRelay:
         lib.vsp_relay_cancel(self.relay)
 
 
+def release(news: News) -> None:
+    """Give back the relay whose end was told."""
+    lib.vsp_relay_release(ffi.cast("struct vsp_relay *", news.relay))
+
+
 def fill_policy(policy: Any, bounds: Bounds) -> None:
     """Write bounds into a ``struct vsp_policy``."""
     policy.idle_ms = milliseconds(bounds.idle_timeout)

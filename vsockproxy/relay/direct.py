@@ -15,7 +15,6 @@ from vsockproxy.admit.gate import Gate
 from vsockproxy.config.direct import why_not_direct
 from vsockproxy.config.settings import Route
 from vsockproxy.dial.direct_target import direct_target_of
-from vsockproxy.pump.direct import DirectRoute
 from vsockproxy.pump.transfer import Bounds, EndReason, Pump
 from vsockproxy.relay.direct_clients import DirectClients, OpenConnections
 
@@ -108,15 +107,11 @@ class DirectRelays:
         if self._route is None:
             return
         try:
-            await self._wait(self._route)
+            await self._route.outlast()
         except trio.Cancelled:
             self._connections.end_all()
             with trio.CancelScope(shield=True):
-                await self._wait(self._route)
+                await self._route.outlast()
             raise
         finally:
             self._route.close()
-
-    async def _wait(self, route: DirectRoute) -> None:
-        while not route.is_over:
-            await self._connections.changed()

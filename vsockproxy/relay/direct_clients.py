@@ -12,8 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
-import trio
-
 from vsockproxy.address.endpoint import Dialable, MuxEndpoint
 from vsockproxy.admit.gate import Gate
 from vsockproxy.config.settings import Route
@@ -42,7 +40,6 @@ class OpenConnections:
         self.is_ending = False
         self.failed = 0.0
         self._live: set[Connection] = set()
-        self._changed = trio.Event()
 
     def add(self, connection: Connection, running: LiveTransfer) -> None:
         """Add a connection under way."""
@@ -51,16 +48,9 @@ class OpenConnections:
         if self.is_ending:
             connection.end(connection.ending)
 
-    def discard(self, connection: Connection | None) -> None:
-        """Take note that a connection has ended; None for one that was not added."""
-        if connection is not None:
-            self._live.discard(connection)
-        self._changed.set()
-
-    async def changed(self) -> None:
-        """Wait until a connection ends."""
-        self._changed = trio.Event()
-        await self._changed.wait()
+    def discard(self, connection: Connection) -> None:
+        """Take note that a connection has ended, which may not have been added."""
+        self._live.discard(connection)
 
     def end_all(self) -> None:
         """End every connection, and those that the pump has not reported yet."""
@@ -114,7 +104,6 @@ class DirectClients:
         self.gate.count_tally(tally)
         if tally.connected > self.connections.failed:
             self.selection.note_success(self.route.targets[0])
-        self.connections.discard(None)
 
     def unanswered(self, descriptor: int) -> None:
         """Close a VMM's socket after its answer."""

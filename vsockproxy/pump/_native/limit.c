@@ -9,7 +9,7 @@
 struct vsp_limit {
 	_Atomic int64_t most;
 	_Atomic int64_t live;   /* places taken */
-	_Atomic int64_t unreported; /* connections whose end the caller has not reaped */
+	_Atomic int64_t unreported; /* connections that the caller has not released */
 	_Atomic int references;
 };
 

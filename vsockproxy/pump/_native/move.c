@@ -240,12 +240,12 @@ static bool move_splices(struct move *move)
 	half->pipe = vsp_pipe_take(&move->loop->pipes);
 	if (!half->pipe)
 		return false;
-	if (!half->nonblocking) {
-		/* For TCP, the socket's own flag decides whether splice waits. */
-		fcntl(move->from->fd, F_SETFL, O_NONBLOCK);
-		fcntl(move->to->fd, F_SETFL, O_NONBLOCK);
-		half->nonblocking = true;
-	}
+	/*
+	 * For TCP, the socket's own flag decides whether splice waits, and not this thread alone: who
+	 * has a duplicate can change it at any time.
+	 */
+	fcntl(move->from->fd, F_SETFL, O_NONBLOCK);
+	fcntl(move->to->fd, F_SETFL, O_NONBLOCK);
 	return true;
 }
 
@@ -307,6 +307,10 @@ static size_t move_copy(struct move *move, size_t allowed, int error)
 	char *scratch = move->loop->scratch;
 	ssize_t count;
 
+	if (error) { /* bytes behind urgent data are read first: the error is not to be lost */
+		move->from->error = (short)error;
+		move->from->gone = true;
+	}
 	do
 		count = vsp_side_receive(move->from, scratch, allowed);
 	while (count < 0 && errno == EINTR);

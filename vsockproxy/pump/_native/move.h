@@ -28,7 +28,6 @@ struct vsp_half {
 	struct vsp_pipe *pipe;         /* while its stream is long, or NULL */
 	struct vsp_throttle *throttle; /* or NULL */
 	unsigned char streak;          /* long reads in a row, up to a limit */
-	bool nonblocking;              /* its sockets are O_NONBLOCK, as splice needs */
 	_Atomic unsigned char flow;    /* enum vsp_flow */
 };
 

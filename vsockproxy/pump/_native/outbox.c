@@ -200,7 +200,6 @@ static void news_of_direct(struct vsp_news *news, struct vsp_direct *direct)
 	}
 	news->unanswered = direct->unanswered;
 	direct->unanswered = -1;
-	vsp_route_reported(direct->route, 1);
 }
 
 int vsp_outbox_reap(struct vsp_outbox *outbox, struct vsp_news *ret_news, int room)
@@ -224,8 +223,6 @@ int vsp_outbox_reap(struct vsp_outbox *outbox, struct vsp_news *ret_news, int ro
 		news->address_size = 0;
 		if (relay->direct)
 			news_of_direct(news, relay->direct);
-		if (news->what & VSP_NEWS_ENDED)
-			vsp_relay_unref(relay);
 	}
 	return count;
 }

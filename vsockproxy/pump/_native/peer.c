@@ -91,8 +91,11 @@ static bool pidfd_has_ended(int pidfd)
 	return poll(&end, 1, 0) > 0;
 }
 
-/* Whether the socket's process is dead. */
-static bool peer_has_ended(int fd)
+/*
+ * Whether the socket's process is dead; `supposed` is whether it is taken for dead where there is no
+ * descriptor to ask with.
+ */
+static bool peer_has_ended(int fd, bool supposed)
 {
 	pid_t pid = peer_pid(fd);
 	bool ended;
@@ -102,19 +105,19 @@ static bool peer_has_ended(int fd)
 		return false;
 	pidfd = peer_open(fd, pid);
 	if (pidfd < 0)
-		return pidfd == -ESRCH;
+		return pidfd == -ESRCH || (supposed && (pidfd == -EMFILE || pidfd == -ENFILE));
 	ended = pidfd_has_ended(pidfd);
 	close(pidfd);
 	return ended;
 }
 
-/* Whether the socket's process is dead or is about to be. */
-static bool peer_is_exiting(int fd)
+/* Whether the socket's process is dead or is about to be; `supposed` as above. */
+static bool peer_is_exiting(int fd, bool supposed)
 {
 	pid_t pid = peer_pid(fd);
 
 	/* In this order: /proc shows it no more once it is dead. */
-	return (pid > 0 && process_is_exiting(pid)) || peer_has_ended(fd);
+	return (pid > 0 && process_is_exiting(pid)) || peer_has_ended(fd, supposed);
 }
 
 /* ---- the processes that a thread knows ---- */
@@ -177,7 +180,7 @@ enum vsp_vmm vsp_peers_meet(struct vsp_peers *peers, int fd, const unsigned char
 		     memcmp(peer->address, address, sizeof(peer->address)) == 0 &&
 		     known_is_alive(peer);
 
-	if (!known && peer_has_ended(fd))
+	if (!known && peer_has_ended(fd, false))
 		return VSP_NO_VMM;
 	/* Without a number it is of a namespace that this process does not see. */
 	if (!known && (pid <= 0 || peer->uses || !known_replace(peer, fd, pid, address)))
@@ -190,7 +193,8 @@ bool vsp_peers_is_exiting(const struct vsp_peers *peers, enum vsp_vmm vmm, int f
 {
 	if (vmm >= VSP_KNOWN && known_is_alive(&peers->places[vmm - VSP_KNOWN]))
 		return false;
-	return vmm != VSP_NO_VMM && peer_is_exiting(fd);
+	/* The process that is known no longer lives: only whether it is the socket's is left to ask. */
+	return vmm != VSP_NO_VMM && peer_is_exiting(fd, vmm >= VSP_KNOWN);
 }
 
 void vsp_peers_forget(struct vsp_peers *peers, enum vsp_vmm vmm)

@@ -55,7 +55,7 @@ enum vsp_close vsp_close_of(enum vsp_reason reason, bool client, bool whole, boo
 enum vsp_what {
 	VSP_NEWS_OPENED = 1,    /* a direct route has accepted a client */
 	VSP_NEWS_CONNECTED = 2, /* its target is connected */
-	VSP_NEWS_ENDED = 4      /* both sockets are closed, and the relay's handle is invalid */
+	VSP_NEWS_ENDED = 4      /* both sockets are closed; vsp_relay_release is owed */
 };
 
 /* Why a dial has failed. */
@@ -167,7 +167,7 @@ void vsp_limit_unref(struct vsp_limit *limit);
 /* Allow `most` open connections, from the next accept on. */
 void vsp_limit_set(struct vsp_limit *limit, int64_t most);
 
-/* Return how many are open now, and of how many the end has not been reaped. */
+/* Return how many are open now, and how many were not released or tallied. */
 int64_t vsp_limit_live(const struct vsp_limit *limit);
 int64_t vsp_limit_unreported(const struct vsp_limit *limit);
 
@@ -176,7 +176,7 @@ int vsp_pump_new(unsigned threads, struct vsp_pump **ret);
 
 /*
  * Cancel every relay, stop the threads, free everything.  News that was not reaped is lost.  Every
- * server is stopped before.  No call may follow.
+ * server is stopped before, and every relay released whose end was reaped.  No call may follow.
  */
 void vsp_pump_free(struct vsp_pump *pump);
 
@@ -199,7 +199,7 @@ int vsp_accept(int listener, struct vsp_client *ret_clients, int room);
 
 /*
  * Take over two connected stream sockets, blocking or not, and relay until both have ended.
- * 0 and *ret, valid until its end is reaped, and both descriptors are the pump's; or a negative
+ * 0 and *ret, valid until vsp_relay_release, and both descriptors are the pump's; or a negative
  * errno, and both descriptors are still the caller's.
  */
 int vsp_pump_add(struct vsp_pump *pump, uint32_t tag, int client, int target,
@@ -253,8 +253,11 @@ int64_t vsp_pump_halted(struct vsp_pump *pump, int *ret_error);
 /* Give a direct relay the tag by which later news names it. */
 void vsp_relay_set_tag(struct vsp_relay *relay, uint32_t tag);
 
-/* Write up to `room` news to `ret_news`, free ended relays, and return how many were written. */
+/* Write up to `room` news to `ret_news`, and return how many were written. */
 int vsp_pump_reap(struct vsp_pump *pump, struct vsp_news *ret_news, int room);
+
+/* Give back a relay whose end was reaped, once nothing reads it any more; its handle is invalid. */
+void vsp_relay_release(struct vsp_relay *relay);
 
 /* Take the tally of one route.  Whether there was one with a connection. */
 bool vsp_pump_tally(struct vsp_pump *pump, struct vsp_tally *ret_tally);

@@ -195,6 +195,13 @@ void vsp_relay_set_tag(struct vsp_relay *relay, uint32_t tag)
 	relay->tag = tag; /* the threads do not read it */
 }
 
+void vsp_relay_release(struct vsp_relay *relay)
+{
+	if (relay->direct)
+		vsp_route_reported(relay->direct->route, 1);
+	vsp_relay_unref(relay);
+}
+
 uint64_t vsp_relay_upstream(const struct vsp_relay *relay)
 {
 	return atomic_load_explicit(&relay->halves[UPSTREAM].bytes, memory_order_relaxed);

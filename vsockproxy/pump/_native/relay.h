@@ -56,7 +56,7 @@ struct vsp_direct {
 
 /*
  * A relay never changes its thread.  It is freed with its last reference: one is the caller's
- * until the end is reaped, one is the inbox's and one the busy list's while it is in them.
+ * until it is released, one is the inbox's and one the busy list's while it is in them.
  */
 struct vsp_relay {
 	struct vsp_side sides[2];

@@ -186,8 +186,6 @@ static void relay_begin(struct vsp_relay *relay, struct vsp_loop *loop)
 {
 	struct vsp_side *target = &relay->sides[TARGET];
 
-	for (int which = CLIENT; which <= TARGET; which++)
-		vsp_side_ask_domain(&relay->sides[which]);
 	relay->sides[CLIENT].lossless = relay->sides[CLIENT].domain == AF_UNIX;
 	/* One that listened, handed its socket on and has ended before says nothing by its end. */
 	if (relay->vmm)
@@ -225,6 +223,9 @@ static void relay_dialled(struct vsp_relay *relay, struct vsp_loop *loop, enum v
 
 void vsp_turn_start(struct vsp_relay *relay, struct vsp_loop *loop)
 {
+	/* First of all: how they are closed depends on it. */
+	for (int which = CLIENT; which <= TARGET; which++)
+		vsp_side_ask_domain(&relay->sides[which]);
 	if (relay_enter(relay, loop))
 		relay_begin(relay, loop);
 }
