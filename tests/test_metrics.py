@@ -15,6 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from tests.admin.fake_daemon import FakeDaemon
 from vsockproxy import __version__
 from vsockproxy.address.endpoint import TcpEndpoint, VsockEndpoint
+from vsockproxy.admin.registry import Registry
 from vsockproxy.admit.gate import REASONS, QueueReason, RejectReason
 from vsockproxy.admit.process_limits import Admission
 from vsockproxy.config.guest import Cid, CidFile, Guest
@@ -22,7 +23,7 @@ from vsockproxy.config.process import Limits
 from vsockproxy.config.settings import Policy, Route
 from vsockproxy.connection import Connection
 from vsockproxy.guests.directory import Guests
-from vsockproxy.metrics import MetricsCollector, Registry
+from vsockproxy.metrics import MetricsCollector
 from vsockproxy.pump.transfer import EndReason
 from vsockproxy.reasons import Reason
 from vsockproxy.revision import REVISION

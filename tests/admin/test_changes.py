@@ -233,6 +233,19 @@ async def test_a_guest_with_a_command_is_not_added_at_run_time(tmp_path: Path) -
         assert [str(guest.locator) for guest in daemon.daemon.config.guests] == ["cid = 7"]
 
 
+@pytest.mark.parametrize(
+    "uri", ["qemu+ext:///system?command=/tmp/x", "qemu+ssh://host/system", "qemu:///system?no=1"]
+)
+async def test_a_guest_whose_uri_can_run_a_program_is_not_added_at_run_time(
+    tmp_path: Path, uri: str
+) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
+        guest = {"name": "vm", "libvirt": "vm", "uri": uri}
+        await refused(await daemon.ask("POST", "/v1/guests", guest), 409)
+        await daemon.post("/v1/guests", {"name": "vm", "cid": 7})
+        await refused(await daemon.ask("PUT", "/v1/guests/vm", {"libvirt": "vm", "uri": uri}), 409)
+
+
 async def test_an_added_guest_does_not_take_a_name_from_a_pattern_of_a_file(tmp_path: Path) -> None:
     async with controlled_daemon(tmp_path, "web") as daemon:
         await daemon.post("/v1/guests", {"name": "vm-1", "cid": 7})

@@ -25,11 +25,11 @@ from tests.daemon_process import environment
 from tests.sockets import connected, read_to_end
 from tests.waiting import until
 from vsockproxy.admin.probes import metrics_server
+from vsockproxy.admin.registry import Registry
 from vsockproxy.admin.tls import tls_context
 from vsockproxy.config.process import TlsSettings
 from vsockproxy.errors import ConfigError
 from vsockproxy.http.server import MAX_CLIENTS, Tls, without_tls
-from vsockproxy.metrics import Registry
 from vsockproxy.pump.reset import reset
 
 REQUEST: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -22,9 +22,9 @@ from ruamel.yaml import YAML
 from tests.admin.fake_daemon import FakeDaemon
 from tests.kernel.boot import require
 from tests.test_metrics import PAGE, ROUTE, busy
+from vsockproxy.admin.registry import Registry
 from vsockproxy.admit.process_limits import Admission
 from vsockproxy.config.process import Limits
-from vsockproxy.metrics import Registry
 from vsockproxy.stats import RouteStats
 
 CONFIG: Final = Path(__file__).parents[2] / "config"

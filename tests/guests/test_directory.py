@@ -21,13 +21,13 @@ from tests.listen.running_route import serving
 from tests.sockets import ends_by_reset, read_to_end
 from tests.waiting import until
 from vsockproxy.address.endpoint import GuestEndpoint, UnixEndpoint, VsockEndpoint
+from vsockproxy.admin.registry import Registry
 from vsockproxy.config.guest import Cid, CidFile, Command, DynamicLocator, Guest, Mux, MuxGlob
 from vsockproxy.config.settings import Config, Policy, Route
 from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.errors import DialError
 from vsockproxy.guests.answer import GuestError
 from vsockproxy.guests.directory import CACHED, Guests
-from vsockproxy.metrics import Registry
 
 WEB_FILE = CidFile("/run/web.cid")
 WEB = Guest("web", WEB_FILE)

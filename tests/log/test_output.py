@@ -18,9 +18,9 @@ import structlog
 from trio.testing import MockClock
 
 from tests.admin.fake_daemon import FakeDaemon
+from vsockproxy.admin.registry import Registry
 from vsockproxy.config.process import LogFormat, LogLevel, LogSettings
 from vsockproxy.log import output as log
-from vsockproxy.metrics import Registry
 
 HOSTILE = 'a\nlevel=error event=forged\r\n\x1b[2J\x85\u2028"\ud800=\\'
 

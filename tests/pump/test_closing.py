@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import socket
 from typing import get_args
 
 import pytest
@@ -26,12 +27,27 @@ from tests.sockets import (
     unread_bytes,
 )
 from tests.waiting import PATIENCE, until
-from vsockproxy.pump.closing import Closing, closing_of
+from vsockproxy.pump.closing import Closing, _drop_input, closing_of
 from vsockproxy.pump.transfer import Bounds, EndReason, Pump
 
 ANSWER = random.Random(11).randbytes(20_000)
 TCP: Families = ("tcp", "tcp")
 AGAIN = 20  # a race is lost by some of them
+
+
+def test_a_peer_that_sends_on_for_ever_does_not_hold_the_event_loop() -> None:
+    class Endless(socket.socket):
+        """A fake whose peer is always faster."""
+
+        reads = 0
+
+        def recv(self, size: int, _: int = 0) -> bytes:
+            self.reads += 1
+            assert self.reads < 1000
+            return bytes(size)
+
+    with Endless() as sock:
+        assert not _drop_input(sock)
 
 
 # ---- the rule ----

@@ -83,6 +83,15 @@ def test_a_body_of_connect_is_malformed(header: bytes) -> None:
     assert status(to_proxy(CONNECT + header + b"\r\nabc").output) == 400
 
 
+def test_connect_with_a_length_of_0_is_served() -> None:
+    found = to_proxy(CONNECT + b"Content-Length: 0\r\n\r\nfirst")
+    assert found.asked == Asked(Request("example.com", 443), b"first")
+
+
+def test_a_length_of_thousands_of_digits_is_answered_400() -> None:
+    assert status(to_proxy(CONNECT + b"Content-Length: %s\r\n\r\n" % (b"1" * 5000)).output) == 400
+
+
 def test_credentials_are_those_of_basic() -> None:
     found = to_proxy(CONNECT + BASIC + b"\r\n", wants_password=True)
     assert found.credentials == Credentials("alice", "se:cret")

@@ -15,12 +15,12 @@ from prometheus_client import CollectorRegistry
 
 from vsockproxy.admin.daemon_interface import Health
 from vsockproxy.admin.metrics_text import scrape
+from vsockproxy.admin.registry import Registry
 from vsockproxy.http.loop_share import body_of
 from vsockproxy.http.message import HttpError, Request, Response, text
 from vsockproxy.http.router import Answer, Route, Router
 from vsockproxy.http.server import LIFETIME, HttpServer, Tls, without_tls
 from vsockproxy.log.output import Throttle, get_logger
-from vsockproxy.metrics import Registry
 
 _INDEX: Final = """\
 vsockproxy

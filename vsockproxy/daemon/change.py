@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from vsockproxy.daemon.daemon import Daemon
 
 _A_FILE_WINS: Final = "change it there, then: vsockproxy reload"
+_IN_A_FILE: Final = "write it in a file, then: vsockproxy reload"
 _SHOWN: Final = 20  # names
 _UNDONE_WITHIN: Final = 5.0  # seconds, at the end of the daemon
 
@@ -226,6 +227,15 @@ def _has(file: Path, data: bytes | None) -> bool:
 
 def _check_keys(kind: Kind, table: Table) -> None:
     """Raise `OrderError` for a guest that is a program: only a file has the daemon run one."""
-    if kind == "guest" and "command" in table:
+    if kind != "guest":
+        return
+    if "command" in table:
         sentence = "a guest with a command is not added at run time: the daemon would run it"
-        raise OrderError(sentence, "write it in a file, then: vsockproxy reload")
+        raise OrderError(sentence, _IN_A_FILE)
+    scheme, _, rest = str(table.get("uri", "")).partition(":")
+    if "+" in scheme or "?" in rest:
+        sentence = (
+            "a guest whose uri has a transport or parameters is not added at run time: libvirt"
+            " can be told by them to run a program"
+        )
+        raise OrderError(sentence, _IN_A_FILE)

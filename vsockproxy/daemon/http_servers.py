@@ -143,7 +143,7 @@ class HttpServers:
 
     def _made(self, name: str) -> HttpServer:
         from vsockproxy.admin.probes import metrics_server, read_only_routes  # noqa: PLC0415
-        from vsockproxy.metrics import Registry  # noqa: PLC0415
+        from vsockproxy.admin.registry import Registry  # noqa: PLC0415
 
         registry = Registry(self._daemon)
         if name == _METRICS:

@@ -97,6 +97,8 @@ class _Exchange:
             raise HttpError(408, sentence) from None
         except h11.RemoteProtocolError as error:
             raise HttpError(error.error_status_hint, str(error)) from error
+        except ValueError as error:  # h11 before 0.16: a length of thousands of digits
+            raise HttpError(400, "a header is not valid") from error
 
     async def _complete_request(self) -> Request | None:
         head: h11.Request | None = None

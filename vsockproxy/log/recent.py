@@ -14,7 +14,11 @@ from vsockproxy.readable import escape
 KEPT: Final = 200
 """The number of events that are kept."""
 
-_UNRECORDED: Final = ("connection_closed", "listening")  # many, and neither failures nor changes
+_UNRECORDED: Final = (  # many, and neither failures nor changes
+    "connection_closed",
+    "listening",
+    "request_decided",
+)
 _SENTENCES: Final = ("error", "why", "problem")
 _SHOWN_APART: Final = ("route", "remedy")
 
@@ -79,7 +83,7 @@ def _message(fields: dict[str, Any]) -> str:
 class Recorder:
     """A logger that also records its events, whatever the log's level is.
 
-    Access lines, those of listeners, and debug events are not recorded.
+    Access and audit lines of clients, those of listeners, and debug events are not recorded.
     """
 
     def __init__(self, log: Any, events: RecentEvents) -> None:

@@ -27,6 +27,7 @@ _FIRST_PAUSE: Final = 0.001  # seconds, doubled each time without progress
 _LONGEST_PAUSE: Final = 0.128
 _DROP: Final = 1.0  # seconds that input is dropped once the peer's kernel has everything; arbitrary
 _CHUNK: Final = 65536
+_CHUNKS: Final = 16  # dropped in one turn of the event loop
 
 
 def closing_of(reason: EndReason, *, client: bool, whole: bool, ended: bool, tcp: bool) -> Closing:
@@ -90,15 +91,16 @@ def _shut(sock: socket.socket) -> None:
 
 
 def _drop_input(sock: socket.socket) -> bool:
-    """Drop what has come in; return whether nothing more can."""
+    """Drop what has come in, up to a bound; return whether nothing more can."""
     try:
-        while sock.recv(_CHUNK):
-            pass
+        for _ in range(_CHUNKS):
+            if not sock.recv(_CHUNK):
+                return True
     except BlockingIOError:
         return False
     except OSError:
         return True
-    return True
+    return False  # a peer that sends on must not hold the event loop
 
 
 def _queued(sock: socket.socket) -> int:

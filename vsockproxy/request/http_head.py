@@ -51,6 +51,9 @@ class HttpReader(Reader):
             sentence = str(error)[:_QUOTED]
             self.output += self._answer(error.error_status_hint, sentence)
             raise RequestError(sentence) from error
+        except ValueError as error:  # h11 before 0.16: a length of thousands of digits
+            self.output += self._answer(status, "a header is not valid")
+            raise RequestError("a header is not valid") from error
         except RequestError as error:
             self.output += self._answer(status, str(error))
             raise
