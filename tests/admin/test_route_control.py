@@ -100,6 +100,19 @@ async def test_an_order_to_a_route_that_a_defect_has_ended_fails(
     assert answer.json()["error"] == "the route 'web' is off: a defect ended it"
 
 
+async def test_resume_leaves_another_route_closed_that_a_defect_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with controlled_daemon(tmp_path, "web") as daemon:
+        await break_route(daemon, monkeypatch)
+        broken = daemon.daemon.config.routes[0].listen
+        assert broken not in daemon.daemon._sockets
+        monkeypatch.setattr(daemon.daemon.supervisor, "resume", lambda _: None)
+        monkeypatch.setattr(daemon.daemon.supervisor, "drained_endpoint", lambda _: {})
+        await daemon.daemon.resume("another")
+        assert broken not in daemon.daemon._sockets
+
+
 Clients = list[trio.SocketStream]
 
 

@@ -30,7 +30,7 @@ from vsockproxy.address.endpoint import (
     TcpEndpoint,
     UnixEndpoint,
 )
-from vsockproxy.config.process import TlsSettings
+from vsockproxy.config.process import Limits, TlsSettings
 from vsockproxy.config.settings import Config, Policy, PumpChoice, Route
 from vsockproxy.daemon.http_servers import HttpServers
 from vsockproxy.errors import ConfigError, ListenError, Problem
@@ -182,18 +182,21 @@ async def test_a_moved_route_serves_as_many_as_its_limit_once_its_old_connection
                 await client.aclose()
 
 
-async def test_a_reload_that_changes_nothing_gives_a_route_no_more_bandwidth(
-    guest: MuxEndpoint, choice: PumpChoice
+@pytest.mark.parametrize("also", ["nothing", "the limits"])
+async def test_a_reload_that_does_not_change_a_route_gives_it_no_more_bandwidth(
+    guest: MuxEndpoint, choice: PumpChoice, also: str
 ) -> None:
     size, rate = 300_000, 1_000_000
     route = Route("web", LOOPBACK, guest, Policy(half_close="forward", bandwidth=rate))
     async with running(route, choice=choice) as daemon:
         started = trio.current_time()
         async with trio.open_nursery() as nursery:
-            for _ in range(3):
+            for attempt in range(3):
                 nursery.start_soon(exchange, await daemon.connect("web"), bytes(size))
                 await until_live(daemon, "web")
-                await daemon.reload(replace(route))
+                limits = Limits(1000 if also == "nothing" else 1000 + attempt)
+                changed = replace(daemon.daemon.config, routes=(replace(route),), limits=limits)
+                await daemon.daemon.replace(partial(replace, changed))
         # A tenth of a second's bytes may go at once; a limit makes late, never early.
         assert trio.current_time() - started >= 3 * size / rate - 0.11
 

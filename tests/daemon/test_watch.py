@@ -19,6 +19,7 @@ from vsockproxy.config.settings import Config
 from vsockproxy.daemon import watch
 from vsockproxy.daemon.daemon import Daemon
 from vsockproxy.daemon.watch import Stamp, stamp_of
+from vsockproxy.errors import OrderError
 
 ON = "[reload]\non_change = true\n"
 
@@ -27,10 +28,15 @@ class Watched:
     """A running daemon of a file, whose polls are counted."""
 
     def __init__(self, file: Path, clock: MockClock) -> None:
-        self.daemon = Daemon(load_config(file), load=lambda: load_config(file))
+        self.file = file
+        self.daemon = Daemon(load_config(file), load=self.load)
         self.clock = clock
         self.polls = 0
         self.ended = trio.Event()
+
+    def load(self) -> Config:
+        """Read the file again."""
+        return load_config(self.file)
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -134,6 +140,19 @@ async def test_the_swap_of_a_configmap_reloads_once(tmp_path: Path, mock_clock: 
         await watched.poll(3)
         assert watched.results == {"success": 1, "failure": 0}
         assert "files_changed" in watched.events
+
+
+async def test_a_configuration_that_cannot_be_read_again_is_left_alone(
+    file: Path, mock_clock: MockClock
+) -> None:
+    def load() -> Config:
+        raise OrderError("it was read from standard input", "run it from a file")
+
+    with mock.patch.object(Watched, "load", staticmethod(load)):
+        async with started(file, mock_clock) as watched:
+            await watched.poll(3)
+            assert watched.results == {"success": 0, "failure": 0}
+            assert not {"watch_error", "files_changed"} & set(watched.events)
 
 
 async def test_a_file_that_still_changes_is_not_reloaded(

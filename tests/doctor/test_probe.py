@@ -34,7 +34,7 @@ from vsockproxy.address.endpoint import (
     TcpEndpoint,
     UnixEndpoint,
 )
-from vsockproxy.cli.diagnose import probe_target
+from vsockproxy.cli.diagnose import _unescaped, probe_target
 from vsockproxy.config.guest import Guest, MuxGlob
 from vsockproxy.dial.unanswered import UNANSWERED
 from vsockproxy.doctor.probe import Probe, describe, probe, wait_for
@@ -268,6 +268,7 @@ def test_probe_takes_a_guests_name_from_the_environment(
         (("tcp:80", "--wait", "soon"), "--wait"),
         (("tcp:80", "--timeout", "0"), "--timeout"),
         (("tcp:80", "--send", "\\x"), "--send"),
+        (("tcp:80", "--send", "\\u20ac"), "--send"),
         (("web:80",), "-c"),
     ],
 )
@@ -292,3 +293,17 @@ async def test_a_named_guest_adds_a_guest_step(tmp_path: Path) -> None:
     assert "vsockproxy guests" in lost.remedy
     assert steps(found) == ["guest", "connect", "handshake"]
     assert (found.reached, str(found.target)) == (True, f"vsock-mux:{tmp_path}/1.vm:80")
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ("ping\\r\\n", b"ping\r\n"),
+        ("\\x16\\x03\\x80\\xff", b"\x16\x03\x80\xff"),
+        ("\u00fc \u20ac", "\u00fc \u20ac".encode()),
+    ],
+)
+def test_an_escape_of_send_is_one_byte_and_other_characters_are_utf_8(
+    text: str, sent: bytes
+) -> None:
+    assert _unescaped(text) == sent

@@ -216,6 +216,19 @@ async def test_an_instance_with_different_cids_in_incus_and_lxd_is_an_error(stor
             assert await find(Incus("web01")) == Cid(41)
 
 
+@pytest.mark.parametrize("places", [("incus", "lxd"), ("lxd", "incus")])
+async def test_a_virtual_machine_of_one_is_found_whatever_the_other_one_says(
+    store: Path, places: tuple[str, str]
+) -> None:
+    here, other = places
+    with fake_incus(store / here, [instance("web01", "41")]):
+        dead_unix_socket(store / other)
+        assert await find(Incus("web01")) == Cid(41)
+        (store / other).unlink()
+        with fake_incus(store / other, [instance("web01", "42", status="Stopped")]):
+            assert await find(Incus("web01")) == Cid(41)
+
+
 async def test_an_error_a_dead_socket_and_another_server_for_incus_are_errors(store: Path) -> None:
     with fake_incus(store / "incus", [], status=403):
         assert await look_up_error(Incus("web01")) == f"{store}/incus refuses: Forbidden"

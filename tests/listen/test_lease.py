@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,16 +24,22 @@ FOR_WEB = Listen("route web", Policy(), "web")
 
 
 class FakeFdStore:
-    """A fake of systemd's fd store that notes the names it keeps."""
+    """A fake of systemd's fd store that notes the names it keeps, and has a socket once."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self._sockets: dict[int, str] = {}  # names, by their inodes
 
-    def fd_store(self, name: str, _sock: socket.socket) -> None:
-        self.names.append(name)
+    def fd_store(self, name: str, sock: socket.socket) -> None:
+        inode = os.fstat(sock.fileno()).st_ino
+        if inode not in self._sockets:
+            self._sockets[inode] = name
+            self.names.append(name)
 
     def fd_remove(self, name: str) -> None:
-        self.names.remove(name)
+        if name in self.names:
+            self.names.remove(name)
+        self._sockets = {inode: kept for inode, kept in self._sockets.items() if kept != name}
 
 
 def at(folder: Path, *names: str) -> list[ListenEndpoint]:
@@ -115,6 +122,22 @@ def test_the_fd_store_keeps_what_the_end_leaves_and_drops_what_a_reload_closes(
     sockets.close_all()
     assert store.names == [store_name(two, 0)]
     assert (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize("order", ["wider", "narrower"])
+def test_a_socket_that_another_endpoint_goes_on_with_stays_in_the_store(order: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    narrow, wide = TcpEndpoint("127.0.0.1", port), TcpEndpoint(None, port)
+    before, after = (narrow, wide) if order == "wider" else (wide, narrow)
+    store = FakeFdStore()
+    sockets = opened(before, store=store)
+    lease = sockets.lease(before, FOR_WEB)
+    sockets.open({after: FOR_WEB})
+    lease.release()
+    number = len(sockets.sockets_of(after))
+    assert sorted(store.names) == sorted(store_name(after, index) for index in range(number))
+    sockets.close_all()
 
 
 def test_restored_sockets_without_an_endpoint_are_closed_and_removed_from_the_store() -> None:

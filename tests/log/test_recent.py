@@ -1,4 +1,4 @@
-"""The events that are kept for operators: failures and changes, and not what is said of all clients."""
+"""The events that are kept for operators: failures and changes, not what every client causes."""
 
 from __future__ import annotations
 

@@ -127,9 +127,13 @@ def _progress() -> Iterator[Callable[[Probe, float], None]]:
 
 def _unescaped(text: str) -> bytes:
     try:
-        return text.encode("latin-1", "backslashreplace").decode("unicode_escape").encode()
+        # The bytes of what was typed are characters up to U+00FF meanwhile, as those of \\xNN are.
+        return text.encode().decode("unicode_escape").encode("latin-1")
     except UnicodeDecodeError as error:
         raise VsockproxyError(f"--send: {error.reason}") from error
+    except UnicodeEncodeError as error:
+        sentence = "--send: \\u is for one byte, up to 00FF: type a greater character itself"
+        raise VsockproxyError(sentence) from error
 
 
 @command()

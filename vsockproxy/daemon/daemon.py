@@ -269,7 +269,12 @@ class Daemon:
           ListenError: the address of a drained route cannot be had; it stays drained.
         """
         async with self.ordering():
-            wanted = self._wanted(self.config) | self.supervisor.drained_endpoint(name)
+            # No other's: a route that a defect has ended stays closed until a reload.
+            wanted = {
+                endpoint: how
+                for endpoint, how in self._wanted(self.config).items()
+                if endpoint in self._sockets
+            } | self.supervisor.drained_endpoint(name)
             resolved = await self._sockets.resolve(wanted)
             self._check_orders()
             self._sockets.open(wanted, resolved)

@@ -93,7 +93,7 @@ class Supervisor:
         self._off.clear()  # they are started again
         self._drained = {r.name: r.listen for r in config.routes if self._is_drained(r)}
         shared, self._shared = self._shared, (config.limits, config.guests)
-        if is_other := shared != self._shared:
+        if shared != self._shared:
             self.admission.reconfigure(config.limits)
             self.guests.reconfigure(config.guests)
         routes = {route.listen: route for route in config.routes}
@@ -101,7 +101,7 @@ class Supervisor:
             route = routes.get(endpoint)
             if route is not None and route.name == listener.route.name:
                 before = listener.route
-                if route == before and not is_other:  # an unchanged one keeps its shared bandwidth
+                if route == before:  # an unchanged one keeps its bandwidth, and the dials under way
                     continue
                 listener.reconfigure(route)
                 if (route.target, route.others) != (before.target, before.others):

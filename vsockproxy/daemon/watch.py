@@ -81,11 +81,13 @@ class Watch:
     async def _first(self) -> Stamp | None:
         """Return the stamp of the configuration that runs; None if its files have changed."""
         stamp = await self._stamp()
-        with suppress(ConfigError):  # the reload reports it
+        try:
             config = await in_thread(self._load, self._threads)
-            if config.fingerprint == self._daemon.base.fingerprint:
-                return stamp
-        return None
+        except ConfigError:  # the reload reports it
+            return None
+        except OrderError:  # it cannot be read again
+            return stamp
+        return stamp if config.fingerprint == self._daemon.base.fingerprint else None
 
     async def _stamp(self) -> Stamp:
         return await in_thread(partial(stamp_of, self._daemon.config), self._threads)

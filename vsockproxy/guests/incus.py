@@ -39,13 +39,22 @@ def find_cid(name: str, places: Sequence[str] | None = None) -> int:
         raise GuestError(f"neither Incus nor LXD listens at {', '.join(places)}")
     project, _, instance = name.rpartition("/")
     query = f"/1.0/instances/{quote(instance)}?project={quote(project or _PROJECT)}"
-    found = {path: answer for path in there if (answer := _get(path, query)) is not None}
+    found: dict[str, int] = {}
+    errors: list[GuestError] = []
+    for path in there:
+        try:
+            answer = _get(path, query)
+            if answer is not None:
+                found[path] = _cid_of(answer, name)
+        except GuestError as error:  # the other one may know a guest that runs
+            errors.append(error)
+    if not found and errors:
+        raise errors[0]
     if not found:
         raise GuestError(f"no instance is named {name!r}: `incus list` shows them")
-    cids = {_cid_of(answer, name) for answer in found.values()}
-    if len(cids) > 1:
+    if len(set(found.values())) > 1:
         raise GuestError(f"{' and '.join(found)} both have an instance {name!r}")
-    return cids.pop()
+    return next(iter(found.values()))
 
 
 def list_cids(path: str) -> dict[str, int]:

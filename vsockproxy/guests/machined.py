@@ -43,11 +43,17 @@ async def find_cid(name: str, places: Sequence[str] | None = None) -> int:
     there = [path for path in places if await trio.to_thread.run_sync(is_there, path)]
     if not there:
         raise GuestError(f"systemd-machined does not listen at {' or '.join(places)}")
+    errors: list[GuestError] = []
     for path in there:
-        async with open_json_stream(path, b"\0", f"systemd-machined at {path}") as machined:
-            found = await _call(machined, {"name": name})
-        if found is not None:
-            return _cid_of(found, name, machined.name)
+        try:
+            async with open_json_stream(path, b"\0", f"systemd-machined at {path}") as machined:
+                found = await _call(machined, {"name": name})
+            if found is not None:
+                return _cid_of(found, name, machined.name)
+        except GuestError as error:  # the other one may know a machine that runs
+            errors.append(error)
+    if errors:
+        raise errors[0]
     raise GuestError(f"no running machine is named {name!r}: `machinectl list` shows them")
 
 

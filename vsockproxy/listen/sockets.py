@@ -105,6 +105,7 @@ class ListeningSockets:
                     here = [one for one in spare if one.is_at(endpoint)]
                     entry = self._opened(endpoint, how, here, resolved.get(endpoint, ()))
                     taken = {one.sock for one in entry.sockets}
+                    entry.is_taken_over = any(one.sock in taken for one in spare)
                     spare = [one for one in spare if one.sock not in taken]
                     entry.sockets = self._inherited.owned(entry.sockets)
                     opened[endpoint] = entry
@@ -137,7 +138,18 @@ class ListeningSockets:
         """Close an endpoint; the last holder of its lease accepts the queued clients first."""
         sockets = self._open.pop(endpoint).sockets
         self._inherited.discard(endpoint, len(sockets))
+        self._keep_again()
         self._end(sockets, lease)
+
+    def _keep_again(self) -> None:
+        """Have the store keep what it has dropped with the name of another endpoint.
+
+        It keeps a socket under the first name only (sd_pid_notify_with_fds(3)), also where a new
+        endpoint goes on with it; what it has is left alone.
+        """
+        for endpoint, entry in self._open.items():
+            if entry.is_taken_over:
+                self._inherited.keep(endpoint, entry.sockets)
 
     def _end(self, sockets: Sequence[ListeningSocket], lease: Lease | None = None) -> None:
         """Close those sockets that no open endpoint has, for good."""
@@ -172,6 +184,7 @@ class ListeningSockets:
         """Close the sockets restored from the fd store for which there is no endpoint any more."""
         numbers = {endpoint: len(entry.sockets) for endpoint, entry in self._open.items()}
         self._inherited.close_unclaimed(numbers)
+        self._keep_again()
 
     def unused(self) -> list[str]:
         """Return the names of the sockets from systemd's socket units that no endpoint uses."""
@@ -361,12 +374,14 @@ class _Open:
       how: its owner and policy.
       configured: the policy whose options the sockets have; None: the first lease sets them.
       is_restored: whether the fd store had the sockets.
+      is_taken_over: whether another endpoint had one of the sockets.
     """
 
     sockets: list[ListeningSocket]
     how: Listen
     configured: Policy | None = None
     is_restored: bool = False
+    is_taken_over: bool = False
     lease: Lease | None = None
     is_wanted: bool = True
 
