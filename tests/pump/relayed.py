@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -64,6 +66,15 @@ async def relayed(
         async with run.client, run.target:
             yield run
         nursery.cancel_scope.cancel()
+
+
+def publish(pump: Any) -> None:
+    """Have the threads of a native pump publish all their news, in one turn of the event loop."""
+    from vsockproxy.pump._native._pump import lib  # noqa: PLC0415 - where it is compiled
+
+    lib.vsp_pump_ask(pump._pump)
+    while lib.vsp_pump_silent(pump._pump):
+        os.sched_yield()
 
 
 async def fill(sink: trio.SocketStream) -> int:

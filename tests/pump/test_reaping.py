@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import select
 import socket
 from typing import Any
@@ -13,7 +12,7 @@ import trio
 import trio.testing
 
 from tests.daemon_process import PATIENCE
-from tests.pump.relayed import Relayed, relayed
+from tests.pump.relayed import Relayed, publish, relayed
 from vsockproxy.config.settings import PumpSettings
 from vsockproxy.pump.choice import open_pump
 from vsockproxy.pump.transfer import Bounds, Transfer
@@ -84,14 +83,10 @@ async def test_ends_that_cannot_be_read_are_told_later_and_once(
 async def test_ends_that_a_look_for_life_cannot_tell_are_told_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail_once(*_: object) -> Transfer:
-        monkeypatch.setattr("vsockproxy.pump.native.Transfer", Transfer)
-        raise MemoryError
-
     with trio.fail_after(10):
         async with open_pump(PumpSettings("native")) as pump, relayed(pump, ("tcp", "unix")) as run:
             await trio.testing.wait_all_tasks_blocked()
-            monkeypatch.setattr("vsockproxy.pump.native.Transfer", fail_once)
+            cannot_be_told_once(monkeypatch)
             has_ended_in_the_kernel(run)
             await pump.alive()
             assert await run.reason() == "finished"
@@ -100,12 +95,6 @@ async def test_ends_that_a_look_for_life_cannot_tell_are_told_later(
 async def test_a_transfer_whose_end_is_not_told_yet_can_be_read_and_cancelled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from vsockproxy.pump._native._pump import lib  # noqa: PLC0415 - where it is compiled
-
-    def fail_once(*_: object) -> Transfer:
-        monkeypatch.setattr("vsockproxy.pump.native.Transfer", Transfer)
-        raise MemoryError
-
     with trio.fail_after(10):
         async with (
             open_pump(PumpSettings("native")) as pump,
@@ -113,12 +102,10 @@ async def test_a_transfer_whose_end_is_not_told_yet_can_be_read_and_cancelled(
             relayed(pump, ("tcp", "unix")) as second,
         ):
             await trio.testing.wait_all_tasks_blocked()
-            monkeypatch.setattr("vsockproxy.pump.native.Transfer", fail_once)
+            cannot_be_told_once(monkeypatch)
             has_ended_in_the_kernel(first)
             has_ended_in_the_kernel(second)
-            lib.vsp_pump_ask(pump._pump)  # type: ignore[attr-defined]
-            while lib.vsp_pump_silent(pump._pump):  # type: ignore[attr-defined]
-                os.sched_yield()
+            publish(pump)
             try:
                 with pytest.raises(MemoryError):
                     pump._reap()  # type: ignore[attr-defined] # before the event loop does
@@ -130,6 +117,16 @@ async def test_a_transfer_whose_end_is_not_told_yet_can_be_read_and_cancelled(
             finally:
                 await pump.alive()  # nothing else has them told now
             assert await first.reason() == await second.reason() == "finished"
+
+
+def cannot_be_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the next end that is told fail."""
+
+    def fail(*_: object) -> Transfer:
+        monkeypatch.setattr("vsockproxy.pump.native.Transfer", Transfer)
+        raise MemoryError
+
+    monkeypatch.setattr("vsockproxy.pump.native.Transfer", fail)
 
 
 def has_ended_in_the_kernel(run: Relayed) -> None:
@@ -146,10 +143,7 @@ async def test_a_task_whose_transfer_has_ended_has_run_when_the_pump_has_shown_i
         for _ in range(50):  # trio runs tasks that are ready in any order
             async with relayed(pump, ("tcp", "unix")) as run:
                 await trio.testing.wait_all_tasks_blocked()
-                client = run.client.socket._sock  # type: ignore[attr-defined] # without a checkpoint
-                client.shutdown(socket.SHUT_WR)
-                await run.target.send_eof()
-                assert select.select([client], [], [], PATIENCE)[0]
+                has_ended_in_the_kernel(run)
                 await pump.alive()
                 assert run.ended.is_set()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from tests.fake_services import (
     unused_tcp_port,
 )
 from tests.listen.running_route import Served, serving
+from tests.pump.relayed import publish
 from tests.sockets import (
     CID_LOCAL,
     ends_by_reset,
@@ -174,8 +174,6 @@ async def test_no_more_clients_than_max_connections_reach_the_target_at_a_time(
 
 
 async def test_a_limit_that_is_reached_during_a_look_for_life_is_acted_on(tmp_path: Path) -> None:
-    from vsockproxy.pump._native._pump import lib  # noqa: PLC0415 - where it is compiled
-
     guest = MuxEndpoint(str(tmp_path / "guest.sock"), 80)
     policy = replace(FORWARD, max_connections=2)
     async with (
@@ -187,9 +185,7 @@ async def test_a_limit_that_is_reached_during_a_look_for_life_is_acted_on(tmp_pa
         await trio.testing.wait_all_tasks_blocked()
         first, second = route.connect(), route.connect()  # the pump accepts one of them
         while not route.stats.connections:  # in one turn of the event loop, as `alive` may
-            lib.vsp_pump_ask(pump._pump)  # type: ignore[attr-defined]
-            while lib.vsp_pump_silent(pump._pump):  # type: ignore[attr-defined]
-                os.sched_yield()
+            publish(pump)
             pump._reap()  # type: ignore[attr-defined]
         with trio.fail_after(PATIENCE):
             async with first, second:

@@ -229,7 +229,7 @@ class Gate:
         self._shared.allow()
 
     def is_far(self) -> bool:
-        """Return whether the pump may accept clients now."""
+        """Return whether the pump may accept clients now; then it has been told how many."""
         if self._pump_limit is None or self.queue_reason() is not None:
             return False
         self._allow()  # connections of the route's earlier listener end without this gate

@@ -30,7 +30,7 @@ class _LookUp:
 
     Attributes:
       clients: how many await it.
-      waiting: while it waits for a thread; the scope in which it does.
+      waiting: the scope in which it waits for a thread; None once it has one.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Resolver:
         assert look_up.waiting is not None
         with look_up.waiting:
             await self._threads.acquire()
-        if look_up.waiting.cancelled_caught:  # nobody awaits it any more
+        if look_up.waiting.cancelled_caught:  # its clients have left
             return
         look_up.waiting = None
         try:

@@ -48,13 +48,14 @@ def find_cid(name: str, places: Sequence[str] | None = None) -> int:
                 found[path] = _cid_of(answer, name)
         except GuestError as error:  # the other one may know a guest that runs
             errors.append(error)
-    if not found and errors:
-        raise errors[0]
-    if not found:
-        raise GuestError(f"no instance is named {name!r}: `incus list` shows them")
-    if len(set(found.values())) > 1:
+    cids = set(found.values())
+    if len(cids) > 1:
         raise GuestError(f"{' and '.join(found)} both have an instance {name!r}")
-    return next(iter(found.values()))
+    if cids:
+        return cids.pop()
+    if errors:
+        raise errors[0]
+    raise GuestError(f"no instance is named {name!r}: `incus list` shows them")
 
 
 def list_cids(path: str) -> dict[str, int]:

@@ -39,7 +39,9 @@ async def _keep_file(lease: Lease, log: Any) -> None:
     while True:
         if lease.is_absent:
             failure = await _renew(lease, log, failure)
-        await trio.sleep(_WHILE_ABSENT if failure else _WHILE_PRESENT)
+        pause = _WHILE_ABSENT if failure else _WHILE_PRESENT
+        # At multiples of it: one wake-up of the event loop then looks at the files of all leases.
+        await trio.sleep_until((trio.current_time() // pause + 1) * pause)
 
 
 async def _renew(lease: Lease, log: Any, logged: str) -> str:

@@ -144,7 +144,7 @@ class ListeningSockets:
     def _keep_again(self) -> None:
         """Have the store keep what it has dropped with the name of another endpoint.
 
-        It keeps a socket under the first name only (sd_pid_notify_with_fds(3)), also where a new
+        It keeps a socket once, under its first name (sd_notify(3), FDSTORE=1), also where a new
         endpoint goes on with it; what it has is left alone.
         """
         for endpoint, entry in self._open.items():

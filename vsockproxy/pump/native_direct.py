@@ -169,7 +169,7 @@ class DirectRoutes:
         except Exception:
             if tag is not None:
                 self._relays.free(tag)
-            lib.vsp_relay_cancel(handle)  # no view shows it, so that nobody could end it
+            lib.vsp_relay_cancel(handle)  # no view shows it and no kill finds it
             raise
         lib.vsp_relay_set_tag(handle, tag)
         limit.reported += 1

@@ -23,8 +23,8 @@
 
 enum {
 	LONG_READ = 32 * 1024, /* bytes: a read of this size belongs to a long stream, ... */
-	STREAK = 4,            /* ... and after this many in a row the stream is spliced, */
-	STREAK_MOST = 8,       /* until so many short ones less STREAK outweigh the long ones */
+	STREAK = 4,            /* ... and from this many in a row on the stream is spliced */
+	STREAK_MOST = 8,       /* where their count stops; each short read takes one off it */
 };
 
 /* Bytes that the receiving socket has not taken yet. */
@@ -216,7 +216,7 @@ static bool move_flush(struct move *move)
 
 /* ---- reading ---- */
 
-/* Take note of the size of a read: only reads that are long in a row make a long stream. */
+/* Take note of the size of a read: reads that are long in a row begin a long stream. */
 static void half_note_read(struct vsp_half *half, size_t count)
 {
 	if (count >= LONG_READ)
@@ -249,12 +249,20 @@ static bool move_splices(struct move *move)
 	return true;
 }
 
+/* The direction's source has failed: it takes nothing more either. */
+static void move_fail(struct move *move, int error)
+{
+	move->from->error = (short)error;
+	move->from->gone = true;
+}
+
 /*
  * Fill the direction's empty pipe: with how many bytes, or 0 when the stream has paused.  Then the
- * pipe goes back and recv has to say why.  A failed socket reports its error only once, so
- * *ret_error takes it: recv would return a clean EOF after it.
+ * pipe goes back, and where the source is still readable recv has to say why.  A failed socket
+ * reports its error only once, and recv may have bytes behind urgent data first, or say a clean EOF:
+ * so it is kept here.
  */
-static size_t move_fill(struct move *move, size_t allowed, int *ret_error)
+static size_t move_fill(struct move *move, size_t allowed)
 {
 	struct vsp_half *half = move->half;
 	ssize_t count = splice(move->from->fd, NULL, half->pipe->in, NULL, allowed,
@@ -271,7 +279,7 @@ static size_t move_fill(struct move *move, size_t allowed, int *ret_error)
 	} else if (count < 0 && errno != EINTR) {
 		half->streak = 0;
 		if (!errno_is_splices(errno))
-			*ret_error = errno;
+			move_fail(move, errno);
 	}
 	vsp_pipe_return(&move->loop->pipes, half->pipe);
 	half->pipe = NULL;
@@ -288,29 +296,20 @@ static void move_finish(struct move *move, int error)
 		error = ECONNRESET;
 		from->fin = false;
 	}
-	if (error) {
-		from->error = (short)error;
-		from->gone = true;
-	} else if (!from->error) {
+	if (error)
+		move_fail(move, error);
+	else if (!from->error)
 		from->fin = true;
-	}
 	move->half->flow = vsp_side_is_truncated(from) ? VSP_TRUNCATED : VSP_WHOLE;
 	move->did |= VSP_ENDED;
 }
 
-/*
- * Read once and pass the bytes on: how many, 0 when there are none for now.  `error` is the errno
- * of the splice just before, or 0.
- */
-static size_t move_copy(struct move *move, size_t allowed, int error)
+/* Read once and pass the bytes on: how many, 0 when there are none for now. */
+static size_t move_copy(struct move *move, size_t allowed)
 {
 	char *scratch = move->loop->scratch;
 	ssize_t count;
 
-	if (error) { /* bytes behind urgent data are read first: the error is not to be lost */
-		move->from->error = (short)error;
-		move->from->gone = true;
-	}
 	do
 		count = vsp_side_receive(move->from, scratch, allowed);
 	while (count < 0 && errno == EINTR);
@@ -322,7 +321,7 @@ static size_t move_copy(struct move *move, size_t allowed, int error)
 	move->from->readable = false;
 	if (count < 0 && errno == EAGAIN)
 		return 0;
-	move_finish(move, count < 0 ? errno : error);
+	move_finish(move, count < 0 ? errno : 0);
 	return 0;
 }
 
@@ -336,7 +335,6 @@ unsigned vsp_half_move(struct vsp_half *half, struct vsp_side *from, struct vsp_
 	while (!vsp_half_is_done(half) && move_flush(&move) && from->readable && to->writable) {
 		size_t allowed;
 		size_t count = 0;
-		int error = 0;
 
 		if (moved >= BUDGET) {
 			move.did |= VSP_MORE;
@@ -346,9 +344,9 @@ unsigned vsp_half_move(struct vsp_half *half, struct vsp_side *from, struct vsp_
 		if (allowed == 0)
 			break;
 		if (move_splices(&move))
-			count = move_fill(&move, allowed, &error);
+			count = move_fill(&move, allowed);
 		if (count == 0 && from->readable)
-			count = move_copy(&move, allowed, error);
+			count = move_copy(&move, allowed);
 		vsp_throttle_return(half->throttle, allowed - count);
 		moved += count;
 	}
