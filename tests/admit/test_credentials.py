@@ -184,7 +184,7 @@ async def test_a_file_that_cannot_be_read_lets_nobody_in_and_is_logged_once(
     ("text", "error"),
     [
         ("ann", ":1: expected NAME:HASH with a bcrypt hash: htpasswd -B writes it"),
-        ("# x\nann:$apr1$abc$def", ":2: the password of 'ann' is not a bcrypt hash: htpasswd"),
+        ("# x\nann:$apr1$abc$def", ":2: the user's password is not a bcrypt hash: htpasswd"),
         (f"ann:$2b$31${'a' * 53}", ":1: the hash has the cost 31: the maximum is 14"),
         ("x" * ((1 << 20) + 1), "has more than 1048576 bytes"),
     ],

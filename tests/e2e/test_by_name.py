@@ -72,7 +72,7 @@ def test_check_shows_the_rules_and_the_fault_of_a_file_of_users(tmp_path: Path) 
     config.write_text(text.replace('"proxy"', f'"proxy"\ncredentials = "{users}"'))
     shown = command("check", config)
     assert shown.returncode == 2
-    assert f"{users}:2: the password of 'ann' is not a bcrypt hash" in shown.stderr
+    assert f"{users}:2: the user's password is not a bcrypt hash" in shown.stderr
     assert "secret" not in shown.stderr
 
 

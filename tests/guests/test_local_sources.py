@@ -59,15 +59,21 @@ async def test_a_cid_is_read_from_a_file(tmp_path: Path) -> None:
     [
         (b"", "is empty: is the VM running?"),
         (b"\n", "is empty: is the VM running?"),
-        (b"CID=3", "answers 'CID=3', which is not a CID"),
-        (b"\xff\xfe", "which is not a CID"),
+        (b"CID=3", "/cid has no CID, which is a decimal number"),
+        (b"\xff\xfe", "has no CID"),
         (b"2", "answers 2, which is not a guest's CID: expected 3 to 4294967294"),
-        (b"3" * 4096, "which is not a CID"),
+        (b"3" * 4096, "has no CID"),
     ],
 )
 async def test_a_file_without_a_cid_is_an_error(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "cid").write_bytes(content)
     assert words in await look_up_error(CidFile(f"{tmp_path}/cid"))
+
+
+async def test_the_error_of_a_file_quotes_nothing_of_it(tmp_path: Path) -> None:
+    # Whoever may add a guest by the control socket names the file, and need not be able to read it.
+    (tmp_path / "cid").write_text("secret")
+    assert "secret" not in await look_up_error(CidFile(f"{tmp_path}/cid"))
 
 
 async def test_a_missing_a_wrong_and_an_unreadable_file_have_different_errors(

@@ -101,7 +101,8 @@ def _user(place: str, line: str) -> tuple[str, bytes]:
         raise CredentialsError(f"{place}: expected NAME:HASH with a bcrypt hash: {_WRITER}")
     match = _HASH.fullmatch(written)
     if match is None:
-        raise CredentialsError(f"{place}: the password of {user!r} is not a bcrypt hash: {_WRITER}")
+        # Without the name: at run time the file may be any that the daemon can read.
+        raise CredentialsError(f"{place}: the user's password is not a bcrypt hash: {_WRITER}")
     if int(match["cost"]) > _COST_MAX:
         raise CredentialsError(
             f"{place}: the hash has the cost {match['cost']}: the maximum is {_COST_MAX}"

@@ -17,7 +17,11 @@ _SHOWN: Final = 3  # sockets in an error
 
 
 def read_cid(path: str) -> int:
-    """Return the CID in a file, in decimal digits; raise `GuestError`."""
+    """Return the CID in a file, in decimal digits; raise `GuestError`.
+
+    The error quotes nothing of the file: a guest that is added at run time may name any file that
+    the daemon can read.
+    """
     try:
         # O_NONBLOCK: do not wait for the writer of a FIFO.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -31,7 +35,9 @@ def read_cid(path: str) -> int:
         raise GuestError(f"the file {path} cannot be read: {error.strerror}") from error
     if not data.strip():
         raise GuestError(f"the file {path} is empty: is the VM running?")
-    return checked_cid(data.decode(errors="replace"), f"the file {path}")
+    if not data.strip().isdigit() or len(data) == _LARGEST:
+        raise GuestError(f"the file {path} has no CID, which is a decimal number")
+    return checked_cid(data.decode(), f"the file {path}")
 
 
 def find_socket(pattern: str) -> str:
