@@ -7,6 +7,7 @@ from typing import Final
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from tests.config.texts import toml
 from vsockproxy.address.endpoint import TcpEndpoint
@@ -27,6 +28,7 @@ GUESTS: Final = """
 "long-*" = { unix = "/run/LONG/{name}/{port}" }
 web = { cid = 3 }
 job = { file = "/run/job.cid" }
+hung = { file = "/run/hung.cid" }
 microvm = { mux = "/run/fc/v.sock" }
 """.replace("LONG", "x" * 90)
 
@@ -62,8 +64,10 @@ async def verdict_on(
 
 
 async def look_up(locator: DynamicLocator, _threads: trio.CapacityLimiter) -> Cid | Mux:
-    """Fake a source that knows one guest, `job` with CID 9."""
+    """Fake a source that knows one guest, `job` with CID 9, and never answers about `hung`."""
     await trio.lowlevel.checkpoint()
+    if str(locator) == 'file = "/run/hung.cid"':
+        await trio.sleep_forever()
     if str(locator) == 'file = "/run/job.cid"':
         return Cid(9)
     raise GuestError(f"{locator} is not there")
@@ -217,6 +221,31 @@ async def test_a_rule_is_for_the_clients_of_its_from(
     assert (allowed.target is None) == (target == "None")
     denied = f'by = "socks5"\ntarget_allow = ["b:1"]\ntarget_deny = [{pattern}]'
     assert ((await verdict_on("b", 1, denied, peer, listen)).target is None) != (target == "None")
+
+
+@pytest.mark.parametrize(("name", "target"), [("b", "tcp:b:1"), ("c", "None")])
+async def test_a_guest_that_hangs_takes_no_time_from_the_look_up_of_another(
+    name: str, target: str, autojump_clock: MockClock
+) -> None:
+    del autojump_clock
+    keys = """by = "socks5"
+target_allow = [{ pattern = "10.0.0.0/8:1", from = "hung" }, { pattern = "b:1", from = "job" }, "c:1"]
+target_deny = [{ pattern = "b:1", from = "hung" }, { pattern = "c:1", from = "job" }]
+"""
+    assert str((await verdict_on(name, 1, keys, Peer(cid=9), "vsock::80")).target) == target
+
+
+async def test_a_guest_that_hangs_is_not_waited_for_where_no_rule_about_the_name_is_its_own(
+    autojump_clock: MockClock,
+) -> None:
+    del autojump_clock
+    keys = """by = "socks5"
+target_allow = [{ pattern = "b:1", from = "hung" }, "c:2"]
+target_deny = [{ pattern = "a:*", from = "hung" }]
+"""
+    began = trio.current_time()
+    assert (await verdict_on("c", 2, keys, Peer(cid=9), "vsock::80")).target is not None
+    assert trio.current_time() == began
 
 
 @pytest.mark.parametrize("cid", [5, 6])

@@ -6,15 +6,17 @@ The addresses of a name are not known here: `dial` checks each one with the verd
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
+
+import trio
 
 from vsockproxy.address.endpoint import MuxEndpoint, Target
 from vsockproxy.config.access import GuestRule, Peer, Rule
 from vsockproxy.config.by_name import ByName, Fixed, ToRule, guest_at, target_at
 from vsockproxy.config.destination import Destinations, Pattern
-from vsockproxy.config.guest import Cid, Mux
+from vsockproxy.config.guest import Cid, Mux, StaticLocator
 from vsockproxy.config.reach import Reach, check_asked, endpoint_of
 from vsockproxy.config.request import Request
 from vsockproxy.config.settings import Route
@@ -46,25 +48,31 @@ async def decide(
 ) -> Verdict:
     """Return what becomes of a client's request.
 
-    Not a checkpoint unless a rule's ``from`` names a guest, which is looked up until ``deadline``
-    (trio's time). Raises nothing: a source that fails is a guest that was not found.
+    Not a checkpoint unless the ``from`` of a rule about this request names guests. They are looked
+    up together until ``deadline`` (trio's time), so none that hangs takes the time of another.
+    Raises nothing: a source that fails is a guest that was not found.
 
     Args:
       route: one whose clients name their targets.
       peer: the client, which the rules' ``from`` is for.
     """
     assert isinstance(route.target, ByName)
-    source = _Source(peer, route, guests, deadline)
     try:
         check_asked(request.name)
     except AddressError as error:
         return Verdict(None, reason=str(error))
-    reach = await source.reach()
+    leading = [rule for rule in route.target.to if rule.matches(request)]
+    reach = route.policy.reach
+    if not any(isinstance(rule.leads, Fixed) for rule in leading):  # whose target is another name
+        reach = reach.about(request.name, request.port)
+    rules = (*leading, *reach.allow, *reach.deny)
+    client = _Client(peer, route, await _locate(rules, guests, deadline))
+    reach = Reach(client.own(reach.allow), client.own(reach.deny))
     denied_by = reach.denial(request.name, request.port)
     if denied_by is not None:
         return Verdict(None, f"target_deny {denied_by}", f"{request.name} is denied")
-    for rule in route.target.to:
-        if rule.matches(request) and await source.is_one_of(rule.sources):
+    for rule in leading:
+        if client.is_meant_by(rule):
             return _by_rule(rule, request, _written_by_the_operator(route, reach), guests)
     if route.target.leads_out:
         return _outwards(request, reach)
@@ -108,36 +116,47 @@ def _outwards(request: Request, reach: Reach) -> Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
-    """A client, as the rules' ``from`` knows it."""
+class _Client:
+    """A client, as the rules' ``from`` knows it; ``located`` has the guests that were found."""
 
     peer: Peer
     route: Route
-    guests: Guests
-    deadline: float
+    located: Mapping[str, Cid | StaticLocator]
 
-    async def is_one_of(self, rules: Sequence[Rule]) -> bool:
-        """Return whether one of the rules matches the client; without rules, each client does."""
-        for rule in rules:
-            if await self._is(rule):
-                return True
-        return not rules
+    def own(self, patterns: tuple[Pattern, ...]) -> tuple[Pattern, ...]:
+        """Return the patterns that are for this client."""
+        return tuple(one for one in patterns if self.is_meant_by(one))
 
-    async def reach(self) -> Reach:
-        """Return the route's rules for targets that clients name, without those for others."""
-        reach = self.route.policy.reach
-        return Reach(await self._own(reach.allow), await self._own(reach.deny))
+    def is_meant_by(self, rule: ToRule | Pattern) -> bool:
+        """Return whether a rule is for this client; without ``from`` it is for each."""
+        return not rule.sources or any(self._is(source) for source in rule.sources)
 
-    async def _own(self, patterns: tuple[Pattern, ...]) -> tuple[Pattern, ...]:
-        return tuple([one for one in patterns if await self.is_one_of(one.sources)])
-
-    async def _is(self, rule: Rule) -> bool:
-        if not isinstance(rule, GuestRule):
-            return rule.matches(self.peer)
-        found = await self.guests.locate(rule.guest, self.deadline)
+    def _is(self, source: Rule) -> bool:
+        if not isinstance(source, GuestRule):
+            return source.matches(self.peer)
+        found = self.located.get(source.guest)
         if isinstance(found, Cid):
             return found.cid == self.peer.cid
         listen = self.route.listen  # a VMM connects to the socket beside its own
         if isinstance(found, Mux) and isinstance(listen, MuxEndpoint):
             return found.path == listen.path
         return False
+
+
+async def _locate(
+    rules: Iterable[ToRule | Pattern], guests: Guests, deadline: float
+) -> dict[str, Cid | StaticLocator]:
+    """Return where the guests in the ``from`` of rules are, without those that were not found."""
+    sources = (source for rule in rules for source in rule.sources)
+    names = {source.guest for source in sources if isinstance(source, GuestRule)}
+    located: dict[str, Cid | StaticLocator] = {}
+
+    async def locate(name: str) -> None:
+        if found := await guests.locate(name, deadline):
+            located[name] = found
+
+    if names:
+        async with trio.open_nursery() as nursery:
+            for name in names:
+                nursery.start_soon(locate, name)
+    return located

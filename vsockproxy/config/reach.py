@@ -88,6 +88,13 @@ class Reach:
         names = (one for one in self.allow if isinstance(one, NamePattern))
         return tuple(one for one in names if one.matches(target.host, target.port)) or networks
 
+    def about(self, name: str, port: int | None) -> Reach:
+        """Return the rules that can have a say about a name, and its addresses, at a port."""
+        return Reach(
+            tuple(one for one in self.allow if _concerns(one, name, port)),
+            tuple(one for one in self.deny if _concerns(one, name, port)),
+        )
+
     def denial(self, name: str, port: int | None) -> Pattern | None:
         """Return the rule that denies a name or an address as it is asked for."""
         return next((one for one in self.deny if _denies(one, name, port)), None)
@@ -148,6 +155,12 @@ def endpoint_of(name: str, port: int | None) -> TcpEndpoint:
     if literal(name) is None and _NUMBER.fullmatch(name):
         raise AddressError(f"{name!r} is not an IP address: write it as in 192.0.2.1")
     return TcpEndpoint(name, port)
+
+
+def _concerns(rule: Pattern, name: str, port: int | None) -> bool:
+    """Return whether a rule matches a name, or may match its addresses."""
+    port = rule.ports[0] if port is None else port
+    return rule.matches(name, port) if isinstance(rule, NamePattern) else port in rule.ports
 
 
 def _denies(rule: Pattern, name: str, port: int | None) -> bool:
