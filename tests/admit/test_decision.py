@@ -131,6 +131,14 @@ async def test_what_no_rule_leads_to_a_target_is_denied_with_the_reason(
     assert reason in verdict.reason
 
 
+@pytest.mark.parametrize("name", ["a" * 30 + ".long", "nope.example.com"])
+async def test_a_client_is_told_no_path_and_no_name_of_a_guest(name: str) -> None:
+    told = (await verdict_on(name, 1, IN)).told
+    assert told
+    assert "/" not in told
+    assert "nope" not in told
+
+
 @pytest.mark.parametrize(
     ("name", "port", "rule"),
     [

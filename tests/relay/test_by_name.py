@@ -379,6 +379,22 @@ async def test_a_held_client_that_leaves_is_released(tmp_path: Path) -> None:
         assert route.stats.held_results == {"left": 1}
 
 
+async def test_an_allowed_request_whose_dial_is_ended_is_counted_and_in_the_log(
+    tmp_path: Path,
+) -> None:
+    policy = Policy(connect_timeout=PATIENCE, wait_for_guest=3600)
+    targets = {"web.vm": UnixEndpoint(str(tmp_path / "never"))}
+    async with naming("socks5", targets, policy=policy) as route, route.connect() as client:
+        await client.send_all(SOCKS)
+        await until(lambda: route.stats.held)
+        [connection] = route.stats.live
+        connection.end("killed")
+        await route.closed("killed")
+        assert route.stats.requests == {"allowed": 1}
+        [line] = route.events("request_decided")
+        assert line["error"] == "the connection was ended during the dial"
+
+
 async def test_a_client_whose_guest_never_comes_is_told(tmp_path: Path) -> None:
     policy = Policy(connect_timeout=PATIENCE, wait_for_guest=0.05)
     targets = {"web.vm": UnixEndpoint(str(tmp_path / "never"))}

@@ -24,6 +24,7 @@ from vsockproxy.errors import AddressError
 from vsockproxy.guests.directory import Guests
 
 _NOWHERE: Final = Destinations()
+_NO_GUEST: Final = "its guest was not found"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +34,16 @@ class Verdict:
     Attributes:
       target: where it leads; None: it is denied.
       rule: the rule that decided, as written in the configuration; empty: none matched.
-      reason: why it is denied, in a sentence for the client.
+      reason: why it is denied, in a sentence for the log.
       destinations: what `dial` checks each address of the target with.
+      told: the sentence for the client where the reason names a guest or a path; else empty.
     """
 
     target: Target | None
     rule: str = ""
     reason: str = ""
     destinations: Destinations | Reach = _NOWHERE
+    told: str = ""
 
 
 async def decide(
@@ -96,10 +99,10 @@ def _by_rule(rule: ToRule, request: Request, destinations: Destinations, guests:
         name = rule.guest(request)
         guest = guests.find(name)
         if guest is None:
-            return Verdict(None, written, f"no guest {name!r} in [guests]")
+            return Verdict(None, written, f"no guest {name!r} in [guests]", told=_NO_GUEST)
         return Verdict(guest_at(guest, rule.leads.port, request.port), written)
-    except AddressError as error:
-        return Verdict(None, written, str(error))
+    except AddressError as error:  # such as a socket's path that is too long
+        return Verdict(None, written, str(error), told="no target can be made of it")
 
 
 def _outwards(request: Request, reach: Reach) -> Verdict:

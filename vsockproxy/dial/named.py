@@ -67,7 +67,7 @@ async def _hold(
     pause = _FIRST_PAUSE
     while True:
         with connection.cancellable():
-            await trio.sleep(min(pause, deadline - trio.current_time()))
+            await trio.sleep_until(min(trio.current_time() + pause, deadline))
         pause = min(2 * pause, _LONGEST_PAUSE)
         if _has_left(client):
             return dial_error(connection.target, "client_left"), "left"

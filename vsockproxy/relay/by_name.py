@@ -79,7 +79,7 @@ class ByNameTargets:
         if verdict.target is None:
             named.note("denied", error=verdict.reason)
             self.gate.reject(connection, "request_denied", verdict.reason)
-            sentence = f"{asked.request} is denied: {verdict.reason}"
+            sentence = f"{asked.request} is denied: {verdict.told or verdict.reason}"
             reply = reader.refused(Refusal("denied", sentence))
             raise EndedError("rejected_request_denied", reply)
         connection.target = verdict.target
@@ -140,6 +140,9 @@ class NamedTarget:
             sock = await dial_named(self.client, self.connection, dialer, self.targets.stats)
         except DialError as error:
             self.note("denied" if error.reason == "forbidden" else "allowed", error=error.summary)
+            raise
+        except BaseException:  # a kill, max_lifetime or a stop: the target may have been dialled
+            self.note("allowed", error="the connection was ended during the dial")
             raise
         self.note("allowed", address=_peer_of(sock))
         return sock
