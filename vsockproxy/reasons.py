@@ -282,6 +282,11 @@ _TABLE: Final[dict[tuple[str, str, Cause], Explanation]] = {
         "the resolver gave no answer in time about {0.host!r}",
         "see /etc/resolv.conf, or write the address",
     ),
+    ("dial", "tcp", "busy_resolver"): Explanation(
+        "timeout",
+        "{0.host!r} was not looked up in time: too many names had no answer before it",
+        "see /etc/resolv.conf, or which clients ask for names of silent name servers",
+    ),
     ("dial", "", "guest"): Explanation(
         "guest", "{detail}", "start the VM, or correct its table under guests: `vsockproxy guests`"
     ),

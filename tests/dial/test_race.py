@@ -28,11 +28,13 @@ class FakeNetwork:
     Attributes:
       tried: the addresses in the order of their attempts.
       peers: the far end of each socket that was handed out.
+      most_open: the most attempts that were under way together.
     """
 
     def __init__(self) -> None:
         self.tried: list[Address] = []
         self.peers: list[socket.socket] = []
+        self.most_open = self._open = 0
         self.errors: dict[Address, int] = {}
         self.seconds: dict[Address, float] = {}
 
@@ -40,8 +42,13 @@ class FakeNetwork:
         """Connect to an address; a silent one times out after 5 s."""
         self.tried.append(address)
         error = self.errors.get(address)
-        if error == SILENT or address in self.seconds:
-            await trio.sleep(self.seconds.get(address, 5))
+        self._open += 1
+        self.most_open = max(self.most_open, self._open)
+        try:
+            if error == SILENT or address in self.seconds:
+                await trio.sleep(self.seconds.get(address, 5))
+        finally:
+            self._open -= 1
         if error is not None:
             raise OSError(error, os.strerror(error))
         ours, peer = socket.socketpair()
@@ -84,6 +91,16 @@ async def test_a_silent_address_costs_one_client_a_quarter_of_a_second(
         assert await network.connect(ONE, TWO) == TWO
     assert trio.current_time() == pytest.approx(STAGGER)
     assert network.tried == [ONE, TWO, TWO, TWO, TWO]
+
+
+async def test_few_attempts_are_open_at_a_time_and_the_last_address_gets_its_turn(
+    network: FakeNetwork, autojump_clock: trio.testing.MockClock
+) -> None:
+    many = [(socket.AF_INET, (f"192.0.2.{number}", 80)) for number in range(1, 17)]
+    network.errors = dict.fromkeys(many[:-1], SILENT)
+    assert await network.connect(*many) == many[-1]
+    assert network.tried == many
+    assert network.most_open == 4
 
 
 async def test_a_refused_address_delays_the_next_one_by_nothing(

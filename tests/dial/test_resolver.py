@@ -70,13 +70,13 @@ def service() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-async def reaches(host: str, port: int) -> None:
-    (await dial(TcpEndpoint(host, port), PATIENCE)).close()
+async def reaches(host: str, port: int, chosen_by: str | None = None) -> None:
+    (await dial(TcpEndpoint(host, port), PATIENCE, chosen_by=chosen_by)).close()
 
 
-async def fails(host: str, timeout: float) -> DialError:
+async def fails(host: str, timeout: float, chosen_by: str | None = None) -> DialError:
     with no_descriptor_left_over(), pytest.raises(DialError) as caught:
-        await dial(TcpEndpoint(host, 80), timeout)
+        await dial(TcpEndpoint(host, 80), timeout, chosen_by=chosen_by)
     return caught.value
 
 
@@ -163,6 +163,52 @@ async def test_a_name_beyond_the_bound_waits_until_another_look_up_has_ended(
         await trio.testing.wait_all_tasks_blocked()
         name_server.answers.set()
     assert name_server.asked["other.example"] == 1
+
+
+async def test_names_that_one_client_has_chosen_delay_no_name_of_others(
+    name_server: FakeNameServer, service: int
+) -> None:
+    """Its look-ups go on after it has left; those beyond its share wait, also for an answer."""
+    for number in range(300):
+        await fails(f"{number}.silent.example", 0.001, "vsock:3")
+    assert name_server.asked.total() == 16
+    error = await fails("other.example", 0.001, "vsock:3")
+    assert "too many names had no answer before it" in str(error)
+    await reaches("other.example", service)
+    await reaches("other.example", service, "vsock:4")
+
+
+async def test_names_that_many_clients_have_chosen_delay_no_name_of_the_configuration(
+    name_server: FakeNameServer, service: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolver, "_AT_ONCE", 2)
+    for number in range(4):
+        await fails(f"{number}.silent.example", 0.01, f"vsock:{number + 3}")
+    assert name_server.asked.total() == 2
+    await reaches("other.example", service)
+
+
+async def test_a_client_does_not_wait_for_the_look_up_that_another_one_waits_for(
+    name_server: FakeNameServer, service: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolver, "_AT_ONCE_FOR_ONE", 1)
+    await fails("one.silent.example", 0.01, "vsock:3")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reaches, "other.example", service, "vsock:3")
+        await trio.testing.wait_all_tasks_blocked()
+        await reaches("other.example", service, "vsock:4")
+        name_server.answers.set()
+
+
+async def test_thousands_of_addresses_of_a_name_are_not_all_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    many = [(socket.AF_INET, 1, 6, "", (f"127.0.{n // 250}.{n % 250 + 1}", 0)) for n in range(3000)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: many)
+    found = await resolver.RESOLVER.get().addresses(
+        TcpEndpoint("many.example", 80), trio.current_time() + PATIENCE
+    )
+    assert len(found) == 16
 
 
 async def test_a_look_up_without_a_thread_is_no_resources_and_the_next_one_works(

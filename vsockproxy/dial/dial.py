@@ -50,6 +50,7 @@ async def dial(
     destinations: Destinations | Reach = ANYWHERE,
     assigned: Callable[[int], object] | None = None,
     passed: Callable[[], object] | None = None,
+    chosen_by: str | None = None,
 ) -> socket.socket:
     """Return a socket connected to ``endpoint``, which the caller owns.
 
@@ -60,6 +61,7 @@ async def dial(
       destinations: the allowed addresses of a TCP endpoint, and of those its name resolves to.
       assigned: called with the number in a vsock-mux's OK; its meaning differs between VMMs.
       passed: called after each step but the last: a name is resolved, a VMM's socket connected.
+      chosen_by: the client who has chosen the name of a TCP endpoint, as `Peer.source`.
 
     Raises:
       DialError: no socket stays open; neither does one when the dial is cancelled.
@@ -68,7 +70,7 @@ async def dial(
     try:
         match endpoint:
             case TcpEndpoint():
-                return await tcp.dial(endpoint, deadline, options, destinations, passed)
+                return await tcp.dial(endpoint, deadline, options, destinations, passed, chosen_by)
             case VsockEndpoint():
                 return await vsock.dial(endpoint, timeout, deadline, options)
             case UnixEndpoint():

@@ -3,7 +3,7 @@
 Owns: the order and the overlap of the attempts, and the memory of addresses that did not answer.
 
 The next address is tried when one has failed, or has been silent for a quarter of a second; the
-attempts before it go on. An address that did not answer when a later one did is tried last for a
+attempts before it go on, but for the oldest of too many. An address that did not answer when a later one did is tried last for a
 while. The others keep the resolver's order, by which a name server shares clients out.
 """
 
@@ -25,6 +25,9 @@ STAGGER: Final = 0.25
 
 _REMEMBERED: Final = 600.0
 """Seconds for which a silent address is tried last: RFC 8305, section 9.2."""
+
+_MOST_OPEN: Final = 4
+"""Attempts of one dial at a time: whoever owns a name chooses how many addresses it has."""
 
 _MOST: Final = 1024  # remembered addresses; more than a file usually names
 
@@ -92,9 +95,14 @@ class _Race:
         # With little time, or many addresses, the last one still gets its turn.
         pause = min(STAGGER, (deadline - trio.current_time()) / len(self.addresses))
         async with trio.open_nursery() as nursery:
+            attempts: list[trio.CancelScope] = []
             for number in range(len(self.addresses)):
+                if number >= _MOST_OPEN:
+                    attempts[number - _MOST_OPEN].cancel()
+                    await trio.lowlevel.checkpoint()  # it closes its socket before the next one
+                attempts.append(trio.CancelScope())
                 failed = trio.Event()
-                nursery.start_soon(self._try, number, failed, nursery.cancel_scope)
+                nursery.start_soon(self._try, number, attempts[-1], failed, nursery.cancel_scope)
                 with trio.move_on_after(max(0.0, pause)):
                     await failed.wait()
 
@@ -103,13 +111,19 @@ class _Race:
         failed = {address for address, _ in self.failures}
         return [one for one in self.addresses[: self.winner] if one not in failed]
 
-    async def _try(self, number: int, failed: trio.Event, others: trio.CancelScope) -> None:
+    async def _try(
+        self, number: int, scope: trio.CancelScope, failed: trio.Event, others: trio.CancelScope
+    ) -> None:
         address = self.addresses[number]
+        sock = None
         try:
-            sock = await self._attempt(address)
+            with scope:
+                sock = await self._attempt(address)
         except OSError as error:
             self.failures.append((address, error))
             failed.set()
+            return
+        if sock is None:
             return
         if self.sock is None:
             self.sock, self.winner = sock, number

@@ -1,5 +1,8 @@
 """Look up host names: one look-up for each name at a time, in threads of their own.
 
+A name that a client has chosen shares no thread with those of the configuration, and one client's
+names take only a few: whoever owns a name's server decides how long it is silent.
+
 Owns: `Resolver`, one for each run of trio, with the look-ups under way. A name server that is
 silent keeps a thread for as long as the system's resolver waits (resolv.conf(5)), whether its
 clients are still there or not. That is one thread for a name, whatever the number of its clients,
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
 import trio
@@ -22,7 +26,15 @@ from vsockproxy.per_trio_run import PerRun
 _AT_ONCE: Final = 256
 """Names that are looked up at the same time, each in a thread; more than a file usually has.
 
-Beyond it, a name waits until another look-up has ended, within its clients' time limits."""
+As many again that clients have chosen. Beyond it, a name waits until another look-up has ended,
+within its clients' time limits."""
+
+_AT_ONCE_FOR_ONE: Final = 16
+"""Of the names that clients have chosen, those of one client."""
+
+
+_MOST_ADDRESSES: Final = 16
+"""Addresses of a name that are used, the first ones; an answer over TCP can have thousands."""
 
 
 class _LookUp:
@@ -46,18 +58,25 @@ class Resolver:
 
     def __init__(self) -> None:
         """Look up every name of this run in own threads, those of other libraries included."""
-        self._under_way: dict[str, _LookUp] = {}
-        self._threads = trio.CapacityLimiter(_AT_ONCE)
+        self._begun: dict[str, _LookUp] = {}
+        self._waiting: dict[tuple[str, str | None], _LookUp] = {}
+        self._written = trio.CapacityLimiter(_AT_ONCE)
+        self._chosen = trio.CapacityLimiter(_AT_ONCE)
+        self._shares: dict[str, trio.CapacityLimiter] = {}
         trio.socket.set_custom_hostname_resolver(_Threads())
 
-    async def addresses(self, endpoint: TcpEndpoint, deadline: float) -> list[Address]:
+    async def addresses(
+        self, endpoint: TcpEndpoint, deadline: float, chosen_by: str | None = None
+    ) -> list[Address]:
         """Return the addresses of an endpoint's host, in the resolver's order.
 
-        ``deadline`` is in trio's time. Cancelled or late, it leaves the look-up to the next
-        client of the name, if a thread has begun it. Raises `DialError`.
+        ``deadline`` is in trio's time; ``chosen_by`` is the client who has chosen the name, as
+        `Peer.source`. Cancelled or late, it leaves the look-up to the next client of the name, if a
+        thread has begun it. Raises `DialError`.
         """
         assert endpoint.host is not None
-        look_up = self._under_way.get(endpoint.host) or self._begin(endpoint.host)
+        key = (endpoint.host, chosen_by)
+        look_up = self._begun.get(endpoint.host) or self._waiting.get(key) or self._queue(*key)
         look_up.clients += 1
         try:
             with trio.CancelScope(deadline=deadline):
@@ -66,40 +85,56 @@ class Resolver:
             look_up.clients -= 1
             if not look_up.clients and look_up.waiting is not None:
                 look_up.waiting.cancel()
-                self._forget(endpoint.host, look_up)
+                del self._waiting[key]
         if not look_up.done.is_set():
-            raise dial_error(endpoint, "slow_resolver", errno=errno.ETIMEDOUT)
+            cause = "slow_resolver" if look_up.waiting is None else "busy_resolver"
+            raise dial_error(endpoint, cause, errno=errno.ETIMEDOUT)
         if look_up.failure is not None:
             raise _failed(endpoint, look_up.failure) from look_up.failure
         port = endpoint.port
         return [(family, (host, port, *more)) for family, (host, _, *more) in look_up.found]
 
-    def _begin(self, host: str) -> _LookUp:
-        look_up = self._under_way[host] = _LookUp()
+    def _queue(self, host: str, chosen_by: str | None) -> _LookUp:
+        look_up = self._waiting[host, chosen_by] = _LookUp()
         # No task of a client: another one may need the result after it has left.
-        trio.lowlevel.spawn_system_task(self._run, host, look_up, name="look-up of a host name")
+        run = self._run, host, look_up, chosen_by
+        trio.lowlevel.spawn_system_task(*run, name="look-up of a host name")
         return look_up
 
-    async def _run(self, host: str, look_up: _LookUp) -> None:
+    async def _run(self, host: str, look_up: _LookUp, chosen_by: str | None) -> None:
         assert look_up.waiting is not None
-        with look_up.waiting:
-            await self._threads.acquire()
-        if look_up.waiting.cancelled_caught:  # its clients have left
-            return
-        look_up.waiting = None
-        try:
-            found = await trio.socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
-            look_up.found = distinct_addresses(found)
-        except Exception as error:  # noqa: BLE001 - it would end the daemon; clients are told
-            look_up.failure = error
-        finally:
-            self._threads.release()
-            self._forget(host, look_up)
-            look_up.done.set()
+        async with AsyncExitStack() as turn:
+            turn.callback(self._drop_idle_share, chosen_by)
+            with look_up.waiting as waiting:
+                for limiter in self._limiters(chosen_by):
+                    await turn.enter_async_context(limiter)
+            if waiting.cancelled_caught:  # its clients have left
+                return
+            del self._waiting[host, chosen_by]
+            look_up.waiting = None
+            self._begun[host] = look_up
+            try:
+                found = await trio.socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+                look_up.found = distinct_addresses(found)[:_MOST_ADDRESSES]
+            except Exception as error:  # noqa: BLE001 - it would end the daemon; clients are told
+                look_up.failure = error
+            finally:
+                if self._begun.get(host) is look_up:
+                    del self._begun[host]
+                look_up.done.set()
 
-    def _forget(self, host: str, look_up: _LookUp) -> None:
-        if self._under_way.get(host) is look_up:
-            del self._under_way[host]
+    def _limiters(self, chosen_by: str | None) -> list[trio.CapacityLimiter]:
+        if chosen_by is None:
+            return [self._written]
+        share = self._shares.setdefault(chosen_by, trio.CapacityLimiter(_AT_ONCE_FOR_ONE))
+        return [share, self._chosen]
+
+    def _drop_idle_share(self, chosen_by: str | None) -> None:
+        if chosen_by is None or chosen_by not in self._shares:
+            return
+        share = self._shares[chosen_by]
+        if not share.borrowed_tokens and not share.statistics().tasks_waiting:
+            del self._shares[chosen_by]
 
 
 def _failed(endpoint: TcpEndpoint, error: Exception) -> DialError:
@@ -114,7 +149,7 @@ class _Threads(trio.abc.HostnameResolver):
     """The system's resolver, in threads that nothing else uses."""
 
     def __init__(self) -> None:
-        self._limiter = trio.CapacityLimiter(_AT_ONCE)
+        self._limiter = trio.CapacityLimiter(2 * _AT_ONCE)
 
     async def getaddrinfo(self, *question: Any) -> Any:
         return await trio.to_thread.run_sync(

@@ -50,14 +50,17 @@ class Dialer:
         names: dict[str, str],
         log: Any,
         destinations: Destinations | Reach | None = None,
+        chosen_by: str | None = None,
     ) -> None:
         """Dial as ``policy`` says; ``names`` are the log fields that name the target.
 
-        With ``destinations``, these are checked in place of the policy's.
+        With ``destinations``, these are checked in place of the policy's. ``chosen_by`` is as for
+        `dial`.
         """
         self.state = state
         self._guests = guests
         self._destinations = destinations
+        self._chosen_by = chosen_by
         self._names = names
         self._log = log
         self._told, self._told_at = state.name, state.since
@@ -73,6 +76,7 @@ class Dialer:
             options=target_options(policy),
             handshake_timeout=policy.handshake_timeout,
             destinations=own if own is not None else policy.destinations,
+            chosen_by=self._chosen_by,
         )
 
     async def dial(

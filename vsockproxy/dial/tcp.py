@@ -28,12 +28,13 @@ async def dial(
     options: Options,
     destinations: Destinations | Reach,
     passed: Callable[[], object] | None,
+    chosen_by: str | None,
 ) -> socket.socket:
     """Return a socket connected to one of the endpoint's addresses; see `dial.dial`.
 
     Raises `DialError`, and OSError for a single address.
     """
-    addresses = await _addresses(endpoint, deadline, destinations, passed)
+    addresses = await _addresses(endpoint, deadline, destinations, passed, chosen_by)
     return await _connect_any(endpoint, addresses, deadline, options)
 
 
@@ -42,11 +43,12 @@ async def _addresses(
     deadline: float,
     destinations: Destinations | Reach,
     passed: Callable[[], object] | None,
+    chosen_by: str | None,
 ) -> list[Address]:
     """Return the addresses to connect to, in their order; raise `DialError`."""
     addresses = literal_addresses(endpoint)
     if addresses is None:
-        addresses = await RESOLVER.get().addresses(endpoint, deadline)
+        addresses = await RESOLVER.get().addresses(endpoint, deadline, chosen_by)
         if passed is not None:
             passed()
     if isinstance(destinations, Reach):

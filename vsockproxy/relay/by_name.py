@@ -20,6 +20,7 @@ from vsockproxy.admit.gate import Gate, RejectReason
 from vsockproxy.admit.peer import peer_at, peer_of
 from vsockproxy.config.access import Peer
 from vsockproxy.config.by_name import ByName
+from vsockproxy.config.reach import Reach
 from vsockproxy.config.request import Request
 from vsockproxy.connection import Connection, EndedError
 from vsockproxy.dial.named import dial_named
@@ -75,7 +76,7 @@ class ByNameTargets:
         reader, asked = await self._read(client, family, connection, source)
         connection.request = asked.request
         verdict = await self._decide(connection, asked.request, source)
-        named = NamedTarget(self, client, connection, reader, asked, verdict)
+        named = NamedTarget(self, client, connection, reader, asked, verdict, source.source or "")
         if verdict.target is None:
             named.note("denied", error=verdict.reason)
             self.gate.reject(connection, "request_denied", verdict.reason)
@@ -115,7 +116,7 @@ class ByNameTargets:
 
 @dataclass(frozen=True, slots=True)
 class NamedTarget:
-    """The target that one client has named."""
+    """The target that one client has named; ``source`` is the client, as `Peer.source`."""
 
     targets: ByNameTargets
     client: int
@@ -123,6 +124,7 @@ class NamedTarget:
     reader: Reader
     asked: Asked
     verdict: Verdict
+    source: str
 
     async def dial(self) -> socket.socket:
         """Return a socket connected to the target, which the caller owns; see `dial_named`."""
@@ -135,6 +137,7 @@ class NamedTarget:
             names={"route": route.name, "target": str(target)},
             log=self.targets.log,
             destinations=self.verdict.destinations,
+            chosen_by=self.source if isinstance(self.verdict.destinations, Reach) else None,
         )
         try:
             sock = await dial_named(self.client, self.connection, dialer, self.targets.stats)
