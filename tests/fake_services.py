@@ -21,6 +21,7 @@ from vsockproxy.address.sockaddr import (
     distinct_addresses,
     literal_addresses,
     new_socket,
+    unix_address,
 )
 from vsockproxy.dial import mux_line
 from vsockproxy.dial.dial import dial
@@ -195,7 +196,7 @@ def without_ipv6(code: int) -> Callable[[int], socket.socket]:
 def unix_listener(path: Path, backlog: int = 64) -> Iterator[socket.socket]:
     """Listen at a Unix socket, and remove its file afterwards; the test itself accepts."""
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(str(path))
+        sock.bind(unix_address(str(path)))
         sock.listen(backlog)
         try:
             yield sock

@@ -237,7 +237,9 @@ async def test_a_guest_that_hangs_takes_no_time_from_the_look_up_of_another(
 ) -> None:
     del autojump_clock
     keys = """by = "socks5"
-target_allow = [{ pattern = "10.0.0.0/8:1", from = "hung" }, { pattern = "b:1", from = "job" }, "c:1"]
+target_allow = [
+  { pattern = "10.0.0.0/8:1", from = "hung" }, { pattern = "b:1", from = "job" }, "c:1",
+]
 target_deny = [{ pattern = "b:1", from = "hung" }, { pattern = "c:1", from = "job" }]
 """
     assert str((await verdict_on(name, 1, keys, Peer(cid=9), "vsock::80")).target) == target

@@ -48,6 +48,14 @@ WRONG = {
             " write the whole path",
         ],
     ),
+    "abstract sockets where a file is needed": (
+        'forward.80 = "a:80"\n[guests]\na.qmp = "@q"\nb.unix = "@u{port}"\nc.file = "@f"\n'
+        'd.mux = "@m*"\n"e-*".mux = "@{name}"',
+        [
+            f"guests.{place}: {path!r} is an abstract socket, and a file is needed: write its path"
+            for place, path in (("c.file", "@f"), ("d.mux", "@m*"), ('"e-*".mux', "@{name}"))
+        ],
+    ),
     "routes to guests that are found at each dial": (
         'guests.web.file = "/f"\nguests.vm.mux = "/run/*/v.sock"\n'
         '[[route]]\nlisten = 80\ntarget = "web:80"\nto_host = true\nhandshake_timeout = "1s"\n'

@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 
 from tests.daemon_process import REPOSITORY
-from tests.fake_services import dead_unix_socket, says
+from tests.fake_services import dead_unix_socket, full_unix_listener, says
 from tests.guests.fake_hypervisors import (
     FakeQemuMonitor,
     Serve,
@@ -113,6 +113,17 @@ async def test_a_missing_busy_closed_and_dead_monitor_have_different_errors(
         assert "closed the connection" in await look_up_error(locator)
     dead_unix_socket(tmp_path / "qmp")
     assert "nothing listens there" in await look_up_error(locator)
+
+
+async def test_a_monitor_with_an_abstract_name_is_asked(tmp_path: Path) -> None:
+    name = f"@{tmp_path}/qmp"
+    async with fake_server(Path(name), FakeQemuMonitor({"/machine/peripheral/v": VSOCK}).serve):
+        assert await find(Qmp(name)) == Cid(17)
+
+
+async def test_a_monitor_with_a_full_backlog_is_told_from_one_that_hangs_up(tmp_path: Path) -> None:
+    with full_unix_listener(tmp_path / "qmp"):
+        assert "no room for another client" in await look_up_error(Qmp(f"{tmp_path}/qmp"))
 
 
 # ---- systemd-machined ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,6 +111,19 @@ def test_a_firecracker_with_a_malformed_file_is_skipped(tmp_path: Path, content:
     assert find_vmms(tmp_path / "proc") == []
 
 
+@pytest.mark.parametrize("name", ["/dev/zero", "fifo"])
+def test_a_firecracker_whose_file_has_no_end_is_skipped(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    process(tmp_path / "proc", 7, ["firecracker", "--config-file", str(tmp_path / name)])
+    assert find_vmms(tmp_path / "proc") == []
+
+
+def test_a_command_line_with_deep_json_is_skipped(tmp_path: Path) -> None:
+    deep = '{"vhost-vsock":' + "[" * 60_000
+    process(tmp_path, 7, [QEMU, "-device", deep])
+    assert find_vmms(tmp_path) == []
+
+
 def test_a_jailed_firecrackers_socket_is_below_its_root(tmp_path: Path) -> None:
     jail = tmp_path / "jail"
     jail.mkdir()
@@ -163,6 +177,20 @@ async def test_a_source_that_cannot_be_examined_hides_no_vm(places: Places, tmp_
     vms, errors = await survey(replace(places, libvirt=(f"{tmp_path}/libvirt",)))
     assert [vm.line for vm in vms] == ["vm-7 = { cid = 3 }"]
     assert errors == []
+
+
+async def test_a_source_with_a_defect_hides_no_vm(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def defect(_path: str) -> None:
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(surveying, "_from_incus", defect)
+    (tmp_path / "incus").touch()
+    process(places.proc, 7, [QEMU, "-device", "vhost-vsock-pci,guest-cid=3"])
+    vms, errors = await survey(places)
+    assert [vm.line for vm in vms] == ["vm-7 = { cid = 3 }"]
+    assert errors == [f"{tmp_path}/incus cannot be asked: MemoryError: no memory"]
 
 
 async def test_a_source_that_does_not_answer_hides_no_other_source(

@@ -267,18 +267,24 @@ def check_guest_name(name: str) -> None:
         )
 
 
-def check_absolute(path: str) -> None:
-    """Raise `AddressError` unless a socket's path is absolute or abstract."""
-    if not path.startswith(("/", "@")):
-        raise AddressError(
-            f"{path!r} is relative, and a daemon's working directory is /: write the whole path"
-        )
+def check_absolute(path: str, *, abstract: bool = False) -> None:
+    """Raise `AddressError` unless a path is absolute.
+
+    ``abstract``: it may also be a socket's name in the abstract namespace.
+    """
+    if path.startswith("/") or (abstract and path.startswith("@")):
+        return
+    if path.startswith("@"):
+        raise AddressError(f"{path!r} is an abstract socket, and a file is needed: write its path")
+    raise AddressError(
+        f"{path!r} is relative, and a daemon's working directory is /: write the whole path"
+    )
 
 
 def check_path(endpoint: ListenEndpoint | Target) -> None:
     """Raise `AddressError` if an endpoint is a socket's file with a relative path."""
     if isinstance(endpoint, UnixEndpoint | MuxEndpoint):
-        check_absolute(endpoint.path)
+        check_absolute(endpoint.path, abstract=isinstance(endpoint, UnixEndpoint))
 
 
 def port_to_service_guid(port: int) -> uuid.UUID:

@@ -44,7 +44,8 @@ _MISPLACED: Final = {
     "handshake": "needs mux",
     "uri": "needs libvirt",
 }
-_PATHS: Final = frozenset({"mux", "unix", "qmp", "file"})
+_SOCKETS: Final = frozenset({"unix", "qmp"})
+_PATHS: Final = _SOCKETS | {"mux", "file"}
 _NAMED: Final[dict[str, Callable[[Any], Locator]]] = {
     "unix": UnixSockets,
     "qmp": Qmp,
@@ -122,7 +123,7 @@ def _check_text(path: KeyPath, key: str, value: object) -> None:
         )
     if key in _PATHS:
         try:
-            check_absolute(str(value))
+            check_absolute(str(value), abstract=key in _SOCKETS)
         except AddressError as error:
             raise KeyProblemError((*path, key), str(error)) from error
 

@@ -70,7 +70,14 @@ async def dial(
     try:
         match endpoint:
             case TcpEndpoint():
-                return await tcp.dial(endpoint, deadline, options, destinations, passed, chosen_by)
+                return await tcp.dial(
+                    endpoint,
+                    deadline,
+                    options,
+                    destinations,
+                    passed=passed,
+                    chosen_by=chosen_by,
+                )
             case VsockEndpoint():
                 return await vsock.dial(endpoint, timeout, deadline, options)
             case UnixEndpoint():

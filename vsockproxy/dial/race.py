@@ -3,8 +3,9 @@
 Owns: the order and the overlap of the attempts, and the memory of addresses that did not answer.
 
 The next address is tried when one has failed, or has been silent for a quarter of a second; the
-attempts before it go on, but for the oldest of too many. An address that did not answer when a later one did is tried last for a
-while. The others keep the resolver's order, by which a name server shares clients out.
+attempts before it go on, but for the oldest of too many. An address that did not answer when a
+later one did is tried last for a while. The others keep the resolver's order, by which a name
+server shares clients out.
 """
 
 from __future__ import annotations

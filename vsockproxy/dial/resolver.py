@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import socket
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -97,8 +98,8 @@ class Resolver:
     def _queue(self, host: str, chosen_by: str | None) -> _LookUp:
         look_up = self._waiting[host, chosen_by] = _LookUp()
         # No task of a client: another one may need the result after it has left.
-        run = self._run, host, look_up, chosen_by
-        trio.lowlevel.spawn_system_task(*run, name="look-up of a host name")
+        run = partial(self._run, host, look_up, chosen_by)
+        trio.lowlevel.spawn_system_task(run, name="look-up of a host name")
         return look_up
 
     async def _run(self, host: str, look_up: _LookUp, chosen_by: str | None) -> None:

@@ -27,6 +27,7 @@ async def dial(
     deadline: float,
     options: Options,
     destinations: Destinations | Reach,
+    *,
     passed: Callable[[], object] | None,
     chosen_by: str | None,
 ) -> socket.socket:

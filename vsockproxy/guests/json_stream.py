@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import errno
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import trio
 
+from vsockproxy.address.sockaddr import new_socket, unix_address
 from vsockproxy.guests.answer import GuestError
 
 _LARGEST: Final = 1 << 20  # bytes of a document
@@ -23,6 +25,7 @@ _CAUSES: Final = {
     errno.ENOENT: "does not exist",
     errno.ECONNREFUSED: "is a stale socket: nothing listens there",
     errno.EACCES: "denies this user: check its mode and those of its folders",
+    errno.EAGAIN: "has no room for another client: end the one that uses it",
 }
 
 
@@ -77,10 +80,13 @@ async def open_json_stream(path: str, end: bytes, name: str) -> AsyncIterator[Js
 
     ``end`` is the delimiter.
     """
+    await trio.lowlevel.checkpoint()
+    sock = new_socket(socket.AF_UNIX)
     try:
-        stream = await trio.open_unix_socket(path)
+        sock.connect(unix_address(path))  # connected at once, or EAGAIN for a full backlog
     except OSError as error:
+        sock.close()
         cause = _CAUSES.get(error.errno or 0, f"cannot be asked: {error.strerror or error}")
         raise GuestError(f"{name} {cause}") from error
-    async with stream:
+    async with trio.SocketStream(trio.socket.from_stdlib_socket(sock)) as stream:
         yield JsonStream(stream, end, name)

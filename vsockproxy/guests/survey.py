@@ -72,6 +72,8 @@ async def survey(places: Places = _HERE) -> tuple[list[Vm], list[str]]:
             errors.append(f"{name} did not answer within {_TIMEOUT:g} s")
         except GuestError as error:
             errors.append(str(error))
+        except Exception as error:  # noqa: BLE001 - a defect in a source must not hide the others
+            errors.append(f"{name} cannot be asked: {type(error).__name__}: {error}")
 
     async with trio.open_nursery() as nursery:
         for number, (name, source) in enumerate(sources):

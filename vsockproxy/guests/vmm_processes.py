@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Final
 
 from vsockproxy.config.guest import Cid, Mux, Qmp
 from vsockproxy.guests.answer import GuestError, checked_cid
 
 PROC: Final = Path("/proc")
+
+_LARGEST: Final = 1 << 20  # bytes of a configuration that are read
 
 VmLocator = Cid | Mux | Qmp
 
@@ -110,7 +113,7 @@ def _qemu_cid(device: str) -> int | None:
     if "vhost-vsock" not in device:
         return None
     if device.startswith("{"):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             return _cid(json.loads(device).get("guest-cid"))
         return None
     return _cid(_options(device).get("guest-cid"))
@@ -118,9 +121,16 @@ def _qemu_cid(device: str) -> int | None:
 
 def _firecracker(command: _Command) -> Iterator[tuple[VmLocator, Mux]]:
     for name in command.values("--config-file"):
-        with suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
-            config: Any = json.loads(Path(command.path(name)).read_bytes())
+        with suppress(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            config: Any = json.loads(_read(command.path(name)))
             yield _mux(command, config["vsock"]["uds_path"])
+
+
+def _read(path: str) -> bytes:
+    """Return a file that any user may have named: not a device, and no more of it than is sane."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
+        return file.read(_LARGEST) if S_ISREG(os.fstat(descriptor).st_mode) else b""
 
 
 def _cloud_hypervisor(command: _Command) -> Iterator[tuple[VmLocator, Mux]]:
