@@ -46,7 +46,7 @@ def test_a_route_by_name_is_read_from_toml_yaml_and_texts() -> None:
 
 
 def test_a_rule_is_shown_with_the_clients_that_it_is_for() -> None:
-    keys = 'by = "sni"\nto = [{ name = "db.vm:1-9", target = "web:5432", from = ["web", 7] }]'
+    keys = 'by = "socks5"\nto = [{ name = "db.vm:1-9", target = "web:5432", from = ["web", 7] }]'
     assert toml(route(keys).replace("80", '"vsock::80"', 1)).routes[0].to == [
         "db.vm:1-9 = web:5432 from web 7"
     ]
@@ -60,6 +60,27 @@ def test_a_guest_of_a_mux_route_is_the_rule_for_every_name() -> None:
 
 
 WRONG = {
+    "names that no client can ask for": (
+        'by = "proxy"\ntarget_allow = ["bücher.example:443", "a.example:80"]\n'
+        'target_deny = [".evil.example:*"]\n'
+        'to = [{ name = "*.straße.example", target = "web:80" },'
+        ' { name = "a..b", target = "web:80" }]',
+        [
+            "target_allow: 'bücher.example' matches no name that a client can ask for:"
+            " a client asks in ASCII: write the form that begins with xn--",
+            "target_deny: '.evil.example' matches no name that a client can ask for:"
+            " write *.evil.example for the names below it",
+            "to[1].name: 'a..b' matches no name that a client can ask for: expected letters,"
+            " digits, - and _, with single dots between",
+            "to[0].name: '*.straße.example' matches no name that a client can ask for:"
+            " a client asks in ASCII: write the form that begins with xn--",
+        ],
+    ),
+    "a port in a name for TLS": (
+        'by = "sni"\nto = [{ name = "a.vm:443", target = "web:80" },'
+        ' { name = "b.vm:*", target = "web:80" }]',
+        ["to[0].name: 'a.vm:443': by = \"sni\" knows no port: write 'a.vm'"],
+    ),
     "by inwards without to": (
         'by = "http-host"',
         [

@@ -111,14 +111,14 @@ async def test_clients_reach_what_they_name_and_nothing_else(tmp_path: Path) -> 
             async with mux_server(tmp_path / "new.sock", {80: greets}):
                 assert await ask(sockets["in"], host("new.vm")) == b"hello"
             line = await running.wait_for("request_decided", route="in", verdict="allowed")
-            assert (line["asked"], line["rule"]) == ("new.vm", "to *.vm = sbx-{1}:80")
-            line = await running.wait_for("connection_closed", route="in", asked="new.vm")
+            assert (line["asked"], line["rule"]) == ("new.vm:80", "to *.vm = sbx-{1}:80")
+            line = await running.wait_for("connection_closed", route="in", asked="new.vm:80")
             assert line["upstream_bytes"] == str(len(host("new.vm")))
             for name in ("2.vm", "host.vm"):
                 answer = await ask(sockets["in"], host(name))
                 assert answer.startswith(b"HTTP/1.1 502 "), "no guest sbx-2 runs, and CID 2 is none"
                 await running.wait_for(
-                    "request_decided", asked=name, target=target_of(tmp_path, name)
+                    "request_decided", asked=f"{name}:80", target=target_of(tmp_path, name)
                 )
             assert (await ask(sockets["in"], host("vm"))).startswith(b"HTTP/1.1 403 ")
 

@@ -249,7 +249,7 @@ def connect(route: Served, endpoint: ListenEndpoint) -> trio.SocketStream:
         (
             "http-host",
             HOST.replace(b"web", b"db"),
-            b"vsockproxy: db.vm is denied: no rule allows db.vm\n",
+            b"vsockproxy: db.vm:80 is denied: no rule allows db.vm\n",
         ),
         ("mux", b"CONNECT db 80\n", b""),
         ("sni", client_hello("db.vm"), b"\x15\3\3\0\2\2\x70"),
@@ -331,7 +331,7 @@ async def test_a_client_without_the_right_credentials_is_told(tmp_path: Path) ->
     [
         ("socks5", SOCKS, b"\5\0\5\5\0\1" + bytes(6)),
         ("http-connect", CONNECT, b"vsockproxy: cannot reach web.vm:80: nothing listens there\n"),
-        ("http-host", HOST, b"vsockproxy: cannot reach web.vm: nothing listens there\n"),
+        ("http-host", HOST, b"vsockproxy: cannot reach web.vm:80: nothing listens there\n"),
         ("sni", HELLO, b"\x15\3\3\0\2\2\x50"),
     ],
 )

@@ -191,10 +191,10 @@ def test_an_accepted_request_in_absolute_form_has_the_targets_answer_alone() -> 
 @pytest.mark.parametrize(
     ("host", "request_"),
     [
-        ("Example.com", Request("example.com")),
+        ("Example.com", Request("example.com", 80)),
         ("example.com:8080", Request("example.com", 8080)),
         ("[::1]:80", Request("::1", 80)),
-        ("127.0.0.1", Request("127.0.0.1")),
+        ("127.0.0.1", Request("127.0.0.1", 80)),
     ],
 )
 def test_a_host_is_asked_for_and_every_byte_is_replayed(host: str, request_: Request) -> None:

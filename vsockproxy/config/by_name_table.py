@@ -28,6 +28,7 @@ from vsockproxy.config.destination import NamePattern, parse_name
 from vsockproxy.config.document import KeyPath
 from vsockproxy.config.guest import PORT_MARK, STAR, KnownGuests, between
 from vsockproxy.config.problems import Problems
+from vsockproxy.config.reach import check_askable
 from vsockproxy.config.request import By
 from vsockproxy.config.schema import RouteTable
 from vsockproxy.config.settings import Policy
@@ -88,7 +89,7 @@ class ByNameReader:
         leads: GuestPort | Fixed | None = None
         sources: tuple[Rule, ...] = ()
         with self.problems.collecting((*path, "name")):
-            name = parse_name(item.name)
+            name = _name(by, item.name)
         with self.problems.collecting((*path, "from")):
             sources = self._sources(item.sources)
         with self.problems.collecting((*path, "target")):
@@ -133,12 +134,23 @@ class ByNameReader:
             own = key in self.table.model_fields_set
             with self.problems.collecting((*self.path, key) if own else ("defaults", key)):
                 for pattern in getattr(policy, key) or ():
+                    if isinstance(pattern, NamePattern):
+                        check_askable(pattern)
                     self._check_guests(pattern.sources)
 
     def _check_guests(self, rules: tuple[Rule, ...]) -> None:
         for rule in rules:
             if isinstance(rule, GuestRule):
                 self.check_guest(rule.guest, "")
+
+
+def _name(by: By, text: str) -> NamePattern:
+    """Return the names of an item of ``to``; raise `AddressError`."""
+    name = parse_name(text)
+    check_askable(name)
+    if by == "sni" and ":" in text.removesuffix(":*"):
+        raise AddressError(f'{text!r}: by = "sni" knows no port: write {name.name!r}')
+    return name
 
 
 def _misplaced(table: RouteTable, by: By) -> Iterator[tuple[str, str]]:

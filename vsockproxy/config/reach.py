@@ -143,6 +143,20 @@ def check_asked(name: str) -> None:
         raise AddressError(f"{name!r} is neither a host name nor an IP address")
 
 
+def check_askable(pattern: NamePattern) -> None:
+    """Raise `AddressError` for a pattern of names that `check_asked` admits none of."""
+    name = pattern.name.removeprefix("*.")
+    if name == "*" or _HOST.fullmatch(name):
+        return
+    if not name.isascii():
+        remedy = "a client asks in ASCII: write the form that begins with xn--"
+    elif name.startswith("."):
+        remedy = f"write *{name} for the names below it"
+    else:
+        remedy = "expected letters, digits, - and _, with single dots between"
+    raise AddressError(f"{pattern.name!r} matches no name that a client can ask for: {remedy}")
+
+
 def endpoint_of(name: str, port: int | None) -> TcpEndpoint:
     """Return the TCP endpoint that a client asks for.
 

@@ -19,4 +19,6 @@ class HttpHost(HttpReader):
         host = header(head, b"host")
         if not host:
             raise RequestError("the request has no Host")
-        return Asked(Request(*split_authority(host)), self._data)
+        name, port = split_authority(host)
+        # Without a port it is HTTP's own (RFC 9110, section 4.2.1), whatever port was connected to.
+        return Asked(Request(name, 80 if port is None else port), self._data)
