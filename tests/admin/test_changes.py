@@ -393,6 +393,14 @@ async def test_a_persisted_change_that_fails_leaves_no_file(tmp_path: Path) -> N
         await works(daemon, "a")
 
 
+async def test_a_persisted_change_without_its_folder_says_to_create_it(tmp_path: Path) -> None:
+    async with from_files(tmp_path) as daemon:
+        (tmp_path / "conf.d").rmdir()
+        answer = await daemon.ask("POST", "/v1/routes", route(daemon, "a"), persist=True)
+        assert answer.status_code == 409
+        assert answer.json()["remedy"] == f"create the folder {tmp_path}/conf.d"
+
+
 async def test_a_persisted_guest_that_a_file_needs_is_not_removed(tmp_path: Path) -> None:
     async with from_files(tmp_path) as daemon:
         await daemon.ask("POST", "/v1/guests", {"name": "vm", "cid": 7}, persist=True)

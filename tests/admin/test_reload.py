@@ -110,8 +110,14 @@ async def test_a_reload_and_a_dry_run_answer_with_what_changes(tmp_path: Path) -
         }
         previewed = await daemon.ask("POST", "/v1/reload", dry_run=True)
         assert daemon.daemon.config is old
-        reloaded = await daemon.post("/v1/reload")
-        again = await daemon.post("/v1/reload")
+        with structlog.testing.capture_logs() as logs:
+            reloaded = await daemon.post("/v1/reload")
+            again = await daemon.post("/v1/reload")
+    lines = [line for line in logs if line["event"] == "reloaded"]
+    assert {kind: lines[0][kind] for kind in KINDS} == {
+        kind: names[0] for kind, names in expected.items()
+    }
+    assert lines[1].keys() & set(KINDS) == {"needs_restart"}
     assert expected.keys() == set(KINDS)
     assert {kind: previewed.json()[kind] for kind in KINDS} == expected
     assert {kind: reloaded[kind] for kind in KINDS} == expected

@@ -294,11 +294,16 @@ async def test_of_several_daemons_the_one_that_runs_the_file_is_asked(tmp_path: 
         await beside.wait_for("ready")
         ask = trio.to_thread.run_sync
         found = await ask(partial(command, "status", "--json", "-c", meant, environ=environ))
+        (tmp_path / "link.toml").symlink_to(meant)
+        linked = await ask(
+            partial(command, "status", "-c", tmp_path / "link.toml", environ=environ)
+        )
         doctor = await ask(partial(command, "doctor", "-c", meant, environ=environ))
         several = await ask(partial(command, "status", environ=environ))
         assert await beside.stop() == 0
         assert await running.stop() == 0
     assert json.loads(found.stdout)["pid"] == running.process.pid
+    assert linked.returncode == 0, linked.stderr
     assert f"pid {running.process.pid} runs" in doctor.stdout
     assert "cannot listen" not in doctor.stdout
     assert "several daemons run" in several.stderr

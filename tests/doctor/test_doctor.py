@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.config.texts import toml
 from tests.daemon_process import command
 from tests.doctor.canned_machine import BARE, CONFINED, HOST, machine_tree, routes
 from tests.fake_services import hold, mux_server
@@ -45,6 +46,33 @@ async def test_only_the_route_to_a_broken_guest_is_a_problem(tmp_path: Path) -> 
     assert "start the VM" in found_by_subject["route 8081"].remedy
     assert found_by_subject["route 8082 and 1 more"].level == "ok"
     assert summary(found).startswith("1 problem")
+
+
+async def test_the_targets_of_a_route_by_name_are_dialled_as_far_as_no_client_chooses_them(
+    tmp_path: Path,
+) -> None:
+    config = toml(f"""
+[[route]]
+name = "in"
+listen = "unix:{tmp_path}/in"
+by = "http-host"
+to = [
+  {{ name = "gone.vm", target = "gone:80" }},
+  {{ name = "up.vm", target = "vsock-mux:{tmp_path}/up:80" }},
+  {{ name = "*.vm", target = "go{{1}}:80" }},
+  {{ name = "any.vm", target = "gone:{{port}}" }},
+]
+[guests]
+gone = {{ mux = "{tmp_path}/gone" }}
+""")
+    async with mux_server(tmp_path / "up", {80: hold}):
+        found = await findings(tmp_path, config)
+    dialled = {one.text.partition(": ")[0]: one for one in found if one.subject == "route in"}
+    assert dialled[f"vsock-mux:{tmp_path}/up:80"].level == "ok"
+    assert dialled[f"vsock-mux:{tmp_path}/gone:80"].level == "problem"
+    assert len(dialled) == 2
+    [unchecked] = [one.text for one in found if one.subject == "not checked"]
+    assert "what clients of in ask for beyond the targets above" in unchecked
 
 
 async def test_every_error_of_a_configuration_is_a_problem(tmp_path: Path) -> None:

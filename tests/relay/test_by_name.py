@@ -244,7 +244,7 @@ def connect(route: Served, endpoint: ListenEndpoint) -> trio.SocketStream:
         (
             "http-connect",
             CONNECT.replace(b"web", b"db"),
-            b"vsockproxy: db.vm:80 is denied: target_allow has no rule for db.vm:80\n",
+            b"vsockproxy: db.vm:80 is denied: no rule allows db.vm\n",
         ),
         (
             "http-host",

@@ -193,7 +193,7 @@ async def test_curl_prints_the_reason_of_a_denial() -> None:
     async with naming("proxy") as route:
         proxy = f"http://127.0.0.1:{port_of(route)}"
         done = await curl("--proxy", proxy, "http://evil.example.com/")
-        assert b"evil.example.com:80 is denied: target_allow has no rule" in done.stdout
+        assert b"evil.example.com:80 is denied: no rule allows evil.example.com" in done.stdout
 
 
 async def test_curl_reaches_two_servers_by_their_tls_names_on_one_port(

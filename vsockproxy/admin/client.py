@@ -253,7 +253,8 @@ def _runs(place: Path, file: Path) -> bool:
         status = Client(place, _WHICH_TIMEOUT).get("/v1/status")
     except VsockproxyError:
         return False
-    return bool(status["source"] == escape(str(file)))
+    source = str(status["source"])
+    return source == escape(str(file)) or os.path.realpath(source) == os.path.realpath(file)
 
 
 def _only_socket(environ: Mapping[str, str], file: Path | None) -> Path:

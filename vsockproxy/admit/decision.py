@@ -77,7 +77,7 @@ async def decide(
     for rule in leading:
         if client.is_meant_by(rule):
             return _by_rule(rule, request, _written_by_the_operator(route, reach), guests)
-    if route.target.leads_out:
+    if route.target.leads_out and route.policy.reach.allow:
         return _outwards(request, reach)
     return Verdict(None, reason=f"no rule allows {request.name}")
 

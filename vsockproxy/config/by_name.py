@@ -27,7 +27,7 @@ from vsockproxy.address.endpoint import (
 from vsockproxy.address.grammar import parse_target
 from vsockproxy.config.access import Rule
 from vsockproxy.config.destination import NamePattern, parse_name, written_sources
-from vsockproxy.config.guest import PORT_MARK, STAR, Guest, StaticLocator, between
+from vsockproxy.config.guest import PORT_MARK, STAR, Guest, KnownGuests, StaticLocator, between
 from vsockproxy.config.request import By, Request
 from vsockproxy.config.value import shown
 from vsockproxy.errors import AddressError
@@ -87,8 +87,12 @@ class ToRule:
         """Return whether the rule is for a name and a port; with `LABEL_MARK`: for one label."""
         if not self.name.matches(request.name, request.port):
             return False
-        is_template = isinstance(self.leads, GuestPort) and self.leads.is_template
-        return not is_template or _LABEL.fullmatch(self._star(request) or "") is not None
+        return not self.is_template or _LABEL.fullmatch(self._star(request) or "") is not None
+
+    @property
+    def is_template(self) -> bool:
+        """Return whether the guest depends on the name that the client asks for."""
+        return isinstance(self.leads, GuestPort) and self.leads.is_template
 
     def guest(self, request: Request) -> str:
         """Return the name of the guest that a matching request leads to, whether there is one."""
@@ -128,6 +132,22 @@ class ByName:
         """Return the targets that no client has an influence on, each as written and as value."""
         leads = ((rule.written, rule.leads) for rule in self.to)
         return [(text, one.target) for text, one in leads if isinstance(one, Fixed)]
+
+    def known(self, guests: KnownGuests) -> list[Target]:
+        """Return the targets that do not depend on what a client asks for.
+
+        Without those whose guest is not in ``guests``, as after a reload.
+        """
+        known: list[Target] = []
+        for rule in self.to:
+            leads = rule.leads
+            if leads.any_port or rule.is_template:
+                continue
+            if isinstance(leads, Fixed):
+                known.append(leads.target)
+            elif guest := guests.find(leads.guest):
+                known.append(guest_at(guest, leads.port, None))
+        return known
 
     def __str__(self) -> str:
         return f"by {self.by}"

@@ -6,6 +6,7 @@ waits for a disk: a running daemon calls it in a thread.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -37,8 +38,8 @@ def file_of(include: Sequence[str], kind: Kind, name: str) -> Path:
                     raise OrderError(f"{name!r} is too long for a file", "choose a shorter name")
                 return Path(pattern).with_name(stem + suffix)
     raise OrderError(
-        "the configuration includes no folder for a file",
-        'begin it with include = ["/etc/vsockproxy/conf.d/*.toml"]',
+        "the configuration has no include with a pattern of files",
+        'put include = ["/etc/vsockproxy/conf.d/*.toml"] above its first table',
     )
 
 
@@ -80,10 +81,13 @@ def write(file: Path, data: bytes | None) -> None:
             _replace(file, data)
         _sync(file.parent)
     except OSError as error:
-        raise OrderError(
-            f"cannot write {file}: {error.strerror}",
-            f"have the daemon's user write to {file.parent} (systemd: ReadWritePaths=)",
-        ) from error
+        remedy = f"let the daemon's user write to {file.parent} (systemd: ReadWritePaths=)"
+        match error.errno:
+            case errno.ENOENT:
+                remedy = f"create the folder {file.parent}"
+            case errno.ENOSPC | errno.EDQUOT:
+                remedy = f"make room on the file system of {file.parent}"
+        raise OrderError(f"cannot write {file}: {error.strerror}", remedy) from error
 
 
 def _replace(file: Path, data: bytes) -> None:

@@ -7,8 +7,8 @@ that fails changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
@@ -22,6 +22,8 @@ from vsockproxy.systemd import Notifier
 
 if TYPE_CHECKING:
     from vsockproxy.daemon.daemon import Daemon
+
+_MOST_LOGGED: Final = 20  # names in a line of the log; a range of ports may have thousands
 
 START_AGAIN: Final = "start the daemon again once it has ended"
 
@@ -163,7 +165,9 @@ class Reloading:
             self._log.warning("needs_restart", settings=name)
         self._daemon.reloads.succeeded(config)
         routes = len(self._daemon.supervisor.listeners)
-        self._log.info("reloaded", routes=routes, config=config.fingerprint)
+        found = ((kind.name, getattr(changes, kind.name)) for kind in fields(changes))
+        what = {kind: _listed(names) for kind, names in found if names}
+        self._log.info("reloaded", routes=routes, config=config.fingerprint, **what)
         self._daemon.warn_of_unused_sockets()
 
 
@@ -179,6 +183,11 @@ class _Reload:
 
     def fail(self, problems: list[str], remedy: str) -> None:
         self.problems, self.remedy = problems, remedy
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_LOGGED} more" if len(names) > _MOST_LOGGED else ""
+    return ", ".join(names[:_MOST_LOGGED]) + more
 
 
 def _problems(error: Exception) -> list[str]:

@@ -26,7 +26,7 @@ from vsockproxy.doctor.listeners import (
 from vsockproxy.doctor.machine import Machine
 from vsockproxy.doctor.running_daemon import RunningDaemon, judge_daemon
 from vsockproxy.doctor.sandbox import judge_sandbox
-from vsockproxy.doctor.targets import judge_targets
+from vsockproxy.doctor.targets import chosen_by_clients, judge_targets
 from vsockproxy.doctor.transports import judge_transports, uses_vsock
 from vsockproxy.errors import ConfigError, VsockproxyError
 from vsockproxy.pump.choice import open_pump
@@ -121,14 +121,19 @@ def _unchecked(
         missing.append("targets, listeners and certificates (no configuration)")
     else:
         if listeners := untried(config):
-            more = " and others" if len(listeners) > _MOST_SHOWN else ""
-            missing.append(f"the listeners {', '.join(listeners[:_MOST_SHOWN])}{more}")
+            missing.append(f"the listeners {_listed(listeners)}")
+        if routes := chosen_by_clients(config):
+            missing.append(f"what clients of {_listed(routes)} ask for beyond the targets above")
         if config.metrics_tls is not None:
             missing.append("when the certificates expire")
     if not isinstance(daemon, RunningDaemon):
         missing.append("a running daemon: its routes, rejected clients and last reload")
     if missing:
         yield note("not checked", "; ".join(missing))
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_MOST_SHOWN]) + (" and others" if len(names) > _MOST_SHOWN else "")
 
 
 def _is_worth_trying(machine: Machine, config: Config | None) -> bool:

@@ -6,13 +6,15 @@ by `probe`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import trio
 
 from vsockproxy.address.endpoint import Target
-from vsockproxy.config.guest import Cid, Mux
-from vsockproxy.config.settings import Config, Policy
+from vsockproxy.config.by_name import ByName
+from vsockproxy.config.guest import Cid, KnownGuests, Mux
+from vsockproxy.config.settings import Config, Policy, Route
 from vsockproxy.dial.unanswered import await_late_answers
 from vsockproxy.doctor.finding import Finding, note, ok, problem
 from vsockproxy.doctor.probe import Probe, probe
@@ -26,11 +28,12 @@ _LONGEST: Final = 5.0  # seconds; a connect_timeout may be an hour
 async def judge_targets(config: Config) -> list[Finding]:
     """Return a finding for each target and looked-up guest, in the order of the routes.
 
-    At most 64 targets are dialled, each for at most 5 seconds; every connection is closed again.
+    Of a route whose clients name their targets, those are meant that depend on no client. At most
+    64 targets are dialled, each for at most 5 seconds; every connection is closed again.
     """
     names: dict[tuple[Target, Policy], list[str]] = {}
     for route in config.routes:
-        for target in route.targets:
+        for target in _targets(route, KnownGuests(config.guests)):
             names.setdefault((target, route.policy), []).append(route.name)
     chosen = list(names)[:_MOST]
     results: dict[tuple[Target, Policy], Probe] = {}
@@ -52,6 +55,21 @@ async def judge_targets(config: Config) -> list[Finding]:
     if len(names) > _MOST:
         findings.append(note("targets", f"{len(names) - _MOST} more were not dialled"))
     return findings
+
+
+def _targets(route: Route, guests: KnownGuests) -> Sequence[Target]:
+    return route.target.known(guests) if isinstance(route.target, ByName) else route.targets
+
+
+def chosen_by_clients(config: Config) -> list[str]:
+    """Return the routes with targets that depend on what clients ask for."""
+    known = KnownGuests(config.guests)
+    return [
+        route.name
+        for route in config.routes
+        if isinstance(route.target, ByName)
+        and (route.target.leads_out or len(route.target.known(known)) < len(route.target.to))
+    ]
 
 
 def _judge_guest(record: GuestRecord) -> Finding:

@@ -22,7 +22,8 @@ error; route or server |
 | `listener_bound` | info | it listens now | listen; route or server |
 | `listener_options_failed` | error | a reload's socket options failed | error; route or server |
 | `ready` | info | every listener is open | routes, config |
-| `reloaded` | info | a new configuration is in use | routes, config |
+| `reloaded` | info | a new configuration is in use | routes, config; the names that differ: \
+added, removed, moved, retargeted, changed, settings, needs_restart |
 | `reload_failed` | error | the old configuration stays in use | problem; after a bug exception |
 | `reload_not_undone` | error | a bug broke a reload and its undoing | remedy, exception |
 | `change_not_undone` | error | a failed change at run time has left its file as the next start \
