@@ -442,7 +442,7 @@ def test_wait_ends_with_the_last_error(tmp_path: Path) -> None:
         (("3:80", "--half-close", "never"), "--half-close: 'never' is not one of auto, forward, "),
         (("3:80", "--wait", "soon"), "--wait: 'soon' is not a duration"),
         (("3:80", "--connect-timeout", "off"), "--connect-timeout: 'off' is not allowed here"),
-        (("web:22",), "'web:22' is the name of a guest, but there is no configuration"),
+        (("web:22",), "'web:22' names a guest and its port, but there is no configuration"),
         (("--domain", "vm", "web:22"), "'web:22' is not GUEST.vm:PORT"),
         (("--domain", "vm", "2.vm:22"), "'2' is not a guest's name"),
         (("--domain", "vm", "host.vm:22"), "'host' is a word of the address grammar"),

@@ -315,6 +315,8 @@ def test_an_impossible_file_name_is_an_error(tmp_path: Path) -> None:
 def test_an_unknown_suffix_names_the_known_ones(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
     assert refused(tmp_path / "a.json") == ("has the suffix '.json': expected .toml, .yaml or .yml")
+    (tmp_path / "a").write_text("{}")
+    assert refused(tmp_path / "a") == "has no suffix: expected .toml, .yaml or .yml"
 
 
 def test_an_empty_file_says_what_to_write(tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def read_target(text: str, file: Path | None) -> tuple[Target, Sequence[Guest]]:
         guests = find_source(file, os.environ).table("guests")
     except NoSourceError as error:
         raise VsockproxyError(
-            f"{text!r} is the name of a guest, but there is no configuration: give one with -c;"
+            f"{text!r} names a guest and its port, but there is no configuration: give one with -c;"
             f" for a TCP target, write tcp:{text}"
         ) from error
     config = forward_config([("unix:@command", text)], {"guests": dict(guests)})

@@ -44,7 +44,8 @@ def read_document(path: Path) -> Document:
         if not stat.S_ISREG(status.st_mode):
             raise text_error(source, "is not a regular file")  # opening a FIFO would block
         if path.suffix not in _PARSERS:
-            raise text_error(source, f"has the suffix {path.suffix!r}: expected {_SUFFIXES}")
+            found = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
+            raise text_error(source, f"has {found}: expected {_SUFFIXES}")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:

@@ -165,8 +165,8 @@ class Policy:
         "auto",
         "TCP: probes a side that has been silent for this long, and ends the connection after 9"
         " more probes without an answer, at most 75 s apart. `auto` probes clients after 5 minutes"
-        " and targets never: a client that lost its power or network would hold two descriptors"
-        " for ever, a target that did is noticed by its client",
+        " and targets never: without probes a client whose machine lost power would hold two"
+        " descriptors for ever; its client notices a dead target",
         kinds.KEEPALIVE,
         group="sockets",
     )

@@ -145,9 +145,10 @@ def _route(route: dict[str, Any]) -> Iterator[Finding]:
     if last is None:
         return
     number = sum(route["dial_failures"].values())
+    all_told = f" ({number} in all)" if number else ""  # not of a dial again for a held client
     text = (
-        f"the daemon's last failed dial was {duration(time() - last['time'])} ago"
-        f" ({number} in all): {last['message']}"
+        f"the daemon's last failed dial was {duration(time() - last['time'])} ago{all_told}:"
+        f" {last['message']}"
     )
     if last["reason"] in _OF_THE_DAEMON:
         yield problem(subject, text, last["remedy"])
