@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+import structlog
 import trio
 
 from tests.admin.running_daemon import ControlledDaemon, controlled_daemon
@@ -391,6 +392,22 @@ async def test_a_persisted_change_that_fails_leaves_no_file(tmp_path: Path) -> N
         assert [one.read_text() for one in files_in(tmp_path / "conf.d")] == [before]
         assert daemon.daemon.reloads.last_failure is None
         await works(daemon, "a")
+
+
+async def test_a_persisted_change_whose_undoing_takes_too_long_is_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*_: object) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("vsockproxy.daemon.change._UNDONE_WITHIN", 0.01)
+    async with from_files(tmp_path) as daemon:
+        monkeypatch.setattr(daemon.daemon.changing_entries, "_put_back", hang)
+        body = route(daemon, "a", listen=f"unix:{tmp_path}/none/a.sock")
+        with structlog.testing.capture_logs() as logs:
+            await refused(await daemon.ask("POST", "/v1/routes", body, persist=True), 409)
+    [line] = [line for line in logs if line["event"] == "change_not_undone"]
+    assert f"{tmp_path}/conf.d/route-a.toml was not put back" in line["error"]
 
 
 async def test_a_persisted_change_without_its_folder_says_to_create_it(tmp_path: Path) -> None:

@@ -212,6 +212,26 @@ async def test_a_command_finds_the_only_daemon_though_its_file_can_no_longer_be_
     assert done.returncode == int(verb in wanted)
 
 
+async def test_a_reload_swaps_the_paths_of_the_control_and_the_metrics_socket(
+    tmp_path: Path,
+) -> None:
+    file, one, two = tmp_path / "c.toml", f"{tmp_path}/one", f"{tmp_path}/two"
+    text = (
+        'admin.socket = "{0}"\nmetrics.listen = "unix:{1}"\n'
+        f'forward."unix:{tmp_path}/in" = "unix:@none"\n'
+    )
+    file.write_text(text.format(one, two))
+    async with daemon("run", "-c", file) as running:
+        await running.wait_for("ready")
+        file.write_text(text.format(two, one))
+        ask = trio.to_thread.run_sync
+        done = await ask(partial(command, "reload", "--socket", one))
+        assert done.returncode == 0, done.stderr
+        assert (await ask(partial(command, "status", "--socket", two))).returncode == 0
+        assert (await ask(partial(command, "status", "--socket", one))).returncode == 1
+        assert await running.stop() == 0
+
+
 def test_the_error_of_the_file_is_shown_where_no_daemon_runs(tmp_path: Path) -> None:
     file = tmp_path / "web.toml"
     file.write_text("[forward")

@@ -39,6 +39,7 @@ from vsockproxy.admin.socket_path import DefaultSocket
 from vsockproxy.config.process import Limits
 from vsockproxy.config.settings import Config, Policy, PumpChoice, Route
 from vsockproxy.daemon.daemon import Daemon
+from vsockproxy.daemon.http_servers import HttpServers
 from vsockproxy.errors import ListenError, OrderError
 from vsockproxy.listen.bind import ListeningSocket, listen
 
@@ -87,6 +88,36 @@ async def test_a_client_that_comes_before_the_control_socket_fails_is_not_reset(
         await nursery.start(daemon.run)
         nursery.cancel_scope.cancel()
     assert opened == [UnixEndpoint(f"{tmp_path}/absent/admin.sock"), metrics, LOOPBACK]
+
+
+async def test_a_reload_during_the_start_waits_until_the_start_is_done(
+    guest: MuxEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control socket is served before the other servers are."""
+    order: list[str] = []
+    start = HttpServers.start
+
+    async def started(servers: HttpServers, config: Config, nursery: trio.Nursery) -> None:
+        if not order:
+            order.append("start")
+            tasks.start_soon(reload)
+            await trio.testing.wait_all_tasks_blocked()
+            order.append("started")
+        await start(servers, config, nursery)
+
+    async def reload() -> None:
+        await daemon.daemon.reload()
+        order.append("reloaded")
+
+    monkeypatch.setattr(HttpServers, "start", started)
+    metrics = UnixEndpoint(f"{tmp_path}/metrics")
+    config = Config((Route("echo", LOOPBACK, guest),), (metrics,))
+    daemon = Running(Daemon(config, load=lambda: config))
+    async with trio.open_nursery() as nursery, trio.open_nursery() as tasks:
+        await nursery.start(daemon.run)
+        await until(lambda: "reloaded" in order)
+        nursery.cancel_scope.cancel()
+    assert order == ["start", "started", "reloaded"]
 
 
 async def test_a_guests_connection_to_the_vmm_socket_reaches_a_host_service(

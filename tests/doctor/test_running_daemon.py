@@ -136,7 +136,7 @@ async def test_the_remedy_is_that_of_the_failed_dial_and_is_shown_once(
         stats.keep_error(VsockEndpoint(7, 80), error)
         finding = judge(await query(running))[-1]
     assert (finding.subject, finding.level) == ("route web", level)
-    assert finding.text.endswith(f" in all): {error.summary}")
+    assert finding.text.endswith(f" ago: {error.summary}")
     assert finding.remedy == error.remedy
 
 

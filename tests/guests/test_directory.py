@@ -259,6 +259,7 @@ async def test_a_reload_keeps_the_record_of_an_unchanged_guest(
     assert source.asked == {WEB_FILE: 1}
     guests.reconfigure([Guest("web", CidFile("/run/other.cid"))])
     assert guests.records()[0].found is None
+    assert guests.records()[0].results["success"] == 1, "a counter never goes back"
     guests.reconfigure([])
     assert await resolve(guests) == "guest: the guest 'web' was removed from the configuration"
 

@@ -55,6 +55,26 @@ async def test_an_end_that_cannot_be_told_is_told_later_and_no_other_is_lost(
     assert failures == 4
 
 
+async def test_more_ends_than_a_batch_are_told_although_one_cannot_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of them are waiting when the first is told: no thread says again that there are some."""
+    monkeypatch.setattr("vsockproxy.pump.native._REAP", 2)
+    async with open_pump(PumpSettings("native")) as pump, trio.open_nursery() as nursery:
+        runs = [Relayed(pump, ("tcp", "unix"), Bounds()) for _ in range(9)]
+        for run in runs:
+            nursery.start_soon(run.run)
+        await trio.testing.wait_all_tasks_blocked()
+        cannot_be_told_once(monkeypatch, after=1)  # the rest of its batch is shorter than one
+        for run in runs:
+            has_ended_in_the_kernel(run)
+        publish(pump)
+        with trio.fail_after(PATIENCE):
+            for run in runs:
+                assert await run.reason() == "finished"
+        await end(*runs)
+
+
 async def test_ends_that_cannot_be_read_are_told_later_and_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -119,10 +139,14 @@ async def test_a_transfer_whose_end_is_not_told_yet_can_be_read_and_cancelled(
             assert await first.reason() == await second.reason() == "finished"
 
 
-def cannot_be_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the next end that is told fail."""
+def cannot_be_told_once(monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
+    """Have the next end that is told fail, or the one ``after`` as many others."""
 
-    def fail(*_: object) -> Transfer:
+    def fail(*arguments: Any) -> Transfer:
+        nonlocal after
+        after -= 1
+        if after >= 0:
+            return Transfer(*arguments)
         monkeypatch.setattr("vsockproxy.pump.native.Transfer", Transfer)
         raise MemoryError
 

@@ -22,6 +22,7 @@ from vsockproxy.connection import Connection
 from vsockproxy.pump.choice import open_pump
 from vsockproxy.pump.portable import PortablePump
 from vsockproxy.pump.transfer import Accepted
+from vsockproxy.relay.direct import DirectRelays
 
 ROUTE = Route("route", UnixEndpoint("/run/front"), UnixEndpoint("/run/back"))
 
@@ -181,6 +182,29 @@ async def test_accept_backs_off_when_every_accept_fails() -> None:
         assert route.events("accept_failed")
         assert route.events("accept_recovered")
         assert route.stats.accept_errors == 100
+
+
+async def test_accept_backs_off_when_every_accept_of_a_direct_route_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left = 100
+
+    async def denied(*_: object) -> OSError | None:
+        await trio.lowlevel.checkpoint()
+        return PermissionError(errno.EPERM, "denied") if left else None
+
+    class Firewalled(PortablePump):
+        def accept(self, listener: int, room: int) -> list[Accepted]:
+            nonlocal left
+            if left:
+                left -= 1
+                raise PermissionError(errno.EPERM, "a security module does not like it")
+            return super().accept(listener, room)
+
+    monkeypatch.setattr(DirectRelays, "serve", denied)
+    async with serving(Policy(), pump=Firewalled("for this test")) as route:
+        assert await route.exchange(b"x") == b"x"
+        assert route.events("accept_failed")
 
 
 @pytest.mark.parametrize(

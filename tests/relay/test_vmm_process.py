@@ -35,10 +35,22 @@ _FAKE_VMMS: Final = """
 import ctypes, os, socket, sys, threading
 
 def serve(client):
-    client.makefile("rb").readline()
+    request = client.makefile("rb").readline()
+    if request == b"CONNECT 666\\n":
+        outlive(client)
     client.sendall(b"OK 1073741824\\n" + bytes(50_000))
     if client.recv(1):
         client.close()
+
+def outlive(client):
+    "Kill this process; a child of it answers after its death."
+    parent = os.getpid()
+    if os.fork():
+        os.kill(parent, 9)
+    while os.getppid() == parent:
+        os.sched_yield()
+    client.sendall(b"OK 1073741824\\n" + bytes(50_000))
+    os._exit(0)
 
 def vmm(path):
     ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG: SIGKILL at the launcher's end
@@ -104,13 +116,15 @@ def mode(request: pytest.FixtureRequest) -> Direct:
 
 
 @asynccontextmanager
-async def route_to_vmms(folder: Path, mode: Direct) -> AsyncIterator[tuple[Served, Vmms]]:
+async def route_to_vmms(
+    folder: Path, mode: Direct, port: int = 80
+) -> AsyncIterator[tuple[Served, Vmms]]:
     path = folder / "v"
     policy = replace(Policy(half_close="forward"), direct=mode)
     async with trio.open_nursery() as nursery:
         run = partial(trio.run_process, stdin=PIPE, stdout=PIPE, check=False)
         launcher = await nursery.start(run, [sys.executable, "-c", _FAKE_VMMS, path])
-        async with serving(policy, dial_to=MuxEndpoint(str(path), 80)) as route:
+        async with serving(policy, dial_to=MuxEndpoint(str(path), port)) as route:
             assert (route.listener.not_direct() is None) == (mode == "auto")
             yield route, Vmms(launcher)
         nursery.cancel_scope.cancel()
@@ -144,6 +158,17 @@ async def test_a_killed_vmm_resets_the_client_of_each_of_its_connections(
             assert await ends_by_reset(client)
         await route.closed("target_reset", 2)
         await route.closed("finished")
+
+
+async def test_a_vmm_that_has_died_when_its_answer_is_read_resets_the_client(
+    tmp_path: Path,
+) -> None:
+    """It lived when its socket was connected, and a part of its answer is no whole one."""
+    async with route_to_vmms(tmp_path, "auto", 666) as (route, vmms):
+        await vmms.start()
+        async with route.connect() as client:
+            assert await ends_by_reset(client)
+        await route.closed("target_reset")
 
 
 async def test_a_vmm_that_starts_again_under_its_number_is_judged_by_its_own_life(

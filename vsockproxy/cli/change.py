@@ -105,7 +105,7 @@ def _change(
     from vsockproxy.config.changes import describe  # noqa: PLC0415 - at its use
 
     if persist and action is not Action.ADD:
-        raise click.BadParameter("--persist is for add only: replace and remove find the file by themselves")
+        raise click.BadParameter("--persist is for add only: the others find the file themselves")
     if bool(keys) == (action is Action.REMOVE):
         raise click.BadParameter("add and replace need KEY=VALUE, and remove has none")
     table = dict(map(_pair, keys))

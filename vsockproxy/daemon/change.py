@@ -172,8 +172,12 @@ class Changing:
             with taking_in or nullcontext():
                 return await self._reloading.take_in()
         except BaseException:
-            with trio.move_on_after(_UNDONE_WITHIN, shield=True):
+            with trio.move_on_after(_UNDONE_WITHIN, shield=True) as scope:
                 await self._put_back(file, before)
+            if scope.cancelled_caught:
+                error = f"{file} was not put back within {_UNDONE_WITHIN:g} s"
+                remedy = f"see to it that {file} is as it was before the change"
+                self._log.error("change_not_undone", error=error, remedy=remedy)
             raise
 
     async def _put_back(self, file: Path, data: bytes | None) -> None:

@@ -136,8 +136,9 @@ class Daemon:
         return drained
 
     async def _start(self) -> None:
-        if not self._stops:  # a signal may have come first
-            await self._apply(self.config, self._certificates)
+        async with self.changing:  # the control socket is served before all else is
+            if not self._stops:  # a signal may have come first
+                await self._apply(self.config, self._certificates)
         self._sockets.close_unclaimed()
         if self._stops:  # STOPPING=1 is final
             return

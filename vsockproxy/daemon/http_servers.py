@@ -76,8 +76,10 @@ class HttpServers:
 
     async def stop_others(self, config: Config) -> None:
         """Stop the servers that ``config`` does not have; return when their endpoints are free."""
-        for endpoint in self._running.keys() - http_endpoints(config).keys():
-            await self._running[endpoint].stop()
+        wanted = {endpoint: how.owner for endpoint, how in http_endpoints(config).items()}
+        for endpoint, running in list(self._running.items()):
+            if wanted.get(endpoint) != running.name:
+                await running.stop()
 
     async def start(self, config: Config, nursery: trio.Nursery) -> None:
         """Run every server that ``config`` has; their endpoints are open.

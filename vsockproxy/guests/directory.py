@@ -166,11 +166,14 @@ class Guests:
         """Replace the guests after a reload; keep the records of those that have not changed."""
         self._known = KnownGuests(guests)
         known = {record.guest: record for record in self._records.values()}
+        before = self._records
         self._records = {
             guest.name: known.get(guest) or GuestRecord(guest, self._look_up, self._log)
             for guest in self._known.fixed.values()
             if not isinstance(guest.locator, StaticLocator)
         }
+        for name in self._records.keys() & before.keys():  # a counter never goes back
+            self._records[name].results = before[name].results
         self._by_pattern.clear()
 
     def find(self, name: str) -> Guest | None:

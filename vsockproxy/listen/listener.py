@@ -286,7 +286,10 @@ class RouteListener:
         while True:
             # After an error it is seen here that clients are accepted again.
             error = None if failures else await self._direct.serve(sock.fileno())
-            if error is None:
+            if error is not None:
+                self.stats.accept_errors += 1
+            if error is None or error.errno in _PEER_ERRORS:
+                # Whether an error of one client is a lasting one is found out here.
                 await trio.lowlevel.wait_readable(sock)
                 if self._gate.queue_reason():
                     await self._gate.wait_for_room()
@@ -296,10 +299,8 @@ class RouteListener:
                     continue
                 error = self._accept_batch(sock, relays)
                 self._gate.wake_others()
-            else:
-                self.stats.accept_errors += 1
-                if error.errno in _PEER_ERRORS or self._gate.is_short_by(error):
-                    continue
+            elif self._gate.is_short_by(error):
+                continue
             if error is None:
                 failures = self._recovered(failures)
                 await trio.lowlevel.checkpoint()

@@ -159,7 +159,7 @@ class NativePump:
             self._unread = self._unread or lib.vsp_pump_reap(self._pump, self._room.structs, _REAP)
             self._news = self._room.read(self._unread)
             self._unread = 0
-        number = len(self._news) - self._reported
+        number = len(self._news)  # also where an error cut the batch: more may be behind it
         while self._reported < len(self._news):
             news = self._news[self._reported]
             if news.route != _GIVEN:

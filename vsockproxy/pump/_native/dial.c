@@ -163,6 +163,10 @@ static enum vsp_dialled dial_connected(struct vsp_relay *relay, struct vsp_loop 
 
 	if (vsp_side_is_tcp(&relay->sides[TARGET]) && is_own(&relay->sides[TARGET], target))
 		return dial_fail(relay, VSP_ERRNO, ECONNREFUSED);
+	/* Now, as it may end right behind its OK. */
+	if (relay->vmm)
+		relay->sides[TARGET].vmm = (unsigned char)vsp_peers_meet(
+			&loop->peers, relay->sides[TARGET].fd, target->address);
 	return target->request[0] ? dial_handshake(relay, loop) : dial_reached(relay, loop);
 }
 

@@ -188,10 +188,8 @@ static void relay_begin(struct vsp_relay *relay, struct vsp_loop *loop)
 
 	relay->sides[CLIENT].lossless = relay->sides[CLIENT].domain == AF_UNIX;
 	/* One that listened, handed its socket on and has ended before says nothing by its end. */
-	if (relay->vmm)
-		target->vmm = (unsigned char)vsp_peers_meet(
-			&loop->peers, target->fd,
-			relay->direct ? relay->direct->route->target.address : NULL);
+	if (relay->vmm && !relay->direct) /* whose dial has asked */
+		target->vmm = (unsigned char)vsp_peers_meet(&loop->peers, target->fd, NULL);
 	relay_touch(relay, loop);
 	/* The request is often here already: moving now saves the wait for its edge. */
 	vsp_turn_move(relay, loop);
