@@ -10,7 +10,7 @@ C_FLAGS := -std=gnu11 -Wall -Wextra -Werror -g -O1 -fno-omit-frame-pointer -I$(N
 SOURCES := pyproject.toml setup.py $(C_ALL) $(NATIVE)/build.py
 
 DRIVER_WRAPS := -Wl,--wrap=splice,--wrap=epoll_ctl,--wrap=epoll_wait,--wrap=vsp_clock_us
-DRIVER_WRAPS := $(DRIVER_WRAPS),--wrap=vsp_relay_upstream,--wrap=vsp_route_give
+DRIVER_WRAPS := $(DRIVER_WRAPS),--wrap=vsp_relay_upstream,--wrap=vsp_route_give,--wrap=vsp_throttle_take
 
 LOAD_FILES := $(wildcard benchmarks/load/*.c)
 LOAD_FLAGS := -std=gnu11 -Wall -Wextra -Werror -O2 -g
