@@ -67,6 +67,7 @@ class Fixed:
 
     target: Dialable
     any_port: bool = False
+    is_template: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +88,7 @@ class ToRule:
         """Return whether the rule is for a name and a port; with `LABEL_MARK`: for one label."""
         if not self.name.matches(request.name, request.port):
             return False
-        return not self.is_template or _LABEL.fullmatch(self._star(request) or "") is not None
-
-    @property
-    def is_template(self) -> bool:
-        """Return whether the guest depends on the name that the client asks for."""
-        return isinstance(self.leads, GuestPort) and self.leads.is_template
+        return not self.leads.is_template or _LABEL.fullmatch(self._star(request) or "") is not None
 
     def guest(self, request: Request) -> str:
         """Return the name of the guest that a matching request leads to, whether there is one."""
@@ -141,7 +137,7 @@ class ByName:
         known: list[Target] = []
         for rule in self.to:
             leads = rule.leads
-            if leads.any_port or rule.is_template:
+            if leads.any_port or leads.is_template:
                 continue
             if isinstance(leads, Fixed):
                 known.append(leads.target)

@@ -6,7 +6,7 @@ Owns: the comparison, by the names of routes.  The values may be of any kind tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, NamedTuple
 
@@ -93,7 +93,7 @@ def compare(before: Facts, after: Facts) -> Changes:
     )
 
 
-_SHOWN: Final = 10  # names of one kind
+_SHOWN: Final = 10  # names of one kind; a range of ports may have thousands
 
 
 def describe(changes: Mapping[str, Any]) -> list[str]:
@@ -101,10 +101,14 @@ def describe(changes: Mapping[str, Any]) -> list[str]:
     lines = []
     for one in fields(Changes):
         if names := changes.get(one.name):
-            more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
-            listed = ", ".join([*names[:_SHOWN], *more])
-            lines.append(f"{_WORDS.get(one.name, one.name)}: {listed}")
+            lines.append(f"{_WORDS.get(one.name, one.name)}: {listed(names)}")
     return lines or ["no change"]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names in one line, and how many more there are."""
+    more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return ", ".join([*names[:_SHOWN], *more])
 
 
 _WORDS: Final = {"needs_restart": "needs a restart"}

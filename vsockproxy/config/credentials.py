@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
 from vsockproxy.address.endpoint import check_absolute
+from vsockproxy.bounded_read import read_start
 from vsockproxy.config.by_name import ByName
 from vsockproxy.errors import AddressError
 
@@ -72,10 +73,7 @@ def read_credentials(path: str) -> dict[str, bytes]:
       CredentialsError: the file cannot be read, or a line of it is not a user.
     """
     try:
-        # O_NONBLOCK: do not wait for the writer of a FIFO.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
-            data = file.read(_LARGEST + 1) or b""
+        data = read_start(path, _LARGEST + 1)
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0, "").format(path=path)
         raise CredentialsError(

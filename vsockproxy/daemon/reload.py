@@ -7,14 +7,14 @@ that fails changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
 from vsockproxy.config.added import KINDS, Added, with_added, without_clashes
-from vsockproxy.config.changes import Changes, compare, facts_of
+from vsockproxy.config.changes import Changes, compare, facts_of, listed
 from vsockproxy.config.settings import Config
 from vsockproxy.errors import ConfigError, ListenError, OrderError, VsockproxyError
 from vsockproxy.log.output import reconfigure
@@ -22,8 +22,6 @@ from vsockproxy.systemd import Notifier
 
 if TYPE_CHECKING:
     from vsockproxy.daemon.daemon import Daemon
-
-_MOST_LOGGED: Final = 20  # names in a line of the log; a range of ports may have thousands
 
 START_AGAIN: Final = "start the daemon again once it has ended"
 
@@ -166,7 +164,7 @@ class Reloading:
         self._daemon.reloads.succeeded(config)
         routes = len(self._daemon.supervisor.listeners)
         found = ((kind.name, getattr(changes, kind.name)) for kind in fields(changes))
-        what = {kind: _listed(names) for kind, names in found if names}
+        what = {kind: listed(names) for kind, names in found if names}
         self._log.info("reloaded", routes=routes, config=config.fingerprint, **what)
         self._daemon.warn_of_unused_sockets()
 
@@ -183,11 +181,6 @@ class _Reload:
 
     def fail(self, problems: list[str], remedy: str) -> None:
         self.problems, self.remedy = problems, remedy
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_LOGGED} more" if len(names) > _MOST_LOGGED else ""
-    return ", ".join(names[:_MOST_LOGGED]) + more
 
 
 def _problems(error: Exception) -> list[str]:

@@ -28,7 +28,7 @@ _REMEMBERED: Final = 600.0
 """Seconds for which a silent address is tried last: RFC 8305, section 9.2."""
 
 _MOST_OPEN: Final = 4
-"""Attempts of one dial at a time: whoever owns a name chooses how many addresses it has."""
+"""Attempts of one dial at a time: the owner of a name chooses how many addresses it has."""
 
 _MOST: Final = 1024  # remembered addresses; more than a file usually names
 

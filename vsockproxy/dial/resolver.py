@@ -1,7 +1,7 @@
 """Look up host names: one look-up for each name at a time, in threads of their own.
 
 A name that a client has chosen shares no thread with those of the configuration, and one client's
-names take only a few: whoever owns a name's server decides how long it is silent.
+names take only a few: the owner of a name decides how long its server is silent.
 
 Owns: `Resolver`, one for each run of trio, with the look-ups under way. A name server that is
 silent keeps a thread for as long as the system's resolver waits (resolv.conf(5)), whether its
@@ -16,6 +16,7 @@ import socket
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -32,7 +33,6 @@ within its clients' time limits."""
 
 _AT_ONCE_FOR_ONE: Final = 16
 """Of the names that clients have chosen, those of one client."""
-
 
 _MOST_ADDRESSES: Final = 16
 """Addresses of a name that are used, the first ones; an answer over TCP can have thousands."""
@@ -63,7 +63,8 @@ class Resolver:
         self._waiting: dict[tuple[str, str | None], _LookUp] = {}
         self._written = trio.CapacityLimiter(_AT_ONCE)
         self._chosen = trio.CapacityLimiter(_AT_ONCE)
-        self._shares: dict[str, trio.CapacityLimiter] = {}
+        # Of each client whose names are looked up: the look-ups hold its limiter.
+        self._shares: WeakValueDictionary[str, trio.CapacityLimiter] = WeakValueDictionary()
         trio.socket.set_custom_hostname_resolver(_Threads())
 
     async def addresses(
@@ -105,7 +106,6 @@ class Resolver:
     async def _run(self, host: str, look_up: _LookUp, chosen_by: str | None) -> None:
         assert look_up.waiting is not None
         async with AsyncExitStack() as turn:
-            turn.callback(self._drop_idle_share, chosen_by)
             with look_up.waiting as waiting:
                 for limiter in self._limiters(chosen_by):
                     await turn.enter_async_context(limiter)
@@ -129,13 +129,6 @@ class Resolver:
             return [self._written]
         share = self._shares.setdefault(chosen_by, trio.CapacityLimiter(_AT_ONCE_FOR_ONE))
         return [share, self._chosen]
-
-    def _drop_idle_share(self, chosen_by: str | None) -> None:
-        if chosen_by is None or chosen_by not in self._shares:
-            return
-        share = self._shares[chosen_by]
-        if not share.borrowed_tokens and not share.statistics().tasks_waiting:
-            del self._shares[chosen_by]
 
 
 def _failed(endpoint: TcpEndpoint, error: Exception) -> DialError:

@@ -31,9 +31,10 @@ async def judge_targets(config: Config) -> list[Finding]:
     Of a route whose clients name their targets, those are meant that depend on no client. At most
     64 targets are dialled, each for at most 5 seconds; every connection is closed again.
     """
+    known = KnownGuests(config.guests)
     names: dict[tuple[Target, Policy], list[str]] = {}
     for route in config.routes:
-        for target in _targets(route, KnownGuests(config.guests)):
+        for target in _targets(route, known):
             names.setdefault((target, route.policy), []).append(route.name)
     chosen = list(names)[:_MOST]
     results: dict[tuple[Target, Policy], Probe] = {}

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from vsockproxy.bounded_read import read_start
 from vsockproxy.guests.answer import GuestError, checked_cid
 
 _LARGEST: Final = 64  # bytes; a CID has ten digits
@@ -23,12 +24,7 @@ def read_cid(path: str) -> int:
     the daemon can read.
     """
     try:
-        # O_NONBLOCK: do not wait for the writer of a FIFO.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            data = os.read(descriptor, _LARGEST)
-        finally:
-            os.close(descriptor)
+        data = read_start(path, _LARGEST)
     except FileNotFoundError as error:
         raise GuestError(f"the file {path} does not exist: is the VM running?") from error
     except OSError as error:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any, Final
 
+from vsockproxy.bounded_read import read_start
 from vsockproxy.config.guest import Cid, Mux, Qmp
 from vsockproxy.guests.answer import GuestError, checked_cid
 
@@ -122,15 +122,11 @@ def _qemu_cid(device: str) -> int | None:
 def _firecracker(command: _Command) -> Iterator[tuple[VmLocator, Mux]]:
     for name in command.values("--config-file"):
         with suppress(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            config: Any = json.loads(_read(command.path(name)))
+            path = command.path(name)
+            if not Path(path).is_file():  # any user may have named it, and to open a device may act
+                continue
+            config: Any = json.loads(read_start(path, _LARGEST))
             yield _mux(command, config["vsock"]["uds_path"])
-
-
-def _read(path: str) -> bytes:
-    """Return a file that any user may have named: not a device, and no more of it than is sane."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
-        return file.read(_LARGEST) if S_ISREG(os.fstat(descriptor).st_mode) else b""
 
 
 def _cloud_hypervisor(command: _Command) -> Iterator[tuple[VmLocator, Mux]]:

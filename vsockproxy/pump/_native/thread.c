@@ -168,8 +168,8 @@ static int sleep_ms(const struct vsp_loop *loop)
 }
 
 /*
- * Return when an event is served among those of one epoll_wait.  Somebody waits for a new client's
- * dial and for bytes; nobody waits for a close, which takes longest.
+ * Return when an event is served among those of one epoll_wait.  A new client waits for
+ * its dial, and both sides for bytes; no side waits for a close, which takes longest.
  */
 static enum rank event_rank(const struct epoll_event *event)
 {
