@@ -52,14 +52,24 @@ def outlive(client):
     client.sendall(b"OK 1073741824\\n" + bytes(50_000))
     os._exit(0)
 
-def vmm(path):
-    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG: SIGKILL at the launcher's end
+def die_with_launcher():
+    while os.getppid() != launcher:
+        os.sched_yield()
+    libc.prctl(1, 9)  # PR_SET_PDEATHSIG: SIGKILL
+
+def vmm(path, hands_over=False):
+    die_with_launcher()
     if os.path.exists(path):
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
-    os.write(1, b"%d\\n" % os.getpid())
+    if hands_over:
+        if os.fork():
+            os._exit(0)
+        die_with_launcher()
+    else:
+        os.write(1, b"%d\\n" % os.getpid())
     while True:
         client, _ = listener.accept()
         threading.Thread(target=serve, args=(client,), daemon=True).start()
@@ -68,12 +78,21 @@ def fork(number):
     # clone3(2): struct clone_args with exit_signal, set_tid and set_tid_size
     tid = ctypes.c_int(number)
     args = (ctypes.c_uint64 * 11)(0, 0, 0, 0, 17, 0, 0, 0, ctypes.addressof(tid), 1, 0)
-    pid = ctypes.CDLL(None).syscall(435, args, ctypes.sizeof(args)) if number else -1
+    pid = libc.syscall(435, args, ctypes.sizeof(args)) if number else -1
     return os.fork() if pid < 0 else pid
 
+launcher = os.getpid()
+libc = ctypes.CDLL(None)
+libc.prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: the parent of a child's child, once the child has ended
 number = 0
 for line in sys.stdin:
-    if line == "start\\n":
+    if line == "hand over\\n":
+        pid = os.fork()
+        if pid == 0:
+            vmm(sys.argv[1], hands_over=True)
+        os.waitpid(pid, 0)
+        os.write(1, b"handed over\\n")
+    elif line == "start\\n":
         pid = fork(number)
         if pid == 0:
             vmm(sys.argv[1])
@@ -93,6 +112,10 @@ class Vmms:
     async def start(self) -> int:
         """Start a VMM that takes the path; return its process once it listens."""
         return int(await self._ask("start"))
+
+    async def start_and_hand_over(self) -> None:
+        """Start a process that listens, and leaves its listener to a child before it ends."""
+        assert await self._ask("hand over") == "handed over"
 
     async def kill(self, pid: int) -> None:
         """Kill a VMM; return once its number is free."""
@@ -161,14 +184,23 @@ async def test_a_killed_vmm_resets_the_client_of_each_of_its_connections(
 
 
 async def test_a_vmm_that_has_died_when_its_answer_is_read_resets_the_client(
-    tmp_path: Path,
+    tmp_path: Path, mode: Direct
 ) -> None:
     """It lived when its socket was connected, and a part of its answer is no whole one."""
-    async with route_to_vmms(tmp_path, "auto", 666) as (route, vmms):
+    async with route_to_vmms(tmp_path, mode, 666) as (route, vmms):
         await vmms.start()
         async with route.connect() as client:
             assert await ends_by_reset(client)
         await route.closed("target_reset")
+
+
+async def test_the_end_of_a_process_that_had_handed_its_listener_on_before_says_nothing(
+    tmp_path: Path, mode: Direct
+) -> None:
+    async with route_to_vmms(tmp_path, mode) as (route, vmms):
+        await vmms.start_and_hand_over()
+        assert await ends_cleanly(await downloading(route))
+        await route.closed("finished")
 
 
 async def test_a_vmm_that_starts_again_under_its_number_is_judged_by_its_own_life(

@@ -20,7 +20,7 @@ import trio
 from vsockproxy.address.sockaddr import borrowed
 from vsockproxy.pump.bandwidth import Bucket, Share, allowance, shares_of
 from vsockproxy.pump.closing import close, closing_of
-from vsockproxy.pump.peer import has_ended, is_exiting
+from vsockproxy.pump.peer import is_exiting
 from vsockproxy.pump.transfer import Accepted, Bounds, EndReason, Meter, SharedBandwidth, Transfer
 
 _CHUNK: Final = 65536
@@ -84,8 +84,7 @@ class _Side:
     def __init__(self, sock: socket.socket, *, vmm: bool = False) -> None:
         self.sock = sock
         self.error = 0
-        # One that listened, handed its socket on and has ended before says nothing by its end.
-        self.vmm = vmm and not has_ended(sock)
+        self.vmm = vmm
 
     def is_gone(self) -> bool:
         """Return whether the peer has closed: it takes nothing more."""

@@ -67,7 +67,8 @@ class Bounds(NamedTuple):
       shared: the bandwidth upstream and downstream that it shares with others (`Pump.share`).
       max_lifetime: seconds in all.
       linger_timeout: seconds without progress until a socket is closed that still delivers.
-      vmm: the target is a VMM's socket: its EOF, as its process ends, is a reset.
+      vmm: the target is the socket of a VMM, whose process lived when it was connected: an EOF as
+        that process ends is a reset.
     """
 
     idle_timeout: float | None = None

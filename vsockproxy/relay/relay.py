@@ -21,6 +21,7 @@ from vsockproxy.admit.gate import Gate, RejectReason
 from vsockproxy.config.by_name import ByName
 from vsockproxy.config.settings import Route
 from vsockproxy.connection import Connection, EndedError
+from vsockproxy.dial.mux import ends_with_vmm
 from vsockproxy.dial.selection import Selection
 from vsockproxy.errors import DialError, dial_error
 from vsockproxy.pump.reset import reset_descriptor
@@ -66,10 +67,7 @@ class Relay:
         try:
             reason: str = (
                 await self.pump.transfer(
-                    client,
-                    await self._connect(client, connection),
-                    self._bounds_of(connection),
-                    connection,
+                    client, *await self._connect(client, connection), connection
                 )
             ).reason
         except EndedError as ended:
@@ -81,7 +79,7 @@ class Relay:
             raise
         self._end(connection, connection.ending if reason == "killed" else reason)
 
-    def _bounds_of(self, connection: Connection) -> Bounds:
+    def _bounds_of(self, connection: Connection, target: socket.socket) -> Bounds:
         """Return the bounds of a connection: max_lifetime, for one, counts from the accept."""
         bounds = self.bounds
         if self.by_name is not None:
@@ -89,6 +87,8 @@ class Relay:
             vmm = is_behind_a_vmm(connection.target)
             hold = connection.route.half_close_hold_to(vmm=vmm)
             bounds = bounds._replace(vmm=vmm, half_close_hold=hold)
+        if bounds.vmm and not ends_with_vmm(target):
+            bounds = bounds._replace(vmm=False)
         left = connection.lifetime_left()
         return bounds if left is None else bounds._replace(max_lifetime=left)
 
@@ -106,8 +106,10 @@ class Relay:
 
     # ---- before bytes move ----
 
-    async def _connect(self, client: int, connection: Connection) -> int:
-        """Return the descriptor of a connected target; on any failure, close the client.
+    async def _connect(self, client: int, connection: Connection) -> tuple[int, Bounds]:
+        """Return the descriptor of a connected target, and the bounds of the transfer.
+
+        On any failure, close the client.
 
         Raises `EndedError` with the reason of the connection's end.
         """
@@ -150,7 +152,8 @@ class Relay:
         except BaseException:
             reset_descriptor(client, family)
             raise
-        return target.detach()
+        bounds = self._bounds_of(connection, target)
+        return target.detach(), bounds
 
     async def _hang_up(
         self, client: int, family: int, connection: Connection, reply: bytes

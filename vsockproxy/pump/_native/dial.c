@@ -160,13 +160,13 @@ static bool is_own(const struct vsp_side *side, const struct vsp_target *target)
 static enum vsp_dialled dial_connected(struct vsp_relay *relay, struct vsp_loop *loop)
 {
 	const struct vsp_target *target = &relay->direct->route->target;
+	struct vsp_side *side = &relay->sides[TARGET];
 
-	if (vsp_side_is_tcp(&relay->sides[TARGET]) && is_own(&relay->sides[TARGET], target))
+	if (vsp_side_is_tcp(side) && is_own(side, target))
 		return dial_fail(relay, VSP_ERRNO, ECONNREFUSED);
 	/* Now, as it may end right behind its OK. */
-	if (relay->vmm)
-		relay->sides[TARGET].vmm = (unsigned char)vsp_peers_meet(
-			&loop->peers, relay->sides[TARGET].fd, target->address);
+	if (side->vmm)
+		side->vmm = (unsigned char)vsp_peers_meet(&loop->peers, side->fd, target->address);
 	return target->request[0] ? dial_handshake(relay, loop) : dial_reached(relay, loop);
 }
 

@@ -173,7 +173,7 @@ static bool known_replace(struct vsp_peer *peer, int fd, pid_t pid, const unsign
 
 enum vsp_vmm vsp_peers_meet(struct vsp_peers *peers, int fd, const unsigned char *address)
 {
-	pid_t pid = address ? peer_pid(fd) : 0;
+	pid_t pid = peer_pid(fd);
 	unsigned place = (unsigned)pid % PEERS;
 	struct vsp_peer *peer = &peers->places[place];
 	bool known = pid > 0 && peer->pid == pid &&

@@ -14,7 +14,8 @@ enum {
 
 /* What a side knows of its process; from VSP_KNOWN on, the place of a struct vsp_peer. */
 enum vsp_vmm {
-	VSP_NO_VMM, /* there is none, or it had ended before: the end of the stream is a clean one */
+	VSP_NO_VMM, /* there is none, or it had handed its listener on and ended before the dial: the
+		     * end of the stream is a clean one */
 	VSP_ASKED,  /* it was alive; the socket tells whether it still is */
 	VSP_KNOWN,
 };
@@ -35,8 +36,8 @@ struct vsp_peers {
 
 /*
  * Return what to know of the process that listened at a Unix socket's other end (SO_PEERCRED,
- * unix(7)); vsp_peers_forget takes it back.  `address` is where the socket was connected to, as
- * in struct vsp_target, or NULL: then nothing is kept for the next socket.
+ * unix(7)); vsp_peers_forget takes it back.  `address` is where the socket has just been connected
+ * to, as in struct vsp_target.
  */
 enum vsp_vmm vsp_peers_meet(struct vsp_peers *peers, int fd, const unsigned char *address);
 

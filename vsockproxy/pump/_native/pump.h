@@ -123,7 +123,8 @@ struct vsp_policy {
 	struct vsp_bandwidth *downstream_shared; /* the relay takes its own references */
 	uint64_t hold_ms;   /* of silence before a client's FIN is passed on; 0: at once */
 	uint64_t linger_ms; /* without progress until a closing socket is closed; 0: at once */
-	int vmm;            /* the target is a VMM's socket: ask whether its process has ended */
+	int vmm;            /* the target is a VMM's socket: at its EOF ask whether its process has
+			     * ended; it lived when the caller connected it */
 };
 
 /*

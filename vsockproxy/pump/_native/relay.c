@@ -45,7 +45,7 @@ struct vsp_relay *vsp_relay_new(uint32_t tag, int client, int target,
 	relay->end_ms = policy->lifetime_ms ? policy->lifetime_ms : NEVER;
 	relay->hold_ms = relay_bound(policy->hold_ms);
 	relay->linger_ms = relay_bound(policy->linger_ms);
-	relay->vmm = policy->vmm;
+	relay->sides[TARGET].vmm = policy->vmm ? VSP_ASKED : VSP_NO_VMM;
 	relay->timer.place = NOT_SET;
 	return relay;
 }

@@ -75,7 +75,6 @@ struct vsp_relay {
 	_Atomic int references;
 	unsigned char reason; /* enum vsp_reason; once `closing` */
 	unsigned char pause_ms; /* until the send queues are looked at again; once `closing` */
-	bool vmm;       /* the target is a VMM's socket */
 	bool held;      /* a client's FIN is kept back */
 	bool started;
 	bool busy;      /* in the loop's list of relays whose budget ran out */

@@ -184,12 +184,7 @@ void vsp_turn_move(struct vsp_relay *relay, struct vsp_loop *loop)
 /* Begin to move bytes: both sides are connected. */
 static void relay_begin(struct vsp_relay *relay, struct vsp_loop *loop)
 {
-	struct vsp_side *target = &relay->sides[TARGET];
-
 	relay->sides[CLIENT].lossless = relay->sides[CLIENT].domain == AF_UNIX;
-	/* One that listened, handed its socket on and has ended before says nothing by its end. */
-	if (relay->vmm && !relay->direct) /* whose dial has asked */
-		target->vmm = (unsigned char)vsp_peers_meet(&loop->peers, target->fd, NULL);
 	relay_touch(relay, loop);
 	/* The request is often here already: moving now saves the wait for its edge. */
 	vsp_turn_move(relay, loop);
