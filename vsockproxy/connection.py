@@ -220,8 +220,9 @@ class Connection(Meter):
     def duplicate(self) -> socket.socket:
         """Return a duplicate of the vsock side's socket, which the caller owns.
 
-        Reading from it takes bytes from the relay, and writing to it adds bytes. Raises OSError
-        (EBADF) while there is no such socket.
+        Reading from it takes bytes from the relay, and writing to it adds bytes. Leave it
+        non-blocking: the relay shares that with it. Raises OSError (EBADF) while there is no such
+        socket.
         """
         if self.running is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))

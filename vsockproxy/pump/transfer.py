@@ -112,7 +112,10 @@ class LiveTransfer(Protocol):
         ...
 
     def duplicate(self, target: bool) -> int:
-        """Return a duplicate of it, the caller's to close; OSError EBADF once it is closed."""
+        """Return a duplicate of it, the caller's to close; OSError EBADF once it is closed.
+
+        Both share O_NONBLOCK: one that is set to block can stop a thread of the pump.
+        """
         ...
 
     def stop(self) -> None:

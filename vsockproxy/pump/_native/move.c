@@ -241,8 +241,8 @@ static bool move_splices(struct move *move)
 	if (!half->pipe)
 		return false;
 	/*
-	 * For TCP, the socket's own flag decides whether splice waits, and not this thread alone: who
-	 * has a duplicate can change it at any time.
+	 * For TCP, the socket's own flag decides whether splice waits, and not this thread alone: the
+	 * owner of a duplicate can change it at any time.
 	 */
 	fcntl(move->from->fd, F_SETFL, O_NONBLOCK);
 	fcntl(move->to->fd, F_SETFL, O_NONBLOCK);
