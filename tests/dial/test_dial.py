@@ -38,7 +38,7 @@ from vsockproxy.address.endpoint import (
     VsockEndpoint,
 )
 from vsockproxy.address.sockaddr import new_socket, peer_name
-from vsockproxy.dial import connecting
+from vsockproxy.dial import connecting, unix
 from vsockproxy.dial.connecting import failed
 from vsockproxy.dial.dial import dial
 from vsockproxy.dial.unix import connect_now
@@ -258,6 +258,80 @@ async def test_a_dial_is_connected_once_a_full_backlog_has_room(tmp_path: Path) 
                 sock = await dial(UnixEndpoint(str(path)), TIMEOUT)
             with sock:
                 assert sock.getpeername() == str(path)
+
+
+class Counted(socket.socket):
+    """A socket that counts the attempts of all to connect."""
+
+    attempts = 0
+
+    def connect_ex(self, address: object) -> int:
+        Counted.attempts += 1
+        return super().connect_ex(address)  # type: ignore[arg-type] # as socket.socket takes it
+
+
+async def test_of_many_dials_that_wait_for_a_full_backlog_one_at_a_time_tries(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    dials, seconds = 100, 10
+    failures: list[str] = []
+    Counted.attempts = 0
+
+    async def fail(path: str) -> None:
+        with Counted(socket.AF_UNIX) as sock:
+            sock.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                await unix.connect(sock, path, trio.current_time() + seconds)
+        failures.append(path)
+
+    with full_unix_listener(tmp_path / "full"):
+        async with trio.open_nursery() as nursery:
+            for _ in range(dials):
+                nursery.start_soon(fail, str(tmp_path / "full"))
+    assert len(failures) == dials
+    assert dials < Counted.attempts < 2 * dials + 25 * seconds
+
+
+async def test_dials_that_wait_for_a_full_backlog_are_connected_in_the_order_of_their_coming(
+    tmp_path: Path,
+) -> None:
+    path, names = tmp_path / "full", [b"first", b"second", b"third"]
+
+    async def call(name: bytes) -> None:
+        with await dial(UnixEndpoint(str(path)), TIMEOUT) as sock:
+            sock.sendall(name)
+
+    with full_unix_listener(path) as server:
+        async with trio.open_nursery() as nursery:
+            for name in names:
+                nursery.start_soon(call, name)
+                await trio.testing.wait_all_tasks_blocked()
+            server.accept()[0].close()  # of the one that fills the backlog
+            for name in names:
+                await trio.lowlevel.wait_readable(server)
+                with server.accept()[0] as client:
+                    await trio.lowlevel.wait_readable(client)
+                    assert client.recv(10) == name
+
+
+async def test_a_dial_whose_time_is_over_lets_the_next_one_wait_for_a_full_backlog(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "full"
+
+    async def is_busy() -> None:
+        with pytest.raises(DialError) as caught:
+            await dial(UnixEndpoint(str(path)), SHORT)
+        assert caught.value.reason == "busy"
+
+    with full_unix_listener(path) as server:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(is_busy)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(is_busy)
+        server.accept()[0].close()
+        with await dial(UnixEndpoint(str(path)), TIMEOUT) as sock:
+            assert sock.getpeername() == str(path)
 
 
 async def test_cancelling_the_wait_for_a_full_backlog_leaks_nothing(tmp_path: Path) -> None:

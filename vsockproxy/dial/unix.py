@@ -5,29 +5,44 @@ from __future__ import annotations
 import errno
 import socket
 from typing import Final
+from weakref import WeakValueDictionary
 
 import trio
 
 from vsockproxy.address.endpoint import UnixEndpoint
 from vsockproxy.address.sockaddr import new_socket, unix_address
 from vsockproxy.dial.connecting import connected, failed
+from vsockproxy.per_trio_run import PerRun
 
 _FIRST_RETRY: Final = 0.001  # seconds, doubled each time
 _LONGEST_RETRY: Final = 0.05
 
 
+# By path: the turns of the dials that wait for room, which hold the lock.
+_TURNS: Final = PerRun(WeakValueDictionary[str, trio.Lock])
+
+
 async def connect(sock: socket.socket, path: str, deadline: float) -> None:
     """Connect a new Unix socket, and wait for room in the backlog; raise OSError."""
     address = unix_address(path)
+    code = sock.connect_ex(address)
+    if code == errno.EAGAIN:
+        # Of thousands that wait, one tries: the first.
+        turn = _TURNS.get().setdefault(path, trio.Lock())
+        with trio.CancelScope(deadline=deadline):
+            async with turn:
+                code = await _connect_when_there_is_room(sock, address)
+    await connected(sock, code, deadline)
+
+
+async def _connect_when_there_is_room(sock: socket.socket, address: str | bytes) -> int:
+    """Connect again until the backlog is not full; return connect(2)'s errno."""
     pause = _FIRST_RETRY
     # EAGAIN means a full backlog, not a connection in progress: the socket never becomes writable.
     while (code := sock.connect_ex(address)) == errno.EAGAIN:
-        left = deadline - trio.current_time()
-        if left <= 0:
-            break
-        await trio.sleep(min(pause, left))
+        await trio.sleep(pause)
         pause = min(2 * pause, _LONGEST_RETRY)
-    await connected(sock, code, deadline)
+    return code
 
 
 def connect_now(endpoint: UnixEndpoint) -> socket.socket | None:
