@@ -25,6 +25,10 @@ WRONG_TOML = {
             "metrics.port: unknown key: known keys are listen, certificate, key, client_ca, page",
         ],
     ),
+    "routes under another word than forward": (
+        '[routes]\n80 = "3:80"',
+        [NO_ROUTE, "routes: unknown key: did you mean forward?"],
+    ),
     "keys of TLS without a certificate": (
         '[forward]\n80 = "3:80"\n[metrics]\nkey = "/k"\nclient_ca = "/c"',
         [

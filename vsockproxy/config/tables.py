@@ -63,7 +63,7 @@ _SENTENCES: Final = {
 
 def _sentence(detail: ErrorDetails) -> str:
     if detail["type"] == "extra_forbidden":
-        return _unknown_key(detail["loc"])
+        return _unknown_key(detail["loc"], detail["input"])
     if detail["type"] == "dict_type" and detail["loc"] == ("forward",):
         return f"{shown(detail['input'])} is not a table: {_SHORT_FORM}"
     return sentence_of(detail)
@@ -81,9 +81,14 @@ _SHORT_FORM: Final = (
 )
 
 
-def _unknown_key(path: KeyPath) -> str:
-    if len(path) == 1 and re.match(r"[0-9]|.*:", str(path[0])):
+_LISTENER: Final = re.compile(r"[0-9]|.*:")
+
+
+def _unknown_key(path: KeyPath, value: Any) -> str:
+    if len(path) == 1 and _LISTENER.match(str(path[0])):
         return "unknown key: write routes under forward"
+    if len(path) == 1 and isinstance(value, dict) and any(map(_LISTENER.match, map(str, value))):
+        return "unknown key: did you mean forward?"
     model = FileTables if len(path) == 1 else TABLES[str(path[0])]
     known = list(model.model_fields)
     return "unknown key: " + (nearest(str(path[-1]), known) or f"known keys are {', '.join(known)}")
