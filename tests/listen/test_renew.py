@@ -120,6 +120,28 @@ async def test_a_folder_that_is_made_again_gets_a_new_socket(tmp_path: Path, kin
         await until(lambda: not daemon.supervisor.live())
 
 
+@pytest.mark.parametrize("kind", ["vsock-mux", "unix"])
+async def test_a_route_whose_sockets_folder_is_removed_is_shown_as_retrying(
+    tmp_path: Path, kind: str
+) -> None:
+    folder = tmp_path / "vm"
+    folder.mkdir()
+    endpoint = (
+        MuxEndpoint(str(folder / "v"), PORT)
+        if kind == "vsock-mux"
+        else UnixEndpoint(str(folder / "v_52"))
+    )
+    async with serving(endpoint) as daemon:
+        [stats] = daemon.supervisor.stats()
+        assert daemon.supervisor.state_of(stats) == "listening"
+        shutil.rmtree(folder)
+        await until(lambda: daemon.supervisor.state_of(stats) == "retrying")
+        folder.mkdir()
+        await until(lambda: daemon.supervisor.state_of(stats) == "listening")
+        vmm = Vmm(folder / "v", {})
+        assert await exchange(await vmm.guest_connects(PORT), b"hello") == b"hello"
+
+
 async def test_a_removed_socket_file_is_bound_again_with_its_mode(tmp_path: Path) -> None:
     file = tmp_path / "front.sock"
     async with serving(UnixEndpoint(str(file)), Policy(mode=0o640)):

@@ -244,10 +244,21 @@ class ListeningSockets:
     async def renew(self, endpoint: ListenEndpoint) -> None:
         """Listen at an open endpoint again, in place of a socket whose file is gone.
 
-        The lease goes on with the new socket. Raises `ListenError`, and nothing changes.
+        The lease goes on with the new socket. Raises `ListenError`; where the folder is gone, the
+        lease has no socket then, and else the one that it had.
         """
         entry = self._open[endpoint]
-        sockets = self._listen(endpoint, entry.how)
+        try:
+            sockets = self._listen(endpoint, entry.how)
+        except ListenError as error:
+            if error.errno == errno.ENOENT and entry.sockets:
+                await self._replace(endpoint, entry, [])
+            raise
+        await self._replace(endpoint, entry, sockets)
+
+    async def _replace(
+        self, endpoint: ListenEndpoint, entry: _Open, sockets: list[ListeningSocket]
+    ) -> None:
         self._inherited.discard(endpoint, len(entry.sockets))
         before, entry.sockets = entry.sockets, sockets
         self._inherited.keep(endpoint, sockets)
@@ -336,7 +347,7 @@ class Lease:
             self._owner.configure(self.endpoint, how)
 
     async def renew(self) -> None:
-        """Listen again where the file is gone; raises `ListenError`, and nothing changes."""
+        """Listen again where the file is gone; see `ListeningSockets.renew`."""
         await self._owner.renew(self.endpoint)
 
     async def serve(self, accept: Accept) -> NoReturn:
