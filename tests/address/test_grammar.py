@@ -264,3 +264,9 @@ def test_a_bare_number_is_no_target_and_the_error_has_both_meanings() -> None:
         "'3' is not a target: for a TCP port of this machine write tcp:3, for a port of CID 3 write"
         " 3:PORT"
     )
+
+
+@pytest.mark.parametrize("text", ["/run/v.sock", "/run/v.sock:80", "@name"])
+def test_a_path_as_a_target_is_told_to_need_its_kind(text: str) -> None:
+    with pytest.raises(AddressError, match="write unix:PATH, or vsock-mux:PATH:PORT"):
+        parse_target(text)

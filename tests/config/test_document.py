@@ -283,6 +283,22 @@ def test_a_directory_is_an_error(tmp_path: Path) -> None:
     assert refused(tmp_path) == "is a directory: name a file"
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "hint"),
+    [
+        ("a.toml", "# routes\nforward:\n  8080: 3:80\n", "looks like YAML"),
+        ("a.yaml", '[forward]\n8080 = "3:80"\n', "looks like TOML"),
+        ("a.toml", "[forward]\n127.0.0.1:80 = '3:80'", "the key is not followed by ="),
+        ("a.yaml", "forward:\n  8080: [3:80", "not valid YAML"),
+    ],
+)
+def test_a_file_in_another_format_than_its_suffix_says_is_told_to_be_that(
+    tmp_path: Path, name: str, text: str, hint: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert hint in refused(tmp_path / name)
+
+
 def test_a_fifo_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.toml")
     assert refused(tmp_path / "a.toml") == "is not a regular file"

@@ -95,7 +95,7 @@ def test_every_kind_of_address_is_read_on_either_side(
         ("{cid: 4294967294}", VsockEndpoint(4294967294, 80)),
         ("{cid: 9, to_host: true}", VsockEndpoint(9, 80, to_host=True)),
         ("{mux: /run/v.sock}", MuxEndpoint("/run/v.sock", 80)),
-        ("{unix: '/run/{port}/p{port}'}", UnixEndpoint("/run/80/p80")),
+        ("{unix: '/run/{port}/p{port}'}", UnixEndpoint("/run/80/p80", vmm=True)),
     ],
 )
 def test_each_kind_of_guest_has_its_address(guest: str, target: object) -> None:

@@ -22,7 +22,8 @@ import trio
 
 from tests.listen.running_route import Served, serving
 from tests.sockets import ends_by_reset, read_to_end
-from vsockproxy.address.endpoint import MuxEndpoint
+from vsockproxy.address.endpoint import Dialable, MuxEndpoint, UnixEndpoint
+from vsockproxy.config.guest import UnixSockets
 from vsockproxy.config.settings import Direct, Policy
 
 pytestmark = [
@@ -35,6 +36,11 @@ _FAKE_VMMS: Final = """
 import ctypes, os, socket, sys, threading
 
 def serve(client):
+    if len(sys.argv) > 2:  # a socket for one port: no handshake
+        client.sendall(bytes(50_000))
+        if client.recv(1):
+            client.close()
+        return
     request = client.makefile("rb").readline()
     if request == b"CONNECT 666\\n":
         outlive(client)
@@ -140,14 +146,17 @@ def mode(request: pytest.FixtureRequest) -> Direct:
 
 @asynccontextmanager
 async def route_to_vmms(
-    folder: Path, mode: Direct, port: int = 80
+    folder: Path, mode: Direct, target: Dialable | None = None
 ) -> AsyncIterator[tuple[Served, Vmms]]:
+    """Serve a route to the VMMs at ``v`` in a folder, by default to port 80 of a vsock-mux."""
     path = folder / "v"
+    target = target or MuxEndpoint(str(path), 80)
     policy = replace(Policy(half_close="forward"), direct=mode)
     async with trio.open_nursery() as nursery:
         run = partial(trio.run_process, stdin=PIPE, stdout=PIPE, check=False)
-        launcher = await nursery.start(run, [sys.executable, "-c", _FAKE_VMMS, path])
-        async with serving(policy, dial_to=MuxEndpoint(str(path), port)) as route:
+        speaks = [] if isinstance(target, MuxEndpoint) else ["no handshake"]
+        launcher = await nursery.start(run, [sys.executable, "-c", _FAKE_VMMS, path, *speaks])
+        async with serving(policy, dial_to=target) as route:
             assert (route.listener.not_direct() is None) == (mode == "auto")
             yield route, Vmms(launcher)
         nursery.cancel_scope.cancel()
@@ -183,11 +192,41 @@ async def test_a_killed_vmm_resets_the_client_of_each_of_its_connections(
         await route.closed("finished")
 
 
+async def test_a_killed_vmm_with_a_socket_for_each_port_resets_its_clients(
+    tmp_path: Path, mode: Direct
+) -> None:
+    target = UnixSockets(str(tmp_path / "v")).address(80)
+    async with route_to_vmms(tmp_path, mode, target) as (route, vmms):
+        pid = await vmms.start()
+        client = await downloading(route)
+        assert await ends_cleanly(await downloading(route))
+        await vmms.kill(pid)
+        assert await ends_by_reset(client)
+        await route.closed("target_reset")
+        await route.closed("finished")
+
+
+async def test_a_killed_service_at_a_unix_socket_ends_its_clients_cleanly(
+    tmp_path: Path, mode: Direct
+) -> None:
+    """Nothing tells its end from that of a process which finishes and exits."""
+    target = UnixEndpoint(str(tmp_path / "v"))
+    async with route_to_vmms(tmp_path, mode, target) as (route, vmms):
+        pid = await vmms.start()
+        async with await downloading(route) as client:
+            await vmms.kill(pid)
+            assert await read_to_end(client) == b""
+        await route.closed("finished")
+
+
 async def test_a_vmm_that_has_died_when_its_answer_is_read_resets_the_client(
     tmp_path: Path, mode: Direct
 ) -> None:
     """It lived when its socket was connected, and a part of its answer is no whole one."""
-    async with route_to_vmms(tmp_path, mode, 666) as (route, vmms):
+    async with route_to_vmms(tmp_path, mode, MuxEndpoint(str(tmp_path / "v"), 666)) as (
+        route,
+        vmms,
+    ):
         await vmms.start()
         async with route.connect() as client:
             assert await ends_by_reset(client)

@@ -152,9 +152,13 @@ class UnixEndpoint:
     """A Unix stream socket; a path that starts with ``@`` is in the abstract namespace.
 
     Raises `AddressError` for a path that cannot be a socket's, such as one that is too long.
+
+    Attributes:
+      vmm: the socket is a VMM's, for one port of its guest.
     """
 
     path: str
+    vmm: bool = False
     kind: ClassVar[str] = "unix"
 
     def __post_init__(self) -> None:
@@ -249,10 +253,15 @@ Target = Dialable | GuestEndpoint
 
 
 def is_behind_a_vmm(target: Target) -> bool:
-    """Return whether a target is behind a VMM's socket, as far as the configuration says."""
+    """Return whether a target is behind a vsock-mux, as far as the configuration says."""
     return isinstance(target, MuxEndpoint) or (
         isinstance(target, GuestEndpoint) and target.over == "vsock-mux"
     )
+
+
+def ends_with_vmm(target: Target) -> bool:
+    """Return whether connections to a target end when a VMM's process does."""
+    return is_behind_a_vmm(target) or (isinstance(target, UnixEndpoint) and target.vmm)
 
 
 def check_guest_name(name: str) -> None:

@@ -221,6 +221,10 @@ def _parse_bare_tcp(text: str) -> TcpEndpoint:
 
 def _parse_bare_target(text: str) -> Target:
     head, colon, port = text.rpartition(":")
+    if text.startswith(("/", "@")):
+        raise AddressError(
+            f"{text!r} is not a target: write unix:PATH, or vsock-mux:PATH:PORT for a VMM's socket"
+        )
     if not colon:
         if _PORTS.fullmatch(text):
             number = _number(text, text, "TCP port")

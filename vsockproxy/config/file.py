@@ -17,13 +17,14 @@ from vsockproxy.config.source import STDIN, STDIN_NAME
 from vsockproxy.config.text import end_of, text_error
 from vsockproxy.config.toml_document import parse_toml
 from vsockproxy.config.yaml_document import parse_yaml
+from vsockproxy.errors import ConfigError
 
 MAX_BYTES: Final = 1 << 20  # a thousand routes in the long form take 100 KiB
 
 
-_YAML_START: Final = re.compile(
-    rb"(?:\xef\xbb\xbf)?(?:[ \t]*(?:#[^\n]*)?\r?\n)*(?:---|[%{]|[^=\[\n]*:(?:\s|\Z))"
-)
+_BEFORE: Final = rb"(?:\xef\xbb\xbf)?(?:[ \t]*(?:#[^\n]*)?\r?\n)*"
+_YAML_START: Final = re.compile(_BEFORE + rb"(?:---|[%{]|[^=\[\n]*:(?:\s|\Z))")
+_TOML_START: Final = re.compile(_BEFORE + rb"(?:\[[^,\n]*\]\s*\n|[^:\n]*=)")
 
 
 def read_document(path: Path) -> Document:
@@ -85,7 +86,15 @@ def parse_document(data: bytes, source: str, suffix: str) -> Document:
             f"byte 0x{data[error.start]:02x} is not UTF-8: save the file as UTF-8",
             *end_of(here),
         ) from error
-    document = _PARSERS[suffix](text, source)
+    start, other = (_YAML_START, ".yaml") if suffix == ".toml" else (_TOML_START, ".toml")
+    try:
+        document = _PARSERS[suffix](text, source)
+    except ConfigError as error:
+        if not start.match(data):
+            raise
+        problem = error.problems[0]
+        hint = f"looks like {other[1:].upper()}, but its suffix is {suffix}: name it {other}"
+        raise text_error(source, hint, problem.line, problem.column) from error
     if deep := next((path for path in key_paths(document.tree) if len(path) > MAX_DEPTH), None):
         raise document.error([KeyProblem(deep[:MAX_DEPTH], TOO_DEEP)])
     return document

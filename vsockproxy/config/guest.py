@@ -81,7 +81,7 @@ class UnixSockets:
         Raises:
           AddressError: the path is too long for a socket.
         """
-        return UnixEndpoint(self.path.replace(PORT_MARK, str(port)))
+        return UnixEndpoint(self.path.replace(PORT_MARK, str(port)), vmm=True)
 
     def __str__(self) -> str:
         return _written(unix=self.path)

@@ -338,7 +338,7 @@ class Route:
 
     @property
     def has_vmm(self) -> bool:
-        """Return whether a target is behind a VMM's socket."""
+        """Return whether a target is behind a vsock-mux."""
         return any(is_behind_a_vmm(target) for target in self.targets)
 
     @property

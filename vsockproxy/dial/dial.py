@@ -81,7 +81,7 @@ async def dial(
             case VsockEndpoint():
                 return await vsock.dial(endpoint, timeout, deadline, options)
             case UnixEndpoint():
-                connect = partial(unix.connect, path=endpoint.path, deadline=deadline)
+                connect = partial(unix.dial, endpoint=endpoint, deadline=deadline)
             case MuxEndpoint():
                 patience = math.inf if handshake_timeout is None else handshake_timeout
                 connect = partial(

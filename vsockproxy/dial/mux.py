@@ -9,8 +9,6 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Final
-from weakref import WeakSet
 
 import trio
 
@@ -25,19 +23,6 @@ from vsockproxy.dial.mux_line import (
 )
 from vsockproxy.dial.unanswered import UNANSWERED
 from vsockproxy.errors import dial_error
-from vsockproxy.pump.peer import has_ended
-
-_OUTLIVED: Final[WeakSet[socket.socket]] = WeakSet()
-"""Connected sockets whose listener is that of a process which had ended before the dial."""
-
-
-def ends_with_vmm(sock: socket.socket) -> bool:
-    """Return whether a socket that `connect` has connected ends as its VMM's process does.
-
-    Then that end is a reset. A process that had handed its listener on and ended before the dial
-    says nothing by its end.
-    """
-    return sock not in _OUTLIVED
 
 
 async def connect(
@@ -55,8 +40,7 @@ async def connect(
     ``passed``. Raises OSError and `DialError`.
     """
     await unix.connect(sock, endpoint.path, deadline)
-    if has_ended(sock):  # asked now, as a VMM may end right behind its OK
-        _OUTLIVED.add(sock)
+    unix.meet_vmm(sock)
     if passed is not None:
         passed()
     try:

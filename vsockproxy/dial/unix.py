@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from typing import Final
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import trio
 
@@ -13,6 +13,7 @@ from vsockproxy.address.endpoint import UnixEndpoint
 from vsockproxy.address.sockaddr import new_socket, unix_address
 from vsockproxy.dial.connecting import connected, failed
 from vsockproxy.per_trio_run import PerRun
+from vsockproxy.pump.peer import has_ended
 
 _FIRST_RETRY: Final = 0.001  # seconds, doubled each time
 _LONGEST_RETRY: Final = 0.05
@@ -20,6 +21,25 @@ _LONGEST_RETRY: Final = 0.05
 
 # By path: the turns of the dials that wait for room, which hold the lock.
 _TURNS: Final = PerRun(WeakValueDictionary[str, trio.Lock])
+
+
+_OF_A_VMM: Final[WeakSet[socket.socket]] = WeakSet()
+"""Sockets that were connected to a VMM whose process lived."""
+
+
+def meet_vmm(sock: socket.socket) -> None:
+    """Take note of a socket that has just been connected to a VMM, if its process lives.
+
+    It may end right behind its first bytes, so it is asked for at once. A process that had handed
+    its listener on and ended before says nothing by its end.
+    """
+    if not has_ended(sock):
+        _OF_A_VMM.add(sock)
+
+
+def is_of_a_vmm(sock: socket.socket) -> bool:
+    """Return whether a dialled socket is that of a VMM, whose process lived then."""
+    return sock in _OF_A_VMM
 
 
 async def connect(sock: socket.socket, path: str, deadline: float) -> None:
@@ -33,6 +53,13 @@ async def connect(sock: socket.socket, path: str, deadline: float) -> None:
             async with turn:
                 code = await _connect_when_there_is_room(sock, address)
     await connected(sock, code, deadline)
+
+
+async def dial(sock: socket.socket, endpoint: UnixEndpoint, deadline: float) -> None:
+    """Connect a new Unix socket to a target, as `connect` does."""
+    await connect(sock, endpoint.path, deadline)
+    if endpoint.vmm:
+        meet_vmm(sock)
 
 
 async def _connect_when_there_is_room(sock: socket.socket, address: str | bytes) -> int:
@@ -62,4 +89,6 @@ def connect_now(endpoint: UnixEndpoint) -> socket.socket | None:
         if sock is not None:
             sock.close()
         raise failed(endpoint, error) from error
+    if endpoint.vmm:
+        meet_vmm(sock)
     return sock

@@ -1,9 +1,8 @@
 """Every listening socket of the daemon, from open to close, and its leases.
 
 Owns: `ListeningSockets`, the table of open endpoints, and `Lease`, the right of one listener to
-accept at an endpoint. A socket outlives the listener that uses it: a reload leases it to the
-next route of the same endpoint, and a service manager's fd store hands it to the next process.
-Accepts nothing.
+accept at an endpoint. A socket outlives the listener that uses it: a reload leases it to the next
+route of the same endpoint, and a service manager's fd store hands it on. Accepts nothing.
 """
 
 from __future__ import annotations
@@ -244,25 +243,21 @@ class ListeningSockets:
     async def renew(self, endpoint: ListenEndpoint) -> None:
         """Listen at an open endpoint again, in place of a socket whose file is gone.
 
-        The lease goes on with the new socket. Raises `ListenError`; where the folder is gone, the
-        lease has no socket then, and else the one that it had.
+        Raises `ListenError`: the lease has its old socket then, or none if the folder is gone.
         """
-        entry = self._open[endpoint]
         try:
-            sockets = self._listen(endpoint, entry.how)
+            sockets = self._listen(endpoint, self._open[endpoint].how)
         except ListenError as error:
-            if error.errno == errno.ENOENT and entry.sockets:
-                await self._replace(endpoint, entry, [])
+            if error.errno == errno.ENOENT and self._open[endpoint].sockets:
+                await self._replace(endpoint, [])
             raise
-        await self._replace(endpoint, entry, sockets)
+        await self._replace(endpoint, sockets)
 
-    async def _replace(
-        self, endpoint: ListenEndpoint, entry: _Open, sockets: list[ListeningSocket]
-    ) -> None:
+    async def _replace(self, endpoint: ListenEndpoint, sockets: list[ListeningSocket]) -> None:
+        entry = self._open[endpoint]
         self._inherited.discard(endpoint, len(entry.sockets))
-        before, entry.sockets = entry.sockets, sockets
+        before, entry.sockets, lease = entry.sockets, sockets, entry.lease
         self._inherited.keep(endpoint, sockets)
-        lease = entry.lease
         if lease is not None:
             await lease.switch()
         self._end(before, lease)

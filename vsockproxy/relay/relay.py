@@ -15,14 +15,14 @@ from typing import Any
 
 import trio
 
-from vsockproxy.address.endpoint import is_behind_a_vmm
+from vsockproxy.address.endpoint import ends_with_vmm, is_behind_a_vmm
 from vsockproxy.address.sockaddr import borrowed
 from vsockproxy.admit.gate import Gate, RejectReason
 from vsockproxy.config.by_name import ByName
 from vsockproxy.config.settings import Route
 from vsockproxy.connection import Connection, EndedError
-from vsockproxy.dial.mux import ends_with_vmm
 from vsockproxy.dial.selection import Selection
+from vsockproxy.dial.unix import is_of_a_vmm
 from vsockproxy.errors import DialError, dial_error
 from vsockproxy.pump.reset import reset_descriptor
 from vsockproxy.pump.transfer import Bounds, Pump
@@ -84,11 +84,11 @@ class Relay:
         bounds = self.bounds
         if self.by_name is not None:
             assert not isinstance(connection.target, ByName)  # it has been dialled
-            vmm = is_behind_a_vmm(connection.target)
-            hold = connection.route.half_close_hold_to(vmm=vmm)
-            bounds = bounds._replace(vmm=vmm, half_close_hold=hold)
-        if bounds.vmm and not ends_with_vmm(target):
-            bounds = bounds._replace(vmm=False)
+            hold = connection.route.half_close_hold_to(vmm=is_behind_a_vmm(connection.target))
+            bounds = bounds._replace(half_close_hold=hold)
+        vmm = is_of_a_vmm(target)
+        if bounds.vmm != vmm:
+            bounds = bounds._replace(vmm=vmm)
         left = connection.lifetime_left()
         return bounds if left is None else bounds._replace(max_lifetime=left)
 
@@ -238,5 +238,5 @@ def bounds_of(route: Route, pump: Pump) -> Bounds:
         shared=shared or None,
         max_lifetime=policy.max_lifetime,
         linger_timeout=policy.linger_timeout,
-        vmm=route.has_vmm,
+        vmm=any(map(ends_with_vmm, route.targets)),
     )

@@ -23,8 +23,8 @@ import trio
 from vsockproxy.address.sockaddr import borrowed
 from vsockproxy.config.guest import Guest
 from vsockproxy.config.settings import Route
-from vsockproxy.dial.mux import ends_with_vmm
 from vsockproxy.dial.target import Dialer
+from vsockproxy.dial.unix import is_of_a_vmm
 from vsockproxy.errors import DialError, VsockproxyError
 from vsockproxy.guests.directory import Guests
 from vsockproxy.pump.transfer import Bounds, EndReason, Meter, Pump
@@ -104,7 +104,7 @@ async def join(
     bounds = Bounds(
         half_close_hold=route.half_close_hold,
         linger_timeout=route.policy.linger_timeout,
-        vmm=route.has_vmm and ends_with_vmm(target),
+        vmm=is_of_a_vmm(target),
     )
     if _is_one_socket(stdin, stdout):
         client = os.dup(stdin)
