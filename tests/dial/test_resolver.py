@@ -200,6 +200,32 @@ async def test_a_client_does_not_wait_for_the_look_up_that_another_one_waits_for
         name_server.answers.set()
 
 
+async def test_a_client_that_leaves_as_its_look_up_gets_a_thread_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the same turn of the event loop, in one order or the other."""
+    answers = trio.Event()
+
+    async def getaddrinfo(*_: object, **__: object) -> list[tuple[object, ...]]:
+        await answers.wait()
+        return [(socket.AF_INET, 1, 6, "", ("127.0.0.1", 0))]
+
+    monkeypatch.setattr(resolver, "_AT_ONCE", 1)
+    monkeypatch.setattr(trio.socket, "getaddrinfo", getaddrinfo)
+    ask = resolver.Resolver().addresses
+    deadline = trio.current_time() + PATIENCE
+    for _ in range(30):
+        answers = trio.Event()
+        async with trio.open_nursery() as nursery, trio.open_nursery() as leaving:
+            nursery.start_soon(ask, TcpEndpoint("first.example", 80), deadline)
+            await trio.testing.wait_all_tasks_blocked()
+            leaving.start_soon(ask, TcpEndpoint("second.example", 80), deadline)
+            await trio.testing.wait_all_tasks_blocked()
+            answers.set()
+            leaving.cancel_scope.cancel()
+    assert await ask(TcpEndpoint("second.example", 80), deadline)
+
+
 async def test_thousands_of_addresses_of_a_name_are_not_all_tried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

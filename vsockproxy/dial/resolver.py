@@ -109,7 +109,7 @@ class Resolver:
             with look_up.waiting as waiting:
                 for limiter in self._limiters(chosen_by):
                     await turn.enter_async_context(limiter)
-            if waiting.cancelled_caught:  # its clients have left
+            if waiting.cancel_called:  # its clients have left, even if it has got a thread
                 return
             del self._waiting[host, chosen_by]
             look_up.waiting = None
