@@ -10,7 +10,10 @@ def read_start(path: str, size: int) -> bytes:
 
     Blocks as a file system does: call it in a thread. Raises OSError.
     """
-    # O_NONBLOCK: do not wait for the writer of a FIFO. O_NOCTTY: a terminal stays none of ours.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
+    with open(path, "rb", opener=_open) as file:
         return file.read(size) or b""
+
+
+def _open(path: str, flags: int) -> int:
+    # O_NONBLOCK: do not wait for the writer of a FIFO. O_NOCTTY: a terminal stays none of ours.
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)

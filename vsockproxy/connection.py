@@ -134,13 +134,20 @@ class Connection(Meter):
         """Keep the number that the VMM gave this connection."""
         self.vmm_port = vmm_port
 
+    @property
+    def is_killed(self) -> bool:
+        """Return whether an operator has ended it."""
+        return self.ending == "killed"
+
     @contextmanager
     def cancellable(self, stage: Stage = "dialling") -> Iterator[None]:
         """Let `end` and max_lifetime cancel the block, which waits for ``stage``.
 
-        Raises `EndedError` if it was cancelled. A block that completes anyway goes on: check
-        ``ending`` after the last one.
+        Raises `EndedError` if it was cancelled, and without running the block if `end` came as the
+        one before it completed. After the last block, check ``ending``.
         """
+        if self.is_killed:
+            raise EndedError("killed")
         left = self.lifetime_left()
         deadline = math.inf if left is None else trio.current_time() + left
         with trio.CancelScope(deadline=deadline) as scope:
@@ -150,7 +157,7 @@ class Connection(Meter):
             finally:
                 self.dialling = None
         if scope.cancelled_caught:
-            has_expired = self.ending != "killed" and trio.current_time() >= deadline
+            has_expired = not self.is_killed and trio.current_time() >= deadline
             raise EndedError("max_lifetime" if has_expired else self.ending)
 
     def lifetime_left(self) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from socket import AF_UNIX
 
 import pytest
 import trio
@@ -13,9 +14,10 @@ from tests.admin.running_daemon import controlled_daemon
 from tests.fake_services import answers_nothing, echo, mux_server
 from tests.sockets import ends_by_reset
 from tests.waiting import PATIENCE, until
-from vsockproxy.address.endpoint import MuxEndpoint
+from vsockproxy.address.endpoint import MuxEndpoint, UnixEndpoint
 from vsockproxy.config.access import parse_rule
-from vsockproxy.config.settings import Policy, PumpChoice
+from vsockproxy.config.settings import Policy, PumpChoice, Route
+from vsockproxy.connection import Connection, EndedError
 
 
 async def test_delete_of_a_connection_ends_it_and_counts_it_as_killed(
@@ -117,3 +119,24 @@ async def test_a_connection_can_be_killed_before_its_proxy_header(tmp_path: Path
         await daemon.post("/v1/connections/end", {"route": "web"})
         await daemon.closed("web", "killed")
         await client.aclose()
+
+
+async def test_a_kill_as_one_wait_of_a_connection_ends_is_not_lost_in_the_next_one() -> None:
+    target = UnixEndpoint("/run/target")
+    connection = Connection(1, Route("web", UnixEndpoint("/run/listen"), target), AF_UNIX, b"")
+    reached, waits = trio.Event(), []
+
+    async def serve() -> None:
+        with pytest.raises(EndedError) as ended:  # noqa: PT012 - two waits of one connection
+            with connection.cancellable():
+                await reached.wait()
+            with connection.cancellable():
+                waits.append("the next one")
+        assert ended.value.reason == "killed"
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        await trio.testing.wait_all_tasks_blocked()
+        reached.set()
+        connection.end("killed")
+    assert not waits

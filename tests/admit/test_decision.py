@@ -245,6 +245,23 @@ target_deny = [{ pattern = "b:1", from = "hung" }, { pattern = "c:1", from = "jo
     assert str((await verdict_on(name, 1, keys, Peer(cid=9), "vsock::80")).target) == target
 
 
+@pytest.mark.parametrize("first", ['"job"', '["hung", "job"]', '["hung", 9]', "9"])
+async def test_a_guest_that_hangs_delays_no_client_that_an_earlier_rule_admits(
+    first: str, autojump_clock: MockClock
+) -> None:
+    del autojump_clock
+    keys = f"""by = "socks5"
+to = [
+  {{ name = "a", target = "web:80", from = {first} }},
+  {{ name = "*", target = "web:81", from = "hung" }},
+]
+"""
+    began = trio.current_time()
+    assert str((await verdict_on("a", 80, keys, Peer(cid=9), "vsock::80")).target) == "vsock:3:80"
+    is_behind = first.startswith('["hung", "job"]')
+    assert (trio.current_time() > began) == is_behind
+
+
 async def test_a_guest_that_hangs_is_not_waited_for_where_no_rule_about_the_name_is_its_own(
     autojump_clock: MockClock,
 ) -> None:

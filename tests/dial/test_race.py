@@ -103,6 +103,15 @@ async def test_few_attempts_are_open_at_a_time_and_the_last_address_gets_its_tur
     assert network.most_open == 4
 
 
+async def test_the_only_attempt_that_is_open_goes_on_however_many_were_refused_since(
+    network: FakeNetwork, autojump_clock: trio.testing.MockClock
+) -> None:
+    refusing = [(socket.AF_INET, (f"198.51.100.{number}", 80)) for number in range(10)]
+    network.errors = dict.fromkeys(refusing, REFUSED)
+    network.seconds = {ONE: 1.0}
+    assert not isinstance(await network.connect(ONE, *refusing), int), "it has answered"
+
+
 async def test_a_refused_address_delays_the_next_one_by_nothing(
     network: FakeNetwork, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -14,6 +14,7 @@ import trio.testing
 
 from tests.fake_services import as_ordinary_user, dead_unix_socket, open_folder
 from tests.guests.look_ups import UNREACHABLE, find, look_up_error
+from tests.sockets import no_descriptor_left_over
 from vsockproxy.config.guest import (
     Cid,
     CidFile,
@@ -22,6 +23,7 @@ from vsockproxy.config.guest import (
     MuxGlob,
 )
 from vsockproxy.guests.answer import GuestError, checked_cid
+from vsockproxy.guests.file_system import read_cid
 
 # ---- what is a CID ----
 
@@ -86,6 +88,13 @@ async def test_a_missing_a_wrong_and_an_unreadable_file_have_different_errors(
         (folder / "cid").chmod(0)
         with as_ordinary_user():
             assert "Permission denied" in await look_up_error(CidFile(f"{folder}/cid"))
+
+
+def test_a_folder_in_place_of_a_cid_file_is_an_error_and_leaves_no_descriptor(
+    tmp_path: Path,
+) -> None:
+    with no_descriptor_left_over(), pytest.raises(GuestError, match="cannot be read"):
+        read_cid(str(tmp_path))
 
 
 async def test_a_fifo_without_a_writer_is_empty_and_does_not_block(tmp_path: Path) -> None:

@@ -6,14 +6,15 @@ The addresses of a name are not known here: `dial` checks each one with the verd
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
 from vsockproxy.address.endpoint import MuxEndpoint, Target
-from vsockproxy.config.access import GuestRule, Peer, Rule
+from vsockproxy.config.access import GuestRule, Peer, matches_any
 from vsockproxy.config.by_name import ByName, Fixed, ToRule, guest_at, target_at
 from vsockproxy.config.destination import Destinations, Pattern
 from vsockproxy.config.guest import Cid, Mux, StaticLocator
@@ -24,6 +25,9 @@ from vsockproxy.errors import AddressError
 from vsockproxy.guests.directory import Guests
 
 _NOWHERE: Final = Destinations()
+_Locate = Callable[[str], Awaitable[Cid | StaticLocator | None]]
+"""Return where a guest is; None: it was not found."""
+
 _NO_GUEST: Final = "its guest was not found"
 
 
@@ -52,8 +56,9 @@ async def decide(
     """Return what becomes of a client's request.
 
     Not a checkpoint unless the ``from`` of a rule about this request names guests. They are looked
-    up together until ``deadline`` (trio's time), so none that hangs takes the time of another.
-    Raises nothing: a source that fails is a guest that was not found.
+    up together until ``deadline`` (trio's time), and each is awaited only where a rule needs it:
+    one that hangs delays neither another nor a client that an earlier rule admits. Raises nothing:
+    a source that fails is a guest that was not found.
 
     Args:
       route: one whose clients name their targets.
@@ -68,25 +73,21 @@ async def decide(
     reach = route.policy.reach
     if not any(isinstance(rule.leads, Fixed) for rule in leading):  # whose target is another name
         reach = reach.about(request.name, request.port)
-    rules = (*leading, *reach.allow, *reach.deny)
-    client = _Client(peer, route, await _locate(rules, guests, deadline))
-    reach = Reach(client.own(reach.allow), client.own(reach.deny))
-    denied_by = reach.denial(request.name, request.port)
-    if denied_by is not None:
-        return Verdict(None, f"target_deny {denied_by}", f"{request.name} is denied")
-    for rule in leading:
-        if client.is_meant_by(rule):
-            return _by_rule(rule, request, _written_by_the_operator(route, reach), guests)
-    if route.target.leads_out and route.policy.reach.allow:
-        return _outwards(request, reach)
+    async with _looking_up((*leading, *reach.allow, *reach.deny), guests, deadline) as locate:
+        client = _Client(peer, route, locate)
+        deny = await client.own(reach.deny)
+        denied_by = Reach((), deny).denial(request.name, request.port)
+        if denied_by is not None:
+            return Verdict(None, f"target_deny {denied_by}", f"{request.name} is denied")
+        for rule in leading:
+            if await client.is_meant_by(rule):
+                # A list for names that clients ask for is not for the targets of `to`.
+                is_listed = route.policy.target_allow is not None and not route.target.leads_out
+                allow = await client.own(reach.allow) if is_listed else None
+                return _by_rule(rule, request, Destinations(allow, deny), guests)
+        if route.target.leads_out and route.policy.reach.allow:
+            return _outwards(request, Reach(await client.own(reach.allow), deny))
     return Verdict(None, reason=f"no rule allows {request.name}")
-
-
-def _written_by_the_operator(route: Route, reach: Reach) -> Destinations:
-    """Return the client's rules for the TCP targets of ``to``; a list for asked ones is not."""
-    assert isinstance(route.target, ByName)
-    is_for_these = route.policy.target_allow is not None and not route.target.leads_out
-    return Destinations(reach.allow if is_for_these else None, reach.deny)
 
 
 def _by_rule(rule: ToRule, request: Request, destinations: Destinations, guests: Guests) -> Verdict:
@@ -120,24 +121,27 @@ def _outwards(request: Request, reach: Reach) -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Client:
-    """A client, as the rules' ``from`` knows it; ``located`` has the guests that were found."""
+    """A client, as the rules' ``from`` knows it."""
 
     peer: Peer
     route: Route
-    located: Mapping[str, Cid | StaticLocator]
+    locate: _Locate
 
-    def own(self, patterns: tuple[Pattern, ...]) -> tuple[Pattern, ...]:
+    async def own(self, patterns: tuple[Pattern, ...]) -> tuple[Pattern, ...]:
         """Return the patterns that are for this client."""
-        return tuple(one for one in patterns if self.is_meant_by(one))
+        return tuple([one for one in patterns if await self.is_meant_by(one)])
 
-    def is_meant_by(self, rule: ToRule | Pattern) -> bool:
+    async def is_meant_by(self, rule: ToRule | Pattern) -> bool:
         """Return whether a rule is for this client; without ``from`` it is for each."""
-        return not rule.sources or any(self._is(source) for source in rule.sources)
+        if not rule.sources or matches_any(rule.sources, self.peer):
+            return True
+        for source in rule.sources:
+            if isinstance(source, GuestRule) and await self._is_guest(source.guest):
+                return True
+        return False
 
-    def _is(self, source: Rule) -> bool:
-        if not isinstance(source, GuestRule):
-            return source.matches(self.peer)
-        found = self.located.get(source.guest)
+    async def _is_guest(self, name: str) -> bool:
+        found = await self.locate(name)
         if isinstance(found, Cid):
             return found.cid == self.peer.cid
         listen = self.route.listen  # a VMM connects to the socket beside its own
@@ -146,20 +150,29 @@ class _Client:
         return False
 
 
-async def _locate(
+@asynccontextmanager
+async def _looking_up(
     rules: Iterable[ToRule | Pattern], guests: Guests, deadline: float
-) -> dict[str, Cid | StaticLocator]:
-    """Return where the guests in the ``from`` of rules are, without those that were not found."""
+) -> AsyncIterator[_Locate]:
+    """Look up the guests in the ``from`` of rules, until the block ends; yield what awaits one."""
     sources = (source for rule in rules for source in rule.sources)
     names = {source.guest for source in sources if isinstance(source, GuestRule)}
-    located: dict[str, Cid | StaticLocator] = {}
+    found: dict[str, Cid | StaticLocator | None] = {}
+    ended = {name: trio.Event() for name in names}
 
-    async def locate(name: str) -> None:
-        if found := await guests.locate(name, deadline):
-            located[name] = found
+    async def look_up(name: str) -> None:
+        found[name] = await guests.locate(name, deadline)
+        ended[name].set()
 
-    if names:
-        async with trio.open_nursery() as nursery:
-            for name in names:
-                nursery.start_soon(locate, name)
-    return located
+    async def locate(name: str) -> Cid | StaticLocator | None:
+        await ended[name].wait()
+        return found[name]
+
+    if not names:
+        yield locate
+        return
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(look_up, name)
+        yield locate
+        nursery.cancel_scope.cancel()

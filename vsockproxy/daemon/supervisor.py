@@ -215,7 +215,7 @@ class Supervisor:
             return "draining" if stats.live else "drained"
         if listener.is_paused:
             return "paused"
-        if not listener.sockets:
+        if listener.is_retrying:
             return "retrying"
         return "queued" if listener.queue_reason() else "listening"
 

@@ -90,20 +90,21 @@ class _Race:
         self.sock: socket.socket | None = None
         self.winner = 0
         self.failures: list[tuple[Address, OSError]] = []
+        self._open: dict[trio.CancelScope, None] = {}  # of the attempts, the oldest first
         self._attempt = attempt
 
     async def run(self, deadline: float) -> None:
         # With little time, or many addresses, the last one still gets its turn.
         pause = min(STAGGER, (deadline - trio.current_time()) / len(self.addresses))
         async with trio.open_nursery() as nursery:
-            attempts: list[trio.CancelScope] = []
             for number in range(len(self.addresses)):
-                if number >= _MOST_OPEN:
-                    attempts[number - _MOST_OPEN].cancel()
+                if len(self._open) >= _MOST_OPEN:
+                    next(iter(self._open)).cancel()
                     await trio.lowlevel.checkpoint()  # it closes its socket before the next one
-                attempts.append(trio.CancelScope())
+                scope = trio.CancelScope()
+                self._open[scope] = None
                 failed = trio.Event()
-                nursery.start_soon(self._try, number, attempts[-1], failed, nursery.cancel_scope)
+                nursery.start_soon(self._try, number, scope, failed, nursery.cancel_scope)
                 with trio.move_on_after(max(0.0, pause)):
                     await failed.wait()
 
@@ -124,6 +125,8 @@ class _Race:
             self.failures.append((address, error))
             failed.set()
             return
+        finally:
+            del self._open[scope]
         if sock is None:
             return
         if self.sock is None:

@@ -16,7 +16,7 @@ from vsockproxy.per_trio_run import PerRun
 from vsockproxy.pump.peer import has_ended
 
 _FIRST_RETRY: Final = 0.001  # seconds, doubled each time
-_LONGEST_RETRY: Final = 0.05
+_LONGEST_RETRY: Final = 0.005
 
 
 # By path: the turns of the dials that wait for room, which hold the lock.
@@ -45,7 +45,7 @@ def is_of_a_vmm(sock: socket.socket) -> bool:
 async def connect(sock: socket.socket, path: str, deadline: float) -> None:
     """Connect a new Unix socket, and wait for room in the backlog; raise OSError."""
     address = unix_address(path)
-    code = sock.connect_ex(address)
+    code = errno.EAGAIN if _is_waited_for(path) else sock.connect_ex(address)
     if code == errno.EAGAIN:
         # Of thousands that wait, one tries: the first.
         turn = _TURNS.get().setdefault(path, trio.Lock())
@@ -53,6 +53,12 @@ async def connect(sock: socket.socket, path: str, deadline: float) -> None:
             async with turn:
                 code = await _connect_when_there_is_room(sock, address)
     await connected(sock, code, deadline)
+
+
+def _is_waited_for(path: str) -> bool:
+    """Return whether dials wait for room in a backlog: a new one waits behind them."""
+    turn = _TURNS.get().get(path)
+    return turn is not None and turn.locked()
 
 
 async def dial(sock: socket.socket, endpoint: UnixEndpoint, deadline: float) -> None:
@@ -75,8 +81,10 @@ async def _connect_when_there_is_room(sock: socket.socket, address: str | bytes)
 def connect_now(endpoint: UnixEndpoint) -> socket.socket | None:
     """Return a socket connected to a Unix endpoint, without waiting; None if its backlog is full.
 
-    A Unix socket has no options. Raises `DialError`.
+    It is also None while others wait for room. A Unix socket has no options. Raises `DialError`.
     """
+    if _is_waited_for(endpoint.path):
+        return None
     sock = None
     try:
         sock = new_socket(socket.AF_UNIX)

@@ -1,8 +1,7 @@
 """One route at work: accept its clients and run a relay for each.
 
-Owns: `RouteListener`. Accepting waits for nothing but the kernel: dialling belongs to the relay,
-in a task per connection, so a guest that does not answer never delays the next client. An accept
-error never ends the listener.
+Owns: `RouteListener`. Accepting waits for nothing but the kernel: dialling is the relay's, in a
+task per connection, so no silent guest delays the next client. No accept error ends the listener.
 """
 
 from __future__ import annotations
@@ -129,6 +128,11 @@ class RouteListener:
     def sockets(self) -> Sequence[ListeningSocket]:
         """The sockets that it accepts at; none while the endpoint's folder does not exist."""
         return self._lease.sockets
+
+    @property
+    def is_retrying(self) -> bool:
+        """Return whether no client finds it, as its endpoint cannot be opened yet, or again."""
+        return not self.sockets or bool(self._lease.failure)
 
     @property
     def is_closed(self) -> bool:

@@ -35,11 +35,9 @@ async def serve_renewed(lease: Lease, accept: Accept, log: Any) -> NoReturn:
 
 
 async def _keep_file(lease: Lease, log: Any) -> None:
-    failure = ""
     while True:
-        if lease.is_absent:
-            failure = await _renew(lease, log, failure)
-        pause = _WHILE_ABSENT if failure else _WHILE_PRESENT
+        lease.failure = await _renew(lease, log, lease.failure) if lease.is_absent else ""
+        pause = _WHILE_ABSENT if lease.failure else _WHILE_PRESENT
         # At multiples of it: one wake-up of the event loop then looks at the files of all leases.
         await trio.sleep_until((trio.current_time() // pause + 1) * pause)
 

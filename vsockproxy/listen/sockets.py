@@ -243,21 +243,14 @@ class ListeningSockets:
     async def renew(self, endpoint: ListenEndpoint) -> None:
         """Listen at an open endpoint again, in place of a socket whose file is gone.
 
-        Raises `ListenError`: the lease has its old socket then, or none if the folder is gone.
+        The lease goes on with the new socket. Raises `ListenError`, and nothing changes.
         """
-        try:
-            sockets = self._listen(endpoint, self._open[endpoint].how)
-        except ListenError as error:
-            if error.errno == errno.ENOENT and self._open[endpoint].sockets:
-                await self._replace(endpoint, [])
-            raise
-        await self._replace(endpoint, sockets)
-
-    async def _replace(self, endpoint: ListenEndpoint, sockets: list[ListeningSocket]) -> None:
         entry = self._open[endpoint]
+        sockets = self._listen(endpoint, entry.how)
         self._inherited.discard(endpoint, len(entry.sockets))
-        before, entry.sockets, lease = entry.sockets, sockets, entry.lease
+        before, entry.sockets = entry.sockets, sockets
         self._inherited.keep(endpoint, sockets)
+        lease = entry.lease
         if lease is not None:
             await lease.switch()
         self._end(before, lease)
@@ -317,6 +310,7 @@ class Lease:
         self.endpoint = endpoint
         self.accept_queued: Callable[[socket.socket], object] = _accept_nothing
         self.released = trio.Event()
+        self.failure = ""  # why clients do not find it, and it could not listen again
         self._owner = owner
         self._turn = _Turn()
         self._turn.ended.set()
@@ -342,7 +336,7 @@ class Lease:
             self._owner.configure(self.endpoint, how)
 
     async def renew(self) -> None:
-        """Listen again where the file is gone; see `ListeningSockets.renew`."""
+        """Listen again where the file is gone; raises `ListenError`, and nothing changes."""
         await self._owner.renew(self.endpoint)
 
     async def serve(self, accept: Accept) -> NoReturn:

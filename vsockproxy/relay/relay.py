@@ -117,7 +117,7 @@ class Relay:
         policy = connection.route.policy
         named: NamedTarget | None = None
         try:
-            if _is_killed(connection):  # before this task ran
+            if connection.is_killed:  # before this task ran
                 raise EndedError("killed")
             if policy.accept_proxy:
                 await self._identify(client, connection)
@@ -136,7 +136,7 @@ class Relay:
             connection.dial_seconds = monotonic() - started - connection.held_seconds
             if not connection.held_seconds:  # a held client's target was dialled beforehand
                 self.stats.dial_seconds.observe(connection.dial_seconds)
-            if _is_killed(connection):  # as the target answered
+            if connection.is_killed:  # as the target answered
                 target.close()
                 raise EndedError("killed")
         except DialError as error:
@@ -159,7 +159,7 @@ class Relay:
         self, client: int, family: int, connection: Connection, reply: bytes
     ) -> None:
         """Close a client that is not served; see `hang_up`."""
-        if not reply:
+        if not reply or connection.is_killed:
             reset_descriptor(client, family)
             return
         with suppress(EndedError), connection.cancellable():
@@ -220,10 +220,6 @@ class Relay:
             if isinstance(error, DialError):
                 self.stats.keep_error(connection.target, error)
             raise
-
-
-def _is_killed(connection: Connection) -> bool:
-    return connection.ending == "killed"
 
 
 def bounds_of(route: Route, pump: Pump) -> Bounds:
