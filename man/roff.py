@@ -21,6 +21,9 @@ _TEXTS: Final = ("meaning", "means", "it means", "does")
 _LITERAL: Final = str.maketrans({"\\": r"\e", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti"})
 
 
+_ITEM: Final = re.compile(r"^(-|[0-9]+\.) ", re.MULTILINE)
+
+
 def page(name: str, section: int, summary: str, version: str, body: Iterable[str]) -> str:
     """A whole page, from its title on."""
     head = [
@@ -115,11 +118,19 @@ def _block(block: str) -> Iterator[str]:
         yield from code(lines[1:-1])
     elif lines[0].startswith("|"):
         yield from _table([_cells(line) for line in lines])
-    elif lines[0].startswith("- "):
-        for item in re.split(r"(?m)^- ", block)[1:]:
-            yield from term(r"\(bu", inline(" ".join(item.split())))
+    elif items := _items(block):
+        for mark, item in items:
+            yield from term(r"\(bu" if mark == "-" else mark, inline(" ".join(item.split())))
     else:
         yield from paragraph(" ".join(lines))
+
+
+def _items(block: str) -> list[tuple[str, str]]:
+    """The items of a list, each behind its mark: ``-``, or a number and a full stop."""
+    if not _ITEM.match(block):
+        return []
+    marks, texts = _ITEM.findall(block), _ITEM.split(block)[2::2]
+    return list(zip(marks, texts, strict=True))
 
 
 def _cells(line: str) -> list[str]:

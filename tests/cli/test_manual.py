@@ -49,6 +49,11 @@ def test_every_key_of_every_table_is_a_term() -> None:
             assert rf"\fB{key}\fR" in terms
 
 
+def test_a_list_has_an_item_for_each_mark() -> None:
+    assert shown("- one\n  more\n- two") == [".TP", r"\(bu", "one more", ".TP", r"\(bu", "two"]
+    assert shown("1. one\n   more\n2. two") == [".TP", "1.", "one more", ".TP", "2.", "two"]
+
+
 @pytest.mark.parametrize("file", NAMES, ids=lambda file: file.name)
 @pytest.mark.skipif(not shutil.which("groff"), reason="apt install groff-base")
 def test_groff_prints_no_warning(file: Path) -> None:
