@@ -252,7 +252,7 @@ Target = Dialable | GuestEndpoint
 """A route's target: `GuestEndpoint` only where an address must be looked up at each dial."""
 
 
-def is_behind_a_vmm(target: Target) -> bool:
+def is_behind_a_mux(target: Target) -> bool:
     """Return whether a target is behind a vsock-mux, as far as the configuration says."""
     return isinstance(target, MuxEndpoint) or (
         isinstance(target, GuestEndpoint) and target.over == "vsock-mux"
@@ -261,7 +261,7 @@ def is_behind_a_vmm(target: Target) -> bool:
 
 def ends_with_vmm(target: Target) -> bool:
     """Return whether connections to a target end when a VMM's process does."""
-    return is_behind_a_vmm(target) or (isinstance(target, UnixEndpoint) and target.vmm)
+    return is_behind_a_mux(target) or (isinstance(target, UnixEndpoint) and target.vmm)
 
 
 def check_guest_name(name: str) -> None:

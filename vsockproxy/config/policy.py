@@ -19,7 +19,7 @@ from vsockproxy.address.endpoint import (
     TcpEndpoint,
     UnixEndpoint,
     VsockEndpoint,
-    is_behind_a_vmm,
+    is_behind_a_mux,
 )
 from vsockproxy.config.access import CidRule, ClientKind, GuestRule, Rule
 from vsockproxy.config.by_name import OUTWARDS, ByName
@@ -205,7 +205,7 @@ def _misplaced(
     yield from _misplaced_file_keys(own, listen)
     if not any(isinstance(end, TcpEndpoint | FdEndpoint) for end in ends):
         yield from _all(own, _TCP_KEYS, "needs TCP: neither the listener nor the target is TCP")
-    if not any(map(is_behind_a_vmm, targets)):
+    if not any(map(is_behind_a_mux, targets)):
         words = f"needs a vsock-mux target: {targets[0]} is not one"
         yield from _all(own, ("handshake_timeout",), words)
     if not any(map(_may_be_vsock, ends)):

@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from vsockproxy.address.endpoint import ListenEndpoint, Target, is_behind_a_vmm
+from vsockproxy.address.endpoint import ListenEndpoint, Target, is_behind_a_mux
 from vsockproxy.config import kinds
 from vsockproxy.config.access import Rule
 from vsockproxy.config.by_name import ByName
@@ -337,19 +337,19 @@ class Route:
         return list(map(str, self.target.to)) if isinstance(self.target, ByName) else []
 
     @property
-    def has_vmm(self) -> bool:
+    def has_mux(self) -> bool:
         """Return whether a target is behind a vsock-mux."""
-        return any(is_behind_a_vmm(target) for target in self.targets)
+        return any(is_behind_a_mux(target) for target in self.targets)
 
     @property
     def half_close_hold(self) -> float | None:
         """Return the seconds of silence before a client's FIN is passed on; None: at once."""
-        return self.half_close_hold_to(vmm=self.has_vmm)
+        return self.half_close_hold_to(mux=self.has_mux)
 
-    def half_close_hold_to(self, *, vmm: bool) -> float | None:
-        """Return `half_close_hold` for a target that is behind a VMM's socket, or is not."""
+    def half_close_hold_to(self, *, mux: bool) -> float | None:
+        """Return `half_close_hold` for a target that is behind a vsock-mux, or is not."""
         kind = self.policy.half_close
-        return self.policy.half_close_hold if kind == "hold" or (kind == "auto" and vmm) else None
+        return self.policy.half_close_hold if kind == "hold" or (kind == "auto" and mux) else None
 
 
 @dataclass(frozen=True, slots=True)

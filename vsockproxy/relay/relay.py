@@ -15,7 +15,7 @@ from typing import Any
 
 import trio
 
-from vsockproxy.address.endpoint import ends_with_vmm, is_behind_a_vmm
+from vsockproxy.address.endpoint import ends_with_vmm, is_behind_a_mux
 from vsockproxy.address.sockaddr import borrowed
 from vsockproxy.admit.gate import Gate, RejectReason
 from vsockproxy.config.by_name import ByName
@@ -84,7 +84,7 @@ class Relay:
         bounds = self.bounds
         if self.by_name is not None:
             assert not isinstance(connection.target, ByName)  # it has been dialled
-            hold = connection.route.half_close_hold_to(vmm=is_behind_a_vmm(connection.target))
+            hold = connection.route.half_close_hold_to(mux=is_behind_a_mux(connection.target))
             bounds = bounds._replace(half_close_hold=hold)
         vmm = is_of_a_vmm(target)
         if bounds.vmm != vmm:
